@@ -1,0 +1,24 @@
+//! pgherd: runs a herd of PostgreSQL clusters from one YAML topology file.
+//!
+//! The house has seven floors; a floor imports only floors below it (`tests/architecture.rs` enforces it):
+//!
+//! | floor | room | holds |
+//! |---|---|---|
+//! | roof | `main.rs`, [`cli`] | parse, dispatch, error to exit code |
+//! | 6 | [`commands`] | one file a verb |
+//! | 5 | [`ui`] | the only floor that knows a terminal |
+//! | 4 | [`ops`] | what an operator asks for; returns reports, prints nothing |
+//! | 3 | [`engine`] | journaled execution; knows no operation by name |
+//! | 2 | [`host`], [`db`] | a machine; a server |
+//! | 1 | [`topology`] | the declared herd |
+//! | 0 | [`pg`], [`error`], [`secret`], [`units`], [`clock`], [`gate`] | nouns, no I/O |
+
+pub mod clock;
+pub mod engine;
+pub mod error;
+pub mod gate;
+pub mod host;
+pub mod pg;
+pub mod secret;
+pub mod topology;
+pub mod units;

@@ -1,0 +1,1 @@
+//! Timeline history files: `TIMELINE<TAB>SWITCHPOINT<TAB>REASON` a line.

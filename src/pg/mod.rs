@@ -1,0 +1,10 @@
+//! PostgreSQL's own nouns: pure values and formats that PostgreSQL defines. No I/O, no clock, no pgherd terms.
+
+pub mod guc;
+pub mod history;
+pub mod ident;
+pub mod lsn;
+pub mod scram;
+pub mod system;
+pub mod timeline;
+pub mod version;

@@ -1,0 +1,1 @@
+//! SCRAM-SHA-256 verifiers as PostgreSQL stores them in `pg_authid`.

@@ -1,0 +1,234 @@
+//! The herd as the operations see it: every default filled in, every reference resolved, every rule checked.
+//!
+//! [`Herd`] is built only by `topology::load`, so what is here is valid. It is serializable since a journal keeps the
+//! [`Cluster`] that an operation was planned for; secrets are references and never values.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::ByteCount;
+
+/// A valid topology.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Herd {
+    pub name: String,
+    /// IANA name of the zone of every clock time in the file.
+    pub timezone: String,
+    /// Absolute path of the file that it was read from.
+    pub file: PathBuf,
+    /// Hosts by name, in the order of the file.
+    pub hosts: Vec<Host>,
+    /// Clusters in the order of the file.
+    pub clusters: Vec<Cluster>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    pub name: String,
+    pub region: String,
+    pub reach: Reach,
+}
+
+/// How pgherd gets to a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// This machine.
+    Local,
+}
+
+/// One cluster: a primary and its standbys, with one system identifier, and what stands in front of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    pub name: String,
+    pub postgres: Postgres,
+    /// Nodes in the order of the file; at least one.
+    pub nodes: Vec<Node>,
+    pub synchronous: Option<Synchronous>,
+    /// Databases in the order of the file; at least one.
+    pub databases: Vec<String>,
+    pub schemas: Vec<Schema>,
+    pub roles: Vec<Role>,
+    pub poolers: Option<Poolers>,
+    /// Objectives by scenario.
+    pub objectives: BTreeMap<String, Objective>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    /// Major version, 14 to 19.
+    pub version: u32,
+    /// Where the server's programs are, if the file says so; else they are looked for on each host.
+    pub bin_directory: Option<PathBuf>,
+    /// Owner of the data directories, if the file says so (else design.md §3 decides).
+    pub os_user: Option<String>,
+    /// Memory to tune one node for, if the file says so; else the host's memory is shared by the nodes on it.
+    pub tune_memory: Option<ByteCount>,
+    /// Server settings by name, with PostgreSQL's own spelling; they win over what tuning derives.
+    /// A value is what stands in postgresql.conf, unquoted: `60`, `4MB`, `on`, `pg_stat_statements`.
+    pub settings: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Name within the cluster: `a`.
+    pub name: String,
+    /// The host's name.
+    pub host: String,
+    pub port: u16,
+    /// Absolute path.
+    pub data_directory: PathBuf,
+    /// Primary at birth, and the one that `failback` returns to. Exactly one node of a cluster has it.
+    pub preferred: bool,
+    pub promote: Promote,
+    /// Server connections that the poolers may open to this node in all, if stated.
+    pub pool_connections: Option<u32>,
+}
+
+/// Who may choose a node as the new primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Promote {
+    Automatic,
+    ByHand,
+}
+
+/// `ANY wait_for (of)`: a commit waits for so many of these nodes; whoever of them is primary is skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Synchronous {
+    pub wait_for: u32,
+    /// Node names, in the order of the file.
+    pub of: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schema {
+    pub name: String,
+    pub database: String,
+    /// A role that need not be in `roles`: it is made without LOGIN.
+    pub owner: String,
+    pub write: Vec<String>,
+    pub read: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Role {
+    pub name: String,
+    /// A role without a password cannot log in.
+    pub password: Option<SecretReference>,
+    /// Names of the pools that the role may use.
+    pub pools: Vec<String>,
+    /// CONNECTION LIMIT, if stated.
+    pub connections: Option<u32>,
+}
+
+/// Where a secret is; never the secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SecretReference {
+    /// An environment variable.
+    Env(String),
+    /// A file, absolute here; in the YAML a relative path counts from the topology file.
+    File(PathBuf),
+    /// A program and its arguments; its standard output without the last newline is the secret.
+    Command(Vec<String>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Poolers {
+    /// Names of the hosts that run a PgBouncer for this cluster.
+    pub hosts: Vec<String>,
+    pub port: u16,
+    pub mode: PoolMode,
+    pub max_clients: u32,
+    /// Pools in the order of the file.
+    pub pools: Vec<Pool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolMode {
+    Transaction,
+    Session,
+    Statement,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// `rw` has the alias DB, every other pool `x` has the alias `DB_x`.
+    pub name: String,
+    pub to: PoolTarget,
+    pub size: u32,
+    pub reserve: u32,
+    /// A standby further behind than this is not used, if stated.
+    pub max_lag: Option<Duration>,
+    /// What to use when no standby can be used: the primary, or nothing.
+    pub fallback_to_primary: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolTarget {
+    Primary,
+    Standbys,
+}
+
+/// How much may be lost and how long it may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objective {
+    pub rpo: Duration,
+    pub rto: Duration,
+}
+
+impl Herd {
+    /// Finds a cluster by name.
+    pub fn cluster(&self, name: &str) -> Option<&Cluster> {
+        self.clusters.iter().find(|cluster| cluster.name == name)
+    }
+
+    /// Finds a host by name.
+    pub fn host(&self, name: &str) -> Option<&Host> {
+        self.hosts.iter().find(|host| host.name == name)
+    }
+}
+
+impl Cluster {
+    /// Finds a node by its name within the cluster.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// Returns the node that is primary at birth.
+    pub fn preferred(&self) -> &Node {
+        self.nodes.iter().find(|node| node.preferred).expect("load gives every cluster one preferred node")
+    }
+
+    /// Returns `inventory-a`: the name of a node in the whole herd, and its `cluster_name`.
+    pub fn full_name(&self, node: &str) -> String {
+        format!("{}-{node}", self.name)
+    }
+
+    /// Returns the replication slot of a node: `inventory_a`.
+    pub fn slot_name(&self, node: &str) -> String {
+        format!("{}_{node}", self.name).replace('-', "_")
+    }
+}
+
+impl Pool {
+    /// Returns the name under which clients reach `database` through this pool.
+    pub fn alias(&self, database: &str) -> String {
+        if self.name == "rw" { database.to_owned() } else { format!("{database}_{}", self.name) }
+    }
+}
