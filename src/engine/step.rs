@@ -59,7 +59,10 @@ pub struct Retry {
 }
 
 impl Retry {
-    pub const NEVER: Self = Self { attempts: 1, pause: Duration::ZERO };
+    pub const NEVER: Self = Self {
+        attempts: 1,
+        pause: Duration::ZERO,
+    };
 }
 
 /// One change. Steps are data: the plan is what the journal holds.
@@ -79,7 +82,10 @@ pub trait Step: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send + 
     fn retry(&self) -> Retry {
         Retry::NEVER
     }
-    fn probe(&self, cx: &Cx<'_, Self>) -> impl Future<Output = Result<Found<Self::Evidence>, StepError>> + Send;
+    fn probe(
+        &self,
+        cx: &Cx<'_, Self>,
+    ) -> impl Future<Output = Result<Found<Self::Evidence>, StepError>> + Send;
     fn apply(&self, cx: &Cx<'_, Self>) -> impl Future<Output = Result<Self::Evidence, StepError>> + Send;
     fn undo(&self, cx: &Cx<'_, Self>) -> impl Future<Output = Result<(), StepError>> + Send;
 }

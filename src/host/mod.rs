@@ -113,13 +113,23 @@ pub enum HostError {
     NotStarted { host: String, what: String, why: String },
     /// The program ended with a status other than 0 (128 + signal if a signal ended it).
     #[error("{what} on host {host} ended with status {status}: {stderr}")]
-    Exited { host: String, what: String, status: i32, stderr: String },
+    Exited {
+        host: String,
+        what: String,
+        status: i32,
+        stderr: String,
+    },
     /// The outcome is unknown: probe before anything is done again.
     #[error("the outcome of {what} on host {host} is unknown: {why}")]
     Lost { host: String, what: String, why: String },
     /// The operating system refused a file operation; `kind` tells permission, missing and full disk apart.
     #[error("could not {what} on host {host}: {why}")]
-    File { host: String, what: String, kind: std::io::ErrorKind, why: String },
+    File {
+        host: String,
+        what: String,
+        kind: std::io::ErrorKind,
+        why: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,11 +173,20 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// Runs a program to its end. `Err(Exited)` for any status but 0.
     fn run<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<Output, HostError>>;
     /// Runs a program and hands over each line (ended by `\n` or `\r`) as it comes.
-    fn stream<'a>(&'a self, command: &'a Command, lines: LineSink) -> BoxFuture<'a, Result<Output, HostError>>;
+    fn stream<'a>(
+        &'a self,
+        command: &'a Command,
+        lines: LineSink,
+    ) -> BoxFuture<'a, Result<Output, HostError>>;
     /// Reads a file; `None` if there is none.
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<u8>>, HostError>>;
     /// Replaces a file: temporary file beside it, fsync, rename, fsync of the directory.
-    fn write_atomic<'a>(&'a self, path: &'a Path, bytes: &'a [u8], mode: u32) -> BoxFuture<'a, Result<(), HostError>>;
+    fn write_atomic<'a>(
+        &'a self,
+        path: &'a Path,
+        bytes: &'a [u8],
+        mode: u32,
+    ) -> BoxFuture<'a, Result<(), HostError>>;
     /// Makes a directory and its parents, owned by the os-user with `mode` (parents 0755); an existing one is left as it is.
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>>;
     /// Removes a file; no error if there is none.
