@@ -88,7 +88,8 @@ pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClaimError> {
 
 /// Writes a marker or a profile as indented JSON with a last newline.
 pub fn write<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(value).expect("markers and profiles hold only text and numbers");
+    let mut bytes =
+        serde_json::to_vec_pretty(value).expect("markers and profiles hold only text and numbers");
     bytes.push(b'\n');
     bytes
 }

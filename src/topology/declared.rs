@@ -25,7 +25,8 @@ pub const LOOPBACK: &str = "127.0.0.1";
 
 const HEADER: &str = "# Written by pgherd from the topology file. A change made here is drift, and the next \"pgherd apply\" undoes it.\n";
 const INCLUDE_MARK: &str = "# pgherd: these lines stay last, so that what the topology declares wins";
-const BLOCK_BEGIN: &str = "# pgherd begin (written by pgherd; put your own lines below the end of this block)";
+const BLOCK_BEGIN: &str =
+    "# pgherd begin (written by pgherd; put your own lines below the end of this block)";
 const BLOCK_END: &str = "# pgherd end";
 
 /// A setting and its value, unquoted.
@@ -71,7 +72,12 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
 }
 
 /// Returns what depends on the node or its role, sorted by name.
-pub fn node_settings(cluster: &Cluster, node: &Node, wish: NodeWish<'_>, places: &NodePlaces) -> Vec<Setting> {
+pub fn node_settings(
+    cluster: &Cluster,
+    node: &Node,
+    wish: NodeWish<'_>,
+    places: &NodePlaces,
+) -> Vec<Setting> {
     let mut settings = tuned(wish.memory);
     settings.retain(|(name, _)| !cluster.postgres.settings.contains_key(name));
     let own = [
@@ -79,9 +85,15 @@ pub fn node_settings(cluster: &Cluster, node: &Node, wish: NodeWish<'_>, places:
         ("listen_addresses", LOOPBACK.to_owned()),
         ("log_directory", places.log.display().to_string()),
         ("port", node.port.to_string()),
-        ("primary_conninfo", wish.upstream.map(|up| primary_conninfo(cluster, node, up, &places.passfile)).unwrap_or_default()),
+        (
+            "primary_conninfo",
+            wish.upstream.map(|up| primary_conninfo(cluster, node, up, &places.passfile)).unwrap_or_default(),
+        ),
         ("primary_slot_name", wish.upstream.map(|_| cluster.slot_name(&node.name)).unwrap_or_default()),
-        ("synchronous_standby_names", if wish.synchronous { synchronous_names(cluster, node) } else { String::new() }),
+        (
+            "synchronous_standby_names",
+            if wish.synchronous { synchronous_names(cluster, node) } else { String::new() },
+        ),
         ("unix_socket_directories", places.socket.display().to_string()),
     ];
     settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
@@ -200,7 +212,12 @@ mod tests {
     #[test]
     fn include_lines_move_to_the_end_and_nothing_else_moves() {
         let once = with_includes("max_connections = 50\n# mine");
-        assert_eq!(once, format!("max_connections = 50\n# mine\n{INCLUDE_MARK}\ninclude 'pgherd.conf'\ninclude 'pgherd.node.conf'\n"));
+        assert_eq!(
+            once,
+            format!(
+                "max_connections = 50\n# mine\n{INCLUDE_MARK}\ninclude 'pgherd.conf'\ninclude 'pgherd.node.conf'\n"
+            )
+        );
         assert_eq!(with_includes(&once), once);
         let edited = format!("{once}work_mem = '1GB'\n");
         assert!(with_includes(&edited).starts_with("max_connections = 50\n# mine\nwork_mem = '1GB'\n"));

@@ -109,7 +109,10 @@ mod tests {
         assert_eq!(Places::decide(false, none), Err("HOME"));
         let home = |name: &str| (name == "HOME").then(|| "/home/dba".to_owned());
         let places = Places::decide(false, home).unwrap();
-        assert_eq!(places.node("inventory-a").marker, Path::new("/home/dba/.config/pgherd/nodes/inventory-a/marker.json"));
+        assert_eq!(
+            places.node("inventory-a").marker,
+            Path::new("/home/dba/.config/pgherd/nodes/inventory-a/marker.json")
+        );
         assert_eq!(places.state(), Path::new("/home/dba/.local/state/pgherd"));
     }
 
