@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use crate::pg::guc;
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
 use crate::units::ByteCount;
@@ -33,12 +34,12 @@ const BLOCK_END: &str = "# pgherd end";
 pub type Setting = (String, String);
 
 /// What a node should be right now, apart from what the topology says of it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct NodeWish<'a> {
     /// The node that it streams from; `None` for the primary.
     pub upstream: Option<&'a Node>,
-    /// Whether commits already wait for the declared synchronous standbys; not while a new cluster has none.
-    pub synchronous: bool,
+    /// The value of `synchronous_standby_names`; empty while a new cluster has no standby to wait for.
+    pub synchronous: String,
     /// The memory to tune for.
     pub memory: ByteCount,
 }
@@ -75,7 +76,7 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
 pub fn node_settings(
     cluster: &Cluster,
     node: &Node,
-    wish: NodeWish<'_>,
+    wish: &NodeWish<'_>,
     places: &NodePlaces,
 ) -> Vec<Setting> {
     let mut settings = tuned(wish.memory);
@@ -90,10 +91,7 @@ pub fn node_settings(
             wish.upstream.map(|up| primary_conninfo(cluster, node, up, &places.passfile)).unwrap_or_default(),
         ),
         ("primary_slot_name", wish.upstream.map(|_| cluster.slot_name(&node.name)).unwrap_or_default()),
-        (
-            "synchronous_standby_names",
-            if wish.synchronous { synchronous_names(cluster, node) } else { String::new() },
-        ),
+        ("synchronous_standby_names", wish.synchronous.clone()),
         ("unix_socket_directories", places.socket.display().to_string()),
     ];
     settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
@@ -150,7 +148,7 @@ pub fn synchronous_names(cluster: &Cluster, primary: &Node) -> String {
 /// Writes settings as a configuration file.
 pub fn settings_file(settings: &[Setting]) -> String {
     let lines: String =
-        settings.iter().map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect();
+        settings.iter().map(|(name, value)| format!("{name} = {}\n", guc::quote_value(value))).collect();
     format!("{HEADER}{lines}")
 }
 
