@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::db::{Conn, DbError};
@@ -118,10 +119,48 @@ pub async fn clone(
     site: &Site<'_>,
     from: &Node,
     wish: &NodeWish<'_>,
-    progress: impl Fn(u64, u64) + Send + Sync + 'static,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<SystemIdentifier> {
     claim_directory(site).await?;
-    let places = site.places();
+    copy_passfile(site, from).await?;
+    let directory = site.directory().display().to_string();
+    let command = Command::new(site.programs.path("pg_basebackup"))
+        .args(["-D", directory.as_str(), "-h", declared::LOOPBACK, "-p", &from.port.to_string()])
+        .args(["-U", declared::REPLICATION_ROLE, "-w", "-X", "stream"])
+        .args(["-S", site.cluster.slot_name(&site.node.name).as_str(), "-c", "fast", "-P"])
+        .args(["-l", format!("pgherd clone of {}", site.name()).as_str()])
+        .env("PGPASSFILE", site.places().passfile.display().to_string())
+        .env("PGAPPNAME", site.name())
+        .timeout(CLONE);
+    let (told, mut heard) = watch::channel((0, 0));
+    let lines: LineSink = Arc::new(move |_, line| {
+        if let Some(seen) = parse_progress(line) {
+            told.send_replace(seen);
+        }
+    });
+    let mut copy = site.host().stream(&command, lines);
+    loop {
+        tokio::select! {
+            ended = &mut copy => {
+                ended.map_err(|error| could_not("clone", site, error))?;
+                break;
+            }
+            Ok(()) = heard.changed() => {
+                let (done, total) = *heard.borrow_and_update();
+                progress(done, total);
+            }
+        }
+    }
+    write_files(site, wish).await?;
+    write(site, &site.directory().join("standby.signal"), b"", 0o600).await?;
+    complete_claim(site).await
+}
+
+/// Gives the node the same password file as another node of the cluster has.
+///
+/// # Errors
+/// When the other has none, or a host cannot.
+pub async fn copy_passfile(site: &Site<'_>, from: &Node) -> Result<()> {
     let source = site.doors.places.node(&site.cluster.full_name(&from.name));
     let passfile = site
         .doors
@@ -130,24 +169,7 @@ pub async fn clone(
         .await
         .map_err(|error| could_not("read the password file for", site, error))?
         .ok_or_else(|| Error::failed(format!("{} has no password file", site.cluster.full_name(&from.name))))?;
-    write(site, &places.passfile, &passfile, 0o600).await?;
-    let directory = site.directory().display().to_string();
-    let command = Command::new(site.programs.path("pg_basebackup"))
-        .args(["-D", directory.as_str(), "-h", declared::LOOPBACK, "-p", &from.port.to_string()])
-        .args(["-U", declared::REPLICATION_ROLE, "-w", "-X", "stream", "-S", &site.cluster.slot_name(&site.node.name)])
-        .args(["-c", "fast", "-P", "-l", &format!("pgherd clone of {}", site.name())])
-        .env("PGPASSFILE", places.passfile.display().to_string())
-        .env("PGAPPNAME", site.name())
-        .timeout(CLONE);
-    let lines: LineSink = Arc::new(move |_, line| {
-        if let Some((done, total)) = parse_progress(line) {
-            progress(done, total);
-        }
-    });
-    site.host().stream(&command, lines).await.map_err(|error| could_not("clone", site, error))?;
-    write_files(site, wish).await?;
-    write(site, &site.directory().join("standby.signal"), b"", 0o600).await?;
-    complete_claim(site).await
+    write(site, &site.places().passfile, &passfile, 0o600).await
 }
 
 /// Reads `24063/24063 kB (100%), 1/1 tablespace`, which `pg_basebackup -P` prints.

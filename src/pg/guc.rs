@@ -401,9 +401,9 @@ impl ConfFile {
             .iter()
             .filter_map(|entry| match &entry.content {
                 ConfContent::Setting { name, value } => Some((name.to_ascii_lowercase(), value.clone())),
-                ConfContent::Include(_) | ConfContent::IncludeIfExists(_) | ConfContent::IncludeDirectory(_) => {
-                    None
-                }
+                ConfContent::Include(_)
+                | ConfContent::IncludeIfExists(_)
+                | ConfContent::IncludeDirectory(_) => None,
             })
             .collect()
     }

@@ -56,6 +56,17 @@ pub enum Activation {
     Restart,
 }
 
+impl Activation {
+    /// Returns what a description of the step adds: `, reload`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::AtStart => "",
+            Self::Reload => ", reload",
+            Self::Restart => ", restart",
+        }
+    }
+}
+
 /// A file that is replaced; `before` is what the plan saw there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
