@@ -163,11 +163,20 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// Runs a program to its end. `Err(Exited)` for any status but 0.
     fn run<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<Output, HostError>>;
     /// Runs a program and hands over each line (ended by `\n` or `\r`) as it comes.
-    fn stream<'a>(&'a self, command: &'a Command, lines: LineSink) -> BoxFuture<'a, Result<Output, HostError>>;
+    fn stream<'a>(
+        &'a self,
+        command: &'a Command,
+        lines: LineSink,
+    ) -> BoxFuture<'a, Result<Output, HostError>>;
     /// Reads a file; `None` if there is none.
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<u8>>, HostError>>;
     /// Replaces a file: temporary file beside it, fsync, rename, fsync of the directory.
-    fn write_atomic<'a>(&'a self, path: &'a Path, bytes: &'a [u8], mode: u32) -> BoxFuture<'a, Result<(), HostError>>;
+    fn write_atomic<'a>(
+        &'a self,
+        path: &'a Path,
+        bytes: &'a [u8],
+        mode: u32,
+    ) -> BoxFuture<'a, Result<(), HostError>>;
     /// Makes a directory and its parents, owned by the os-user with `mode` (parents 0755); an existing one is left as it is.
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>>;
     /// Removes a file; no error if there is none.
