@@ -14,10 +14,6 @@ fn main() {
         .map(|text| text.trim().to_owned())
         .unwrap_or_default();
     let version = env!("CARGO_PKG_VERSION");
-    let full = if commit.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{version} ({commit})")
-    };
+    let full = if commit.is_empty() { version.to_owned() } else { format!("{version} ({commit})") };
     println!("cargo:rustc-env=PGHERD_VERSION={full}");
 }

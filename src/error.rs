@@ -46,14 +46,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// Makes an error of `kind` that says `what` happened.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self {
-            kind,
-            what: what.into(),
-            detail: None,
-            hint: None,
-            context: Vec::new(),
-            source: None,
-        }
+        Self { kind, what: what.into(), detail: None, hint: None, context: Vec::new(), source: None }
     }
 
     /// Short for [`ErrorKind::Failed`].
@@ -129,8 +122,6 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source
-            .as_deref()
-            .map(|source| source as &(dyn StdError + 'static))
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
     }
 }

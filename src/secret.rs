@@ -18,10 +18,7 @@ impl Secret {
     pub fn generate() -> Result<Self, getrandom::Error> {
         let mut bytes = [0_u8; 24];
         getrandom::fill(&mut bytes)?;
-        Ok(Self(base64::Engine::encode(
-            &base64::engine::general_purpose::URL_SAFE_NO_PAD,
-            bytes,
-        )))
+        Ok(Self(base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, bytes)))
     }
 
     /// Returns the secret itself; only for the wire, a 0600 file or a comparison.
@@ -50,10 +47,6 @@ mod tests {
         let (one, two) = (Secret::generate().unwrap(), Secret::generate().unwrap());
         assert_ne!(one, two);
         assert_eq!(one.reveal().len(), 32);
-        assert!(
-            one.reveal()
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        );
+        assert!(one.reveal().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
     }
 }

@@ -13,13 +13,8 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct ByteCount(pub u64);
 
-const BINARY_UNITS: [(&str, u64); 5] = [
-    ("B", 1),
-    ("KiB", 1 << 10),
-    ("MiB", 1 << 20),
-    ("GiB", 1 << 30),
-    ("TiB", 1 << 40),
-];
+const BINARY_UNITS: [(&str, u64); 5] =
+    [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 
 /// Why a text is not a quantity. The message is lowercase and names what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,9 +41,7 @@ fn split(text: &str, expected: &'static str) -> Result<(u64, String), UnitError>
         return Err(UnitError::NotANumber(trimmed.to_owned(), expected));
     }
     let unit = trimmed[digits..].trim();
-    let number = trimmed[..digits]
-        .parse()
-        .map_err(|_| UnitError::TooLarge(trimmed.to_owned()))?;
+    let number = trimmed[..digits].parse().map_err(|_| UnitError::TooLarge(trimmed.to_owned()))?;
     if unit.is_empty() {
         return Err(UnitError::Missing(trimmed.to_owned(), expected));
     }
@@ -80,10 +73,7 @@ impl ByteCount {
             .find(|(name, _)| *name == unit)
             .map(|(_, factor)| *factor)
             .ok_or_else(|| UnitError::Unknown(text.trim().to_owned(), unit, BYTES_EXPECTED))?;
-        number
-            .checked_mul(factor)
-            .map(Self)
-            .ok_or_else(|| UnitError::TooLarge(text.trim().to_owned()))
+        number.checked_mul(factor).map(Self).ok_or_else(|| UnitError::TooLarge(text.trim().to_owned()))
     }
 }
 
@@ -118,23 +108,14 @@ impl fmt::Display for ByteCount {
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let (number, unit) = split(text, DURATION_EXPECTED)?;
     let too_large = || UnitError::TooLarge(text.trim().to_owned());
-    let seconds = |factor: u64| {
-        number
-            .checked_mul(factor)
-            .map(Duration::from_secs)
-            .ok_or_else(too_large)
-    };
+    let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs).ok_or_else(too_large);
     match unit.as_str() {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => seconds(1),
         "min" => seconds(60),
         "h" => seconds(3600),
         "d" | "day" | "days" => seconds(86_400),
-        _ => Err(UnitError::Unknown(
-            text.trim().to_owned(),
-            unit,
-            DURATION_EXPECTED,
-        )),
+        _ => Err(UnitError::Unknown(text.trim().to_owned(), unit, DURATION_EXPECTED)),
     }
 }
 
@@ -168,14 +149,8 @@ mod tests {
         assert!(matches!(parse_duration("5 m"), Err(UnitError::AmbiguousM(_))));
         assert!(matches!(parse_duration("5 weeks"), Err(UnitError::Unknown(..))));
         assert!(matches!(ByteCount::parse("64 GB"), Err(UnitError::Unknown(..))));
-        assert!(matches!(
-            ByteCount::parse("-1 GiB"),
-            Err(UnitError::NotANumber(..))
-        ));
-        assert!(matches!(
-            ByteCount::parse("99999999999 TiB"),
-            Err(UnitError::TooLarge(_))
-        ));
+        assert!(matches!(ByteCount::parse("-1 GiB"), Err(UnitError::NotANumber(..))));
+        assert!(matches!(ByteCount::parse("99999999999 TiB"), Err(UnitError::TooLarge(_))));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -80,11 +80,7 @@ const GRACE: Duration = Duration::from_secs(2);
 impl Connector {
     /// Makes connections within 3 s, whose statements may take 30 s.
     pub fn new(gate: Arc<dyn Gate>) -> Self {
-        Self {
-            gate,
-            connect_timeout: Duration::from_secs(3),
-            statement_timeout: Duration::from_secs(30),
-        }
+        Self { gate, connect_timeout: Duration::from_secs(3), statement_timeout: Duration::from_secs(30) }
     }
 
     /// Replaces both deadlines: for the whole login, and for each statement.
@@ -101,10 +97,7 @@ impl Connector {
     /// [`DbError`]; a login has no effect on the server, so that each of them may be tried again.
     pub async fn connect(&self, login: &Login) -> Result<Conn, DbError> {
         let call = format!("{}: connect", login.server);
-        self.gate
-            .before(&call)
-            .await
-            .map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
+        self.gate.before(&call).await.map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
         let config = self.config(login);
         let attempt = tokio::time::timeout(self.connect_timeout, config.connect(NoTls));
         let (client, connection) = match attempt.await {
@@ -129,13 +122,11 @@ impl Connector {
             gate: Arc::clone(&self.gate),
             server: login.server.clone(),
             database: login.database.clone(),
+            given_up: AtomicBool::new(false),
             deadline: AtomicU64::new(millis(self.statement_timeout)),
             session: login.session,
         };
-        self.gate
-            .after(&call)
-            .await
-            .map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
+        self.gate.after(&call).await.map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
         Ok(conn)
     }
 
@@ -185,6 +176,8 @@ pub struct Conn {
     gate: Arc<dyn Gate>,
     server: String,
     database: String,
+    /// A statement stayed without an answer: the next answer could be its.
+    given_up: AtomicBool,
     /// In milliseconds.
     deadline: AtomicU64,
     session: Session,
@@ -224,11 +217,7 @@ impl Conn {
     /// [`DbError`] as for any statement.
     pub async fn set_deadline(&self, deadline: Duration) -> Result<(), DbError> {
         if self.session != Session::Plain {
-            self.batch(
-                "set a deadline",
-                &format!("SET statement_timeout = {}", millis(deadline)),
-            )
-            .await?;
+            self.batch("set a deadline", &format!("SET statement_timeout = {}", millis(deadline))).await?;
         }
         self.deadline.store(millis(deadline), Ordering::Relaxed);
         Ok(())
@@ -252,10 +241,7 @@ impl Conn {
         sql: &str,
     ) -> Result<Vec<BTreeMap<String, Option<String>>>, DbError> {
         let messages = self.within(what, self.client.simple_query(sql)).await?;
-        Ok(messages
-            .into_iter()
-            .filter_map(|message| text_row(&message))
-            .collect())
+        Ok(messages.into_iter().filter_map(|message| text_row(&message)).collect())
     }
 
     pub(super) async fn query(
@@ -296,11 +282,7 @@ impl Conn {
     }
 
     pub(super) fn unexpected(&self, what: &str, why: String) -> DbError {
-        DbError::Unexpected {
-            server: self.server.clone(),
-            what: what.to_owned(),
-            why,
-        }
+        DbError::Unexpected { server: self.server.clone(), what: what.to_owned(), why }
     }
 
     async fn within<T>(
@@ -309,11 +291,8 @@ impl Conn {
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, DbError> {
         let call = format!("{}: sql {what}", self.server);
-        self.gate
-            .before(&call)
-            .await
-            .map_err(|blocked| blocked_error(&self.server, what, blocked))?;
-        if self.client.is_closed() {
+        self.gate.before(&call).await.map_err(|blocked| blocked_error(&self.server, what, blocked))?;
+        if self.given_up.load(Ordering::Relaxed) || self.client.is_closed() {
             return Err(DbError::NotSent {
                 server: self.server.clone(),
                 what: what.to_owned(),
@@ -325,20 +304,13 @@ impl Conn {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.statement_error(what, deadline, &error)),
             Err(_) => {
-                // The next answer on this connection could belong to this statement.
+                self.given_up.store(true, Ordering::Relaxed);
                 self.task.abort();
                 let why = format!("no answer within {}", human_duration(deadline + GRACE));
-                Err(DbError::Lost {
-                    server: self.server.clone(),
-                    what: what.to_owned(),
-                    why,
-                })
+                Err(DbError::Lost { server: self.server.clone(), what: what.to_owned(), why })
             }
         };
-        self.gate
-            .after(&call)
-            .await
-            .map_err(|blocked| blocked_error(&self.server, what, blocked))?;
+        self.gate.after(&call).await.map_err(|blocked| blocked_error(&self.server, what, blocked))?;
         result
     }
 
@@ -355,23 +327,11 @@ impl Conn {
         };
         let message = db.message().to_owned();
         match db.code() {
-            state if *state == SqlState::QUERY_CANCELED => DbError::Timeout {
-                server,
-                what,
-                after: deadline,
-            },
+            state if *state == SqlState::QUERY_CANCELED => DbError::Timeout { server, what, after: deadline },
             state if *state == SqlState::ADMIN_SHUTDOWN || *state == SqlState::CRASH_SHUTDOWN => {
-                DbError::ShuttingDown {
-                    server,
-                    what,
-                    message,
-                }
+                DbError::ShuttingDown { server, what, message }
             }
-            _ => DbError::Sql {
-                server,
-                what,
-                refusal: Refusal::of(db),
-            },
+            _ => DbError::Sql { server, what, refusal: Refusal::of(db) },
         }
     }
 }
@@ -424,15 +384,9 @@ impl Deref for NodeConn {
 /// [`DbError`] as for any statement.
 pub async fn classify(conn: Conn) -> Result<NodeConn, DbError> {
     let what = "ask whether it is in recovery";
-    let row = conn
-        .query_one(what, "SELECT pg_is_in_recovery() AS in_recovery", &[])
-        .await?;
+    let row = conn.query_one(what, "SELECT pg_is_in_recovery() AS in_recovery", &[]).await?;
     let in_recovery: bool = conn.field(what, &row, "in_recovery")?;
-    Ok(if in_recovery {
-        NodeConn::Standby(StandbyConn(conn))
-    } else {
-        NodeConn::Primary(PrimaryConn(conn))
-    })
+    Ok(if in_recovery { NodeConn::Standby(StandbyConn(conn)) } else { NodeConn::Primary(PrimaryConn(conn)) })
 }
 
 /// How a login or a statement ended without success. Never holds a password.
@@ -450,57 +404,28 @@ pub enum DbError {
     /// 57P01 or 57P02 ended the session during a statement, whose outcome is unknown: a commit that only waited for a
     /// synchronous standby has happened.
     #[error("{server} ended the session during {what}: {message}")]
-    ShuttingDown {
-        server: String,
-        what: String,
-        message: String,
-    },
+    ShuttingDown { server: String, what: String, message: String },
     /// 28P01 or 28000: wrong password, no such role, role without LOGIN, no line in pg_hba.conf.
     #[error("{server} refused the login of {user} to database {database}: {why}")]
-    Authentication {
-        server: String,
-        user: String,
-        database: String,
-        why: String,
-    },
+    Authentication { server: String, user: String, database: String, why: String },
     /// 3D000.
     #[error("{server} has no database {database}")]
     NoDatabase { server: String, database: String },
     /// The login did not end in time, or the server cancelled the statement (57014): it had no effect.
     #[error("{what} on {server} took longer than {}", human_duration(*after))]
-    Timeout {
-        server: String,
-        what: String,
-        after: Duration,
-    },
+    Timeout { server: String, what: String, after: Duration },
     /// The connection broke or fell silent after the statement was sent: its outcome is unknown.
     #[error("the outcome of {what} on {server} is unknown: {why}")]
-    Lost {
-        server: String,
-        what: String,
-        why: String,
-    },
+    Lost { server: String, what: String, why: String },
     /// The statement was not sent.
     #[error("{what} on {server} was not sent: {why}")]
-    NotSent {
-        server: String,
-        what: String,
-        why: String,
-    },
+    NotSent { server: String, what: String, why: String },
     /// The server refused the statement.
     #[error("could not {what} on {server}: {}", refusal.message)]
-    Sql {
-        server: String,
-        what: String,
-        refusal: Box<Refusal>,
-    },
+    Sql { server: String, what: String, refusal: Box<Refusal> },
     /// The answer was not what the statement can give.
     #[error("{server} gave an unexpected answer to {what}: {why}")]
-    Unexpected {
-        server: String,
-        what: String,
-        why: String,
-    },
+    Unexpected { server: String, what: String, why: String },
 }
 
 /// Why a server refused a statement, in its own words.
@@ -604,35 +529,22 @@ fn login_error(login: &Login, error: &tokio_postgres::Error) -> DbError {
                     why: message,
                 }
             }
-            state if *state == SqlState::INVALID_CATALOG_NAME => DbError::NoDatabase {
-                server,
-                database: login.database.clone(),
-            },
-            _ => DbError::Sql {
-                server,
-                what: "connect".to_owned(),
-                refusal: Refusal::of(db),
-            },
+            state if *state == SqlState::INVALID_CATALOG_NAME => {
+                DbError::NoDatabase { server, database: login.database.clone() }
+            }
+            _ => DbError::Sql { server, what: "connect".to_owned(), refusal: Refusal::of(db) },
         };
     }
     match io_source(error).map(io::Error::kind) {
-        Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => DbError::NotListening {
-            server,
-            at,
-            why: chain(error),
-        },
-        Some(_) => DbError::Unreachable {
-            server,
-            at,
-            why: chain(error),
-        },
+        Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+            DbError::NotListening { server, at, why: chain(error) }
+        }
+        Some(_) => DbError::Unreachable { server, at, why: chain(error) },
         // What is neither the server's error nor the system's comes from our own side of the password exchange: none was given
         // where one was asked for, or the server could not prove that it knows the verifier.
-        None if error.is_closed() || std::error::Error::source(error).is_none() => DbError::Unreachable {
-            server,
-            at,
-            why: chain(error),
-        },
+        None if error.is_closed() || std::error::Error::source(error).is_none() => {
+            DbError::Unreachable { server, at, why: chain(error) }
+        }
         None => DbError::Authentication {
             server,
             user: login.user.clone(),
@@ -670,7 +582,5 @@ fn text_row(message: &SimpleQueryMessage) -> Option<BTreeMap<String, Option<Stri
 
 fn millis(span: Duration) -> u64 {
     // PostgreSQL's statement_timeout is an int of milliseconds.
-    u64::try_from(span.as_millis())
-        .unwrap_or(u64::MAX)
-        .min(i32::MAX as u64)
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).min(i32::MAX as u64)
 }

@@ -84,11 +84,7 @@ impl ServerRole {
     pub fn lsn(&self) -> Option<Lsn> {
         match self {
             Self::Primary { written_lsn } => Some(*written_lsn),
-            Self::Standby {
-                received_lsn,
-                replayed_lsn,
-                ..
-            } => *received_lsn.max(replayed_lsn),
+            Self::Standby { received_lsn, replayed_lsn, .. } => *received_lsn.max(replayed_lsn),
         }
     }
 }
@@ -139,17 +135,10 @@ SELECT current_setting('server_version_num')::int AS version,
 pub async fn server_facts(conn: &Conn) -> Result<ServerFacts, DbError> {
     const WHAT: &str = "read its state";
     let row = conn.query_one(WHAT, SERVER_FACTS, &[]).await?;
-    let f = Fields {
-        conn,
-        what: WHAT,
-        row: &row,
-    };
+    let f = Fields { conn, what: WHAT, row: &row };
     let in_recovery: bool = f.at("in_recovery")?;
-    let receiver = if in_recovery && f.at("has_receiver")? {
-        Some(Box::new(wal_receiver(&f)?))
-    } else {
-        None
-    };
+    let receiver =
+        if in_recovery && f.at("has_receiver")? { Some(Box::new(wal_receiver(&f)?)) } else { None };
     let (timeline, timeline_from) = if in_recovery {
         match receiver.as_ref().and_then(|receiver| receiver.received_timeline) {
             Some(timeline) => (timeline, TimelineSource::WalReceiver),
@@ -170,9 +159,7 @@ pub async fn server_facts(conn: &Conn) -> Result<ServerFacts, DbError> {
             receiver,
         }
     } else {
-        ServerRole::Primary {
-            written_lsn: f.at("written_lsn")?,
-        }
+        ServerRole::Primary { written_lsn: f.at("written_lsn")? }
     };
     let version: i32 = f.at("version")?;
     let identifier: i64 = f.at("system_identifier")?;
@@ -246,11 +233,7 @@ pub async fn replication(conn: &Conn) -> Result<Vec<WalSender>, DbError> {
     let rows = conn.query(WHAT, REPLICATION, &[]).await?;
     rows.iter()
         .map(|row| {
-            let f = Fields {
-                conn,
-                what: WHAT,
-                row,
-            };
+            let f = Fields { conn, what: WHAT, row };
             Ok(WalSender {
                 application_name: f.at("application_name")?,
                 user: f.at::<Option<String>>("usename")?.unwrap_or_default(),
@@ -309,19 +292,11 @@ pub async fn slots(conn: &Conn) -> Result<Vec<Slot>, DbError> {
     let rows = conn.query(WHAT, SLOTS, &[]).await?;
     rows.iter()
         .map(|row| {
-            let f = Fields {
-                conn,
-                what: WHAT,
-                row,
-            };
+            let f = Fields { conn, what: WHAT, row };
             let retained: Option<i64> = f.at("retained")?;
             Ok(Slot {
                 name: f.at("name")?,
-                kind: if f.at("physical")? {
-                    SlotKind::Physical
-                } else {
-                    SlotKind::Logical
-                },
+                kind: if f.at("physical")? { SlotKind::Physical } else { SlotKind::Logical },
                 active: f.at("active")?,
                 restart_lsn: f.at("restart_lsn")?,
                 wal_status: f.at("wal_status")?,
@@ -372,11 +347,7 @@ pub async fn settings(conn: &Conn, names: &[&str]) -> Result<Vec<Setting>, DbErr
     let rows = conn.query(WHAT, SETTINGS, &[(&names, Type::TEXT_ARRAY)]).await?;
     rows.iter()
         .map(|row| {
-            let f = Fields {
-                conn,
-                what: WHAT,
-                row,
-            };
+            let f = Fields { conn, what: WHAT, row };
             Ok(Setting {
                 name: f.at("name")?,
                 setting: f.at::<Option<String>>("setting")?.unwrap_or_default(),
@@ -425,11 +396,7 @@ pub async fn file_settings_errors(conn: &Conn) -> Result<Vec<FileSettingError>, 
     let rows = conn.query(WHAT, FILE_SETTINGS_ERRORS, &[]).await?;
     rows.iter()
         .map(|row| {
-            let f = Fields {
-                conn,
-                what: WHAT,
-                row,
-            };
+            let f = Fields { conn, what: WHAT, row };
             Ok(FileSettingError {
                 name: f.at("name")?,
                 setting: f.at("setting")?,
@@ -450,12 +417,7 @@ pub async fn ensure_physical_slot(conn: &Conn, name: &str) -> Result<bool, DbErr
     const WHAT: &str = "create slot";
     let sql = "SELECT slot_type FROM pg_replication_slots WHERE slot_name = $1";
     let rows = conn.query("look for slot", sql, &[(&name, Type::NAME)]).await?;
-    match rows
-        .first()
-        .map(|row| conn.field::<String>(WHAT, row, "slot_type"))
-        .transpose()?
-        .as_deref()
-    {
+    match rows.first().map(|row| conn.field::<String>(WHAT, row, "slot_type")).transpose()?.as_deref() {
         Some("physical") => Ok(false),
         Some(other) => Err(conn.unexpected(WHAT, format!("slot {name} exists and is {other}"))),
         None => {
@@ -481,9 +443,7 @@ pub async fn drop_slot(conn: &Conn, name: &str) -> Result<bool, DbError> {
 /// # Errors
 /// [`DbError`].
 pub async fn reload(conn: &Conn) -> Result<(), DbError> {
-    conn.execute("reload", "SELECT pg_reload_conf()", &[])
-        .await
-        .map(|_| ())
+    conn.execute("reload", "SELECT pg_reload_conf()", &[]).await.map(|_| ())
 }
 
 /// Writes a checkpoint (on a standby a restartpoint), which may take `within`.
@@ -503,30 +463,15 @@ pub async fn checkpoint(conn: &Conn, within: Duration) -> Result<(), DbError> {
 pub async fn set_system(conn: &Conn, name: &str, value: &str) -> Result<(), DbError> {
     let what = format!("set {name}");
     let literal = if is_quoted_list(name) {
-        let items: Vec<&str> = value
-            .split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
-            .collect();
+        let items: Vec<&str> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
         if items.is_empty() {
-            return Err(conn.unexpected(
-                &what,
-                "ALTER SYSTEM cannot write an empty list of names".to_owned(),
-            ));
+            return Err(conn.unexpected(&what, "ALTER SYSTEM cannot write an empty list of names".to_owned()));
         }
-        items
-            .into_iter()
-            .map(quote_literal)
-            .collect::<Vec<_>>()
-            .join(", ")
+        items.into_iter().map(quote_literal).collect::<Vec<_>>().join(", ")
     } else {
         quote_literal(value)
     };
-    conn.batch(
-        &what,
-        &format!("ALTER SYSTEM SET {} = {literal}", quote_identifier(name)),
-    )
-    .await
+    conn.batch(&what, &format!("ALTER SYSTEM SET {} = {literal}", quote_identifier(name))).await
 }
 
 /// Removes a value from postgresql.auto.conf.
@@ -534,11 +479,7 @@ pub async fn set_system(conn: &Conn, name: &str, value: &str) -> Result<(), DbEr
 /// # Errors
 /// [`DbError`].
 pub async fn reset_system(conn: &Conn, name: &str) -> Result<(), DbError> {
-    conn.batch(
-        &format!("reset {name}"),
-        &format!("ALTER SYSTEM RESET {}", quote_identifier(name)),
-    )
-    .await
+    conn.batch(&format!("reset {name}"), &format!("ALTER SYSTEM RESET {}", quote_identifier(name))).await
 }
 
 /// How a transaction ended.
@@ -560,11 +501,7 @@ pub async fn transaction_status(conn: &Conn, xid: u64) -> Result<TransactionStat
     const WHAT: &str = "read the status of a transaction";
     let text = xid.to_string();
     let row = conn
-        .query_one(
-            WHAT,
-            "SELECT pg_xact_status($1::text::xid8) AS status",
-            &[(&text, Type::TEXT)],
-        )
+        .query_one(WHAT, "SELECT pg_xact_status($1::text::xid8) AS status", &[(&text, Type::TEXT)])
         .await?;
     match conn.field::<Option<String>>(WHAT, &row, "status")?.as_deref() {
         Some("committed") => Ok(TransactionStatus::Committed),
@@ -613,9 +550,7 @@ pub async fn ensure_probe_table(conn: &PrimaryConn) -> Result<(), DbError> {
 pub async fn write_probe(conn: &Conn, nonce: &str) -> Result<(), DbError> {
     let sql = r#"INSERT INTO pgherd.probe ("only", nonce, at) VALUES (true, $1, pg_catalog.clock_timestamp())
                  ON CONFLICT ("only") DO UPDATE SET nonce = EXCLUDED.nonce, at = EXCLUDED.at"#;
-    conn.execute("write probe", sql, &[(&nonce, Type::TEXT)])
-        .await
-        .map(|_| ())
+    conn.execute("write probe", sql, &[(&nonce, Type::TEXT)]).await.map(|_| ())
 }
 
 /// Reads the last nonce; `None` if none has arrived, or not even the table.

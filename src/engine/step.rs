@@ -59,10 +59,7 @@ pub struct Retry {
 }
 
 impl Retry {
-    pub const NEVER: Self = Self {
-        attempts: 1,
-        pause: Duration::ZERO,
-    };
+    pub const NEVER: Self = Self { attempts: 1, pause: Duration::ZERO };
 }
 
 /// One change. Steps are data: the plan is what the journal holds.

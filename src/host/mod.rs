@@ -113,23 +113,13 @@ pub enum HostError {
     NotStarted { host: String, what: String, why: String },
     /// The program ended with a status other than 0 (128 + signal if a signal ended it).
     #[error("{what} on host {host} ended with status {status}: {stderr}")]
-    Exited {
-        host: String,
-        what: String,
-        status: i32,
-        stderr: String,
-    },
+    Exited { host: String, what: String, status: i32, stderr: String },
     /// The outcome is unknown: probe before anything is done again.
     #[error("the outcome of {what} on host {host} is unknown: {why}")]
     Lost { host: String, what: String, why: String },
     /// The operating system refused a file operation; `kind` tells permission, missing and full disk apart.
     #[error("could not {what} on host {host}: {why}")]
-    File {
-        host: String,
-        what: String,
-        kind: std::io::ErrorKind,
-        why: String,
-    },
+    File { host: String, what: String, kind: std::io::ErrorKind, why: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -29,13 +29,8 @@ pub enum Unit {
 }
 
 // Of PostgreSQL's table of units (guc.c): what a number may carry, from large to small, in bytes and in microseconds.
-const MEMORY: [(&str, f64); 5] = [
-    ("TB", 1_099_511_627_776.0),
-    ("GB", 1_073_741_824.0),
-    ("MB", 1_048_576.0),
-    ("kB", 1024.0),
-    ("B", 1.0),
-];
+const MEMORY: [(&str, f64); 5] =
+    [("TB", 1_099_511_627_776.0), ("GB", 1_073_741_824.0), ("MB", 1_048_576.0), ("kB", 1024.0), ("B", 1.0)];
 const TIME: [(&str, f64); 6] = [
     ("d", 86_400_000_000.0),
     ("h", 3_600_000_000.0),
@@ -110,10 +105,7 @@ impl fmt::Display for Unit {
 /// compares it with a running server.
 pub fn unit_of(name: &str) -> Option<Unit> {
     let lower = name.to_ascii_lowercase();
-    UNITS
-        .binary_search_by_key(&lower.as_str(), |(known, _)| known)
-        .ok()
-        .map(|found| UNITS[found].1)
+    UNITS.binary_search_by_key(&lower.as_str(), |(known, _)| known).ok().map(|found| UNITS[found].1)
 }
 
 // Sorted by name.
@@ -244,17 +236,11 @@ pub fn parse_bool(text: &str) -> Option<bool> {
 
 fn same_enum(declared: &str, setting: &str) -> bool {
     // Spellings that PostgreSQL takes and never shows (the hidden options in guc_tables.c).
-    const HIDDEN: [(&str, &str); 4] = [
-        ("debug", "debug2"),
-        ("archive", "replica"),
-        ("hot_standby", "replica"),
-        ("md5", "md5"),
-    ];
+    const HIDDEN: [(&str, &str); 4] =
+        [("debug", "debug2"), ("archive", "replica"), ("hot_standby", "replica"), ("md5", "md5")];
     let is = |text: &str, word: &str| text.eq_ignore_ascii_case(word);
     is(declared, setting)
-        || HIDDEN
-            .iter()
-            .any(|(hidden, shown)| is(declared, hidden) && is(setting, shown))
+        || HIDDEN.iter().any(|(hidden, shown)| is(declared, hidden) && is(setting, shown))
         || match (parse_bool(declared), parse_bool(setting)) {
             (Some(one), Some(two)) => one == two,
             // wal_compression = on
@@ -290,34 +276,22 @@ fn parse_number(text: &str, base: Option<Unit>) -> Option<f64> {
 fn split_number(text: &str) -> Option<(f64, &str)> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let sign = if text.starts_with('-') { -1.0 } else { 1.0 };
-    if let Some(digits) = unsigned
-        .strip_prefix("0x")
-        .or_else(|| unsigned.strip_prefix("0X"))
-    {
+    if let Some(digits) = unsigned.strip_prefix("0x").or_else(|| unsigned.strip_prefix("0X")) {
         return radix(digits, 16).map(|(number, rest)| (sign * number, rest));
     }
-    let end = unsigned
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(unsigned.len());
+    let end = unsigned.find(|c: char| !c.is_ascii_digit()).unwrap_or(unsigned.len());
     let point = unsigned[end..].starts_with('.');
     let mut stop = end;
     if point {
         let fraction = &unsigned[end + 1..];
-        stop = end
-            + 1
-            + fraction
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(fraction.len());
+        stop = end + 1 + fraction.find(|c: char| !c.is_ascii_digit()).unwrap_or(fraction.len());
     }
     let exponent = exponent_length(&unsigned[stop..]);
     if !point && exponent == 0 && unsigned.starts_with('0') && end > 1 {
         return radix(unsigned, 8).map(|(number, rest)| (sign * number, rest));
     }
     stop += exponent;
-    unsigned[..stop]
-        .parse()
-        .ok()
-        .map(|number: f64| (sign * number, &unsigned[stop..]))
+    unsigned[..stop].parse().ok().map(|number: f64| (sign * number, &unsigned[stop..]))
 }
 
 fn radix(digits: &str, base: u32) -> Option<(f64, &str)> {
@@ -333,11 +307,7 @@ fn exponent_length(text: &str) -> usize {
     };
     let digits = rest.strip_prefix(['-', '+']).unwrap_or(rest);
     let count = digits.bytes().take_while(u8::is_ascii_digit).count();
-    if count == 0 {
-        0
-    } else {
-        text.len() - digits.len() + count
-    }
+    if count == 0 { 0 } else { text.len() - digits.len() + count }
 }
 
 /// Tells whether PostgreSQL keeps the value of a setting as a list of quoted names, so that `ALTER SYSTEM` takes one literal
@@ -362,13 +332,7 @@ pub fn is_quoted_list(name: &str) -> bool {
 /// assert_eq!(pgherd::pg::guc::quote_value("it's\\x"), r"'it''s\\x'");
 /// ```
 pub fn quote_value(value: &str) -> String {
-    format!(
-        "'{}'",
-        value
-            .replace('\\', "\\\\")
-            .replace('\'', "''")
-            .replace('\n', "\\n")
-    )
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
 }
 
 /// A configuration file as PostgreSQL reads it.
@@ -423,15 +387,9 @@ impl ConfFile {
         let mut file = Self::default();
         for (index, line) in text.split('\n').enumerate() {
             match parse_line(line) {
-                Ok(Some(content)) => file.entries.push(ConfEntry {
-                    line: index + 1,
-                    content,
-                }),
+                Ok(Some(content)) => file.entries.push(ConfEntry { line: index + 1, content }),
                 Ok(None) => {}
-                Err(near) => file.errors.push(ConfError {
-                    line: index + 1,
-                    near: near.to_owned(),
-                }),
+                Err(near) => file.errors.push(ConfError { line: index + 1, near: near.to_owned() }),
             }
         }
         file
@@ -471,19 +429,12 @@ fn parse_line(line: &str) -> Result<Option<ConfContent>, &str> {
     if !rest.is_empty() {
         return Err(rest);
     }
-    let value = if value.starts_with('\'') {
-        unquote(value)
-    } else {
-        value.to_owned()
-    };
+    let value = if value.starts_with('\'') { unquote(value) } else { value.to_owned() };
     Ok(Some(match name.to_ascii_lowercase().as_str() {
         "include" => ConfContent::Include(value),
         "include_if_exists" => ConfContent::IncludeIfExists(value),
         "include_dir" => ConfContent::IncludeDirectory(value),
-        _ => ConfContent::Setting {
-            name: name.to_owned(),
-            value,
-        },
+        _ => ConfContent::Setting { name: name.to_owned(), value },
     }))
 }
 
@@ -501,8 +452,7 @@ fn is_letter(c: char) -> bool {
 fn identifier_length(text: &str) -> usize {
     let part = |text: &str| {
         if text.starts_with(is_letter) {
-            text.find(|c: char| !is_letter(c) && !c.is_ascii_digit())
-                .unwrap_or(text.len())
+            text.find(|c: char| !is_letter(c) && !c.is_ascii_digit()).unwrap_or(text.len())
         } else {
             0
         }
@@ -545,16 +495,10 @@ fn number_length(text: &str) -> usize {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let sign = text.len() - unsigned.len();
     let run = |from: usize, accept: fn(char) -> bool| {
-        unsigned[from..]
-            .find(|c: char| !accept(c))
-            .map_or(unsigned.len(), |end| from + end)
+        unsigned[from..].find(|c: char| !accept(c)).map_or(unsigned.len(), |end| from + end)
     };
     let digits = run(0, |c| c.is_ascii_digit());
-    let mut integer = if digits > 0 {
-        run(digits, |c| c.is_ascii_alphabetic())
-    } else {
-        0
-    };
+    let mut integer = if digits > 0 { run(digits, |c| c.is_ascii_alphabetic()) } else { 0 };
     if unsigned.starts_with("0x") {
         let hex = run(2, |c| c.is_ascii_hexdigit());
         if hex > 2 {
@@ -633,10 +577,7 @@ mod tests {
             ("-1", "-1", Some("MB")),
             ("1e3", "1000", None),
         ] {
-            assert!(
-                same_value(declared, setting, unit, "integer"),
-                "{declared} is {setting} {unit:?}"
-            );
+            assert!(same_value(declared, setting, unit, "integer"), "{declared} is {setting} {unit:?}");
         }
         for (declared, setting, unit) in [
             ("4MB", "4095", Some("kB")),
@@ -646,10 +587,7 @@ mod tests {
             ("", "0", None),
             ("many", "0", None),
         ] {
-            assert!(
-                !same_value(declared, setting, unit, "integer"),
-                "{declared} is not {setting} {unit:?}"
-            );
+            assert!(!same_value(declared, setting, unit, "integer"), "{declared} is not {setting} {unit:?}");
         }
     }
 
@@ -693,17 +631,11 @@ mod tests {
                     Include_If_Exists = 'more.conf'\n\
                     include pgherd.conf\n\
                     archive_mode = on # '\n";
-        let set = |name: &str, value: &str| ConfContent::Setting {
-            name: name.into(),
-            value: value.into(),
-        };
+        let set = |name: &str, value: &str| ConfContent::Setting { name: name.into(), value: value.into() };
         let found = ConfFile::parse(text);
         assert_eq!(found.errors, []);
-        let contents: Vec<_> = found
-            .entries
-            .iter()
-            .map(|entry| (entry.line, entry.content.clone()))
-            .collect();
+        let contents: Vec<_> =
+            found.entries.iter().map(|entry| (entry.line, entry.content.clone())).collect();
         assert_eq!(
             contents,
             [
@@ -725,11 +657,7 @@ mod tests {
     #[test]
     fn a_bad_line_is_named_and_the_rest_is_still_read() {
         let found = ConfFile::parse("port = \nwork_mem = 1.5MB\n= 3\nname = 'open\na b c\nport = 1\n");
-        let errors: Vec<_> = found
-            .errors
-            .iter()
-            .map(|error| (error.line, error.near.as_str()))
-            .collect();
+        let errors: Vec<_> = found.errors.iter().map(|error| (error.line, error.near.as_str())).collect();
         assert_eq!(errors, [(1, ""), (2, "MB"), (3, "= 3"), (4, "'open"), (5, "c")]);
         assert_eq!(found.value("port"), Some("1"));
     }

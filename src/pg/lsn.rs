@@ -55,15 +55,9 @@ impl FromStr for Lsn {
         let (high, low) = text.split_once('/').ok_or_else(invalid)?;
         let half = |digits: &str| {
             let hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
-            if hex && (1..=8).contains(&digits.len()) {
-                u64::from_str_radix(digits, 16).ok()
-            } else {
-                None
-            }
+            if hex && (1..=8).contains(&digits.len()) { u64::from_str_radix(digits, 16).ok() } else { None }
         };
-        Ok(Self(
-            half(high).ok_or_else(invalid)? << 32 | half(low).ok_or_else(invalid)?,
-        ))
+        Ok(Self(half(high).ok_or_else(invalid)? << 32 | half(low).ok_or_else(invalid)?))
     }
 }
 
@@ -75,9 +69,7 @@ impl Serialize for Lsn {
 
 impl<'de> Deserialize<'de> for Lsn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -66,11 +66,7 @@ impl Verifier {
         let (stored_key, server_key) = keys.split_once(':').ok_or(VerifierError)?;
         let decode = |text: &str| STANDARD.decode(text).map_err(|_| VerifierError);
         let key = |text: &str| decode(text)?.try_into().map_err(|_| VerifierError);
-        let iterations = iterations
-            .parse()
-            .ok()
-            .filter(|count| *count > 0)
-            .ok_or(VerifierError)?;
+        let iterations = iterations.parse().ok().filter(|count| *count > 0).ok_or(VerifierError)?;
         Ok(Self {
             iterations,
             salt: decode(salt)?,
@@ -176,10 +172,7 @@ mod tests {
 
     #[test]
     fn debug_shows_nothing_of_a_verifier() {
-        assert_eq!(
-            format!("{:?}", Verifier::parse(RFC_7677).unwrap()),
-            "Verifier(redacted)"
-        );
+        assert_eq!(format!("{:?}", Verifier::parse(RFC_7677).unwrap()), "Verifier(redacted)");
     }
 
     #[test]

@@ -36,9 +36,7 @@ impl FromStr for SystemIdentifier {
     type Err = SystemIdentifierError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse()
-            .map(Self)
-            .map_err(|_| SystemIdentifierError(text.to_owned()))
+        text.parse().map(Self).map_err(|_| SystemIdentifierError(text.to_owned()))
     }
 }
 
@@ -50,8 +48,6 @@ impl Serialize for SystemIdentifier {
 
 impl<'de> Deserialize<'de> for SystemIdentifier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }

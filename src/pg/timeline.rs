@@ -30,9 +30,7 @@ impl TimelineId {
     /// assert_eq!(TimelineId::from_wal_file_name("00000003000000000000007A").unwrap().as_u32(), 3);
     /// ```
     pub fn from_wal_file_name(name: &str) -> Option<Self> {
-        let digits = name
-            .get(..8)
-            .filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        let digits = name.get(..8).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
         u32::from_str_radix(digits, 16).ok().and_then(Self::new)
     }
 }

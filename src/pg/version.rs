@@ -20,10 +20,7 @@ pub struct PgVersion {
 impl PgVersion {
     /// Reads `server_version_num`: 150018 is 15.18.
     pub const fn from_number(number: u32) -> Self {
-        Self {
-            major: number / 10_000,
-            minor: number % 10_000,
-        }
+        Self { major: number / 10_000, minor: number % 10_000 }
     }
 
     /// Finds the version in what `postgres --version` prints: `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
@@ -57,11 +54,7 @@ impl FromStr for PgVersion {
             None if ["beta", "rc", "devel"].iter().any(|word| rest.starts_with(word)) => 0,
             None => return Err(invalid()),
         };
-        if major < 10 {
-            Err(invalid())
-        } else {
-            Ok(Self { major, minor })
-        }
+        if major < 10 { Err(invalid()) } else { Ok(Self { major, minor }) }
     }
 }
 
@@ -72,10 +65,7 @@ mod tests {
     #[test]
     fn reads_what_the_binaries_print() {
         let found = |line| PgVersion::from_version_line(line).map(|v| v.to_string());
-        assert_eq!(
-            found("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)").as_deref(),
-            Some("15.18")
-        );
+        assert_eq!(found("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)").as_deref(), Some("15.18"));
         assert_eq!(found("postgres (PostgreSQL) 19beta1").as_deref(), Some("19.0"));
         assert_eq!(found("PgBouncer 1.18.0"), None);
     }

@@ -212,10 +212,7 @@ impl Cluster {
 
     /// Returns the node that is primary at birth.
     pub fn preferred(&self) -> &Node {
-        self.nodes
-            .iter()
-            .find(|node| node.preferred)
-            .expect("load gives every cluster one preferred node")
+        self.nodes.iter().find(|node| node.preferred).expect("load gives every cluster one preferred node")
     }
 
     /// Returns `inventory-a`: the name of a node in the whole herd, and its `cluster_name`.
@@ -232,10 +229,6 @@ impl Cluster {
 impl Pool {
     /// Returns the name under which clients reach `database` through this pool.
     pub fn alias(&self, database: &str) -> String {
-        if self.name == "rw" {
-            database.to_owned()
-        } else {
-            format!("{database}_{}", self.name)
-        }
+        if self.name == "rw" { database.to_owned() } else { format!("{database}_{}", self.name) }
     }
 }
