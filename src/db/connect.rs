@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -122,6 +122,7 @@ impl Connector {
             gate: Arc::clone(&self.gate),
             server: login.server.clone(),
             database: login.database.clone(),
+            given_up: AtomicBool::new(false),
             deadline: AtomicU64::new(millis(self.statement_timeout)),
             session: login.session,
         };
@@ -175,6 +176,8 @@ pub struct Conn {
     gate: Arc<dyn Gate>,
     server: String,
     database: String,
+    /// A statement stayed without an answer: the next answer could be its.
+    given_up: AtomicBool,
     /// In milliseconds.
     deadline: AtomicU64,
     session: Session,
@@ -301,7 +304,7 @@ impl Conn {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.statement_error(what, deadline, &error)),
             Err(_) => {
-                // The next answer on this connection could belong to this statement.
+                self.given_up.store(true, Ordering::Relaxed);
                 self.task.abort();
                 let why = format!("no answer within {}", human_duration(deadline + GRACE));
                 Err(DbError::Lost { server: self.server.clone(), what: what.to_owned(), why })
