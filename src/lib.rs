@@ -15,11 +15,13 @@
 
 pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod db;
 pub mod engine;
 pub mod error;
 pub mod gate;
 pub mod host;
+pub mod ops;
 pub mod pg;
 pub mod secret;
 pub mod topology;

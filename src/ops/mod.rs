@@ -1,0 +1,9 @@
+//! What an operator asks for. Returns reports and emits events; prints nothing.
+//!
+//! `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
+
+pub mod apply;
+pub mod observe;
+pub mod plan;
+pub mod provision;
+pub mod roles;
