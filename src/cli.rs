@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Globals, completions, man, schema, validate};
+use crate::commands::{Globals, apply, completions, man, plan, schema, validate};
 use crate::ui::exit;
 
 /// Run a herd of PostgreSQL clusters from one topology file
@@ -28,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     Validate(validate::ValidateArgs),
     Schema(schema::SchemaArgs),
+    Plan(plan::PlanArgs),
+    Apply(apply::ApplyArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }

@@ -41,6 +41,8 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
     match command {
         Command::Validate(args) => commands::validate::run(args, app),
         Command::Schema(args) => commands::schema::run(args, app),
+        Command::Plan(args) => commands::plan::run(args, app),
+        Command::Apply(args) => commands::apply::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
         Command::Man(args) => commands::man::run(args, Cli::command(), app),
     }

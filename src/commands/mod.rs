@@ -2,16 +2,22 @@
 //!
 //! A verb turns its arguments into a call and the answer into output; what the call does is below this floor.
 
+pub mod apply;
 pub mod completions;
 pub mod man;
+pub mod plan;
 pub mod schema;
 pub mod validate;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind};
+use crate::gate;
+use crate::ops::apply::Context;
 use crate::topology::model::{Cluster, Herd};
+use crate::topology::places::Places;
 use crate::topology::problem::Problems;
 use crate::ui::exit::Exit;
 use crate::ui::{ColorChoice, Format, Ui, Verbosity, error};
@@ -69,6 +75,8 @@ fn color_parser() -> impl clap::builder::TypedValueParser<Value = ColorChoice> {
 #[derive(Debug)]
 pub enum Failure {
     Error(Error),
+    /// Several at once.
+    Errors(Vec<Error>),
     /// The topology is invalid.
     Topology(Problems),
 }
@@ -90,6 +98,7 @@ impl Failure {
     pub fn print(&self, ui: &Ui) -> Exit {
         match self {
             Self::Error(error) => error::print_error(ui, error),
+            Self::Errors(errors) => error::print_errors(ui, errors),
             Self::Topology(problems) => error::print_problems(ui, problems),
         }
     }
@@ -132,6 +141,20 @@ impl App {
         }
     }
 
+    /// Returns what every operation of this run shares.
+    ///
+    /// # Errors
+    /// When nothing says where an ordinary user's files belong.
+    pub fn context(&self) -> Result<Context, Error> {
+        let root = rustix::process::geteuid().is_root();
+        let places = Places::decide(root, |name| std::env::var(name).ok()).map_err(|why| {
+            Error::usage(format!("cannot tell where to keep pgherd's files: {why}"))
+                .hint("Set PGHERD_CONFIG_DIR and PGHERD_STATE_DIR to absolute paths.")
+        })?;
+        let store = Store::new(places.state());
+        Ok(Context { places, gate: gate::open(), store })
+    }
+
     /// Reads and checks the topology.
     ///
     /// # Errors
@@ -150,6 +173,19 @@ impl App {
             Some(name) => Ok(vec![find_cluster(herd, name)?]),
         }
     }
+}
+
+/// Runs what needs tokio.
+///
+/// # Errors
+/// When the operating system gives no threads.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("could not start the asynchronous runtime").source(error))?;
+    Ok(runtime.block_on(future))
 }
 
 /// Finds a cluster by name.

@@ -226,12 +226,14 @@ impl Store {
         Journal::open(&self.path(id), self.clock.clone(), self.tap.clone())?.ok_or_else(|| never_begun(id))
     }
 
-    /// Makes a directory of the state with its parents, 0700, on disk when this returns; an existing one is left as it is.
+    /// Makes a directory of the state, 0700, on disk when this returns; an existing one is left as it is. Its parents are 0755:
+    /// sockets and logs of servers that run as another user are beside it.
     pub(crate) fn make_directory(&self, directory: &Path) -> Result<()> {
         if directory.is_dir() {
             return Ok(());
         }
         let make = || -> io::Result<()> {
+            DirBuilder::new().recursive(true).mode(0o755).create(&self.state)?;
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             for made in [directory, &self.state] {
                 std::fs::File::open(made)?.sync_all()?;

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use serde::Serialize;
 
 use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use crate::db::queries::{self, ServerFacts, ServerRole, Setting, Slot, WalSender};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
-use crate::host::decorate::Gated;
+use crate::host::decorate::{Gated, Layered, Traced};
 use crate::host::local::LocalHost;
 use crate::host::programs::{self, Programs};
 use crate::host::{Command, DiskSpace, Host, HostError};
@@ -52,7 +51,7 @@ impl Doors {
         let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
         for name in names {
             let local = LocalHost::new(name, cluster.postgres.os_user.as_deref())?;
-            hosts.insert(name.clone(), Arc::new(Gated::new(local, Arc::clone(gate))));
+            hosts.insert(name.clone(), Arc::new(Layered::new(Arc::new(Layered::new(Arc::new(local), Traced)), Gated(Arc::clone(gate)))));
         }
         Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)) })
     }
@@ -90,7 +89,7 @@ impl Doors {
 }
 
 /// Everything that was seen of one cluster.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct ClusterObserved {
     pub cluster: String,
     /// In the order of the file.
@@ -100,7 +99,7 @@ pub struct ClusterObserved {
 }
 
 /// Everything that was seen of one node.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct NodeObserved {
     pub node: String,
     pub marker: Claim,
@@ -112,8 +111,7 @@ pub struct NodeObserved {
 }
 
 /// Whether a marker claims the node's data directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claim {
     None,
     Ours(Marker),
@@ -123,8 +121,7 @@ pub enum Claim {
 }
 
 /// What is in the node's data directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Directory {
     Missing,
     Empty,
@@ -143,8 +140,7 @@ pub enum Directory {
 }
 
 /// Whether a server answers for the node.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone)]
 pub enum Server {
     Up(Box<Running>),
     Starting,
@@ -155,7 +151,7 @@ pub enum Server {
 }
 
 /// What a running server told.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Running {
     pub facts: ServerFacts,
     pub senders: Vec<WalSender>,
@@ -165,7 +161,7 @@ pub struct Running {
 }
 
 /// Text of the files of which pgherd writes all or a part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     pub shared: Option<String>,
     pub node: Option<String>,
@@ -178,7 +174,7 @@ pub struct Files {
     pub passfile: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
     pub total: ByteCount,
     pub free: ByteCount,

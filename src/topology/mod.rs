@@ -13,6 +13,7 @@ pub mod places;
 pub mod problem;
 mod raw;
 pub mod schema;
+pub mod secrets;
 mod settings;
 mod yaml;
 

@@ -31,38 +31,47 @@ struct Item<'a> {
 
 /// Prints an error and returns how the run ends.
 pub fn print_error(ui: &Ui, error: &Error) -> Exit {
-    let exit = Exit::from(error.kind());
-    let context: Vec<&str> = error.contexts().iter().rev().map(String::as_str).collect();
-    let causes = causes(error);
+    print_errors(ui, std::slice::from_ref(error))
+}
+
+/// Prints several errors and returns how the run ends: as the first of them says.
+pub fn print_errors(ui: &Ui, errors: &[Error]) -> Exit {
+    let exit = errors.first().map_or(Exit::Failed, |error| Exit::from(error.kind()));
     match ui.format {
-        Format::Json => print_json(
-            ui,
-            exit,
-            vec![Item {
-                what: error.what(),
-                detail: error.detail_text(),
-                hint: error.hint_text(),
-                context,
-                causes,
-                file: None,
-                line: None,
-                column: None,
-            }],
-        ),
+        Format::Json => print_json(ui, exit, errors.iter().map(item).collect()),
         Format::Human | Format::Markdown => {
-            let trail: Vec<String> = context
-                .into_iter()
-                .map(str::to_owned)
-                .chain(causes)
-                .filter(|text| !text.is_empty())
-                .collect();
-            let evidence = (!trail.is_empty()).then(|| sentence(&trail.join(": ")));
-            let detail: Vec<&str> = error.detail_text().into_iter().chain(evidence.as_deref()).collect();
-            let detail = (!detail.is_empty()).then(|| detail.join(" "));
-            print_lines(ui, error.what(), detail.as_deref(), error.hint_text());
+            for error in errors {
+                let trail: Vec<String> = contexts(error)
+                    .into_iter()
+                    .map(str::to_owned)
+                    .chain(causes(error))
+                    .filter(|text| !text.is_empty())
+                    .collect();
+                let evidence = (!trail.is_empty()).then(|| sentence(&trail.join(": ")));
+                let detail: Vec<&str> = error.detail_text().into_iter().chain(evidence.as_deref()).collect();
+                let detail = (!detail.is_empty()).then(|| detail.join(" "));
+                print_lines(ui, error.what(), detail.as_deref(), error.hint_text());
+            }
         }
     }
     exit
+}
+
+fn contexts(error: &Error) -> Vec<&str> {
+    error.contexts().iter().rev().map(String::as_str).collect()
+}
+
+fn item(error: &Error) -> Item<'_> {
+    Item {
+        what: error.what(),
+        detail: error.detail_text(),
+        hint: error.hint_text(),
+        context: contexts(error),
+        causes: causes(error),
+        file: None,
+        line: None,
+        column: None,
+    }
 }
 
 /// Prints every problem of a topology and returns how the run ends.

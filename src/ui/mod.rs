@@ -4,11 +4,15 @@
 
 pub mod error;
 pub mod exit;
+pub mod operation;
+pub mod plan;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
+
+use crate::error::Error;
 
 /// The version of every JSON document that pgherd prints: fields are added, and never change what they mean.
 pub const FORMAT_VERSION: &str = "1.0";
@@ -119,6 +123,20 @@ impl Ui {
     /// Colours a word for stdout.
     pub fn paint(&self, tone: Tone, text: &str) -> String {
         paint(self.stdout_color, tone, text)
+    }
+
+    /// Asks on stderr and returns the answer's line, trimmed.
+    ///
+    /// # Errors
+    /// When standard input cannot be read.
+    pub fn ask(&self, question: &str) -> Result<String, Error> {
+        let mut stderr = io::stderr().lock();
+        write!(stderr, "{question}").and_then(|()| stderr.flush()).unwrap_or(());
+        let mut answer = String::new();
+        io::stdin()
+            .read_line(&mut answer)
+            .map_err(|error| Error::failed("could not read the answer").source(error))?;
+        Ok(answer.trim().to_owned())
     }
 
     /// Tells whether somebody is there to answer a question.

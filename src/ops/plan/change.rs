@@ -250,7 +250,7 @@ fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) ->
 
 fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     PlannedStep {
-        sign: change.sign(),
+        sign: Sign::Change,
         subject: cluster.name.clone(),
         text: change.describe(),
         reason: Some(change.reason()),
