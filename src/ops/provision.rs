@@ -241,6 +241,7 @@ async fn write_profile(site: &Site<'_>, system_identifier: SystemIdentifier) -> 
         node: site.node.name.clone(),
         host: site.node.host.clone(),
         os_user: site.host().os_user().to_owned(),
+        version: site.programs.version.major,
         system_identifier,
         data_directory: site.node.data_directory.clone(),
         bin_directory: site.programs.directory.clone(),
