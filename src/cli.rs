@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Globals, apply, completions, man, plan, schema, validate};
+use crate::commands::{Globals, apply, completions, config, destroy, init, man, plan, schema, status, validate};
 use crate::ui::exit;
 
 /// Run a herd of PostgreSQL clusters from one topology file
@@ -26,10 +26,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Init(init::InitArgs),
     Validate(validate::ValidateArgs),
     Schema(schema::SchemaArgs),
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
+    Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }

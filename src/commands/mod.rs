@@ -4,6 +4,8 @@
 
 pub mod apply;
 pub mod completions;
+pub mod config;
+pub mod init;
 pub mod man;
 pub mod plan;
 pub mod schema;
