@@ -31,7 +31,7 @@ use crate::gate::Gate;
 use crate::host::{Command, RunAs, programs};
 use crate::ops::apply::step::Evidence;
 use crate::ops::apply::world::{Input, World};
-use crate::ops::objects::{self, ObjectsObserved};
+use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::plan::{self, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
@@ -115,14 +115,10 @@ async fn look_closer(
         .iter()
         .filter(|node| observed.node(&node.name).is_some_and(|seen| seen.files.is_some()))
         .collect();
-    let world = objects::World {
-        connector: &doors.connector,
-        login: doors.superuser(cluster, primary, "postgres"),
-        cluster,
-        passwords,
-    };
+    let login = doors.superuser(cluster, primary, "postgres");
+    let to = ToPrimary { connector: &doors.connector, login: &login };
     let (objects, logins, poolers) = futures_util::join!(
-        objects::observe(&world),
+        objects::observe(to, cluster, passwords),
         logins::examine(doors, cluster, primary, &present),
         pooler::drift(doors, cluster, primary, observed),
     );
@@ -182,20 +178,21 @@ async fn passwords(doors: &Doors, cluster: &Cluster) -> Result<BTreeMap<String, 
 }
 
 async fn resolve(doors: &Doors, cluster: &Cluster, reference: &SecretReference) -> Result<Secret> {
-    let SecretReference::Command(argv) = reference else { return secrets::resolve(reference) };
+    let SecretReference::Command(argv) = reference else {
+        return secrets::resolve_with(reference, &|_| Err(Error::failed("only a command is run for a secret")));
+    };
     let (program, args) = argv.split_first().ok_or_else(|| Error::usage("the command of a secret is empty"))?;
     let host = doors.host(&cluster.preferred().host);
-    let command = Command::new(program).args(args.iter().cloned()).user(RunAs::Caller).reads().timeout(Duration::from_secs(30));
-    let output = host
-        .run(&command)
-        .await
-        .map_err(|_| Error::failed(format!("the command {program} gave no secret")).hint("Run it by hand; its output is not shown here."))?;
-    let text = output.text();
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    if secret.is_empty() {
-        return Err(Error::failed(format!("the command {program} gave an empty secret")));
-    }
-    Ok(Secret::new(secret))
+    let command = Command::new(program)
+        .args(args.iter().cloned())
+        .user(RunAs::Caller)
+        .reads()
+        .timeout(Duration::from_secs(30));
+    // What it prints may be half a secret: neither output nor error text is kept.
+    let output = host.run(&command).await.map_err(|_| {
+        Error::failed(format!("the command {program} gave no secret")).hint("Run it by hand; its output is not shown here.")
+    })?;
+    secrets::resolve_with(reference, &|_| Ok(output.stdout.clone()))
 }
 
 /// What an apply is asked to do.

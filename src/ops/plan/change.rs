@@ -89,6 +89,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         ApplyStep::Initdb { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }
+        | ApplyStep::Objects { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
         | ApplyStep::Prove {} => false,
@@ -250,7 +251,7 @@ fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) ->
 
 fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     PlannedStep {
-        sign: Sign::Change,
+        sign: if change.sign() == '+' { Sign::Create } else { Sign::Change },
         subject: cluster.name.clone(),
         text: change.describe(),
         reason: Some(change.reason()),
@@ -275,7 +276,7 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_mov
         .collect();
     // Nodes that come or go change where the aliases point; what was seen of the pooler is then of the past.
     if nodes_move && cluster.poolers.is_some() {
-        add_pooler_and_proof(situation, plan, "none: clients may be connected");
+        add_pooler_and_proof(situation, plan);
         return;
     }
     if !wrong.is_empty() {
@@ -288,7 +289,7 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_mov
                     text: format!("PgBouncer on {host}: write its files, reload or start it"),
                     reason: Some(why),
                     impact: None,
-                    undo: "none: clients may be connected".to_owned(),
+                    undo: "none, clients may be connected".to_owned(),
                     step: ApplyStep::Pooler { host: host.clone() },
                 })
                 .collect(),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
-use crate::ops::objects::{self, ObjectsObserved};
+use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
@@ -206,20 +206,35 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
     if cluster.synchronous.is_some() && !standbys.is_empty() {
         plan.stages.extend(settings::wait_for_standbys(situation, primary));
     }
-    let changes = objects::plan(cluster, &ObjectsObserved::default());
-    let mut open = step(
+    let (roles, changes): (Vec<Change>, Vec<Change>) = objects::plan(cluster, &ObjectsObserved::default())
+        .into_iter()
+        .partition(|change| matches!(change, Change::SetPassword { .. }));
+    let roles: Vec<String> = roles
+        .into_iter()
+        .filter_map(|change| if let Change::SetPassword { role, .. } = change { Some(role) } else { None })
+        .collect();
+    plan.stages.push(vec![step(
         Sign::Create,
         cluster.name.clone(),
-        opened(cluster),
-        "none: from here on clients may come in",
-        ApplyStep::Open { changes },
-    );
-    open.impact = Some("pivot".to_owned());
-    plan.stages.push(vec![open]);
-    add_pooler_and_proof(situation, plan, "none: clients may be connected");
+        objects_text(cluster),
+        "goes with the data directory",
+        ApplyStep::Objects { changes },
+    )]);
+    if !roles.is_empty() {
+        let mut open = step(
+            Sign::Create,
+            cluster.name.clone(),
+            format!("passwords of {} (SCRAM verifiers)", roles.join(", ")),
+            "none, clients may have come in",
+            ApplyStep::Open { roles },
+        );
+        open.impact = Some("pivot: from here on there is only forward".to_owned());
+        plan.stages.push(vec![open]);
+    }
+    add_pooler_and_proof(situation, plan);
 }
 
-fn opened(cluster: &Cluster) -> String {
+fn objects_text(cluster: &Cluster) -> String {
     let list = |word: &str, names: Vec<&str>| {
         (!names.is_empty()).then(|| format!("{word}{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", ")))
     };
@@ -281,7 +296,7 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
 }
 
 /// The pooler on each of its hosts, then a write that goes through it.
-fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, undo: &str) {
+fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
     let cluster = situation.cluster;
     if let Some(poolers) = &cluster.poolers {
         let aliases: Vec<String> = cluster
@@ -295,7 +310,7 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, undo:
             text: format!("PgBouncer on {host}:{}, aliases {}", poolers.port, aliases.join(", ")),
             reason: None,
             impact: None,
-            undo: undo.to_owned(),
+            undo: "none, clients may be connected".to_owned(),
             step: ApplyStep::Pooler { host: host.clone() },
         });
         plan.stages.push(steps.collect());
