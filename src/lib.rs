@@ -14,6 +14,7 @@
 //! | 0 | [`pg`], [`error`], [`secret`], [`units`], [`clock`], [`gate`] | nouns, no I/O |
 
 pub mod clock;
+pub mod db;
 pub mod engine;
 pub mod error;
 pub mod gate;

@@ -79,7 +79,10 @@ pub trait Step: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send + 
     fn retry(&self) -> Retry {
         Retry::NEVER
     }
-    fn probe(&self, cx: &Cx<'_, Self>) -> impl Future<Output = Result<Found<Self::Evidence>, StepError>> + Send;
+    fn probe(
+        &self,
+        cx: &Cx<'_, Self>,
+    ) -> impl Future<Output = Result<Found<Self::Evidence>, StepError>> + Send;
     fn apply(&self, cx: &Cx<'_, Self>) -> impl Future<Output = Result<Self::Evidence, StepError>> + Send;
     fn undo(&self, cx: &Cx<'_, Self>) -> impl Future<Output = Result<(), StepError>> + Send;
 }

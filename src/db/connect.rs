@@ -1,0 +1,586 @@
+//! Logging in, and sending one statement at a time with a deadline.
+//!
+//! Every login and every statement passes the [`Gate`]. No TLS, no pool of connections, no retry: who calls knows whether a second
+//! try is safe, and [`DbError`] tells it the one fact that decides that: not sent, refused, or unknown.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::{Client, Config, NoTls, Row, SimpleColumn, SimpleQueryMessage};
+
+use crate::error::{Error, ErrorKind};
+use crate::gate::{Blocked, Gate};
+use crate::secret::Secret;
+use crate::units::human_duration;
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The Unix socket `DIRECTORY/.s.PGSQL.PORT`.
+    Socket { directory: PathBuf, port: u16 },
+    /// A TCP address; a host name is resolved at each login.
+    Tcp { host: String, port: u16 },
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket { directory, port } => write!(f, "{}/.s.PGSQL.{port}", directory.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// What is set in a session from its first moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    /// pgherd's own work on a node: `search_path` pinned to `pg_catalog` (an operator or function that a user made is never
+    /// found first), a statement deadline on the server's side too, and no waiting for a synchronous standby at commit, since
+    /// a new primary may still name dead ones and the first catalog change would hang.
+    Tool,
+    /// Like [`Session::Tool`], and the server logs and shows nothing of the statements: for password verifiers.
+    Quiet,
+    /// Nothing set: what PgBouncer lets through, and what a commit needs that has to wait for the synchronous standbys.
+    Plain,
+}
+
+/// One login.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// How messages call the server: `inventory-a`.
+    pub server: String,
+    pub endpoint: Endpoint,
+    pub user: String,
+    pub database: String,
+    pub password: Option<Secret>,
+    pub session: Session,
+}
+
+/// Makes connections; holds what they all share.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    gate: Arc<dyn Gate>,
+    connect_timeout: Duration,
+    statement_timeout: Duration,
+}
+
+/// How long after the server's own deadline an answer may still come in before we stop listening.
+const GRACE: Duration = Duration::from_secs(2);
+
+impl Connector {
+    /// Makes connections within 3 s, whose statements may take 30 s.
+    pub fn new(gate: Arc<dyn Gate>) -> Self {
+        Self { gate, connect_timeout: Duration::from_secs(3), statement_timeout: Duration::from_secs(30) }
+    }
+
+    /// Replaces both deadlines: for the whole login, and for each statement.
+    #[must_use]
+    pub fn timeouts(mut self, connect: Duration, statement: Duration) -> Self {
+        self.connect_timeout = connect;
+        self.statement_timeout = statement;
+        self
+    }
+
+    /// Logs in.
+    ///
+    /// # Errors
+    /// [`DbError`]; a login has no effect on the server, so that each of them may be tried again.
+    pub async fn connect(&self, login: &Login) -> Result<Conn, DbError> {
+        let call = format!("{}: connect", login.server);
+        self.gate.before(&call).await.map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
+        let config = self.config(login);
+        let attempt = tokio::time::timeout(self.connect_timeout, config.connect(NoTls));
+        let (client, connection) = match attempt.await {
+            Ok(Ok(pair)) => pair,
+            Ok(Err(error)) => return Err(login_error(login, &error)),
+            Err(_) => {
+                return Err(DbError::Timeout {
+                    server: login.server.clone(),
+                    what: "connect".to_owned(),
+                    after: self.connect_timeout,
+                });
+            }
+        };
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
+        let conn = Conn {
+            client,
+            task,
+            gate: Arc::clone(&self.gate),
+            server: login.server.clone(),
+            database: login.database.clone(),
+            given_up: AtomicBool::new(false),
+            deadline: AtomicU64::new(millis(self.statement_timeout)),
+            session: login.session,
+        };
+        self.gate.after(&call).await.map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
+        Ok(conn)
+    }
+
+    fn config(&self, login: &Login) -> Config {
+        let mut config = Config::new();
+        config
+            .user(&login.user)
+            .dbname(&login.database)
+            .application_name("pgherd")
+            .connect_timeout(self.connect_timeout)
+            // A peer that vanished without a word must not hold us for the kernel's default of two hours.
+            .keepalives(true)
+            .keepalives_idle(Duration::from_secs(5))
+            .keepalives_interval(Duration::from_secs(2))
+            .keepalives_retries(3)
+            .tcp_user_timeout(Duration::from_secs(10));
+        match &login.endpoint {
+            Endpoint::Socket { directory, port } => config.host_path(directory).port(*port),
+            Endpoint::Tcp { host, port } => config.host(host).port(*port),
+        };
+        if let Some(password) = &login.password {
+            config.password(password.reveal());
+        }
+        let tool = format!(
+            "-c search_path=pg_catalog,pg_temp -c synchronous_commit=local -c client_min_messages=warning -c statement_timeout={}",
+            millis(self.statement_timeout)
+        );
+        match login.session {
+            Session::Plain => &mut config,
+            Session::Tool => config.options(tool),
+            Session::Quiet => config.options(format!("{tool} {QUIET}")),
+        };
+        config
+    }
+}
+
+// A statement shows in the log through log_statement, the three ways of log_min_duration and, if it fails, log_min_error_statement;
+// besides in pg_stat_activity, pg_stat_statements and pgaudit. The last two are placeholders where they are not loaded.
+const QUIET: &str = "-c log_statement=none -c log_duration=off -c log_min_duration_statement=-1 -c log_min_duration_sample=-1 \
+     -c log_transaction_sample_rate=0 -c log_min_error_statement=panic -c track_activities=off \
+     -c pg_stat_statements.track_utility=off -c pgaudit.log=none";
+
+/// A session on one server. Ends when it is dropped.
+pub struct Conn {
+    client: Client,
+    task: JoinHandle<()>,
+    gate: Arc<dyn Gate>,
+    server: String,
+    database: String,
+    /// A statement stayed without an answer: the next answer could be its.
+    given_up: AtomicBool,
+    /// In milliseconds.
+    deadline: AtomicU64,
+    session: Session,
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("server", &self.server)
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A value for `$n`, with its type, so that a statement needs no preparation and one round trip.
+pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+impl Conn {
+    /// Returns how messages call the server.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Gives every later statement another deadline, here and on the server.
+    ///
+    /// # Errors
+    /// [`DbError`] as for any statement.
+    pub async fn set_deadline(&self, deadline: Duration) -> Result<(), DbError> {
+        if self.session != Session::Plain {
+            self.batch("set a deadline", &format!("SET statement_timeout = {}", millis(deadline))).await?;
+        }
+        self.deadline.store(millis(deadline), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends statements that take no parameters and return nothing. Several of them are one transaction.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn batch(&self, what: &str, sql: &str) -> Result<(), DbError> {
+        self.within(what, self.client.batch_execute(sql)).await
+    }
+
+    /// Sends statements by the simple protocol, the only one that the PgBouncer console speaks, and returns the rows as text.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn simple(
+        &self,
+        what: &str,
+        sql: &str,
+    ) -> Result<Vec<BTreeMap<String, Option<String>>>, DbError> {
+        let messages = self.within(what, self.client.simple_query(sql)).await?;
+        Ok(messages.into_iter().filter_map(|message| text_row(&message)).collect())
+    }
+
+    pub(super) async fn query(
+        &self,
+        what: &str,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, DbError> {
+        self.within(what, self.client.query_typed(sql, params)).await
+    }
+
+    pub(super) async fn query_one(
+        &self,
+        what: &str,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> Result<Row, DbError> {
+        let mut rows = self.query(what, sql, params).await?;
+        match (rows.pop(), rows.len()) {
+            (Some(row), 0) => Ok(row),
+            (_, more) => Err(self.unexpected(what, format!("expected one row, got {more}"))),
+        }
+    }
+
+    pub(super) async fn execute(&self, what: &str, sql: &str, params: &[Param<'_>]) -> Result<u64, DbError> {
+        self.within(what, self.client.execute_typed(sql, params)).await
+    }
+
+    /// Reads a column of a row.
+    pub(super) fn field<'r, T: FromSql<'r>>(
+        &self,
+        what: &str,
+        row: &'r Row,
+        column: &str,
+    ) -> Result<T, DbError> {
+        row.try_get(column)
+            .map_err(|error| self.unexpected(what, format!("column {column}: {}", chain(&error))))
+    }
+
+    pub(super) fn unexpected(&self, what: &str, why: String) -> DbError {
+        DbError::Unexpected { server: self.server.clone(), what: what.to_owned(), why }
+    }
+
+    async fn within<T>(
+        &self,
+        what: &str,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DbError> {
+        let call = format!("{}: sql {what}", self.server);
+        self.gate.before(&call).await.map_err(|blocked| blocked_error(&self.server, what, blocked))?;
+        if self.given_up.load(Ordering::Relaxed) || self.client.is_closed() {
+            return Err(DbError::NotSent {
+                server: self.server.clone(),
+                what: what.to_owned(),
+                why: "the connection had ended before".to_owned(),
+            });
+        }
+        let deadline = Duration::from_millis(self.deadline.load(Ordering::Relaxed));
+        let result = match tokio::time::timeout(deadline + GRACE, answer).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(self.statement_error(what, deadline, &error)),
+            Err(_) => {
+                self.given_up.store(true, Ordering::Relaxed);
+                self.task.abort();
+                let why = format!("no answer within {}", human_duration(deadline + GRACE));
+                Err(DbError::Lost { server: self.server.clone(), what: what.to_owned(), why })
+            }
+        };
+        self.gate.after(&call).await.map_err(|blocked| blocked_error(&self.server, what, blocked))?;
+        result
+    }
+
+    fn statement_error(&self, what: &str, deadline: Duration, error: &tokio_postgres::Error) -> DbError {
+        let (server, what) = (self.server.clone(), what.to_owned());
+        let Some(db) = error.as_db_error() else {
+            let broken = error.is_closed() || io_source(error).is_some();
+            let why = chain(error);
+            return if broken {
+                DbError::Lost { server, what, why }
+            } else {
+                DbError::Unexpected { server, what, why }
+            };
+        };
+        let message = db.message().to_owned();
+        match db.code() {
+            state if *state == SqlState::QUERY_CANCELED => DbError::Timeout { server, what, after: deadline },
+            state if *state == SqlState::ADMIN_SHUTDOWN || *state == SqlState::CRASH_SHUTDOWN => {
+                DbError::ShuttingDown { server, what, message }
+            }
+            _ => DbError::Sql { server, what, refusal: Refusal::of(db) },
+        }
+    }
+}
+
+/// A server that is not in recovery. Whatever writes takes this.
+#[derive(Debug)]
+pub struct PrimaryConn(Conn);
+
+/// A server in recovery.
+#[derive(Debug)]
+pub struct StandbyConn(Conn);
+
+/// A server, by what it said of itself.
+#[derive(Debug)]
+pub enum NodeConn {
+    Primary(PrimaryConn),
+    Standby(StandbyConn),
+}
+
+impl Deref for PrimaryConn {
+    type Target = Conn;
+
+    fn deref(&self) -> &Conn {
+        &self.0
+    }
+}
+
+impl Deref for StandbyConn {
+    type Target = Conn;
+
+    fn deref(&self) -> &Conn {
+        &self.0
+    }
+}
+
+impl Deref for NodeConn {
+    type Target = Conn;
+
+    fn deref(&self) -> &Conn {
+        match self {
+            Self::Primary(conn) => conn,
+            Self::Standby(conn) => conn,
+        }
+    }
+}
+
+/// Asks a server whether it is in recovery.
+///
+/// # Errors
+/// [`DbError`] as for any statement.
+pub async fn classify(conn: Conn) -> Result<NodeConn, DbError> {
+    let what = "ask whether it is in recovery";
+    let row = conn.query_one(what, "SELECT pg_is_in_recovery() AS in_recovery", &[]).await?;
+    let in_recovery: bool = conn.field(what, &row, "in_recovery")?;
+    Ok(if in_recovery { NodeConn::Standby(StandbyConn(conn)) } else { NodeConn::Primary(PrimaryConn(conn)) })
+}
+
+/// How a login or a statement ended without success. Never holds a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DbError {
+    /// No socket file, or the connection was refused. Says nothing about whether the server's data is in use.
+    #[error("could not connect to {server}: nothing listens at {at}")]
+    NotListening { server: String, at: String, why: String },
+    /// The way to the server failed before a login was answered.
+    #[error("could not connect to {server} at {at}: {why}")]
+    Unreachable { server: String, at: String, why: String },
+    /// 57P03: it starts up, recovers from a crash or shuts down; PostgreSQL has one SQLSTATE for them. It is not gone.
+    #[error("{server} does not accept connections now: {message}")]
+    Starting { server: String, message: String },
+    /// 57P01 or 57P02 ended the session during a statement, whose outcome is unknown: a commit that only waited for a
+    /// synchronous standby has happened.
+    #[error("{server} ended the session during {what}: {message}")]
+    ShuttingDown { server: String, what: String, message: String },
+    /// 28P01 or 28000: wrong password, no such role, role without LOGIN, no line in pg_hba.conf.
+    #[error("{server} refused the login of {user} to database {database}: {why}")]
+    Authentication { server: String, user: String, database: String, why: String },
+    /// 3D000.
+    #[error("{server} has no database {database}")]
+    NoDatabase { server: String, database: String },
+    /// The login did not end in time, or the server cancelled the statement (57014): it had no effect.
+    #[error("{what} on {server} took longer than {}", human_duration(*after))]
+    Timeout { server: String, what: String, after: Duration },
+    /// The connection broke or fell silent after the statement was sent: its outcome is unknown.
+    #[error("the outcome of {what} on {server} is unknown: {why}")]
+    Lost { server: String, what: String, why: String },
+    /// The statement was not sent.
+    #[error("{what} on {server} was not sent: {why}")]
+    NotSent { server: String, what: String, why: String },
+    /// The server refused the statement.
+    #[error("could not {what} on {server}: {}", refusal.message)]
+    Sql { server: String, what: String, refusal: Box<Refusal> },
+    /// The answer was not what the statement can give.
+    #[error("{server} gave an unexpected answer to {what}: {why}")]
+    Unexpected { server: String, what: String, why: String },
+}
+
+/// Why a server refused a statement, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// SQLSTATE.
+    pub state: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    fn of(db: &tokio_postgres::error::DbError) -> Box<Self> {
+        Box::new(Self {
+            state: db.code().code().to_owned(),
+            message: db.message().to_owned(),
+            detail: db.detail().map(str::to_owned),
+            hint: db.hint().map(str::to_owned),
+        })
+    }
+}
+
+impl DbError {
+    /// Tells whether the statement may have had its effect: probe before anything is done again.
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::ShuttingDown { .. })
+    }
+
+    /// Tells whether the server refused the statement with this SQLSTATE, such as `42710`.
+    pub fn is_state(&self, wanted: &str) -> bool {
+        matches!(self, Self::Sql { refusal, .. } if refusal.state == wanted)
+    }
+}
+
+impl From<DbError> for Error {
+    fn from(error: DbError) -> Self {
+        let kind = match &error {
+            DbError::NotListening { .. }
+            | DbError::Unreachable { .. }
+            | DbError::Starting { .. }
+            | DbError::NoDatabase { .. } => ErrorKind::NotFound,
+            DbError::ShuttingDown { .. }
+            | DbError::Authentication { .. }
+            | DbError::Timeout { .. }
+            | DbError::Lost { .. }
+            | DbError::NotSent { .. }
+            | DbError::Sql { .. }
+            | DbError::Unexpected { .. } => ErrorKind::Failed,
+        };
+        let said = Self::new(kind, error.to_string());
+        match error {
+            DbError::NotListening { why, .. } => said.detail(format!("The operating system says: {why}.")),
+            DbError::Starting { .. } => said.hint("It is alive: wait until it accepts connections."),
+            DbError::Lost { .. } | DbError::ShuttingDown { .. } => {
+                said.hint("Look at what is there before the same is done again.")
+            }
+            DbError::Sql { refusal, .. } => {
+                let state = refusal.state;
+                let said = said.detail(match refusal.detail {
+                    Some(detail) => format!("{detail} (SQLSTATE {state})"),
+                    None => format!("SQLSTATE {state}."),
+                });
+                match refusal.hint {
+                    Some(hint) => said.hint(hint),
+                    None => said,
+                }
+            }
+            DbError::Unreachable { .. }
+            | DbError::Authentication { .. }
+            | DbError::NoDatabase { .. }
+            | DbError::Timeout { .. }
+            | DbError::NotSent { .. }
+            | DbError::Unexpected { .. } => said,
+        }
+    }
+}
+
+fn blocked_error(server: &str, what: &str, blocked: Blocked) -> DbError {
+    let (server, what, why) = (server.to_owned(), what.to_owned(), blocked.to_string());
+    match blocked {
+        Blocked::Before(_) => DbError::NotSent { server, what, why },
+        Blocked::After(_) => DbError::Lost { server, what, why },
+    }
+}
+
+fn login_error(login: &Login, error: &tokio_postgres::Error) -> DbError {
+    let (server, at) = (login.server.clone(), login.endpoint.to_string());
+    if let Some(db) = error.as_db_error() {
+        let message = db.message().to_owned();
+        return match db.code() {
+            state if *state == SqlState::CANNOT_CONNECT_NOW => DbError::Starting { server, message },
+            state
+                if *state == SqlState::INVALID_PASSWORD
+                    || *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION =>
+            {
+                DbError::Authentication {
+                    server,
+                    user: login.user.clone(),
+                    database: login.database.clone(),
+                    why: message,
+                }
+            }
+            state if *state == SqlState::INVALID_CATALOG_NAME => {
+                DbError::NoDatabase { server, database: login.database.clone() }
+            }
+            _ => DbError::Sql { server, what: "connect".to_owned(), refusal: Refusal::of(db) },
+        };
+    }
+    match io_source(error).map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+            DbError::NotListening { server, at, why: chain(error) }
+        }
+        Some(_) => DbError::Unreachable { server, at, why: chain(error) },
+        // What is neither the server's error nor the system's comes from our own side of the password exchange: none was given
+        // where one was asked for, or the server could not prove that it knows the verifier.
+        None if error.is_closed() || std::error::Error::source(error).is_none() => {
+            DbError::Unreachable { server, at, why: chain(error) }
+        }
+        None => DbError::Authentication {
+            server,
+            user: login.user.clone(),
+            database: login.database.clone(),
+            why: chain(error),
+        },
+    }
+}
+
+fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref())
+}
+
+/// Joins an error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn text_row(message: &SimpleQueryMessage) -> Option<BTreeMap<String, Option<String>>> {
+    let SimpleQueryMessage::Row(row) = message else {
+        return None;
+    };
+    let text = |(index, column): (usize, &SimpleColumn)| {
+        (column.name().to_owned(), row.get(index).map(str::to_owned))
+    };
+    Some(row.columns().iter().enumerate().map(text).collect())
+}
+
+fn millis(span: Duration) -> u64 {
+    // PostgreSQL's statement_timeout is an int of milliseconds.
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).min(i32::MAX as u64)
+}

@@ -1,0 +1,10 @@
+//! A PostgreSQL server: connecting, asking and telling. The only room that uses tokio-postgres, and the only one with SQL.
+//!
+//! Hands out typed rows. Decides nothing: it does not know the topology and never compares with it.
+
+pub mod connect;
+pub mod queries;
+
+pub use connect::{
+    Conn, Connector, DbError, Endpoint, Login, NodeConn, PrimaryConn, Session, StandbyConn, classify,
+};
