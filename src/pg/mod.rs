@@ -2,6 +2,7 @@
 
 pub mod control_file;
 pub mod guc;
+pub mod guc_units;
 pub mod history;
 pub mod ident;
 pub mod lsn;
