@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Globals, completions, man, schema, validate};
+use crate::commands::{Globals, completions, config, init, man, schema, validate};
 use crate::ui::exit;
 
 /// Run a herd of PostgreSQL clusters from one topology file
@@ -26,8 +26,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Init(init::InitArgs),
     Validate(validate::ValidateArgs),
     Schema(schema::SchemaArgs),
+    Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }

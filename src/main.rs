@@ -39,8 +39,10 @@ fn main() -> ExitCode {
 
 fn dispatch(command: &Command, app: &mut App) -> Outcome {
     match command {
+        Command::Init(args) => commands::init::run(args, app),
         Command::Validate(args) => commands::validate::run(args, app),
         Command::Schema(args) => commands::schema::run(args, app),
+        Command::Config(args) => commands::config::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
         Command::Man(args) => commands::man::run(args, Cli::command(), app),
     }

@@ -3,6 +3,8 @@
 //! A verb turns its arguments into a call and the answer into output; what the call does is below this floor.
 
 pub mod completions;
+pub mod config;
+pub mod init;
 pub mod man;
 pub mod schema;
 pub mod validate;

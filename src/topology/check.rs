@@ -48,6 +48,9 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     let timezone = checker.timezone(&topology);
     checker.regions(&topology, &clean);
     let defaults = tree.find("defaults");
+    if let Some(defaults) = defaults {
+        checker.none_removes_something(None, "defaults", defaults);
+    }
     let mut clusters = Vec::new();
     match (tree.find("clusters").map(|clusters| &clusters.value), topology.clusters) {
         (Some(Value::Mapping(entries)), _) => {
@@ -56,7 +59,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
                     Some(defaults) => merge(defaults, &entry.value),
                     None => without_none(&entry.value),
                 };
-                checker.none_removes_something(defaults, &entry.key, &entry.value);
+                checker.none_removes_something(defaults, &format!("clusters.{}", entry.key), &entry.value);
                 clusters.extend(checker.cluster(&entry.key, entry.at, &merged));
             }
         }
@@ -85,6 +88,21 @@ fn without_inherited_none(tree: &Tree) -> Tree {
         }
     }
     clean
+}
+
+/// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
+///
+/// # Errors
+/// The rule, as a sentence.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    // Cluster, hyphen and node together fit the 63 bytes of a slot's name.
+    let valid = (1..=31).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && !name.ends_with('-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    valid
+        .then_some(())
+        .ok_or("A name has up to 31 lowercase letters, digits and hyphens, and begins with a letter.")
 }
 
 struct Checker<'a> {
@@ -136,18 +154,16 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
+    /// Checks a name of pgherd's own.
     fn name(&mut self, at: Position, what: &str, name: &str) -> bool {
-        let valid = name.len() <= 40
-            && name.starts_with(|c: char| c.is_ascii_lowercase())
-            && !name.ends_with('-')
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if !valid {
-            self.report.add(at, format!("\"{name}\" cannot be the name of a {what}")).detail(
-                "A name has up to 40 lowercase letters, digits and hyphens, and begins with a letter.",
-            );
+        let checked = check_name(name);
+        if let Err(rule) = checked {
+            self.report
+                .add(at, format!("\"{name}\" cannot be the name of a {what}"))
+                .detail(rule)
+                .hint("Choose another name, such as \"inventory\" or \"db-1\".");
         }
-        valid
+        checked.is_ok()
     }
 
     /// Checks a name that PostgreSQL keeps: of a role, database or schema.
@@ -160,7 +176,9 @@ impl Checker<'_> {
             }
             (Ok(()), None) => return true,
         };
-        self.report.add(at, format!("\"{name}\" cannot be the name of a {what}: {reason}"));
+        self.report
+            .add(at, format!("\"{name}\" cannot be the name of a {what}: {reason}"))
+            .hint("Choose another name.");
         false
     }
 
@@ -207,14 +225,16 @@ impl Checker<'_> {
                 );
                 continue;
             };
+            let path = format!("regions.{}.hosts", region.name);
             for host in hosts {
-                if !foreign::report_managed_host(self.report, host.at, "a host", &host.key) {
+                if !foreign::report_managed_host(self.report, host.at, &path, &host.key) {
                     self.name(host.at, "host", &host.key);
                 }
                 if let Some(first) = seen.insert(host.key.clone(), host.at) {
                     self.report
                         .add(host.at, format!("host \"{}\" is in two regions", host.key))
-                        .detail(format!("It was given first at {first}."));
+                        .detail(format!("It was given first at {first}."))
+                        .hint("Keep one of the two.");
                     continue;
                 }
                 self.host_index.insert(host.key.clone(), self.hosts.len());
@@ -294,9 +314,9 @@ impl Checker<'_> {
     }
 
     /// In `settings`, `none` is also a word of PostgreSQL: without something to take away it must not vanish silently.
-    fn none_removes_something(&mut self, defaults: Option<&Tree>, cluster: &str, tree: &Tree) {
+    fn none_removes_something(&mut self, inherited: Option<&Tree>, path: &str, tree: &Tree) {
         let settings = |tree: &Tree| tree.find("postgres").and_then(|tree| tree.find("settings")).cloned();
-        let inherited = defaults.and_then(settings);
+        let inherited = inherited.and_then(settings);
         let Some(Tree { value: Value::Mapping(entries), .. }) = settings(tree) else {
             return;
         };
@@ -306,10 +326,12 @@ impl Checker<'_> {
                 self.report
                     .add(
                         entry.value.at,
-                        format!("clusters.{cluster}.postgres.settings.{} takes nothing away", entry.key),
+                        format!("{path}.postgres.settings.{}: none takes nothing away", entry.key),
                     )
-                    .detail("none removes what \"defaults\" say, and they do not have this setting.")
-                    .hint("Remove the line; or put quotes around \"none\" if PostgreSQL's word is meant.");
+                    .detail(
+                        "In a cluster, none removes what \"defaults\" say; here there is nothing to remove.",
+                    )
+                    .hint("Remove it; or put quotes around \"none\" if PostgreSQL's word is meant.");
             }
         }
     }
@@ -582,7 +604,9 @@ impl Checker<'_> {
                     .add(node.at, format!("unknown node \"{}\" in {path}", node.value))
                     .suggest(&node.value, names.iter().copied());
             } else if !seen.insert(node.value.as_str()) {
-                self.report.add(node.at, format!("node \"{}\" is named twice in {path}", node.value));
+                self.report
+                    .add(node.at, format!("node \"{}\" is named twice in {path}", node.value))
+                    .hint("Keep one of the two.");
             }
         }
         let one_is_primary = nodes.iter().any(|(node, _)| {
@@ -672,7 +696,9 @@ impl Checker<'_> {
                     .hint("Say where its password is: password: {env: NAME} or {file: PATH}; or remove its pools.");
             }
             if let Some(limit) = value.connections.as_ref().filter(|limit| limit.value == 0) {
-                self.report.add(limit.at, format!("connections of role {name} must be 1 or more"));
+                self.report
+                    .add(limit.at, format!("connections of role {name} must be 1 or more"))
+                    .hint("Remove the key if the role is not to be limited.");
             }
             let password = value.password.as_ref().map(|password| match &password.value {
                 SecretReference::File(path) => SecretReference::File(self.base.join(path)),
@@ -692,7 +718,9 @@ impl Checker<'_> {
         let mut seen = HashSet::new();
         for name in names {
             if !seen.insert(name.value.as_str()) {
-                self.report.add(name.at, format!("{what} \"{}\" is named twice", name.value));
+                self.report
+                    .add(name.at, format!("{what} \"{}\" is named twice", name.value))
+                    .hint("Keep one of the two.");
             }
         }
     }
@@ -793,7 +821,9 @@ impl Checker<'_> {
             }
         }
         if let Some(limit) = raw.max_clients.as_ref().filter(|limit| limit.value == 0) {
-            self.report.add(limit.at, format!("{path}.max-clients must be 1 or more"));
+            self.report
+                .add(limit.at, format!("{path}.max-clients must be 1 or more"))
+                .hint(format!("Remove the key for the default of {DEFAULT_MAX_CLIENTS}."));
         }
         let mut pools = Vec::new();
         for entry in raw.pools.as_ref().map(|pools| pools.value.0.as_slice()).unwrap_or_default() {
@@ -886,7 +916,9 @@ impl Checker<'_> {
                         )
                         .hint("Shorten the name of the pool or of the database.");
                 } else if alias == "pgbouncer" {
-                    self.report.add(at, "the alias \"pgbouncer\" is PgBouncer's admin console");
+                    self.report
+                        .add(at, "the alias \"pgbouncer\" is PgBouncer's admin console")
+                        .hint("Rename the pool or the database.");
                 }
                 if let Some((other_database, other_pool)) = seen.insert(alias.clone(), (database, &pool.name))
                 {

@@ -47,22 +47,32 @@ impl<'r> Cx<'r> {
     fn expected(&mut self, node: &Node, what: &str) {
         let (path, found) = (self.path(), node.kind_name());
         let problem = self.report.add(node.at, format!("{path} must be {what}, found {found}"));
-        let quoted_number = matches!(&node.value, Value::Scalar(scalar) if !scalar.plain);
+        let quoted = matches!(&node.value, Value::Scalar(scalar) if !scalar.plain);
         if found == "nothing" {
             problem.hint("Give it a value, or remove the key. An empty mapping is written {}.");
-        } else if quoted_number && what.contains("number") {
+        } else if quoted && what.contains("number") {
             problem.hint("Remove the quotes.");
         } else if what.contains("text") && (found == "a number" || found == "true or false") {
             problem.hint("Put quotes around it if it is meant as a text.");
+        } else {
+            problem.hint("\"pgherd schema\" prints what each key takes.");
         }
     }
 
     fn unit(&mut self, node: &Node, error: &UnitError) {
         let path = self.path();
         let problem = self.report.add(node.at, format!("{path}: {error}"));
-        if let UnitError::Missing(number, expected) = error {
-            let unit = if expected.contains("size") { "MiB" } else { "s" };
-            problem.hint(format!("Write the unit, such as \"{number} {unit}\"."));
+        match error {
+            UnitError::Missing(number, expected) => {
+                let unit = if expected.contains("size") { "MiB" } else { "s" };
+                problem.hint(format!("Write the unit, such as \"{number} {unit}\"."));
+            }
+            UnitError::AmbiguousM(_) => {
+                problem.hint("Write \"min\" if minutes are meant.");
+            }
+            UnitError::Unknown(..) | UnitError::NotANumber(..) | UnitError::TooLarge(_) => {
+                problem.hint("Write a whole number and a unit, such as \"64 MiB\" or \"30 s\".");
+            }
         }
     }
 }
@@ -241,7 +251,9 @@ impl Decode for Port {
             Ok(port @ 1024..) => Some(Self(port)),
             _ => {
                 let path = cx.path();
-                cx.report.add(node.at, format!("{path} must be a port from 1024 to 65535, found {number}"));
+                cx.report
+                    .add(node.at, format!("{path} must be a port from 1024 to 65535, found {number}"))
+                    .hint("Ports below 1024 need root, which PostgreSQL refuses.");
                 None
             }
         }
@@ -370,9 +382,10 @@ fn word<T: Copy>(node: &Node, cx: &mut Cx<'_>, words: &[(&str, T)]) -> Option<T>
     if found.is_none() {
         let path = cx.path();
         let problem = cx.report.add(node.at, format!("{path} must be {listed}, found \"{}\"", scalar.text));
-        if let Some(near) = nearest(&scalar.text, &names) {
-            problem.hint(format!("Did you mean \"{near}\"?"));
-        }
+        match nearest(&scalar.text, &names) {
+            Some(near) => problem.hint(format!("Did you mean \"{near}\"?")),
+            None => problem.hint(format!("Write {listed}.")),
+        };
     }
     found
 }
@@ -442,7 +455,8 @@ impl Decode for SecretReference {
                     let path = cx.path();
                     cx.report
                         .add(value.at, format!("{path} is not the name of an environment variable"))
-                        .detail("A name has letters, digits and underscores. What was found is not shown, since it may be a secret.");
+                        .detail("A name has letters, digits and underscores. What was found is not shown, since it may be a secret.")
+                        .hint(HINT);
                 }
                 valid.then_some(Self::Env(name))
             }),

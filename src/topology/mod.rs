@@ -5,16 +5,21 @@
 mod check;
 mod decode;
 mod foreign;
+pub mod init;
 mod merge;
 pub mod model;
+pub mod origin;
 pub mod problem;
 mod raw;
+pub mod render;
 pub mod schema;
+pub mod secrets;
 mod settings;
 mod yaml;
 
 use std::path::{Path, PathBuf};
 
+pub use check::check_name;
 use model::Herd;
 use problem::{Position, Problems, Report};
 
@@ -31,6 +36,10 @@ pub fn load(path: &Path) -> Result<Herd, Problems> {
 /// # Errors
 /// Every problem of the text, in the order of their places.
 pub fn load_text(file: &Path, text: &str, base: &Path) -> Result<Herd, Problems> {
+    load_tree(file, text, base).map(|(herd, _)| herd)
+}
+
+fn load_tree(file: &Path, text: &str, base: &Path) -> Result<(Herd, yaml::Node), Problems> {
     let mut report = Report::new(file);
     let Some(tree) = yaml::read(text, &mut report) else {
         if report.is_empty() {
@@ -42,7 +51,7 @@ pub fn load_text(file: &Path, text: &str, base: &Path) -> Result<Herd, Problems>
     };
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let herd = check::check(&tree, absolute, base, &mut report);
-    report.finish(herd)
+    report.finish(herd.map(|herd| (herd, tree)))
 }
 
 fn read(path: &Path) -> Result<String, Problems> {

@@ -154,7 +154,7 @@ pub(super) fn nearest<'a>(found: &str, names: &[&'a str]) -> Option<&'a str> {
     names
         .iter()
         .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), *name))
-        .filter(|(distance, name)| *distance <= (name.chars().count().max(3) / 3))
+        .filter(|(distance, name)| *distance <= found.chars().count().max(name.chars().count()) / 3)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -169,6 +169,7 @@ mod tests {
         assert_eq!(nearest("synchronus", &names), Some("synchronous"));
         assert_eq!(nearest("Schema", &names), Some("schemas"));
         assert_eq!(nearest("backups", &names), None);
+        assert_eq!(nearest("z", &["a", "b"]), None);
     }
 
     #[test]
