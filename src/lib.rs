@@ -21,6 +21,7 @@ pub mod engine;
 pub mod error;
 pub mod gate;
 pub mod host;
+pub mod ops;
 pub mod pg;
 pub mod secret;
 pub mod topology;

@@ -1,0 +1,3 @@
+//! What an operator asks for. Returns reports and never prints.
+
+pub mod objects;
