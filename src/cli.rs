@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Globals, apply, completions, config, destroy, init, man, plan, schema, status, validate};
+use crate::commands::{
+    Globals, apply, completions, config, destroy, init, man, plan, schema, status, validate,
+};
 use crate::ui::exit;
 
 /// Run a herd of PostgreSQL clusters from one topology file
@@ -31,6 +33,8 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
+    Status(status::StatusArgs),
+    Destroy(destroy::DestroyArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),

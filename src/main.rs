@@ -45,6 +45,8 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Plan(args) => commands::plan::run(args, app),
         Command::Apply(args) => commands::apply::run(args, app),
         Command::Config(args) => commands::config::run(args, app),
+        Command::Status(args) => commands::status::run(args, app),
+        Command::Destroy(args) => commands::destroy::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
         Command::Man(args) => commands::man::run(args, Cli::command(), app),
     }

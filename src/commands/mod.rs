@@ -5,10 +5,12 @@
 pub mod apply;
 pub mod completions;
 pub mod config;
+pub mod destroy;
 pub mod init;
 pub mod man;
 pub mod plan;
 pub mod schema;
+pub mod status;
 pub mod validate;
 
 use std::path::PathBuf;

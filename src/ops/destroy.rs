@@ -19,9 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::local::LocalHost;
 use crate::host::programs::Programs;
 use crate::host::{Host, HostError};
-use crate::ops::apply::Context;
+use crate::ops::apply::{self, Context};
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
-use crate::ops::pooler;
 use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
 use crate::topology::claim::{self, PoolerProfile, Profile};
@@ -65,7 +64,6 @@ pub struct Removal {
 #[derive(Debug)]
 pub struct World {
     operation: String,
-    input: Input,
     cluster: Cluster,
     doors: Doors,
     programs: BTreeMap<String, Programs>,
@@ -86,8 +84,14 @@ pub async fn plan(context: &Context, cluster: &str, node: Option<&str>) -> Resul
     profiles.sort_by(|a, b| a.node.cmp(&b.node));
     let poolers = pooler_profiles(&host, context, cluster).await?;
     if profiles.is_empty() && poolers.is_empty() {
-        return Err(Error::new(ErrorKind::NotFound, format!("there is no cluster {cluster:?} on this machine"))
-            .detail(format!("No profile in {} names it. Nothing was changed.", context.places.nodes().display())));
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no cluster {cluster:?} on this machine"),
+        )
+        .detail(format!(
+            "No profile in {} names it. Nothing was changed.",
+            context.places.nodes().display()
+        )));
     }
     let input = Input { cluster: cluster.to_owned(), profiles, poolers };
     let world = World::open(context, "plan".to_owned(), input.clone()).await?;
@@ -109,7 +113,11 @@ fn whole(input: Input) -> Removal {
     let nodes: Vec<DestroyStep> =
         input.profiles.iter().map(|profile| DestroyStep::Node { node: profile.node.clone() }).collect();
     let lines = input.poolers.iter().map(pooler_line).chain(input.profiles.iter().map(node_line)).collect();
-    Removal { input, stages: vec![poolers, nodes].into_iter().filter(|stage| !stage.is_empty()).collect(), lines }
+    Removal {
+        input,
+        stages: vec![poolers, nodes].into_iter().filter(|stage| !stage.is_empty()).collect(),
+        lines,
+    }
 }
 
 fn pooler_line(pooler: &PoolerProfile) -> String {
@@ -130,8 +138,11 @@ fn node_line(profile: &Profile) -> String {
 fn one(observed: &ClusterObserved, input: Input, node: &str) -> Result<Removal> {
     let Some(profile) = input.profiles.iter().find(|profile| profile.node == node).cloned() else {
         let names: Vec<&str> = input.profiles.iter().map(|profile| profile.node.as_str()).collect();
-        return Err(Error::new(ErrorKind::NotFound, format!("{} has no node {node:?} on this machine", input.cluster))
-            .hint(format!("Its nodes are: {}.", names.join(", "))));
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("{} has no node {node:?} on this machine", input.cluster),
+        )
+        .hint(format!("Its nodes are: {}.", names.join(", "))));
     };
     claimed(&profile, observed)?;
     let others = input.profiles.len() > 1;
@@ -144,7 +155,8 @@ fn one(observed: &ClusterObserved, input: Input, node: &str) -> Result<Removal> 
             lines.push(format!("slot {} on {}-{primary}", profile.slot, input.cluster));
             stages.push(vec![DestroyStep::Slot { on: primary, slot: profile.slot.clone() }]);
         }
-        Lead::Primary(_) | Lead::StoppedPrimary(_) | Lead::Unborn | Lead::Unknown { .. } | Lead::Split(_) => {}
+        Lead::Primary(_) | Lead::StoppedPrimary(_) | Lead::Unborn | Lead::Unknown { .. } | Lead::Split(_) => {
+        }
     }
     lines.push(node_line(&profile));
     // The node goes first: while it streams, its slot is in use.
@@ -159,7 +171,9 @@ fn is_primary(cluster: &str, node: &str) -> Error {
 }
 
 async fn pooler_profiles(host: &dyn Host, context: &Context, cluster: &str) -> Result<Vec<PoolerProfile>> {
-    let could_not = |error: HostError| Error::new(ErrorKind::NotFound, "could not read the pooler profiles").source(error);
+    let could_not = |error: HostError| {
+        Error::new(ErrorKind::NotFound, "could not read the pooler profiles").source(error)
+    };
     let directory = context.places.poolers();
     let mut found = Vec::new();
     for name in host.list(&directory).await.map_err(could_not)?.unwrap_or_default() {
@@ -184,7 +198,8 @@ pub async fn run(
     let lock = Lock::take(&context.store, &removal.input.cluster, wait).await?;
     let input = serde_json::to_value(&removal.input)
         .map_err(|error| Error::failed("could not write the input down").source(error))?;
-    let digest = Sha256::digest(input.to_string()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let digest =
+        Sha256::digest(input.to_string()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let intent = Intent {
         kind: KIND.to_owned(),
         topology: TopologyFile { file: context.places.nodes(), sha256: String::new() },
@@ -228,7 +243,7 @@ impl World {
             let node = cluster.node(&profile.node).expect("as_cluster takes every profile");
             programs.insert(profile.node.clone(), doors.programs(&cluster, node).await?);
         }
-        Ok(Self { operation, input, cluster, doors, programs })
+        Ok(Self { operation, cluster, doors, programs })
     }
 
     fn site(&self, name: &str) -> Result<Site<'_>> {
@@ -260,7 +275,9 @@ fn claimed(profile: &Profile, observed: &ClusterObserved) -> Result<()> {
     };
     match &seen.marker {
         Claim::Ours(marker) if marker.system_identifier == Some(profile.system_identifier) => {}
-        Claim::Ours(_) => return refuse("The marker names another system identifier than the profile.".to_owned()),
+        Claim::Ours(_) => {
+            return refuse("The marker names another system identifier than the profile.".to_owned());
+        }
         Claim::None => return refuse("There is no marker.".to_owned()),
         Claim::Other(marker) => return refuse(format!("It claims {}.", marker.data_directory.display())),
         Claim::Unknown { why } => return refuse(format!("{why}.")),
@@ -362,12 +379,13 @@ impl Step for DestroyStep {
         let world = cx.world;
         match self {
             Self::Pooler { host } => {
-                let places = world.doors.places.pooler(&world.input.cluster, host);
-                pooler::remove(world.doors.host(host), &places).await?;
+                apply::remove_pooler(&world.doors, &world.cluster, host).await?;
             }
             Self::Slot { on, slot } => {
                 let conn = world.site(on)?.connect().await.map_err(Error::from)?;
-                queries::drop_slot(&conn, slot).await.map_err(|error| StepError::passing(Error::from(error)))?;
+                queries::drop_slot(&conn, slot)
+                    .await
+                    .map_err(|error| StepError::passing(Error::from(error)))?;
             }
             Self::Node { node } => {
                 let site = world.site(node)?;

@@ -11,9 +11,11 @@ use serde::Serialize;
 use crate::db::queries::{ServerRole, Slot, WalSender};
 use crate::engine::store::Listed;
 use crate::error::Result;
-use crate::ops::apply::Context;
-use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server};
-use crate::ops::pooler::{self, ConsoleSeen, PoolerProcess};
+use crate::ops::apply::{self, Context};
+use crate::ops::observe::{
+    self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
+};
+use crate::ops::pooler::{ConsoleSeen, PoolerProcess};
 use crate::ops::roles::{self, Lead};
 use crate::pg::lsn::Lsn;
 use crate::topology::model::{Cluster, Herd};
@@ -159,8 +161,12 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         Lead::Primary(name) => observed.node(name),
         Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
     };
-    let nodes: Vec<NodeStatus> =
-        cluster.nodes.iter().zip(&observed.nodes).map(|(node, seen)| node_status(cluster, node, seen, primary)).collect();
+    let nodes: Vec<NodeStatus> = cluster
+        .nodes
+        .iter()
+        .zip(&observed.nodes)
+        .map(|(node, seen)| node_status(cluster, node, seen, primary))
+        .collect();
     let running = primary.and_then(NodeObserved::running);
     let any = running.or_else(|| observed.nodes.iter().find_map(NodeObserved::running));
     let mut report = ClusterStatus {
@@ -220,7 +226,10 @@ fn node_status(
         lag_bytes,
         lag_seconds,
         sync_state: sender.map(|sender: &WalSender| sender.sync_state.clone()),
-        slot: above.filter(|_| !is_primary).and_then(|above| above.slots.iter().find(|found| found.name == slot)).map(slot_status),
+        slot: above
+            .filter(|_| !is_primary)
+            .and_then(|above| above.slots.iter().find(|found| found.name == slot))
+            .map(slot_status),
         version: running.map(|running| running.facts.version.to_string()),
         up_seconds: running.map(|running| running.facts.now.duration_since(running.facts.started).as_secs()),
         disk_total_bytes: seen.disk.map(|disk| disk.total.0),
@@ -260,7 +269,9 @@ fn state(seen: &NodeObserved) -> (NodeState, Option<String>) {
             }
             (Directory::Missing | Directory::Empty, _) => (NodeState::Missing, None),
             (Directory::Unknown { why }, _) => (NodeState::Unknown, Some(why.clone())),
-            (Directory::Cluster { .. } | Directory::Foreign { .. }, Claim::Ours(_)) => (NodeState::Stopped, None),
+            (Directory::Cluster { .. } | Directory::Foreign { .. }, Claim::Ours(_)) => {
+                (NodeState::Stopped, None)
+            }
             (Directory::Cluster { .. } | Directory::Foreign { .. }, _) => {
                 (NodeState::Unknown, Some("its data directory is not pgherd's".to_owned()))
             }
@@ -272,7 +283,9 @@ fn state(seen: &NodeObserved) -> (NodeState, Option<String>) {
 /// standby that receives nothing cannot know what is missing, so its last sign of life counts.
 fn lag(own: Option<&Running>, above: Option<&Running>, state: NodeState) -> (Option<u64>, Option<f64>) {
     let Some(own) = own else { return (None, None) };
-    let ServerRole::Standby { replayed_lsn, last_replayed, receiver, .. } = &own.facts.role else { return (None, None) };
+    let ServerRole::Standby { replayed_lsn, last_replayed, receiver, .. } = &own.facts.role else {
+        return (None, None);
+    };
     let ahead: Option<Lsn> = above.and_then(|above| above.facts.role.lsn());
     let bytes = replayed_lsn.zip(ahead).map(|(replayed, ahead)| replayed.lag_behind(ahead).0);
     let since = |at: Timestamp| own.facts.now.duration_since(at).as_secs_f64().max(0.0);
@@ -286,7 +299,8 @@ fn lag(own: Option<&Running>, above: Option<&Running>, state: NodeState) -> (Opt
 
 async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
     let Some(declared) = &cluster.poolers else { return Vec::new() };
-    let by_port: BTreeMap<u16, &str> = cluster.nodes.iter().map(|node| (node.port, node.name.as_str())).collect();
+    let by_port: BTreeMap<u16, &str> =
+        cluster.nodes.iter().map(|node| (node.port, node.name.as_str())).collect();
     let mut found = Vec::new();
     for host in &declared.hosts {
         let mut status = PoolerStatus {
@@ -299,7 +313,7 @@ async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
             max_clients: declared.max_clients,
             waiting: 0,
         };
-        match pooler::look(doors, cluster, host).await {
+        match apply::observe_pooler(doors, cluster, host).await {
             Err(error) => status.why = Some(error.to_string()),
             Ok(observed) => {
                 status.state = match (&observed.process, &observed.ini) {
@@ -327,7 +341,8 @@ async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
                                 }),
                             }
                         }
-                        status.clients = console.pools.iter().map(|pool| pool.clients_active + pool.clients_waiting).sum();
+                        status.clients =
+                            console.pools.iter().map(|pool| pool.clients_active + pool.clients_waiting).sum();
                         status.waiting = console.pools.iter().map(|pool| pool.clients_waiting).sum();
                     }
                     ConsoleSeen::Unknown { why } if status.state == PoolerState::Up => {
@@ -350,14 +365,19 @@ fn operations(context: &Context, cluster: &Cluster) -> Vec<OperationStatus> {
         .into_iter()
         .filter_map(|listed| match listed {
             Listed::Readable(view) if view.cluster == cluster.name && !view.is_finished() => {
-                let running = holder.as_ref().is_some_and(|holder| holder.operation.as_ref() == Some(&view.id));
+                let running =
+                    holder.as_ref().is_some_and(|holder| holder.operation.as_ref() == Some(&view.id));
                 Some(OperationStatus {
                     id: view.id.to_string(),
                     kind: view.kind.clone(),
                     by: view.by.to_string(),
                     begun: view.begun,
                     running,
-                    next: if running { format!("pgherd operation show {}", view.id) } else { view.id.resume_command() },
+                    next: if running {
+                        format!("pgherd operation show {}", view.id)
+                    } else {
+                        view.id.resume_command()
+                    },
                 })
             }
             Listed::Readable(_) | Listed::Damaged { .. } => None,
@@ -372,7 +392,11 @@ fn problems(
     observed: &ClusterObserved,
     report: &ClusterStatus,
 ) -> Vec<Problem> {
-    let plan = if herd.clusters.len() > 1 { format!("pgherd --cluster {} plan", cluster.name) } else { "pgherd plan".to_owned() };
+    let plan = if herd.clusters.len() > 1 {
+        format!("pgherd --cluster {} plan", cluster.name)
+    } else {
+        "pgherd plan".to_owned()
+    };
     let mut found = Vec::new();
     let mut add = |what: String, next: &str| found.push(Problem { what, next: next.to_owned() });
     match lead {
@@ -399,7 +423,9 @@ fn problems(
             NodeState::Missing => add(format!("{} is not there{why}", node.node), &plan),
             NodeState::Unknown => add(format!("{} is unknown{why}", node.node), "pgherd status -v"),
         }
-        if let Some(slot) = node.slot.as_ref().filter(|slot| !slot.active && node.state != NodeState::Streaming) {
+        if let Some(slot) =
+            node.slot.as_ref().filter(|slot| !slot.active && node.state != NodeState::Streaming)
+        {
             let held = slot.retained_bytes.map(crate::units::ByteCount).unwrap_or_default();
             add(format!("slot {} is not in use and holds {held} of WAL", slot.name), &plan);
         }
@@ -410,7 +436,10 @@ fn problems(
             && total > 0
             && free * 10 < total
         {
-            add(format!("the disk of {} is {} % full", node.node, 100 - free * 100 / total), "free space, or grow the disk");
+            add(
+                format!("the disk of {} is {} % full", node.node, 100 - free * 100 / total),
+                "free space, or grow the disk",
+            );
         }
     }
     for pooler in &report.poolers {
@@ -419,12 +448,22 @@ fn problems(
             PoolerState::Up => {}
             PoolerState::Stopped => add(format!("the pooler on {} is stopped", pooler.host), &plan),
             PoolerState::Missing => add(format!("the pooler on {} is not there", pooler.host), &plan),
-            PoolerState::Unknown => add(format!("the pooler on {} is unknown{why}", pooler.host), "pgherd status -v"),
+            PoolerState::Unknown => {
+                add(format!("the pooler on {} is unknown{why}", pooler.host), "pgherd status -v")
+            }
         }
         for route in &pooler.routes {
             let writes = cluster.databases.contains(&route.alias);
             if writes && report.primary.as_ref().is_some_and(|primary| route.to != [primary.clone()]) {
-                add(format!("alias {} leads to {}, the primary is {}", route.alias, route.to.join(", "), report.primary.as_deref().unwrap_or("?")), &plan);
+                add(
+                    format!(
+                        "alias {} leads to {}, the primary is {}",
+                        route.alias,
+                        route.to.join(", "),
+                        report.primary.as_deref().unwrap_or("?")
+                    ),
+                    &plan,
+                );
             }
         }
     }

@@ -71,33 +71,16 @@ pub struct HbaBlock {
     pub replication_addresses: Vec<String>,
 }
 
+/// PgBouncer's own syntax is the business of whoever fills this in: nothing is quoted here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PgbouncerIni {
     pub cluster: String,
-    pub aliases: Vec<Alias>,
-    pub listen_addresses: String,
-    pub port: u16,
-    pub socket_directory: String,
-    pub pid_file: String,
-    pub log_file: String,
-    pub auth_file: String,
-    pub admin_users: Vec<String>,
-    /// `transaction`, `session` or `statement`.
-    pub pool_mode: String,
-    pub max_clients: u32,
-}
-
-/// A name under which clients reach a database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Alias {
-    pub name: String,
-    /// Address of the node that it leads to, or several with commas between.
-    pub host: String,
-    pub port: u16,
-    pub database: String,
-    /// Server connections of this one PgBouncer.
-    pub pool_size: u32,
-    pub reserve: u32,
+    /// Section [databases]: a connection string for each alias.
+    pub databases: Vec<Setting>,
+    /// Section [users], left out if it is empty.
+    pub users: Vec<Setting>,
+    /// Section [pgbouncer].
+    pub settings: Vec<Setting>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -135,8 +118,6 @@ pub fn render<T: Serialize>(template: Template, context: &T) -> Result<String> {
     syntax.trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true);
     environment.set_syntax(syntax.build().expect("these are the usual delimiters"));
     environment.add_filter("quote", quote);
-    environment.add_filter("ini_name", ini_name);
-    environment.add_filter("ini_value", ini_value);
     environment.add_filter("yaml", yaml);
     environment
         .render_named_str(name, source, minijinja::value::Serde(context))
@@ -146,19 +127,6 @@ pub fn render<T: Serialize>(template: Template, context: &T) -> Result<String> {
 /// Quotes a value for postgresql.conf. Mirrors what `DeescapeQuotedString` in `guc-file.l` takes apart.
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
-}
-
-/// Quotes a name on the left side of pgbouncer.ini where PgBouncer needs it (doc/config.md, section [databases]).
-fn ini_name(name: &str) -> String {
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
-}
-
-/// Quotes a value of a connection string in pgbouncer.ini: `'` around it, doubled within.
-fn ini_value(value: &str) -> String {
-    let plain =
-        !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:,".contains(&b));
-    if plain { value.to_owned() } else { format!("'{}'", value.replace('\'', "''")) }
 }
 
 /// Quotes a path for YAML where it needs it; a JSON string is a YAML string.
@@ -211,37 +179,6 @@ mod tests {
             HbaBlock { cluster: "inventory".into(), replication_addresses: vec!["127.0.0.1/32".into()] };
         let text = render(Template::HbaBlock, &block).unwrap();
         assert!(text.contains("\nhost replication replicator 127.0.0.1/32 scram-sha-256\n# END"), "{text}");
-    }
-
-    #[test]
-    fn pgbouncer_names_that_are_not_plain_are_quoted() {
-        let alias = Alias {
-            name: "web-shop_ro".into(),
-            host: "127.0.0.1".into(),
-            port: 5441,
-            database: "web-shop".into(),
-            pool_size: 16,
-            reserve: 4,
-        };
-        let ini = PgbouncerIni {
-            cluster: "inventory".into(),
-            aliases: vec![alias],
-            listen_addresses: "127.0.0.1".into(),
-            port: 6441,
-            socket_directory: "/run/pgherd".into(),
-            pid_file: "/run/pgherd/pooler.pid".into(),
-            log_file: "/var/log/pooler.log".into(),
-            auth_file: "/etc/pgherd/userlist.txt".into(),
-            admin_users: vec!["postgres".into()],
-            pool_mode: "transaction".into(),
-            max_clients: 200,
-        };
-        let text = render(Template::PgbouncerIni, &ini).unwrap();
-        let line = text.lines().find(|line| line.contains("dbname")).unwrap();
-        assert_eq!(
-            line,
-            "\"web-shop_ro\" = host=127.0.0.1 port=5441 dbname=web-shop pool_size=16 reserve_pool=4 max_db_connections=20"
-        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod error;
 pub mod exit;
 pub mod operation;
 pub mod plan;
+pub mod status;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -90,6 +91,13 @@ impl Ui {
     pub fn remark(&mut self, text: impl Display) {
         if self.verbosity > Verbosity::Quiet {
             self.line(text);
+        }
+    }
+
+    /// Begins a new screen, if stdout is one.
+    pub fn clear_screen(&mut self) {
+        if io::stdout().is_terminal() {
+            self.bytes(b"\x1b[H\x1b[2J");
         }
     }
 

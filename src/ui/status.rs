@@ -38,7 +38,9 @@ fn human(ui: &mut Ui, herd: &str, cluster: &ClusterStatus) {
 
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["", "node", "role", "state", "LSN", "behind", "sync", "slot", "version", "disk", "up", "note"]);
+    table.set_header([
+        "", "node", "role", "state", "LSN", "behind", "sync", "slot", "version", "disk", "up", "note",
+    ]);
     for node in &cluster.nodes {
         table.add_row(row(ui, cluster, node));
     }
@@ -85,12 +87,17 @@ fn row(ui: &Ui, cluster: &ClusterStatus, node: &NodeStatus) -> Vec<String> {
             format!("{} {}", ByteCount(bytes), human_duration(std::time::Duration::from_secs_f64(seconds)))
         }
         (_, Some(bytes), None) => ByteCount(bytes).to_string(),
-        (_, None, Some(seconds)) => format!("? {}", human_duration(std::time::Duration::from_secs_f64(seconds))),
+        (_, None, Some(seconds)) => {
+            format!("? {}", human_duration(std::time::Duration::from_secs_f64(seconds)))
+        }
         (_, None, None) => unknown(),
     };
     let slot = match &node.slot {
         Some(slot) if slot.active => "active".to_owned(),
-        Some(slot) => format!("holds {}", slot.retained_bytes.map_or_else(unknown, |bytes| ByteCount(bytes).to_string())),
+        Some(slot) => format!(
+            "holds {}",
+            slot.retained_bytes.map_or_else(unknown, |bytes| ByteCount(bytes).to_string())
+        ),
         None if node.role == NodeRole::Primary => none(),
         None if cluster.primary.is_some() => "none".to_owned(),
         None => unknown(),

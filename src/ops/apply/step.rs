@@ -146,7 +146,10 @@ impl Step for ApplyStep {
             Self::Objects { .. } | Self::Mend { .. } => Found::NotDone,
             Self::Open { roles } => {
                 let login = superuser(world)?;
-                match objects::passwords_set(to(world, &login), roles, &world.passwords).await.map_err(Error::from)? {
+                match objects::passwords_set(to(world, &login), roles, &world.passwords)
+                    .await
+                    .map_err(Error::from)?
+                {
                     Some(true) => Found::Done(Evidence::Opened {}),
                     Some(false) => Found::NotDone,
                     None => Found::CannotTell(format!(
@@ -173,7 +176,9 @@ impl Step for ApplyStep {
             Self::Start { node } => {
                 let site = world.site(node)?;
                 provision::start(&site).await?;
-                Evidence::Answers { system_identifier: provision::control_file(&site).await?.system_identifier }
+                Evidence::Answers {
+                    system_identifier: provision::control_file(&site).await?.system_identifier,
+                }
             }
             Self::Logins { nodes } => {
                 logins::ensure(world, nodes).await?;
@@ -189,7 +194,8 @@ impl Step for ApplyStep {
                 let from = world.node(from)?;
                 let names = declared::synchronous_names(&world.input.cluster, site.node);
                 let wish = wish(world, site.node, Some(from), names);
-                let report = |done: u64, total: u64| (cx.progress.0)(done << 10, Some(total << 10), Unit::Bytes);
+                let report =
+                    |done: u64, total: u64| (cx.progress.0)(done << 10, Some(total << 10), Unit::Bytes);
                 Evidence::Made { system_identifier: provision::clone(&site, from, &wish, &report).await? }
             }
             Self::Follow { node, upstream } => follow::start(world, node, upstream).await?,
@@ -208,7 +214,9 @@ impl Step for ApplyStep {
             }
             Self::Open { roles } => {
                 let login = superuser(world)?;
-                objects::set_passwords(to(world, &login), roles, &world.passwords).await.map_err(Error::from)?;
+                objects::set_passwords(to(world, &login), roles, &world.passwords)
+                    .await
+                    .map_err(Error::from)?;
                 Evidence::Opened {}
             }
             Self::Mend { change } => {
@@ -224,7 +232,9 @@ impl Step for ApplyStep {
     async fn undo(&self, cx: &Cx<'_, Self>) -> Result<(), StepError> {
         let world = cx.world;
         match self {
-            Self::Initdb { node } | Self::Clone { node, .. } => provision::remove_made(&world.site(node)?).await?,
+            Self::Initdb { node } | Self::Clone { node, .. } => {
+                provision::remove_made(&world.site(node)?).await?
+            }
             Self::Start { node } | Self::Follow { node, .. } => provision::stop(&world.site(node)?).await?,
             Self::Slot { on, slot } => drop_slot(&world.site(on)?, slot).await?,
             Self::Configure { node, files, resets, activation, expect } => {
@@ -255,10 +265,14 @@ async fn made(site: &Site<'_>) -> Result<Found<Evidence>> {
             None => Found::NotDone,
         }),
         Claim::None | Claim::Ours(_) => Ok(Found::NotDone),
-        Claim::Other(marker) => {
-            Ok(Found::CannotTell(format!("the marker of {} claims {}", site.name(), marker.data_directory.display())))
+        Claim::Other(marker) => Ok(Found::CannotTell(format!(
+            "the marker of {} claims {}",
+            site.name(),
+            marker.data_directory.display()
+        ))),
+        Claim::Unknown { why } => {
+            Ok(Found::CannotTell(format!("the marker of {} cannot be read: {why}", site.name())))
         }
-        Claim::Unknown { why } => Ok(Found::CannotTell(format!("the marker of {} cannot be read: {why}", site.name()))),
     }
 }
 

@@ -54,7 +54,10 @@ pub struct Fixed {
 pub enum Logins {
     Right,
     /// The text says what is missing or different; `nodes` need their password file.
-    Wrong { what: String, nodes: Vec<String> },
+    Wrong {
+        what: String,
+        nodes: Vec<String>,
+    },
 }
 
 /// How a pooler differs from what is declared.
@@ -63,10 +66,18 @@ pub enum PoolerDrift {
     Right,
     Missing,
     Stopped,
-    Differs(Vec<String>),
+    /// Differences with both values; `restart` if only a restart takes one of them over.
+    Differs {
+        what: Vec<String>,
+        restart: bool,
+    },
     /// Something that is not our pooler has its port.
-    Foreign { what: String },
-    Unknown { why: String },
+    Foreign {
+        what: String,
+    },
+    Unknown {
+        why: String,
+    },
 }
 
 /// A plan for one cluster.
@@ -236,7 +247,8 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
 
 fn objects_text(cluster: &Cluster) -> String {
     let list = |word: &str, names: Vec<&str>| {
-        (!names.is_empty()).then(|| format!("{word}{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", ")))
+        (!names.is_empty())
+            .then(|| format!("{word}{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", ")))
     };
     [
         list("role", cluster.roles.iter().map(|role| role.name.as_str()).collect()),
@@ -259,7 +271,8 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
             .and_then(|node| node.running())
             .is_some_and(|running| running.slots.iter().any(|found| found.name == slot))
     };
-    let stage = |make: &dyn Fn(&Node) -> PlannedStep| standbys.iter().map(|node| make(node)).collect::<Vec<_>>();
+    let stage =
+        |make: &dyn Fn(&Node) -> PlannedStep| standbys.iter().map(|node| make(node)).collect::<Vec<_>>();
     let slots = standbys
         .iter()
         .map(|node| cluster.slot_name(&node.name))
@@ -287,7 +300,11 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
     plan.stages.push(stage(&|node| PlannedStep {
         sign: Sign::Create,
         subject: cluster.full_name(&node.name),
-        text: format!("start on port {}, wait until it streams from {}", node.port, cluster.full_name(&primary.name)),
+        text: format!(
+            "start on port {}, wait until it streams from {}",
+            node.port,
+            cluster.full_name(&primary.name)
+        ),
         reason: None,
         impact: None,
         undo: "stop".to_owned(),
@@ -349,12 +366,17 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
             && *version != cluster.postgres.version.to_string()
         {
             found.push(
-                Error::refused(format!("cannot use {} for {name}: it is of another major version", node.data_directory.display()))
-                    .detail(format!(
-                        "PG_VERSION says {version}; the topology declares {}. Nothing was changed.",
-                        cluster.postgres.version
-                    ))
-                    .hint("Declare the version that the data directory has; a major upgrade is pg_upgrade's work."),
+                Error::refused(format!(
+                    "cannot use {} for {name}: it is of another major version",
+                    node.data_directory.display()
+                ))
+                .detail(format!(
+                    "PG_VERSION says {version}; the topology declares {}. Nothing was changed.",
+                    cluster.postgres.version
+                ))
+                .hint(
+                    "Declare the version that the data directory has; a major upgrade is pg_upgrade's work.",
+                ),
             );
         }
     }
@@ -375,10 +397,17 @@ fn split_brain(situation: &Situation<'_>, names: &[String]) -> Error {
         .observed
         .nodes
         .iter()
-        .filter_map(|node| node.running().filter(|running| running.is_primary()).map(|running| (node, running)))
+        .filter_map(|node| {
+            node.running().filter(|running| running.is_primary()).map(|running| (node, running))
+        })
         .map(|(node, running)| {
             let lsn = running.facts.role.lsn().map_or_else(|| "?".to_owned(), |lsn| lsn.to_string());
-            format!("{}: timeline {}, LSN {lsn}, {} standbys", node.node, running.facts.timeline, running.senders.len())
+            format!(
+                "{}: timeline {}, LSN {lsn}, {} standbys",
+                node.node,
+                running.facts.timeline,
+                running.senders.len()
+            )
         })
         .collect();
     Error::refused(format!("{} has more than one primary: {}", situation.cluster.name, names.join(", ")))
