@@ -152,7 +152,7 @@ impl Checker<'_> {
         let reason = match (check_object_name(name), quoting) {
             (Err(error), _) => error.to_string(),
             (Ok(()), Some(found)) => {
-                format!("it holds the character {found:?}, which PgBouncer's files cannot take")
+                format!("it holds the character {found:?}, which cannot stand in a file of PgBouncer")
             }
             (Ok(()), None) => return true,
         };
@@ -891,7 +891,15 @@ impl Checker<'_> {
                 raw.value.0.iter().find(|entry| entry.name == pool.name).map_or(raw.at, |entry| entry.at);
             for database in databases {
                 let alias = pool.alias(database);
-                if alias.len() > 63 {
+                // PgBouncer's parser takes no quoted name, whatever its manual says (pgbouncer issue 971; seen with 1.18).
+                let plain =
+                    alias.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+                if !plain {
+                    self.report
+                        .add(at, format!("PgBouncer cannot have the alias {alias:?}"))
+                        .detail("Its configuration takes letters, digits, \"_\", \".\" and \"-\" in a name, quoted or not.")
+                        .hint("Rename the database, or write \"poolers: none\".");
+                } else if alias.len() > 63 {
                     self.report
                         .add(
                             at,

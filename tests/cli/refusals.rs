@@ -877,6 +877,20 @@ HINT:   Rename the pool or the database."#,
 }
 
 #[test]
+fn refuses_a_database_that_pgbouncer_cannot_name() {
+    refuses(
+        TWO,
+        r#"    databases: {"my shop": {}}
+    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:12:39: PgBouncer cannot have the alias "my shop"
+DETAIL: Its configuration takes letters, digits, "_", "." and "-" in a name, quoted or not.
+HINT:   Rename the database, or write "poolers: none"."#,
+    );
+}
+
+#[test]
 fn refuses_a_pool_role_without_a_password() {
     refuses(
         TWO,
