@@ -59,10 +59,6 @@ impl Problems {
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
-
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl fmt::Display for Problems {
