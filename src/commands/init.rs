@@ -37,7 +37,9 @@ pub fn run(args: &InitArgs, app: &mut App) -> Outcome {
     let cluster = app.globals.cluster.clone().unwrap_or_else(|| "inventory".to_owned());
     for (what, name) in [("herd", &args.name), ("cluster", &cluster)] {
         crate::topology::check_name(name).map_err(|detail| {
-            Error::usage(format!("\"{name}\" cannot be the name of a {what}")).detail(detail)
+            Error::usage(format!("\"{name}\" cannot be the name of a {what}"))
+                .detail(detail)
+                .hint("Choose another name, such as \"shop\".")
         })?;
     }
     let wish = Wish {

@@ -135,7 +135,8 @@ impl App {
     /// When there is none.
     pub fn topology_file(&self) -> Result<PathBuf, Error> {
         const USUAL: [&str; 2] = ["pgherd.yml", "/etc/pgherd/pgherd.yml"];
-        match &self.globals.file {
+        // A variable that is set to nothing is one that is not set.
+        match self.globals.file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
             Some(file) => Ok(file.clone()),
             None => USUAL.iter().map(PathBuf::from).find(|file| file.exists()).ok_or_else(|| {
                 Error::usage("there is no topology file")

@@ -32,8 +32,7 @@ const OWN_DATABASES: [&str; 4] = ["pgbouncer", "postgres", "template0", "templat
 
 /// Checks a whole file; `None` if it is not even a topology.
 pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report) -> Option<Herd> {
-    let clean = without_inherited_none(tree);
-    let topology = raw::Topology::decode(&clean, &mut Cx::new(report, &[]))?;
+    let topology = raw::Topology::decode(tree, &mut Cx::new(report))?;
     let mut checker = Checker {
         report,
         base,
@@ -43,10 +42,10 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         directories: Vec::new(),
         full_names: HashMap::new(),
     };
-    checker.format_version(&topology, &clean);
-    let name = checker.herd_name(&topology, &clean);
+    checker.format_version(&topology, tree);
+    let name = checker.herd_name(&topology, tree);
     let timezone = checker.timezone(&topology);
-    checker.regions(&topology, &clean);
+    checker.regions(&topology, tree);
     let defaults = tree.find("defaults");
     if let Some(defaults) = defaults {
         checker.none_removes_something(None, "defaults", defaults);
@@ -69,25 +68,6 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     checker.data_directories();
     let hosts = std::mem::take(&mut checker.hosts);
     Some(Herd { name: name?, timezone, file, hosts, clusters })
-}
-
-/// Leaves out what says `none` where inheritance can take something away: in `defaults` and in each cluster.
-fn without_inherited_none(tree: &Tree) -> Tree {
-    let mut clean = tree.clone();
-    if let Value::Mapping(entries) = &mut clean.value {
-        for entry in entries {
-            match (entry.key.as_str(), &mut entry.value.value) {
-                ("defaults", _) => entry.value = without_none(&entry.value),
-                ("clusters", Value::Mapping(clusters)) => {
-                    for cluster in clusters {
-                        cluster.value = without_none(&cluster.value);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    clean
 }
 
 /// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
@@ -172,7 +152,7 @@ impl Checker<'_> {
         let reason = match (check_object_name(name), quoting) {
             (Err(error), _) => error.to_string(),
             (Ok(()), Some(found)) => {
-                format!("it holds the character {found:?}, which PgBouncer's files cannot take")
+                format!("it holds the character {found:?}, which cannot stand in a file of PgBouncer")
             }
             (Ok(()), None) => return true,
         };
@@ -354,7 +334,7 @@ impl Draft<'_> {
     fn names(&self, key: &str) -> Vec<&str> {
         match self.tree.find(key).map(|tree| &tree.value) {
             Some(Value::Mapping(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
-            Some(Value::Scalar(_) | Value::Sequence(_)) | None => Vec::new(),
+            Some(Value::Scalar(_) | Value::Sequence(_) | Value::Alias) | None => Vec::new(),
         }
     }
 
@@ -370,7 +350,7 @@ impl Checker<'_> {
         let valid_name = self.name(at, "cluster", name);
         // What is wrong with single values was reported where they are written, in `defaults` or in the cluster.
         let mut known = Report::new(Path::new(""));
-        let raw = raw::Cluster::decode(tree, &mut Cx::new(&mut known, &[]))?;
+        let raw = raw::Cluster::decode(tree, &mut Cx::new(&mut known))?;
         let postgres = self.postgres(&draft, raw.postgres.as_ref());
         let ports = raw.ports.as_ref().map(|ports| &ports.value);
         let node_port = ports.and_then(|ports| ports.postgres.as_ref());
@@ -412,11 +392,15 @@ impl Checker<'_> {
         if let Some(directory) = &raw.bin_directory {
             self.absolute(directory, "bin-directory");
         }
-        if let Some(user) = &raw.os_user
-            && !user.value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
-        {
-            self.report
-                .add(user.at, format!("\"{}\" cannot be the name of an operating system user", user.value));
+        if let Some(user) = &raw.os_user {
+            let plain =
+                user.value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+            if !plain || user.value == "root" {
+                self.report
+                    .add(user.at, format!("os-user cannot be {:?}", user.value))
+                    .detail("PostgreSQL refuses to run as root.")
+                    .hint("Write the name of an ordinary user, such as \"postgres\".");
+            }
         }
         let tune_memory =
             raw.tune.as_ref().and_then(|tune| tune.value.memory.as_ref()).map(|memory| memory.value);
@@ -433,12 +417,15 @@ impl Checker<'_> {
     fn absolute(&mut self, path: &Spanned<String>, key: &str) -> bool {
         let parts: Vec<Component<'_>> = Path::new(&path.value).components().collect();
         let plain = parts.iter().skip(1).all(|part| matches!(part, Component::Normal(_)));
-        let valid = parts.first() == Some(&Component::RootDir) && parts.len() > 1 && plain;
-        if !valid || path.value.chars().any(char::is_control) {
-            self.report.add(
-                path.at,
-                format!("{key} must be an absolute path without \"..\", found \"{}\"", path.value),
-            );
+        let printable = !path.value.chars().any(char::is_control);
+        let valid = parts.first() == Some(&Component::RootDir) && parts.len() > 1 && plain && printable;
+        if !valid {
+            self.report
+                .add(
+                    path.at,
+                    format!("{key} must be an absolute path without \"..\", found {:?}", path.value),
+                )
+                .hint("Write the whole path from / on.");
         }
         valid
     }
@@ -673,7 +660,7 @@ impl Checker<'_> {
         let pools: Vec<&str> =
             match draft.tree.find("poolers").and_then(|tree| tree.find("pools")).map(|tree| &tree.value) {
                 Some(Value::Mapping(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
-                Some(Value::Scalar(_) | Value::Sequence(_)) | None => Vec::new(),
+                Some(Value::Scalar(_) | Value::Sequence(_) | Value::Alias) | None => Vec::new(),
             };
         let mut roles = Vec::new();
         for NamedEntry { name, at, value } in raw.map(|raw| raw.value.0.as_slice()).unwrap_or_default() {
@@ -904,7 +891,15 @@ impl Checker<'_> {
                 raw.value.0.iter().find(|entry| entry.name == pool.name).map_or(raw.at, |entry| entry.at);
             for database in databases {
                 let alias = pool.alias(database);
-                if alias.len() > 63 {
+                // PgBouncer's parser takes no quoted name, whatever its manual says (pgbouncer issue 971; seen with 1.18).
+                let plain =
+                    alias.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+                if !plain {
+                    self.report
+                        .add(at, format!("PgBouncer cannot have the alias {alias:?}"))
+                        .detail("Its configuration takes letters, digits, \"_\", \".\" and \"-\" in a name, quoted or not.")
+                        .hint("Rename the database, or write \"poolers: none\".");
+                } else if alias.len() > 63 {
                     self.report
                         .add(
                             at,
@@ -977,6 +972,7 @@ impl Checker<'_> {
             })
             .collect::<Vec<_>>()
             .join(", ");
+        let sum = if sum.contains([',', '+']) { format!("{sum} = {needed}") } else { sum };
         let has = format!(
             "max_connections {max} - superuser_reserved_connections {superuser} - reserved_connections {reserved} = {usable}"
         );
@@ -994,7 +990,7 @@ impl Checker<'_> {
                         draft.name
                     ),
                 )
-                .detail(format!("As {role}: {sum} = {needed}. {has}."))
+                .detail(format!("As {role}: {sum}. {has}."))
                 .hint("Lower a size or a reserve, or raise max_connections under \"settings\".");
         }
         for (node, at) in nodes {
@@ -1005,7 +1001,7 @@ impl Checker<'_> {
             if needed > u64::from(stated) {
                 self.report
                     .add(*at, format!("the pools may open {needed} connections to {full}, its pool-connections are {stated}"))
-                    .detail(format!("As {role}: {sum} = {needed}."))
+                    .detail(format!("As {role}: {sum}."))
                     .hint("Lower a size or a reserve, or raise its pool-connections.");
             }
             if stated > usable {

@@ -27,13 +27,22 @@ pub(super) struct Cx<'r> {
 }
 
 impl<'r> Cx<'r> {
-    pub(super) fn new(report: &'r mut Report, path: &[&str]) -> Self {
-        Self { report, path: path.iter().map(|&part| part.to_owned()).collect() }
+    pub(super) fn new(report: &'r mut Report) -> Self {
+        Self { report, path: Vec::new() }
     }
 
     /// Returns where we are: `clusters.inventory.nodes.a`, or `the file` at the top.
     pub(super) fn path(&self) -> String {
         if self.path.is_empty() { "the file".to_owned() } else { self.path.join(".") }
+    }
+
+    /// Whether we are where `none` takes away what is inherited: anywhere in `defaults` or in a cluster.
+    fn inherits(&self) -> bool {
+        match self.path.first().map(String::as_str) {
+            Some("defaults") => true,
+            Some("clusters") => self.path.len() > 1,
+            _ => false,
+        }
     }
 
     pub(super) fn inside<T>(&mut self, part: &str, work: impl FnOnce(&mut Self) -> T) -> T {
@@ -45,6 +54,9 @@ impl<'r> Cx<'r> {
 
     /// Reports that something else was expected here.
     fn expected(&mut self, node: &Node, what: &str) {
+        if node.value == Value::Alias {
+            return;
+        }
         let (path, found) = (self.path(), node.kind_name());
         let problem = self.report.add(node.at, format!("{path} must be {what}, found {found}"));
         let quoted = matches!(&node.value, Value::Scalar(scalar) if !scalar.plain);
@@ -113,6 +125,9 @@ impl<T: Decode> Decode for Named<T> {
         let entries = mapping(node, cx)?;
         let mut named = Vec::with_capacity(entries.len());
         for Entry { key, at, value } in entries {
+            if cx.inherits() && value.is_none_word() {
+                continue;
+            }
             if let Some(value) = cx.inside(key, |cx| T::decode(value, cx)) {
                 named.push(NamedEntry { name: key.clone(), at: *at, value });
             }
@@ -131,7 +146,7 @@ impl<T: Decode> Decode for Vec<T> {
                     .filter_map(|(index, item)| cx.inside(&index.to_string(), |cx| T::decode(item, cx)))
                     .collect(),
             ),
-            Value::Mapping(_) | Value::Scalar(_) => {
+            Value::Mapping(_) | Value::Scalar(_) | Value::Alias => {
                 cx.expected(node, "a list such as [a, b]");
                 None
             }
@@ -142,7 +157,7 @@ impl<T: Decode> Decode for Vec<T> {
 fn mapping<'n>(node: &'n Node, cx: &mut Cx<'_>) -> Option<&'n [Entry]> {
     match &node.value {
         Value::Mapping(entries) => Some(entries),
-        Value::Sequence(_) | Value::Scalar(_) => {
+        Value::Sequence(_) | Value::Scalar(_) | Value::Alias => {
             cx.expected(node, "a mapping");
             None
         }
@@ -152,7 +167,7 @@ fn mapping<'n>(node: &'n Node, cx: &mut Cx<'_>) -> Option<&'n [Entry]> {
 fn scalar(node: &Node) -> Option<&Scalar> {
     match &node.value {
         Value::Scalar(scalar) => Some(scalar),
-        Value::Sequence(_) | Value::Mapping(_) => None,
+        Value::Sequence(_) | Value::Mapping(_) | Value::Alias => None,
     }
 }
 
@@ -170,7 +185,8 @@ impl<'n> Fields<'n> {
     /// Takes the value of `key` if it is there and has the right kind.
     pub(super) fn take<T: Decode>(mut self, key: &'static str, cx: &mut Cx<'_>) -> (Self, Option<T>) {
         self.known.push(key);
-        let entry = self.entries.iter().find(|entry| entry.key == key);
+        let removed = |entry: &Entry| cx.inherits() && entry.value.is_none_word();
+        let entry = self.entries.iter().find(|entry| entry.key == key).filter(|entry| !removed(entry));
         let value = entry.and_then(|entry| cx.inside(key, |cx| T::decode(&entry.value, cx)));
         (self, value)
     }
@@ -358,6 +374,9 @@ impl Decode for Address {
         if text == Some("local") {
             return Some(Self);
         }
+        if node.value == Value::Alias {
+            return None;
+        }
         let path = cx.path();
         if text.is_some_and(|text| super::foreign::report_managed_host(cx.report, node.at, &path, text)) {
             return None;
@@ -434,6 +453,9 @@ impl Decode for SecretReference {
         const HINT: &str = "Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.";
         let path = cx.path();
         let Value::Mapping(entries) = &node.value else {
+            if node.value == Value::Alias {
+                return None;
+            }
             cx.report
                 .add(node.at, format!("{path} is a secret given as text"))
                 .detail("The file says where a secret is and never what it is. The value is not shown here.")
@@ -460,7 +482,17 @@ impl Decode for SecretReference {
                 }
                 valid.then_some(Self::Env(name))
             }),
-            "file" => cx.inside(key, |cx| String::decode(value, cx)).map(|path| Self::File(PathBuf::from(path))),
+            "file" => cx.inside(key, |cx| {
+                let file = String::decode(value, cx)?;
+                if file.starts_with('~') {
+                    let path = cx.path();
+                    cx.report
+                        .add(value.at, format!("{path} begins with \"~\", which only a shell knows"))
+                        .hint("Write the whole path; a relative one counts from the topology file.");
+                    return None;
+                }
+                Some(Self::File(PathBuf::from(file)))
+            }),
             "command" => {
                 let argv = cx.inside(key, |cx| Vec::<String>::decode(value, cx))?;
                 if argv.is_empty() {

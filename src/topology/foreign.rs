@@ -157,7 +157,7 @@ pub(super) fn report_unknown_key(
 ) {
     let text = match &value.value {
         Value::Scalar(scalar) => scalar.text.as_str(),
-        Value::Sequence(_) | Value::Mapping(_) => "",
+        Value::Sequence(_) | Value::Mapping(_) | Value::Alias => "",
     };
     let is_kind = KIND_KEYS.contains(&key);
     let named_by_value = is_kind.then(|| managed_word(text).or_else(|| managed_host(text))).flatten();

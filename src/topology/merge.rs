@@ -45,7 +45,7 @@ pub(super) fn without_none(node: &Node) -> Node {
                 })
                 .collect(),
         ),
-        Value::Scalar(_) | Value::Sequence(_) => node.value.clone(),
+        Value::Scalar(_) | Value::Sequence(_) | Value::Alias => node.value.clone(),
     };
     Node { at: node.at, value }
 }

@@ -1,6 +1,7 @@
 //! The topology file: its model, how it is read and checked, and what is rendered from it.
 //!
-//! Decides nothing about the world: no network, no server. Reading the file and the secrets that it refers to are the only I/O.
+//! Decides nothing about the world and asks no server. Its only I/O is the file itself, the secrets that it refers to, and for
+//! the first topology a look at which programs and ports this machine has.
 
 mod check;
 pub mod claim;

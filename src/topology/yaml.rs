@@ -21,6 +21,8 @@ pub(super) enum Value {
     Scalar(Scalar),
     Sequence(Vec<Node>),
     Mapping(Vec<Entry>),
+    /// What an alias stands for; it was reported, so nobody needs to complain of it again.
+    Alias,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -82,7 +84,7 @@ impl Node {
             Value::Mapping(entries) => {
                 entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value)
             }
-            Value::Scalar(_) | Value::Sequence(_) => None,
+            Value::Scalar(_) | Value::Sequence(_) | Value::Alias => None,
         }
     }
 
@@ -96,6 +98,7 @@ impl Node {
         match &self.value {
             Value::Mapping(_) => "a mapping",
             Value::Sequence(_) => "a list",
+            Value::Alias => "an alias",
             Value::Scalar(scalar) => match scalar.kind() {
                 Kind::Nothing => "nothing",
                 Kind::Boolean => "true or false",
@@ -187,11 +190,14 @@ impl Reader<'_> {
                 }
             }
             Event::Alias(_) => {
-                self.report
-                    .add(at, "an alias (*name) is not allowed")
-                    .detail("Every value of a topology stands where it is read, or in \"defaults\".")
-                    .hint("Write the value here, or put what clusters share into \"defaults\".");
-                self.place(Node { at, value: empty() });
+                // Below a merge key the merge key is the problem.
+                if !matches!(self.open.last(), Some(Open::Mapping { key: Key::Refused, .. })) {
+                    self.report
+                        .add(at, "an alias (*name) is not allowed")
+                        .detail("Every value of a topology stands where it is read, or in \"defaults\".")
+                        .hint("Write the value here, or put what clusters share into \"defaults\".");
+                }
+                self.place(Node { at, value: Value::Alias });
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_properties(at, anchor, tag.is_some());
@@ -276,14 +282,11 @@ impl Reader<'_> {
     }
 }
 
-fn empty() -> Value {
-    Value::Scalar(Scalar { text: String::new(), plain: true })
-}
-
 fn accept_key(node: Node, seen: &mut HashMap<String, Position>, secret: bool, report: &mut Report) -> Key {
     let kind = node.kind_name();
     let scalar = match node.value {
         Value::Scalar(scalar) => scalar,
+        Value::Alias => return Key::Refused,
         Value::Sequence(_) | Value::Mapping(_) => {
             report
                 .add(node.at, format!("a key must be a text, found {kind}"))
