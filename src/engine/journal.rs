@@ -431,3 +431,287 @@ fn lock_for_append(file: &File, wait: Duration) -> io::Result<()> {
 fn unlock(file: &File) {
     rustix::fs::flock(file, FlockOperation::Unlock).expect("a lock on an open file can be given back");
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::engine::record::{Actor, End, Failure, PlannedStage, PlannedStep, ProbeFound, TopologyFile};
+    use crate::engine::step::Reversal;
+
+    const RESTORED: &[u8] = include_bytes!("../../tests/golden/journal-v1-restored.jsonl");
+    const DONE: &[u8] = include_bytes!("../../tests/golden/journal-v1-done.jsonl");
+    const ABANDONED: &[u8] = include_bytes!("../../tests/golden/journal-v1-abandoned.jsonl");
+
+    fn ada(pid: u32) -> Actor {
+        Actor { user: "ada".to_owned(), host: "db1".to_owned(), pid, version: "0.1.0".to_owned() }
+    }
+
+    fn failure(what: &str) -> Failure {
+        Failure {
+            kind: ErrorKind::Failed,
+            what: what.to_owned(),
+            detail: Some("Port 5442 is in use.".to_owned()),
+            hint: None,
+            context: vec!["start inventory-b".to_owned()],
+            causes: vec!["pg_ctl start ended with status 1".to_owned()],
+        }
+    }
+
+    fn header() -> Record {
+        let step =
+            |describe: &str, reversal, step| PlannedStep { describe: describe.to_owned(), reversal, step };
+        Record::Header(Box::new(Header {
+            format: FORMAT,
+            operation: OperationId("7f3a".to_owned()),
+            kind: "apply".to_owned(),
+            cluster: "inventory".to_owned(),
+            by: ada(4711),
+            topology: TopologyFile { file: "/etc/pgherd/pgherd.yml".into(), sha256: "5".repeat(64) },
+            plan_digest: "d".repeat(64),
+            input: json!({"name": "inventory"}),
+            stages: vec![
+                PlannedStage {
+                    steps: vec![
+                        step("initdb inventory-a", Reversal::Undo, json!({"initdb": {"node": "a"}})),
+                        step("start inventory-b", Reversal::Undo, json!({"start": {"node": "b"}})),
+                    ],
+                },
+                PlannedStage { steps: vec![step("open inventory", Reversal::ForwardOnly, json!("open"))] },
+                PlannedStage { steps: vec![step("start pooler", Reversal::Undo, json!("pooler"))] },
+            ],
+        }))
+    }
+
+    fn started(stage: usize, step: usize, attempt: u32) -> Record {
+        Record::StepStarted { stage, step, attempt }
+    }
+
+    fn done(stage: usize, step: usize) -> Record {
+        Record::StepDone { stage, step, evidence: json!({"port": 5441}) }
+    }
+
+    fn restored() -> Vec<Record> {
+        let why = failure("could not start inventory-b");
+        let failed = |again, timed_out| Record::StepFailed {
+            stage: 0,
+            step: 1,
+            again,
+            timed_out,
+            error: failure("could not start inventory-b"),
+        };
+        let found = |found| Record::StepFound { stage: 0, step: 1, found };
+        vec![
+            header(),
+            started(0, 0, 1),
+            started(0, 1, 1),
+            done(0, 0),
+            failed(true, false),
+            started(0, 1, 2),
+            failed(false, true),
+            found(ProbeFound::CannotTell { text: "a postmaster.pid of another host".to_owned() }),
+            Record::Ended { end: End::Stuck { why: why.clone() } },
+            Record::Resumed { by: ada(4712) },
+            found(ProbeFound::NotDone),
+            started(0, 1, 3),
+            Record::TakenOver { by: ada(4713), reason: "it hangs".to_owned() },
+            found(ProbeFound::Done { evidence: json!(null) }),
+            Record::TurnedBack { by: ada(4713), why: why.clone() },
+            Record::UndoStarted { stage: 0, step: 0, attempt: 1 },
+            Record::UndoStarted { stage: 0, step: 1, attempt: 1 },
+            Record::UndoDone { stage: 0, step: 1 },
+            Record::UndoFailed { stage: 0, step: 0, error: failure("could not remove it") },
+            Record::UndoStarted { stage: 0, step: 0, attempt: 2 },
+            Record::UndoDone { stage: 0, step: 0 },
+            Record::Ended { end: End::Restored { why } },
+        ]
+    }
+
+    fn incomplete() -> Vec<Record> {
+        let why = failure("could not start the pooler");
+        vec![
+            header(),
+            started(0, 0, 1),
+            done(0, 0),
+            started(0, 1, 1),
+            done(0, 1),
+            started(1, 0, 1),
+            done(1, 0),
+            started(2, 0, 1),
+            Record::StepFailed { stage: 2, step: 0, again: false, timed_out: false, error: why.clone() },
+            Record::Ended { end: End::Incomplete { why } },
+        ]
+    }
+
+    fn finished(end: Vec<Record>) -> Vec<Record> {
+        incomplete().into_iter().chain(end).collect()
+    }
+
+    fn render(records: Vec<Record>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut previous = String::new();
+        for (seq, record) in (0..).zip(records) {
+            let at = Timestamp::from_millisecond(1_795_252_447_120 + seq * 250).unwrap();
+            let (line, hash) = render_line(&Entry { seq: seq.unsigned_abs(), at, previous, record });
+            bytes.extend(line);
+            previous = hash;
+        }
+        bytes
+    }
+
+    fn parsed(bytes: &[u8]) -> Result<Option<Content>> {
+        parse(Path::new("7f3a.jsonl"), bytes)
+    }
+
+    #[test]
+    fn the_golden_journals_are_what_this_binary_writes_and_reads() {
+        let ended = vec![
+            Record::Resumed { by: ada(4712) },
+            Record::StepFound { stage: 2, step: 0, found: ProbeFound::NotDone },
+            started(2, 0, 2),
+            done(2, 0),
+            Record::Ended { end: End::Done },
+        ];
+        let abandoned = vec![Record::Abandoned { by: ada(4712), reason: "started by hand".to_owned() }];
+        for (golden, records) in
+            [(RESTORED, restored()), (DONE, finished(ended)), (ABANDONED, finished(abandoned))]
+        {
+            assert_eq!(String::from_utf8_lossy(golden), String::from_utf8_lossy(&render(records.clone())));
+            let content = parsed(golden).unwrap().unwrap();
+            let read: Vec<Record> = content.entries.into_iter().map(|entry| entry.record).collect();
+            assert_eq!(read, records);
+            assert!(content.view.is_finished());
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_its_number() {
+        let text = String::from_utf8(RESTORED.to_vec()).unwrap();
+        let line = text.lines().next().unwrap().replace(r#""format":1,"#, r#""format":2,"colour":"red","#);
+        let body = &line[..line.len() - HASH_KEY.len() - HASH_LENGTH - 2];
+        let hash = hex(&Sha256::digest(format!("{body}}}")));
+        let error = parsed(format!("{body},\"sha256\":\"{hash}\"}}\n").as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Stuck);
+        let what = "cannot trust the journal 7f3a.jsonl at line 1: it has format 2, and this pgherd knows only format 1";
+        assert_eq!(error.what(), what);
+    }
+
+    #[test]
+    fn an_unknown_record_is_refused_with_its_line() {
+        let entry = |record| Entry { seq: 1, at: Timestamp::UNIX_EPOCH, previous: String::new(), record };
+        let (line, _) = render_line(&entry(started(0, 0, 1)));
+        let body = String::from_utf8(line).unwrap().replace("step_started", "step_dreamt");
+        let body = &body[..body.len() - HASH_KEY.len() - HASH_LENGTH - LINE_END.len()];
+        let line = format!("{body},\"sha256\":\"{}\"}}\n", hex(&Sha256::digest(format!("{body}}}"))));
+        let why = parse_line(line.as_bytes()).unwrap_err();
+        assert!(
+            why.starts_with("this pgherd does not understand it: unknown variant `step_dreamt`"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_record_that_cannot_follow_is_refused() {
+        let why = |records| parsed(&render(records)).unwrap_err().what().to_owned();
+        let after_the_header = |record| why(vec![header(), record]);
+        assert!(why(vec![started(0, 0, 1)]).ends_with("line 1: the first record is not a header"));
+        assert!(
+            after_the_header(done(0, 0)).ends_with("line 2: step initdb inventory-a ends without a start")
+        );
+        assert!(after_the_header(started(7, 0, 1)).ends_with("line 2: the plan has no step 0 in stage 7"));
+        assert!(after_the_header(header()).ends_with("line 2: a second header"));
+        let early = Record::Ended { end: End::Done };
+        assert!(after_the_header(early).ends_with("line 2: the end does not fit what came before it"));
+        let twice = vec![header(), started(0, 0, 1), started(0, 0, 2)];
+        assert!(why(twice).ends_with("line 3: step initdb inventory-a is started twice"));
+        let back = Record::TurnedBack { by: ada(1), why: failure("no") };
+        let after_the_pivot = vec![header(), started(1, 0, 1), done(1, 0), back];
+        assert!(why(after_the_pivot).ends_with("line 4: the operation turns back after its pivot"));
+        let mut ended = restored();
+        ended.push(Record::Resumed { by: ada(1) });
+        assert!(why(ended).ends_with("line 23: a record follows the end of the operation"));
+    }
+
+    #[test]
+    fn a_line_that_was_taken_out_breaks_the_chain() {
+        let text = String::from_utf8(RESTORED.to_vec()).unwrap();
+        let without: String =
+            text.split_inclusive('\n').enumerate().filter(|(at, _)| *at != 3).map(|(_, line)| line).collect();
+        let error = parsed(without.as_bytes()).unwrap_err();
+        assert_eq!(
+            error.what(),
+            "cannot trust the journal 7f3a.jsonl at line 4: its number is 4, expected 3"
+        );
+    }
+
+    fn created(directory: &Path) -> Journal {
+        let Record::Header(header) = header() else { unreachable!("header() makes a header") };
+        let path = directory.join("7f3a.jsonl");
+        Journal::create(&path, *header, Arc::new(SystemClock), None).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_off_before_the_next_append() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = created(directory.path());
+        let path = journal.path.clone();
+        journal.append(started(0, 0, 1)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        drop(journal);
+        std::fs::write(&path, [&whole[..], br#"{"seq":2,"at"#].concat()).unwrap();
+        let mut journal = Journal::open(&path, Arc::new(SystemClock), None).unwrap().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        journal.append(done(0, 0)).unwrap();
+        assert_eq!(read(&path).unwrap().unwrap().entries.len(), 3);
+    }
+
+    #[test]
+    fn another_writers_record_stops_the_first_one_for_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut old = created(directory.path());
+        let mut new = Journal::open(&old.path, Arc::new(SystemClock), None).unwrap().unwrap();
+        new.append(Record::TakenOver { by: ada(2), reason: "it hangs".to_owned() }).unwrap();
+        let bytes = std::fs::read(&old.path).unwrap();
+        assert_eq!(old.append(started(0, 0, 1)).unwrap_err().kind(), ErrorKind::Locked);
+        assert_eq!(old.append(started(0, 0, 1)).unwrap_err().kind(), ErrorKind::Stuck);
+        assert_eq!(std::fs::read(&old.path).unwrap(), bytes);
+        new.append(started(0, 0, 1)).unwrap();
+    }
+
+    #[test]
+    fn only_its_owner_may_read_a_journal() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = created(directory.path());
+        assert_eq!(journal.file.metadata().unwrap().mode() & 0o777, 0o600);
+        let Record::Header(header) = header() else { unreachable!("header() makes a header") };
+        let again = Journal::create(&journal.path, *header, Arc::new(SystemClock), None).unwrap();
+        assert!(again.is_none(), "an existing journal is never written over");
+    }
+
+    proptest! {
+        #[test]
+        fn any_prefix_folds_with_at_most_the_torn_line_missing(length in 0..=RESTORED.len()) {
+            let prefix = &RESTORED[..length];
+            let whole = prefix.iter().filter(|byte| **byte == b'\n').count();
+            match parsed(prefix).unwrap() {
+                Some(content) => prop_assert_eq!(content.entries.len(), whole),
+                None => prop_assert_eq!(whole, 0),
+            }
+        }
+
+        #[test]
+        fn any_changed_byte_is_refused_but_the_last_which_reads_as_torn(at in 0..RESTORED.len(), flip in 1..=255_u8) {
+            let mut bytes = RESTORED.to_vec();
+            bytes[at] ^= flip;
+            let result = parsed(&bytes);
+            if at == RESTORED.len() - 1 {
+                prop_assert!(result.unwrap().is_some_and(|content| !content.view.is_finished()));
+            } else {
+                prop_assert_eq!(result.map(|_| ()).unwrap_err().kind(), ErrorKind::Stuck);
+            }
+        }
+    }
+}

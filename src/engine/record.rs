@@ -203,7 +203,7 @@ pub enum End {
 
 /// One line of the journal. `stage` and `step` count from 0; `attempt` from 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "event", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Record {
     /// Only and always the first line.
     Header(Box<Header>),

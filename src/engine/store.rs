@@ -263,3 +263,74 @@ fn random_id(length: usize) -> Result<OperationId> {
         .map_err(|error| Error::failed("the operating system gave no random bytes").source(error))?;
     Ok(OperationId(hex(&bytes)[..length].to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(variables: &[(&str, &str)], root: bool) -> Result<PathBuf> {
+        let value =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        choose_state_directory(value, root)
+    }
+
+    #[test]
+    fn the_state_is_where_the_environment_says_or_where_the_user_has_a_right() {
+        let home = ("HOME", "/home/ada");
+        assert_eq!(chosen(&[("PGHERD_STATE_DIR", "/s"), home], true).unwrap(), Path::new("/s"));
+        assert_eq!(chosen(&[home], true).unwrap(), Path::new("/var/lib/pgherd"));
+        assert_eq!(chosen(&[home], false).unwrap(), Path::new("/home/ada/.local/state/pgherd"));
+        assert_eq!(chosen(&[home, ("XDG_STATE_HOME", "/x")], false).unwrap(), Path::new("/x/pgherd"));
+        assert_eq!(chosen(&[], false).unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(chosen(&[("PGHERD_STATE_DIR", "state")], true).unwrap_err().kind(), ErrorKind::Usage);
+    }
+
+    fn store_with(ids: &[&str]) -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path().join("state"));
+        store.make_directory(&store.operations()).unwrap();
+        let journal = include_str!("../../tests/golden/journal-v1-done.jsonl");
+        for id in ids {
+            std::fs::write(store.path(&OperationId((*id).to_owned())), journal).unwrap();
+        }
+        (directory, store)
+    }
+
+    #[test]
+    fn an_operation_is_found_by_the_beginning_of_its_id() {
+        let (_directory, store) = store_with(&["7f3a", "7f4b", "90c1", "90c1aa"]);
+        assert_eq!(store.find("7f3").unwrap().as_str(), "7f3a");
+        assert_eq!(store.find("90c1").unwrap().as_str(), "90c1", "a whole id is not ambiguous");
+        let ambiguous = store.find("7f").unwrap_err();
+        assert_eq!(
+            (ambiguous.kind(), ambiguous.detail_text()),
+            (ErrorKind::Usage, Some("It could be 7f3a, 7f4b."))
+        );
+        let missing = store.find("7e3a").unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+        assert_eq!(missing.hint_text(), Some("Did you mean 7f3a? See them all: pgherd operation list"));
+        assert_eq!(store.find("").unwrap_err().kind(), ErrorKind::Usage);
+    }
+
+    #[test]
+    fn a_listing_leaves_out_what_never_began_and_shows_what_is_damaged() {
+        let (_directory, store) = store_with(&["7f3a"]);
+        std::fs::write(store.operations().join("0001.jsonl"), "{\"seq\":0").unwrap();
+        std::fs::write(store.operations().join("0002.jsonl"), "rubbish\n").unwrap();
+        let listed = store.list().unwrap();
+        let [Listed::Readable(view), Listed::Damaged { file, error }] = listed.as_slice() else {
+            panic!("{listed:?}")
+        };
+        assert_eq!(view.id.as_str(), "7f3a");
+        assert!(file.ends_with("0002.jsonl"));
+        assert_eq!(error.kind(), ErrorKind::Stuck);
+    }
+
+    #[test]
+    fn a_store_that_nobody_used_is_empty_and_stays_unmade() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path().join("state"));
+        assert!(store.list().unwrap().is_empty());
+        assert!(!directory.path().join("state").exists());
+    }
+}
