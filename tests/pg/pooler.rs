@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgherd::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use pgherd::gate;
 use pgherd::host::Host as _;
+use pgherd::host::decorate::{DryRun, Layered};
 use pgherd::host::local::LocalHost;
 use pgherd::host::programs::{PgBouncerVersion, Programs, find_pgbouncer, find_postgres};
 use pgherd::ops::pooler::{
@@ -196,6 +198,15 @@ async fn clients_reach_both_aliases_and_a_reload_leads_them_elsewhere() {
     assert_eq!(house.leads_to("shop_ro").await, b);
     assert_eq!(house.drift(&files).await, Vec::<String>::new());
 
+    house.cluster.roles[0].pools = vec!["ro".to_owned()];
+    let narrow = house.files(&layout);
+    house.door().install(&narrow).await.unwrap();
+    house.door().reload_and_verify(&narrow).await.unwrap();
+    let refused = house.login("shop").await.unwrap_err();
+    assert!(format!("{refused:?}").contains("login rejected"), "{refused:?}");
+    assert_eq!(house.leads_to("shop_ro").await, b);
+    house.cluster.roles[0].pools = vec!["rw".to_owned(), "ro".to_owned()];
+
     layout.standbys = vec![standby("b", a)];
     let files = house.files(&layout);
     house.door().install(&files).await.unwrap();
@@ -271,7 +282,12 @@ async fn a_hand_edit_is_seen_and_mended() {
     house.door().install(&files).await.unwrap();
     house.door().reload_and_verify(&files).await.unwrap();
     assert_eq!(house.drift(&files).await, Vec::<String>::new());
-    assert_eq!(pid(&house.observe().await), first);
+    let observed = house.observe().await;
+    assert_eq!(pid(&observed), first);
+    let only_looking = Layered::new(Arc::new(house.host.clone()), DryRun);
+    let looked = Pooler { host: &only_looking, ..house.door() }.observe().await.unwrap();
+    assert_eq!(looked, observed);
+    assert!(Pooler { host: &only_looking, ..house.door() }.reload_and_verify(&files).await.is_err());
     let mode = std::fs::metadata(house.paths.userlist()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }

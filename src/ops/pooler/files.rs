@@ -1,4 +1,5 @@
-//! What PgBouncer is to read, from what is declared and where each pool leads now: pgbouncer.ini and userlist.txt.
+//! What PgBouncer is to read, from what is declared and where each pool leads now: pgbouncer.ini, its
+//! access lines and userlist.txt.
 //!
 //! Pure: who may serve a pool is decided here, from facts that are handed in. Knows no process and no console.
 
@@ -13,7 +14,7 @@ use crate::error::Error;
 use crate::host::programs::PgBouncerVersion;
 use crate::pg::scram::Verifier;
 use crate::secret::Secret;
-use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, Poolers};
+use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, Poolers, Role};
 use crate::topology::render::{PgbouncerIni, Setting, Template, render as fill};
 
 /// The longest path of a Unix socket, without the final NUL (`sockaddr_un`).
@@ -60,6 +61,11 @@ impl PoolerPaths {
 
     pub fn userlist(&self) -> PathBuf {
         self.directory.join("userlist.txt")
+    }
+
+    /// Which role may use which alias.
+    pub fn hba(&self) -> PathBuf {
+        self.directory.join("pgbouncer_hba.conf")
     }
 
     pub fn pidfile(&self) -> PathBuf {
@@ -147,6 +153,8 @@ pub struct PoolerFiles {
     /// Section [pgbouncer]: name and value.
     pub settings: Vec<(String, String)>,
     pub ini: String,
+    /// Which role may use which alias: one line each.
+    pub hba: String,
     /// Names and verifiers; a verifier is as good as a password to whoever wants to guess it.
     pub userlist: Secret,
 }
@@ -184,7 +192,7 @@ pub fn render(declared: &Declared<'_>) -> Result<PoolerFiles, Error> {
             settings: settings.iter().map(as_setting).collect(),
         },
     )?;
-    Ok(PoolerFiles { routes, settings, ini, userlist: userlist(declared)? })
+    Ok(PoolerFiles { routes, settings, ini, hba: access(declared, poolers), userlist: userlist(declared)? })
 }
 
 /// Which part of a size that is declared for a whole node falls to this PgBouncer and one of its databases.
@@ -300,7 +308,7 @@ fn connection_string(route: &Route) -> String {
 /// Section [users]: a role that has a limit on the server must not be sent there more often than that.
 fn limits(cluster: &Cluster, share: &Share) -> Result<Vec<(String, String)>, Error> {
     let mut users = Vec::new();
-    for role in cluster.roles.iter().filter(|role| !role.pools.is_empty()) {
+    for role in clients(cluster) {
         if let Some(connections) = role.connections {
             check_name("role", &role.name)?;
             users.push((
@@ -327,7 +335,9 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("unix_socket_mode", "0700".to_owned()),
         ("logfile", path(&paths.log())),
         ("pidfile", path(&paths.pidfile())),
-        ("auth_type", "scram-sha-256".to_owned()),
+        // By SCRAM, and only those pairs of role and alias that are declared.
+        ("auth_type", "hba".to_owned()),
+        ("auth_hba_file", path(&paths.hba())),
         ("auth_file", path(&paths.userlist())),
         ("pool_mode", mode.to_owned()),
         ("max_client_conn", poolers.max_clients.to_string()),
@@ -355,13 +365,31 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// Lets each role through its pools and no other; the console needs no line.
+fn access(declared: &Declared<'_>, poolers: &Poolers) -> String {
+    let everywhere = if declared.listen.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    let doubled = |name: &str| name.replace('"', "\"\"");
+    let mut lines = String::new();
+    for role in clients(declared.cluster) {
+        for pool in poolers.pools.iter().filter(|pool| role.pools.contains(&pool.name)) {
+            for database in &declared.cluster.databases {
+                let (alias, role) = (doubled(&pool.alias(database)), doubled(&role.name));
+                lines.push_str(&format!("host \"{alias}\" \"{role}\" {everywhere} scram-sha-256\n"));
+            }
+        }
+    }
+    lines
+}
+
+/// The roles that may come through PgBouncer.
+fn clients(cluster: &Cluster) -> impl Iterator<Item = &Role> {
+    cluster.roles.iter().filter(|role| !role.pools.is_empty() && role.password.is_some())
+}
+
 fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
     let mut lines = String::new();
     let mut expected = Vec::new();
-    for role in &declared.cluster.roles {
-        if role.pools.is_empty() || role.password.is_none() {
-            continue;
-        }
+    for role in clients(declared.cluster) {
         let verifier = declared.verifiers.get(&role.name).ok_or_else(|| {
             Error::failed(format!(
                 "the primary of {} has no SCRAM verifier for role {}",
@@ -436,7 +464,7 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::topology::model::{Postgres, Role, SecretReference};
+    use crate::topology::model::{Postgres, SecretReference};
 
     pub(in crate::ops::pooler) const V1_18: PgBouncerVersion =
         PgBouncerVersion { major: 1, minor: 18, patch: 0 };
@@ -630,6 +658,19 @@ pub(super) mod tests {
             read_userlist(files.userlist.reveal()).unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["inventory_app"]);
         assert!(!files.ini.contains("[users]"));
+    }
+
+    #[test]
+    fn a_role_may_use_its_own_pools_and_no_other() {
+        let mut cluster = cluster();
+        cluster.roles[0].pools.push("ro".to_owned());
+        cluster.roles[1].name = "b\"i".to_owned();
+        let expected = "host \"inventory\" \"inventory_app\" 0.0.0.0/0 scram-sha-256
+host \"inventory_ro\" \"inventory_app\" 0.0.0.0/0 scram-sha-256
+host \"inventory\" \"b\"\"i\" 0.0.0.0/0 scram-sha-256
+";
+        cluster.roles[1].connections = None;
+        assert_eq!(rendered(&cluster, &layout()).unwrap().hba, expected);
     }
 
     #[test]
