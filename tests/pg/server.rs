@@ -30,6 +30,13 @@ pub fn installations() -> Vec<Installation> {
     let named = std::env::var("PGHERD_TEST_PG").unwrap_or_default();
     let mut directories: Vec<PathBuf> =
         named.split(':').filter(|text| !text.is_empty()).map(PathBuf::from).collect();
+    for directory in &directories {
+        assert!(
+            directory.join("bin/initdb").exists(),
+            "PGHERD_TEST_PG: no PostgreSQL in {}",
+            directory.display()
+        );
+    }
     if directories.is_empty() {
         let found =
             fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed: scripts/setup --test");

@@ -62,7 +62,7 @@ pub struct Context {
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
     let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut missing: Vec<Error> = Vec::new();
-    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, node))).await {
+    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
     }
     for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
