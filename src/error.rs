@@ -5,8 +5,11 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-/// What kind of end an error is; each kind has one exit code in `ui::exit`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+use serde::{Deserialize, Serialize};
+
+/// What kind of end an error is; each kind has one exit code in `ui::exit`. A journal keeps it by its name in snake case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// Tried and failed; nothing changed, or everything was undone.
     Failed,

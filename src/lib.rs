@@ -13,7 +13,9 @@
 //! | 1 | [`topology`] | the declared herd |
 //! | 0 | [`pg`], [`error`], [`secret`], [`units`], [`clock`], [`gate`] | nouns, no I/O |
 
+pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod db;
 pub mod engine;
 pub mod error;
@@ -23,4 +25,5 @@ pub mod ops;
 pub mod pg;
 pub mod secret;
 pub mod topology;
+pub mod ui;
 pub mod units;

@@ -1,1 +1,82 @@
-fn main() {}
+//! The roof: parse, dispatch, error to exit code. Synchronous; a command that needs tokio starts it.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use pgherd::cli::{Cli, Command};
+use pgherd::commands::{self, App, Outcome};
+use pgherd::error::Error;
+use pgherd::ui::error::print_error;
+use pgherd::ui::exit::Exit;
+use pgherd::ui::{ColorChoice, Format, Ui, Verbosity};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && asks_for_json() => {
+            let text = error.to_string();
+            let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            let error = Error::usage(what).hint("\"pgherd --help\" shows the commands and flags.");
+            return print_error(&Ui::new(Format::Json, Verbosity::Normal, ColorChoice::Never), &error)
+                .code()
+                .into();
+        }
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            // Nobody is left to be told if this cannot be written: `pgherd --help | head` is no error.
+            error.print().unwrap_or(());
+            return exit.code().into();
+        }
+    };
+    let mut app = App::new(cli.globals);
+    report_panics_as_bugs();
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| dispatch(&cli.command, &mut app)));
+    let exit = match ended {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(failure)) => failure.print(&app.ui),
+        Err(_) => Exit::Bug,
+    };
+    let exit = match app.ui.finish() {
+        Err(error) if exit == Exit::Done => {
+            print_error(&app.ui, &Error::failed("could not write to standard output").source(error))
+        }
+        _ => exit,
+    };
+    exit.code().into()
+}
+
+fn dispatch(command: &Command, app: &mut App) -> Outcome {
+    match command {
+        Command::Init(args) => commands::init::run(args, app),
+        Command::Validate(args) => commands::validate::run(args, app),
+        Command::Schema(args) => commands::schema::run(args, app),
+        Command::Plan(args) => commands::plan::run(args, app),
+        Command::Apply(args) => commands::apply::run(args, app),
+        Command::Config(args) => commands::config::run(args, app),
+        Command::Status(args) => commands::status::run(args, app),
+        Command::Destroy(args) => commands::destroy::run(args, app),
+        Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
+        Command::Man(args) => commands::man::run(args, Cli::command(), app),
+    }
+}
+
+/// Whether the command line wants JSON although it could not be parsed.
+fn asks_for_json() -> bool {
+    let args: Vec<_> = std::env::args_os().collect();
+    args.iter().any(|arg| arg == "--format=json") || args.windows(2).any(|pair| pair == ["--format", "json"])
+}
+
+/// Says of a panic that it is our fault, where it was, and what to do.
+fn report_panics_as_bugs() {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        eprintln!(
+            "ERROR:  pgherd stopped because of a bug in itself\n\
+             DETAIL: {} at {place}, version {}.\n\
+             HINT:   What was running is in the journal: \"pgherd operation list\" shows how to go on. Please report this.",
+            info.payload_as_str().unwrap_or("panic"),
+            env!("PGHERD_VERSION"),
+        );
+    }));
+}

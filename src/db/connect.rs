@@ -389,6 +389,12 @@ pub async fn classify(conn: Conn) -> Result<NodeConn, DbError> {
     Ok(if in_recovery { NodeConn::Standby(StandbyConn(conn)) } else { NodeConn::Primary(PrimaryConn(conn)) })
 }
 
+/// Tells whether anything accepts connections on a TCP port, a PostgreSQL server or not.
+pub async fn listens(host: &str, port: u16) -> bool {
+    let attempt = tokio::net::TcpStream::connect((host, port));
+    matches!(tokio::time::timeout(GRACE, attempt).await, Ok(Ok(_)))
+}
+
 /// How a login or a statement ended without success. Never holds a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DbError {

@@ -530,14 +530,22 @@ pub async fn alter_role(
     conn.batch(&format!("alter role {role}"), &sql).await
 }
 
-/// Stores a verifier as a role's password. Over a session that is [`super::Session::Quiet`], or the verifier is logged.
+/// Stores a verifier as the password of each role, all in one transaction. Over a session that is [`super::Session::Quiet`], or
+/// the verifiers are logged.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn set_verifier(conn: &PrimaryConn, role: &str, verifier: &Verifier) -> Result<(), DbError> {
-    let literal = quote_literal(verifier.text().reveal());
-    let sql = format!("ALTER ROLE {} PASSWORD {literal}", quote_identifier(role));
-    conn.batch(&format!("set password of {role}"), &sql).await
+pub async fn set_verifiers(conn: &PrimaryConn, verifiers: &[(&str, Verifier)]) -> Result<(), DbError> {
+    let roles: Vec<&str> = verifiers.iter().map(|(role, _)| *role).collect();
+    let sql: Vec<String> = verifiers
+        .iter()
+        .map(|(role, verifier)| {
+            let text = verifier.text();
+            format!("ALTER ROLE {} PASSWORD {}", quote_identifier(role), quote_literal(text.reveal()))
+        })
+        .collect();
+    // Several statements in one simple query are one transaction (PostgreSQL docs, "Multiple Statements in a Simple Query").
+    conn.batch(&format!("set password of {}", roles.join(", ")), &sql.join("; ")).await
 }
 
 /// Ends a membership, as it was granted by whoever granted it; what depends on it is left and makes this fail.

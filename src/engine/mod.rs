@@ -1,5 +1,25 @@
 //! Journaled execution: steps, the operation that drives them, its journal, its lock and its events.
 //!
+//! | module | holds |
+//! |---|---|
+//! | [`step`] | what a step is, and what it is given |
+//! | [`record`] | what a journal line can say |
+//! | [`view`] | the state of an operation, folded from records by one exhaustive match |
+//! | [`journal`] | the file: checksums, hash chain, fsync, torn tails, a second writer noticed |
+//! | [`store`] | where journals live and how one is found |
+//! | [`lock`] | who may change a cluster now |
+//! | [`operation`] | the driver: forward, back, resume, undo, take over |
+//! | [`interrupt`] | the operator's Ctrl-C |
+//! | [`event`] | what the driver tells while it runs |
+//!
 //! Knows no operation by name and prints nothing.
 
+pub mod event;
+pub mod interrupt;
+pub mod journal;
+pub mod lock;
+pub mod operation;
+pub mod record;
 pub mod step;
+pub mod store;
+pub mod view;

@@ -2,12 +2,18 @@
 //!
 //! A [`Host`] takes argv, never a shell line. Knows nothing of PostgreSQL or of the topology.
 
+mod coreutils;
+pub mod decorate;
+mod direct;
 pub mod local;
+mod process;
+pub mod programs;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::Error;
 pub use crate::gate::BoxFuture;
 use crate::secret::Secret;
 use crate::units::ByteCount;
@@ -21,8 +27,16 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     pub stdin: Stdin,
     pub user: RunAs,
+    pub effect: Effect,
     /// After this the process is killed and the outcome is [`HostError::Lost`].
     pub timeout: Duration,
+}
+
+/// Whether a call can change the host; what may be called while only looking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    Reads,
+    Changes,
 }
 
 #[derive(Debug, Clone)]
@@ -42,7 +56,7 @@ pub enum RunAs {
 }
 
 impl Command {
-    /// A program without input, run as the os-user, that may take a minute.
+    /// A program without input, run as the os-user, that may change things and take a minute.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
@@ -50,6 +64,7 @@ impl Command {
             env: Vec::new(),
             stdin: Stdin::Nothing,
             user: RunAs::OsUser,
+            effect: Effect::Changes,
             timeout: Duration::from_secs(60),
         }
     }
@@ -84,10 +99,28 @@ impl Command {
         self
     }
 
+    /// States that the program only looks.
+    #[must_use]
+    pub fn reads(mut self) -> Self {
+        self.effect = Effect::Reads;
+        self
+    }
+
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// Returns the program's short name with its subcommand, if it has one: `pg_ctl start`, `initdb`.
+    pub fn title(&self) -> String {
+        let program = self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy();
+        match self.args.first() {
+            Some(word) if !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase()) => {
+                format!("{program} {word}")
+            }
+            _ => program.into_owned(),
+        }
     }
 }
 
@@ -120,6 +153,39 @@ pub enum HostError {
     /// The operating system refused a file operation; `kind` tells permission, missing and full disk apart.
     #[error("could not {what} on host {host}: {why}")]
     File { host: String, what: String, kind: std::io::ErrorKind, why: String },
+}
+
+impl From<HostError> for Error {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::NotStarted { host, what, why } => {
+                Self::failed(format!("could not start {what} on host {host}")).detail(sentence(&why))
+            }
+            HostError::Exited { host, what, status, stderr } => {
+                Self::failed(format!("{what} failed on host {host} with status {status}"))
+                    .detail(if stderr.is_empty() { "It printed no message.".to_owned() } else { stderr })
+            }
+            HostError::Lost { host, what, why } => {
+                Self::failed(format!("the outcome of {what} on host {host} is unknown"))
+                    .detail(sentence(&why))
+            }
+            HostError::File { host, what, kind, why } => {
+                let error = Self::failed(format!("could not {what} on host {host}")).detail(sentence(&why));
+                if matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
+                    error.hint("Make room on that file system, then run the same again.")
+                } else {
+                    error
+                }
+            }
+        }
+    }
+}
+
+/// Makes a whole sentence of a fragment.
+fn sentence(fragment: &str) -> String {
+    let mut letters = fragment.chars();
+    let first: String = letters.next().map(|letter| letter.to_uppercase().collect()).unwrap_or_default();
+    format!("{first}{}.", letters.as_str().trim_end_matches('.'))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,4 +259,32 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     fn process_exists<'a>(&'a self, pid: u32) -> BoxFuture<'a, Result<bool, HostError>>;
     /// Returns the machine's memory in bytes.
     fn memory<'a>(&'a self) -> BoxFuture<'a, Result<ByteCount, HostError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_is_the_program_with_its_subcommand() {
+        assert_eq!(
+            Command::new("/usr/lib/postgresql/15/bin/pg_ctl").args(["start", "-D", "/d"]).title(),
+            "pg_ctl start"
+        );
+        assert_eq!(Command::new("initdb").args(["-D", "/d"]).title(), "initdb");
+        assert_eq!(Command::new("cat").args(["--", "/etc/passwd"]).title(), "cat");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_what_to_do() {
+        let error = Error::from(HostError::File {
+            host: "db1".to_owned(),
+            what: "write /d/pgherd.conf".to_owned(),
+            kind: std::io::ErrorKind::StorageFull,
+            why: "no space left on device".to_owned(),
+        });
+        assert_eq!(error.what(), "could not write /d/pgherd.conf on host db1");
+        assert_eq!(error.detail_text(), Some("No space left on device."));
+        assert!(error.hint_text().unwrap().starts_with("Make room"));
+    }
 }

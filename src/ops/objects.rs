@@ -63,7 +63,7 @@ impl ToPrimary<'_> {
 }
 
 /// What the primary has. Holds no verifier: only whether it is one of the declared password.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ObjectsObserved {
     /// By name, without PostgreSQL's own.
     pub roles: BTreeMap<String, RoleFacts>,
@@ -1015,7 +1015,7 @@ pub async fn apply(
         Change::AlterRole { role, before, after } => {
             sql::alter_role(&to.open(everywhere, Session::Tool).await?, role, before, after).await
         }
-        Change::SetPassword { role, .. } => set_password(to, role, passwords.get(role)).await,
+        Change::SetPassword { role, .. } => set_passwords(to, std::slice::from_ref(role), passwords).await,
         Change::RevokeMembership(membership) => {
             sql::revoke_membership(&to.open(everywhere, Session::Tool).await?, membership).await
         }
@@ -1043,23 +1043,62 @@ pub async fn apply(
     }
 }
 
-/// Only the verifier travels, over a session of which nothing is logged; one that is right is left as it is, since poolers hold it.
-async fn set_password(to: ToPrimary<'_>, role: &str, password: Option<&Secret>) -> Result<(), DbError> {
+/// Sets the declared passwords of `roles` in one transaction: either all of them can log in, or none.
+///
+/// Only verifiers travel, over a session of which nothing is logged; one that is right is left as it is, since poolers hold it.
+///
+/// # Errors
+/// [`DbError`]; `NotSent` from a standby, and if a password is not among `passwords`.
+pub async fn set_passwords(
+    to: ToPrimary<'_>,
+    roles: &[String],
+    passwords: &BTreeMap<String, Secret>,
+) -> Result<(), DbError> {
     let not_sent = |why: String| DbError::NotSent {
         server: to.login.server.clone(),
-        what: format!("set password of {role}"),
+        what: format!("set password of {}", roles.join(", ")),
         why,
     };
-    let password = password.ok_or_else(|| not_sent("the declared password is not at hand".to_owned()))?;
     let conn = to.open(&to.login.database, Session::Quiet).await?;
-    let stored =
-        sql::roles(&conn).await?.into_iter().find(|row| row.name == role).and_then(|row| row.verifier);
-    if compare(stored.as_ref(), Some(password)) == StoredPassword::Declared {
-        return Ok(());
+    let stored = sql::roles(&conn).await?;
+    let mut verifiers = Vec::new();
+    for role in roles {
+        let password = passwords
+            .get(role)
+            .ok_or_else(|| not_sent(format!("the declared password of {role} is not at hand")))?;
+        let there = stored.iter().find(|row| row.name == *role).and_then(|row| row.verifier.as_ref());
+        if compare(there, Some(password)) != StoredPassword::Declared {
+            let mut salt = [0_u8; SALT_LENGTH];
+            getrandom::fill(&mut salt).map_err(|error| not_sent(error.to_string()))?;
+            verifiers.push((role.as_str(), Verifier::derive(password, &salt, DEFAULT_ITERATIONS)));
+        }
     }
-    let mut salt = [0_u8; SALT_LENGTH];
-    getrandom::fill(&mut salt).map_err(|error| not_sent(error.to_string()))?;
-    sql::set_verifier(&conn, role, &Verifier::derive(password, &salt, DEFAULT_ITERATIONS)).await
+    if verifiers.is_empty() { Ok(()) } else { sql::set_verifiers(&conn, &verifiers).await }
+}
+
+/// Tells whether the declared passwords of `roles` are stored; `None` if that is so for some of them only.
+///
+/// # Errors
+/// [`DbError`]; `NotSent` from a standby.
+pub async fn passwords_set(
+    to: ToPrimary<'_>,
+    roles: &[String],
+    passwords: &BTreeMap<String, Secret>,
+) -> Result<Option<bool>, DbError> {
+    let conn = to.open(&to.login.database, Session::Tool).await?;
+    let stored = sql::roles(&conn).await?;
+    let right = roles
+        .iter()
+        .filter(|role| {
+            let there = stored.iter().find(|row| row.name == **role).and_then(|row| row.verifier.as_ref());
+            compare(there, passwords.get(*role)) == StoredPassword::Declared
+        })
+        .count();
+    Ok(match right {
+        0 => Some(false),
+        all if all == roles.len() => Some(true),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -395,6 +395,19 @@ impl ConfFile {
         file
     }
 
+    /// Returns names and values in the order of the file.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        self.entries
+            .iter()
+            .filter_map(|entry| match &entry.content {
+                ConfContent::Setting { name, value } => Some((name.to_ascii_lowercase(), value.clone())),
+                ConfContent::Include(_)
+                | ConfContent::IncludeIfExists(_)
+                | ConfContent::IncludeDirectory(_) => None,
+            })
+            .collect()
+    }
+
     /// Returns the value that wins in this file; included files are not looked at.
     pub fn value(&self, wanted: &str) -> Option<&str> {
         self.entries.iter().rev().find_map(|entry| match &entry.content {

@@ -1,1 +1,139 @@
 //! Timeline history files: `TIMELINE<TAB>SWITCHPOINT<TAB>REASON` a line.
+
+use super::lsn::Lsn;
+use super::timeline::TimelineId;
+
+/// Where a timeline comes from: its ancestors, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineHistory {
+    timeline: TimelineId,
+    ancestors: Vec<Ancestor>,
+}
+
+/// One line of a history file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ancestor {
+    pub timeline: TimelineId,
+    /// Where the next timeline left this one: WAL from here on does not belong to the history.
+    pub switchpoint: Lsn,
+    pub reason: String,
+}
+
+/// The text is not a timeline history file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    #[error("line {line} is not TIMELINE<TAB>SWITCHPOINT: {text:?}")]
+    Syntax { line: usize, text: String },
+    #[error("line {line} names timeline {found}, which does not lie between its ancestor and timeline {of}")]
+    Order { line: usize, found: TimelineId, of: TimelineId },
+}
+
+impl TimelineHistory {
+    /// Reads the history file of `timeline` (`00000003.history`). Timeline 1 has none: its history is the empty text.
+    ///
+    /// ```
+    /// use pgherd::pg::{history::TimelineHistory, timeline::TimelineId};
+    /// let text = "1\t0/3018170\tno recovery target specified\n";
+    /// let history = TimelineHistory::parse(TimelineId::new(2).unwrap(), text).unwrap();
+    /// assert!(history.is_ancestor(TimelineId::new(1).unwrap(), "0/3018170".parse().unwrap()));
+    /// assert!(!history.is_ancestor(TimelineId::new(1).unwrap(), "0/3018171".parse().unwrap()));
+    /// ```
+    ///
+    /// # Errors
+    /// [`HistoryError`] names the line; ancestors must rise and stay below `timeline`.
+    ///
+    /// Mirrors `readTimeLineHistory` in `timeline.c`.
+    pub fn parse(timeline: TimelineId, text: &str) -> Result<Self, HistoryError> {
+        let mut ancestors: Vec<Ancestor> = Vec::new();
+        for (index, text) in text.lines().enumerate() {
+            let line = index + 1;
+            let content = text.trim_start();
+            if content.is_empty() || content.starts_with('#') {
+                continue;
+            }
+            let ancestor =
+                parse_line(content).ok_or_else(|| HistoryError::Syntax { line, text: text.to_owned() })?;
+            let rises = ancestors.last().is_none_or(|last| last.timeline < ancestor.timeline);
+            if !rises || ancestor.timeline >= timeline {
+                return Err(HistoryError::Order { line, found: ancestor.timeline, of: timeline });
+            }
+            ancestors.push(ancestor);
+        }
+        Ok(Self { timeline, ancestors })
+    }
+
+    /// Returns the timeline that this is the history of.
+    pub fn timeline(&self) -> TimelineId {
+        self.timeline
+    }
+
+    /// Returns the ancestors, oldest first.
+    pub fn ancestors(&self) -> &[Ancestor] {
+        &self.ancestors
+    }
+
+    /// Tells whether a node that has reached `reached` on `timeline` can follow this history: it is on it, and not past the point
+    /// where the history left that timeline.
+    pub fn is_ancestor(&self, timeline: TimelineId, reached: Lsn) -> bool {
+        timeline == self.timeline
+            || self
+                .ancestors
+                .iter()
+                .any(|ancestor| ancestor.timeline == timeline && reached <= ancestor.switchpoint)
+    }
+}
+
+fn parse_line(line: &str) -> Option<Ancestor> {
+    let mut fields = line.splitn(3, '\t');
+    let timeline = TimelineId::new(fields.next()?.trim().parse().ok()?)?;
+    let switchpoint = fields.next()?.trim().parse().ok()?;
+    Some(Ancestor { timeline, switchpoint, reason: fields.next().unwrap_or("").to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    const OF_4: &str = "1\t0/3018170\tno recovery target specified\n\n# kept by hand\n3\t1/A0\tbefore 2026-11-21 09:41:07+00\n";
+
+    #[test]
+    fn reads_ancestors_with_their_switchpoints() {
+        let history = TimelineHistory::parse(timeline(4), OF_4).unwrap();
+        let read: Vec<_> =
+            history.ancestors().iter().map(|a| (a.timeline.as_u32(), a.switchpoint.to_string())).collect();
+        assert_eq!(read, [(1, "0/3018170".to_owned()), (3, "1/A0".to_owned())]);
+        assert_eq!(history.ancestors()[1].reason, "before 2026-11-21 09:41:07+00");
+    }
+
+    #[test]
+    fn a_lower_number_alone_does_not_make_an_ancestor() {
+        let history = TimelineHistory::parse(timeline(4), OF_4).unwrap();
+        assert!(!history.is_ancestor(timeline(2), Lsn::new(0)));
+        assert!(history.is_ancestor(timeline(4), Lsn::new(u64::MAX)));
+        assert!(history.is_ancestor(timeline(3), "1/A0".parse().unwrap()));
+        assert!(!history.is_ancestor(timeline(3), "1/A1".parse().unwrap()));
+    }
+
+    #[test]
+    fn timeline_1_has_no_ancestors() {
+        let history = TimelineHistory::parse(timeline(1), "").unwrap();
+        assert!(history.ancestors().is_empty());
+        assert!(history.is_ancestor(history.timeline(), Lsn::new(7)));
+    }
+
+    #[test]
+    fn refuses_lines_out_of_order_and_lines_that_are_none() {
+        let order = TimelineHistory::parse(timeline(4), "3\t0/1\tx\n1\t0/2\ty\n");
+        assert_eq!(order, Err(HistoryError::Order { line: 2, found: timeline(1), of: timeline(4) }));
+        let own = TimelineHistory::parse(timeline(4), "4\t0/1\tx\n");
+        assert!(matches!(own, Err(HistoryError::Order { line: 1, .. })));
+        for text in ["x\t0/1\tr", "1", "1\tzz\tr", "0\t0/1\tr"] {
+            let result = TimelineHistory::parse(timeline(4), text);
+            assert!(matches!(result, Err(HistoryError::Syntax { line: 1, .. })), "{text:?}");
+        }
+    }
+}

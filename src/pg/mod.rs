@@ -1,6 +1,8 @@
 //! PostgreSQL's own nouns: pure values and formats that PostgreSQL defines. No I/O, no clock, no pgherd terms.
 
+pub mod control_file;
 pub mod guc;
+pub mod guc_units;
 pub mod history;
 pub mod ident;
 pub mod lsn;

@@ -2,6 +2,7 @@
 
 mod connect;
 mod objects;
+mod pooler;
 mod queries;
 mod server;
 mod settings;

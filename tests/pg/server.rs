@@ -19,6 +19,13 @@ pub struct Installation {
     bin: PathBuf,
 }
 
+impl Installation {
+    /// The directory of its programs.
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+}
+
 /// Returns every installed major version, oldest first.
 pub fn installations() -> Vec<Installation> {
     let named = std::env::var("PGHERD_TEST_PG").unwrap_or_default();
@@ -127,6 +134,10 @@ impl Server {
             tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").expect("a directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("open the directory");
         Self { installation: installation.clone(), directory, port: free_port() }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn data(&self) -> PathBuf {

@@ -1,0 +1,47 @@
+# What each target does: "make help". Everything works as root or as an ordinary user with sudo, and CARGO_TARGET_DIR is respected.
+
+SHELL := /bin/bash
+PREFIX ?= /usr/local
+# rustup's own directory, which a shell that is no login shell does not always have.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+target := $(or $(CARGO_TARGET_DIR),target)
+# The servers that the tests run against; asked for only after scripts/setup has installed them.
+with-servers = eval "$$(scripts/setup --print-env)"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down build test soak bench lint install
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: ## install what is missing, build, and show a herd being made, broken and mended
+	scripts/setup
+	cargo build --release --locked
+	scripts/demo
+
+demo-down: ## stop the demo's servers and remove what it made
+	scripts/demo --down
+
+build: ## build the release binary
+	cargo build --release --locked
+
+test: ## install what is missing, lint, and run every test against PostgreSQL of the system, the oldest and the newest
+	scripts/setup --test
+	$(MAKE) --no-print-directory lint
+	$(with-servers) && cargo test --locked --no-fail-fast
+
+soak: ## run the tests with their full counts of faults and kills
+	scripts/setup --test
+	$(with-servers) && PGHERD_SOAK=1 cargo test --locked --no-fail-fast
+
+bench: ## measure
+	cargo bench --locked
+	if [ -x scripts/bench ]; then scripts/bench; fi
+
+lint: ## check the format, and deny every warning of rustc and clippy
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+install: ## put the release binary into PREFIX/bin (/usr/local), below DESTDIR if that is set
+	test -x $(target)/release/pgherd || $(MAKE) --no-print-directory build
+	install -D -m 0755 $(target)/release/pgherd $(DESTDIR)$(PREFIX)/bin/pgherd

@@ -1,0 +1,41 @@
+//! The root of the command line: global flags and the list of commands, nothing else.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{
+    Globals, apply, completions, config, destroy, init, man, plan, schema, status, validate,
+};
+use crate::ui::exit;
+
+/// Run a herd of PostgreSQL clusters from one topology file
+///
+/// pgherd reads a YAML file that says which clusters there should be, looks at the ones that there are, and shows or makes the
+/// difference. stdout is data, stderr is messages.
+#[derive(Debug, Parser)]
+#[command(name = "pgherd", version = env!("PGHERD_VERSION"), after_long_help = exit::table())]
+#[command(
+    propagate_version = false,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(init::InitArgs),
+    Validate(validate::ValidateArgs),
+    Schema(schema::SchemaArgs),
+    Plan(plan::PlanArgs),
+    Apply(apply::ApplyArgs),
+    Status(status::StatusArgs),
+    Destroy(destroy::DestroyArgs),
+    Config(config::ConfigArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+}

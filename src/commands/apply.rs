@@ -1,0 +1,146 @@
+//! `pgherd apply`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::{App, Failure, Outcome};
+use crate::engine::event;
+use crate::engine::interrupt::Interrupt;
+use crate::error::{Error, ErrorKind};
+use crate::ops::apply::{self, ConfirmedPlan, Context, SavedPlan};
+use crate::ops::plan::ClusterPlan;
+use crate::topology::model::Herd;
+use crate::ui;
+use crate::ui::exit::Exit;
+use crate::units;
+
+/// What becomes visible only when a stopped primary is up again is planned in a second round.
+const ROUNDS: usize = 3;
+
+/// Make the herd what the file declares
+///
+/// Plans as `pgherd plan` does, shows the plan, asks, and runs it under a journal: every step is recorded before it happens, a
+/// failure before the pivot is undone, and a killed run is finished by `pgherd operation resume` or taken back by
+/// `pgherd operation undo`. Says "up" only after a row was written through the pooler and read on every standby.
+///
+/// Never touches a data directory that it did not make, never rewrites a line of yours in postgresql.conf or pg_hba.conf, never
+/// removes what has left the file, and restarts nothing without --allow-restart.
+///
+/// Exit codes: 0 done or nothing to do, 1 failed and undone, 4 refused, 5 another operation holds the cluster, 6 stuck, 7 done but
+/// something is left, 130 interrupted and undone.
+///
+/// Example: pgherd apply --yes
+#[derive(Debug, clap::Args)]
+pub struct ApplyArgs {
+    /// A plan that `pgherd plan --out FILE` saved; without it a new plan is made
+    #[arg(value_name = "PLAN")]
+    pub plan: Option<PathBuf>,
+    /// Run the plan although it restarts nodes
+    #[arg(long)]
+    pub allow_restart: bool,
+    /// Wait so long for another operation of the same cluster to end
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub wait_lock: Option<Duration>,
+}
+
+pub fn run(args: &ApplyArgs, app: &mut App) -> Outcome {
+    super::block_on(execute(args, app))?
+}
+
+async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let interrupt = Interrupt::on_signals()?;
+    let saved = args.plan.as_deref().map(|file| SavedPlan::read(file, &herd)).transpose()?;
+    let begun = Instant::now();
+    for round in 0..ROUNDS {
+        let plans = match &saved {
+            Some(saved) => saved.plans.clone(),
+            None => super::plan::plans(app, &herd).await?,
+        };
+        if round == 0 || plans.iter().any(|plan| !plan.is_empty()) {
+            ui::plan::print(&mut app.ui, &herd.name, &plans);
+        }
+        if plans.iter().all(ClusterPlan::is_empty) {
+            return Ok(Exit::Done);
+        }
+        allowed(args, &plans)?;
+        confirm(app, &herd)?;
+        for plan in plans.iter().filter(|plan| !plan.is_empty()) {
+            let drive = Drive {
+                context: &context,
+                herd: &herd,
+                wait: args.wait_lock.unwrap_or_default(),
+                interrupt: &interrupt,
+            };
+            drive.run(app, plan).await?;
+        }
+        if saved.is_some() || !plans.iter().any(|plan| plan.more) {
+            break;
+        }
+    }
+    app.ui.note(format!("{} is as declared after {}", herd.name, units::human_duration(begun.elapsed())));
+    app.ui.note("next     pgherd status");
+    Ok(Exit::Done)
+}
+
+fn allowed(args: &ApplyArgs, plans: &[ClusterPlan]) -> Result<(), Error> {
+    let restarts: Vec<&str> =
+        plans.iter().flat_map(ClusterPlan::restarts).map(|step| step.subject.as_str()).collect();
+    if restarts.is_empty() || args.allow_restart {
+        return Ok(());
+    }
+    Err(Error::refused(format!("the plan restarts {}", restarts.join(", ")))
+        .detail("Their connections would end. Nothing was changed.")
+        .hint("If that may happen now: pgherd apply --allow-restart"))
+}
+
+fn confirm(app: &App, herd: &Herd) -> Result<(), Error> {
+    if app.globals.yes {
+        return Ok(());
+    }
+    if !app.ui.is_interactive() {
+        return Err(Error::usage("apply needs an answer, and there is no terminal to ask")
+            .detail("Nothing was changed.")
+            .hint("Say yes beforehand: pgherd apply --yes"));
+    }
+    if app.ui.ask(&format!("Apply this to {}? type yes: ", herd.name))? == "yes" {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Interrupted, "not applied").detail("Nothing was changed."))
+}
+
+struct Drive<'a> {
+    context: &'a Context,
+    herd: &'a Herd,
+    wait: Duration,
+    interrupt: &'a Interrupt,
+}
+
+impl Drive<'_> {
+    async fn run(&self, app: &mut App, plan: &ClusterPlan) -> Result<(), Failure> {
+        let cluster = super::find_cluster(self.herd, &plan.cluster)?;
+        let request = apply::Request {
+            herd: self.herd,
+            cluster,
+            plan: ConfirmedPlan::new(plan.clone()),
+            topology: apply::topology_file(&self.herd.file)?,
+            wait: self.wait,
+        };
+        let (events, stream) = event::channel();
+        let (ended, ()) = tokio::join!(
+            async {
+                let ended = apply::run(self.context, request, &events, self.interrupt).await;
+                drop(events);
+                ended
+            },
+            ui::operation::draw(&app.ui, stream),
+        );
+        let (id, outcome) = ended?;
+        outcome.into_result(&id)?;
+        if let Some((nodes, seen)) = apply::proof_of(self.context, &id)? {
+            ui::operation::print_up(&mut app.ui, &self.herd.name, cluster, &nodes, seen);
+        }
+        Ok(())
+    }
+}

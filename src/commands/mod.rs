@@ -1,0 +1,206 @@
+//! One file a verb: its arguments, whose doc comments are the manual, and what it does with them.
+//!
+//! A verb turns its arguments into a call and the answer into output; what the call does is below this floor.
+
+pub mod apply;
+pub mod completions;
+pub mod config;
+pub mod destroy;
+pub mod init;
+pub mod man;
+pub mod plan;
+pub mod schema;
+pub mod status;
+pub mod validate;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::engine::store::Store;
+use crate::error::{Error, ErrorKind};
+use crate::gate;
+use crate::ops::apply::Context;
+use crate::topology::model::{Cluster, Herd};
+use crate::topology::places::Places;
+use crate::topology::problem::Problems;
+use crate::ui::exit::Exit;
+use crate::ui::{ColorChoice, Format, Ui, Verbosity, error};
+use crate::{topology, units};
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// The topology file; else $PGHERD_TOPOLOGY, ./pgherd.yml or /etc/pgherd/pgherd.yml
+    #[arg(short, long, global = true, value_name = "FILE", env = "PGHERD_TOPOLOGY", hide_env_values = true)]
+    pub file: Option<PathBuf>,
+    /// Only this cluster
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// The form of the output
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "human", value_parser = format_parser())]
+    pub format: Format,
+    /// Print nothing on success
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print more
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Give up after this time, such as 30s or 5min
+    #[arg(long, global = true, value_name = "TIME", value_parser = units::parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Answer every question with yes
+    #[arg(long, global = true)]
+    pub yes: bool,
+    /// When to use colours; NO_COLOR and FORCE_COLOR are respected
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", value_parser = color_parser())]
+    pub color: ColorChoice,
+}
+
+fn format_parser() -> impl clap::builder::TypedValueParser<Value = Format> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+    PossibleValuesParser::new(["human", "json", "markdown"]).map(|word| match word.as_str() {
+        "json" => Format::Json,
+        "markdown" => Format::Markdown,
+        _ => Format::Human,
+    })
+}
+
+fn color_parser() -> impl clap::builder::TypedValueParser<Value = ColorChoice> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+    PossibleValuesParser::new(["auto", "always", "never"]).map(|word| match word.as_str() {
+        "always" => ColorChoice::Always,
+        "never" => ColorChoice::Never,
+        _ => ColorChoice::Auto,
+    })
+}
+
+/// Why a verb ended without success.
+#[derive(Debug)]
+pub enum Failure {
+    Error(Error),
+    /// Several at once.
+    Errors(Vec<Error>),
+    /// The topology is invalid.
+    Topology(Problems),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::Topology(problems)
+    }
+}
+
+impl Failure {
+    /// Prints it and returns how the run ends.
+    pub fn print(&self, ui: &Ui) -> Exit {
+        match self {
+            Self::Error(error) => error::print_error(ui, error),
+            Self::Errors(errors) => error::print_errors(ui, errors),
+            Self::Topology(problems) => error::print_problems(ui, problems),
+        }
+    }
+}
+
+/// How a verb ended.
+pub type Outcome = Result<Exit, Failure>;
+
+/// What every verb is given.
+#[derive(Debug)]
+pub struct App {
+    pub globals: Globals,
+    pub ui: Ui,
+}
+
+impl App {
+    pub fn new(globals: Globals) -> Self {
+        let verbosity = match (globals.quiet, globals.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        };
+        let ui = Ui::new(globals.format, verbosity, globals.color);
+        Self { globals, ui }
+    }
+
+    /// Finds the topology file: the one that was named, else the first of the usual places that exists.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn topology_file(&self) -> Result<PathBuf, Error> {
+        const USUAL: [&str; 2] = ["pgherd.yml", "/etc/pgherd/pgherd.yml"];
+        // A variable that is set to nothing is one that is not set.
+        match self.globals.file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
+            Some(file) => Ok(file.clone()),
+            None => USUAL.iter().map(PathBuf::from).find(|file| file.exists()).ok_or_else(|| {
+                Error::usage("there is no topology file")
+                    .detail(format!("Looked for {}; PGHERD_TOPOLOGY is not set.", USUAL.join(" and ")))
+                    .hint("Name it with --file, or write a first one with \"pgherd init NAME --local\".")
+            }),
+        }
+    }
+
+    /// Returns what every operation of this run shares.
+    ///
+    /// # Errors
+    /// When nothing says where an ordinary user's files belong.
+    pub fn context(&self) -> Result<Context, Error> {
+        let root = rustix::process::geteuid().is_root();
+        let places = Places::decide(root, |name| std::env::var(name).ok()).map_err(|why| {
+            Error::usage(format!("cannot tell where to keep pgherd's files: {why}"))
+                .hint("Set PGHERD_CONFIG_DIR and PGHERD_STATE_DIR to absolute paths.")
+        })?;
+        let store = Store::new(places.state());
+        Ok(Context { places, gate: gate::open(), store })
+    }
+
+    /// Reads and checks the topology.
+    ///
+    /// # Errors
+    /// Every problem of the file, or that there is none.
+    pub fn herd(&self) -> Result<Herd, Failure> {
+        Ok(topology::load(&self.topology_file()?)?)
+    }
+
+    /// Returns the clusters that were asked for: the one of `--cluster`, else all.
+    ///
+    /// # Errors
+    /// When there is no cluster of that name.
+    pub fn clusters<'h>(&self, herd: &'h Herd) -> Result<Vec<&'h Cluster>, Error> {
+        match &self.globals.cluster {
+            None => Ok(herd.clusters.iter().collect()),
+            Some(name) => Ok(vec![find_cluster(herd, name)?]),
+        }
+    }
+}
+
+/// Runs what needs tokio.
+///
+/// # Errors
+/// When the operating system gives no threads.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("could not start the asynchronous runtime").source(error))?;
+    Ok(runtime.block_on(future))
+}
+
+/// Finds a cluster by name.
+///
+/// # Errors
+/// When there is none of that name; names the ones that there are.
+pub fn find_cluster<'h>(herd: &'h Herd, name: &str) -> Result<&'h Cluster, Error> {
+    herd.cluster(name).ok_or_else(|| {
+        let names: Vec<&str> = herd.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        Error::new(ErrorKind::NotFound, format!("there is no cluster \"{name}\" in {}", herd.file.display()))
+            .hint(format!("Its clusters are: {}.", names.join(", ")))
+    })
+}

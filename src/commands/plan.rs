@@ -1,0 +1,79 @@
+//! `pgherd plan`.
+
+use std::path::PathBuf;
+
+use super::{App, Outcome};
+use crate::error::Error;
+use crate::ops::apply::{self, SavedPlan};
+use crate::ops::plan::ClusterPlan;
+use crate::topology::model::Herd;
+use crate::ui;
+use crate::ui::exit::Exit;
+
+/// Show what apply would do, and change nothing
+///
+/// Looks at every node side by side and prints the ordered steps from what there is to what the file declares: `+` is made, `~`
+/// changed, `!` interrupts clients, `.` only looks; each with its reason, what it costs and how it is undone.
+///
+/// Changes nothing. Reads the secrets of the file, since a password may differ from the stored one; never prints one.
+///
+/// Exit codes: 0 planned, 4 refused (a directory that is not ours, two primaries), 10 a primary cannot be reached. With
+/// --detailed-exitcode: 0 no changes, 2 changes, 1 any error.
+///
+/// Example: pgherd plan --out today.plan && pgherd apply today.plan
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// Save the plan; `pgherd apply FILE` runs exactly it, or refuses if the world has moved
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// End with 2 if there are changes and with 1 on any error
+    #[arg(long)]
+    pub detailed_exitcode: bool,
+}
+
+pub fn run(args: &PlanArgs, app: &mut App) -> Outcome {
+    let planned = planned(args, app);
+    if !args.detailed_exitcode {
+        return planned.map(|_| Exit::Done);
+    }
+    match planned {
+        Ok(plans) if plans.iter().all(ClusterPlan::is_empty) => Ok(Exit::Done),
+        Ok(_) => Ok(Exit::Usage),
+        Err(failure) => {
+            failure.print(&app.ui);
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+fn planned(args: &PlanArgs, app: &mut App) -> Result<Vec<ClusterPlan>, super::Failure> {
+    let herd = app.herd()?;
+    let plans = super::block_on(plans(app, &herd))??;
+    if let Some(file) = &args.out {
+        SavedPlan::new(&herd, &plans)?.write(file)?;
+    }
+    ui::plan::print(&mut app.ui, &herd.name, &plans);
+    if let Some(file) = &args.out {
+        app.ui.note(format!("next     pgherd apply {}", file.display()));
+    } else if plans.iter().any(|plan| !plan.is_empty()) {
+        app.ui.note("next     pgherd apply");
+    }
+    Ok(plans)
+}
+
+/// Plans every cluster that was asked for.
+///
+/// # Errors
+/// The obstacles of all of them.
+pub async fn plans(app: &App, herd: &Herd) -> Result<Vec<ClusterPlan>, super::Failure> {
+    let context = app.context()?;
+    let mut plans = Vec::new();
+    let mut obstacles: Vec<Error> = Vec::new();
+    for cluster in app.clusters(herd)? {
+        match apply::prepare(&context, herd, cluster).await {
+            Ok(plan) => plans.push(plan),
+            Err(errors) => obstacles.extend(errors),
+        }
+    }
+    if obstacles.is_empty() { Ok(plans) } else { Err(super::Failure::Errors(obstacles)) }
+}

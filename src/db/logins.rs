@@ -1,0 +1,71 @@
+//! The two logins that pgherd makes for itself: the standbys' and the write proof's.
+
+use tokio_postgres::types::Type;
+
+use crate::db::connect::{Conn, DbError, PrimaryConn};
+use crate::pg::ident::{quote_identifier, quote_literal};
+use crate::secret::Secret;
+
+/// What one of pgherd's logins may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Stream WAL and copy the cluster.
+    Replication,
+    /// Write and read the row of the write proof.
+    Probe,
+}
+
+/// A login as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredLogin {
+    /// Whether its attributes are what its purpose needs and nothing more.
+    pub fits: bool,
+    /// The stored password verifier.
+    pub verifier: Option<Secret>,
+}
+
+/// Reads a login; `None` if there is no such role. For superusers.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn stored_login(conn: &Conn, role: &str, purpose: Purpose) -> Result<Option<StoredLogin>, DbError> {
+    const WHAT: &str = "read a login";
+    let sql =
+        "SELECT rolcanlogin AND NOT rolsuper AND NOT rolcreatedb AND NOT rolcreaterole AND NOT rolbypassrls
+                      AND rolreplication = $2 AS fits, rolpassword
+                 FROM pg_authid WHERE rolname = $1";
+    let replication = purpose == Purpose::Replication;
+    let rows = conn.query(WHAT, sql, &[(&role, Type::NAME), (&replication, Type::BOOL)]).await?;
+    rows.first()
+        .map(|row| {
+            Ok(StoredLogin {
+                fits: conn.field(WHAT, row, "fits")?,
+                verifier: conn.field::<Option<String>>(WHAT, row, "rolpassword")?.map(Secret::new),
+            })
+        })
+        .transpose()
+}
+
+/// Makes a login or puts it right, with `verifier` as its password. The session should be a `Quiet` one.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn ensure_login(
+    conn: &PrimaryConn,
+    role: &str,
+    purpose: Purpose,
+    verifier: &Secret,
+) -> Result<(), DbError> {
+    let name = quote_identifier(role);
+    let replication = match purpose {
+        Purpose::Replication => "REPLICATION",
+        Purpose::Probe => "NOREPLICATION",
+    };
+    let sql = format!(
+        "DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN CREATE ROLE {name}; END IF; END $do$;
+         ALTER ROLE {name} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS NOINHERIT {replication} PASSWORD {password}",
+        literal = quote_literal(role),
+        password = quote_literal(verifier.reveal()),
+    );
+    conn.batch(&format!("ensure login {role}"), &sql).await
+}

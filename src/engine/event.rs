@@ -1,0 +1,155 @@
+//! What a driver tells while it runs.
+//!
+//! The lifecycle is lossless: a slow reader slows the operation down. Progress is lossy: only the newest of each step is kept,
+//! and handed over at most ten times a second. Draws nothing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use crate::clock::{Clock, SystemClock};
+use crate::engine::record::{OperationId, Record};
+use crate::engine::view::{OperationView, ProgressView};
+
+/// One thing that happened. `seq` counts within this process, over all its operations.
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub seq: u64,
+    pub at: Timestamp,
+    pub operation: OperationId,
+    pub kind: EventKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum EventKind {
+    /// A drive begins with the operation as the journal has it; the records that follow fold into this view.
+    Begun(Box<OperationView>),
+    /// A record was written to the journal.
+    Recorded(Box<Record>),
+    /// A step waits before it is tried again.
+    Pausing {
+        stage: usize,
+        step: usize,
+        pause: Duration,
+    },
+    /// The operator asked to stop; the driver waits for the steps that run.
+    Interrupted,
+    Progress {
+        stage: usize,
+        step: usize,
+        progress: ProgressView,
+    },
+}
+
+const CHANNEL: usize = 256;
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+type Newest = BTreeMap<(OperationId, usize, usize), (Timestamp, ProgressView)>;
+
+#[derive(Debug)]
+struct Shared {
+    seq: AtomicU64,
+    newest: Mutex<Newest>,
+    changed: Notify,
+    clock: Arc<dyn Clock>,
+}
+
+/// Where a driver tells its events; cloned for several operations at once.
+#[derive(Debug, Clone)]
+pub struct EventSink(Option<(mpsc::Sender<Event>, Arc<Shared>)>);
+
+/// Where a reader gets them.
+#[derive(Debug)]
+pub struct EventStream {
+    lifecycle: mpsc::Receiver<Event>,
+    shared: Arc<Shared>,
+    progress_from: Instant,
+}
+
+/// Makes a sink and its stream.
+pub fn channel() -> (EventSink, EventStream) {
+    let (sender, lifecycle) = mpsc::channel(CHANNEL);
+    let shared = Arc::new(Shared {
+        seq: AtomicU64::new(0),
+        newest: Mutex::default(),
+        changed: Notify::new(),
+        clock: Arc::new(SystemClock),
+    });
+    let stream = EventStream { lifecycle, shared: shared.clone(), progress_from: Instant::now() };
+    (EventSink(Some((sender, shared))), stream)
+}
+
+impl Shared {
+    fn event(&self, at: Timestamp, operation: OperationId, kind: EventKind) -> Event {
+        Event { seq: self.seq.fetch_add(1, Ordering::Relaxed), at, operation, kind }
+    }
+}
+
+impl EventSink {
+    /// A sink that nobody reads.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Tells a lifecycle event; waits while the reader is behind, and goes on without one that is gone.
+    pub async fn tell(&self, operation: &OperationId, at: Timestamp, kind: EventKind) {
+        if let Some((sender, shared)) = &self.0
+            && let Ok(permit) = sender.reserve().await
+        {
+            permit.send(shared.event(at, operation.clone(), kind));
+        }
+    }
+
+    /// Returns the time for an event that has no record of its own.
+    pub fn now(&self) -> Timestamp {
+        self.0.as_ref().map_or_else(Timestamp::now, |(_, shared)| shared.clock.now())
+    }
+
+    /// Tells how far a step is, in place of what was told and not yet read.
+    pub fn progress(&self, operation: &OperationId, stage: usize, step: usize, progress: ProgressView) {
+        if let Some((_, shared)) = &self.0 {
+            let mut newest = shared.newest.lock().unwrap_or_else(PoisonError::into_inner);
+            newest.insert((operation.clone(), stage, step), (shared.clock.now(), progress));
+            drop(newest);
+            shared.changed.notify_one();
+        }
+    }
+}
+
+impl EventStream {
+    /// Returns the next event; `None` when every sink is gone.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            tokio::select! {
+                biased;
+                event = self.lifecycle.recv() => return event,
+                () = wait_for_progress(&self.shared, self.progress_from) => {
+                    let mut newest = self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(((operation, stage, step), (at, progress))) = newest.pop_first() {
+                        if newest.is_empty() {
+                            self.progress_from = Instant::now() + PROGRESS_EVERY;
+                        }
+                        let kind = EventKind::Progress { stage, step, progress };
+                        return Some(self.shared.event(at, operation, kind));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn wait_for_progress(shared: &Shared, from: Instant) {
+    loop {
+        let changed = shared.changed.notified();
+        if !shared.newest.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            tokio::time::sleep_until(from).await;
+            return;
+        }
+        changed.await;
+    }
+}

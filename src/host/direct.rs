@@ -1,0 +1,178 @@
+//! File operations with the caller's own rights: what a door uses whose os-user is the caller.
+//!
+//! Blocking; called from a thread that may block. Knows no processes. [`hand_over_directory`] is the one thing that root does for
+//! another user, and only below directories that nobody but root can change.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::FileKind;
+
+pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    absent_is_none(fs::read(path))
+}
+
+/// What `lstat` says, with the owner as a number.
+pub(super) struct Status {
+    pub(super) kind: FileKind,
+    pub(super) mode: u32,
+    pub(super) size: u64,
+    pub(super) owner: u32,
+}
+
+pub(super) fn stat(path: &Path) -> io::Result<Option<Status>> {
+    let Some(found) = absent_is_none(fs::symlink_metadata(path))? else {
+        return Ok(None);
+    };
+    let kind = match found.file_type() {
+        kind if kind.is_file() => FileKind::File,
+        kind if kind.is_dir() => FileKind::Directory,
+        kind if kind.is_symlink() => FileKind::Link,
+        _ => FileKind::Other,
+    };
+    Ok(Some(Status { kind, mode: found.mode() & 0o7777, size: found.size(), owner: found.uid() }))
+}
+
+pub(super) fn list(path: &Path) -> io::Result<Option<Vec<String>>> {
+    let Some(entries) = absent_is_none(fs::read_dir(path))? else {
+        return Ok(None);
+    };
+    let mut names = entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<String>>>()?;
+    names.sort();
+    Ok(Some(names))
+}
+
+pub(super) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let (directory, name) = match (path.parent(), path.file_name()) {
+        (Some(directory), Some(name)) => (directory, name.to_string_lossy()),
+        _ => return Err(io::Error::new(ErrorKind::InvalidInput, "the path names no file")),
+    };
+    let mut random = [0_u8; 4];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let temporary = directory.join(format!(".{name}.pgherd-{:08x}", u32::from_ne_bytes(random)));
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if let Err(error) = written {
+        // The first error is the one to tell; a temporary file that stays behind is only litter.
+        fs::remove_file(&temporary).ok();
+        return Err(error);
+    }
+    sync_directory(directory)
+}
+
+pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    match (absent_is_none(fs::remove_file(path))?, path.parent()) {
+        (Some(()), Some(directory)) => sync_directory(directory),
+        _ => Ok(()),
+    }
+}
+
+/// Makes `path` with `mode` and its parents with 0755, unless it is there.
+pub(super) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    let (ancestor, mut missing) = nearest(path)?;
+    if missing.is_empty() {
+        return if ancestor.is_dir() { Ok(()) } else { Err(ErrorKind::NotADirectory.into()) };
+    }
+    missing.pop();
+    let parent = make_parents(ancestor, &missing)?;
+    make_with_mode(&parent.join(path.file_name().unwrap_or_default()), mode)?;
+    sync_directory(&parent)
+}
+
+/// Makes `path` for another user and its missing parents for the caller.
+///
+/// Returns `false`, and does nothing, where somebody else than the caller could change the directories above: there the other
+/// user has to make it itself. The new directory gets its name only when it has its owner and mode, so that a crash leaves
+/// none that is half made.
+pub(super) fn hand_over_directory(path: &Path, mode: u32, uid: u32, gid: u32) -> io::Result<bool> {
+    let (ancestor, mut missing) = nearest(path)?;
+    if missing.is_empty() {
+        return Err(ErrorKind::AlreadyExists.into());
+    }
+    if !only_callers(&ancestor)? {
+        return Ok(false);
+    }
+    let name = missing.pop().unwrap_or_default();
+    let parent = make_parents(ancestor, &missing)?;
+    let unfinished = parent.join(format!(".{}.pgherd-new", name.display()));
+    match fs::symlink_metadata(&unfinished) {
+        Ok(_) => fs::remove_dir(&unfinished)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    make_with_mode(&unfinished, mode)?;
+    std::os::unix::fs::lchown(&unfinished, Some(uid), Some(gid))?;
+    fs::rename(&unfinished, parent.join(name))?;
+    sync_directory(&parent)?;
+    Ok(true)
+}
+
+/// Returns the deepest directory above `path`, or `path` itself, that is there, with its links followed, and what is missing below.
+pub(super) fn nearest(path: &Path) -> io::Result<(PathBuf, Vec<PathBuf>)> {
+    let mut missing = Vec::new();
+    let mut at = path;
+    loop {
+        match fs::canonicalize(at) {
+            Ok(found) => {
+                missing.reverse();
+                return Ok((found, missing));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => match (at.parent(), at.file_name()) {
+                (Some(parent), Some(name)) => {
+                    missing.push(PathBuf::from(name));
+                    at = parent;
+                }
+                _ => return Err(error),
+            },
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Tells whether nobody but the caller can rename what is in `canonical` and above it.
+fn only_callers(canonical: &Path) -> io::Result<bool> {
+    let caller = rustix::process::geteuid().as_raw();
+    for directory in canonical.ancestors() {
+        let found = fs::symlink_metadata(directory)?;
+        let (others_write, sticky) = (found.mode() & 0o022 != 0, found.mode() & 0o1000 != 0);
+        if found.uid() != caller || (others_write && !sticky) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn make_parents(mut at: PathBuf, names: &[PathBuf]) -> io::Result<PathBuf> {
+    for name in names {
+        at.push(name);
+        make_with_mode(&at, 0o755)?;
+    }
+    Ok(at)
+}
+
+/// Makes one directory with exactly this mode, whatever the umask.
+fn make_with_mode(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(mode & 0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

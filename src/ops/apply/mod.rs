@@ -1,0 +1,429 @@
+//! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
+
+mod configure;
+mod follow;
+mod logins;
+mod pooler;
+mod proof;
+pub mod step;
+pub mod world;
+
+pub(crate) use pooler::{observe_pooler, remove as remove_pooler};
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
+use crate::engine::lock::Lock;
+use crate::engine::operation::{self, Intent, Operation, Outcome};
+use crate::engine::record::{OperationId, Record, TopologyFile};
+use crate::engine::step::Stage;
+use crate::engine::store::Store;
+use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::host::{Command, RunAs, programs};
+use crate::ops::apply::step::Evidence;
+use crate::ops::apply::world::{Input, World};
+use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
+use crate::ops::plan::step::ApplyStep;
+use crate::ops::plan::{self, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
+use crate::ops::roles::{self, Lead};
+use crate::secret::Secret;
+use crate::topology::model::{Cluster, Herd, Node, SecretReference};
+use crate::topology::places::Places;
+use crate::topology::secrets;
+use crate::units::ByteCount;
+
+/// The kind of this operation in its journal.
+pub const KIND: &str = "apply";
+
+/// What every operation of a run shares.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub places: Places,
+    pub gate: Arc<dyn Gate>,
+    pub store: Store,
+}
+
+/// Looks at a cluster and plans its way to what is declared.
+///
+/// # Errors
+/// Every obstacle at once: a missing program or secret, a directory that is not ours, two primaries, an unreachable primary.
+pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
+    let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
+    let mut missing: Vec<Error> = Vec::new();
+    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, node))).await {
+        missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
+    }
+    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+        missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
+    }
+    let passwords = match passwords(&doors, cluster).await {
+        Ok(passwords) => passwords,
+        Err(errors) => {
+            missing.extend(errors);
+            BTreeMap::new()
+        }
+    };
+    if !missing.is_empty() {
+        return Err(missing);
+    }
+    let fixed = fix(&doors, herd, cluster).await.map_err(|error| vec![error])?;
+    let observed = observe::observe(&doors, cluster, Depth::Files).await;
+    let seen = look_closer(&doors, cluster, &observed, &passwords).await.map_err(|error| vec![error])?;
+    plan::plan(&Situation {
+        cluster,
+        places: &context.places,
+        fixed: &fixed,
+        observed: &observed,
+        objects: seen.objects.as_ref(),
+        logins: seen.logins,
+        poolers: &seen.poolers,
+    })
+}
+
+/// What only a primary that answers can tell.
+struct Closer {
+    objects: Option<ObjectsObserved>,
+    logins: Option<Logins>,
+    poolers: BTreeMap<String, PoolerDrift>,
+}
+
+async fn look_closer(
+    doors: &Doors,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+    passwords: &BTreeMap<String, Secret>,
+) -> Result<Closer> {
+    let lead = roles::lead(observed);
+    let Lead::Primary(name) = &lead else {
+        let poolers = pooler::drift_without_primary(doors, cluster).await;
+        return Ok(Closer { objects: None, logins: None, poolers });
+    };
+    let primary = cluster.node(name).expect("roles::lead names nodes of the cluster");
+    // A node that is not there yet gets its password file with its clone.
+    let present: Vec<&Node> = cluster
+        .nodes
+        .iter()
+        .filter(|node| observed.node(&node.name).is_some_and(|seen| seen.files.is_some()))
+        .collect();
+    let login = doors.superuser(cluster, primary, "postgres");
+    let to = ToPrimary { connector: &doors.connector, login: &login };
+    let (objects, logins, poolers) = futures_util::join!(
+        objects::observe(to, cluster, passwords),
+        logins::examine(doors, cluster, primary, &present),
+        pooler::drift(doors, cluster, primary, observed),
+    );
+    let logins = match logins? {
+        logins::Look::Right => Logins::Right,
+        logins::Look::Wrong { what, nodes } => Logins::Wrong { what, nodes },
+    };
+    Ok(Closer { objects: Some(objects?), logins: Some(logins), poolers })
+}
+
+/// Finds what stays the same for the whole operation.
+async fn fix(doors: &Doors, herd: &Herd, cluster: &Cluster) -> Result<Fixed> {
+    let mut fixed = Fixed { memory: BTreeMap::new(), users: BTreeMap::new() };
+    for node in &cluster.nodes {
+        let host = doors.host(&node.host);
+        let mut users = vec![host.os_user().to_owned(), host.caller().to_owned()];
+        users.dedup();
+        fixed.users.insert(node.host.clone(), users);
+        let memory = match cluster.postgres.tune_memory {
+            Some(stated) => stated,
+            None => {
+                let all = host.memory().await.map_err(|error| {
+                    Error::failed(format!("could not read the memory of host {}", node.host)).source(error)
+                })?;
+                let beside =
+                    herd.clusters.iter().flat_map(|c| &c.nodes).filter(|n| n.host == node.host).count();
+                share(all, u64::try_from(beside).unwrap_or(u64::MAX))
+            }
+        };
+        fixed.memory.insert(node.name.clone(), memory);
+    }
+    Ok(fixed)
+}
+
+/// Shares a host's memory among its nodes, in steps of 64 MiB: what the kernel reports moves a little from boot to boot, and that
+/// is no reason for a restart.
+fn share(all: ByteCount, nodes: u64) -> ByteCount {
+    const HOST_STEP: u64 = 256 << 20;
+    const NODE_STEP: u64 = 64 << 20;
+    let host = all.0 / HOST_STEP * HOST_STEP;
+    ByteCount((host / nodes.max(1) / NODE_STEP * NODE_STEP).max(NODE_STEP))
+}
+
+/// Resolves the passwords of all declared roles.
+async fn passwords(doors: &Doors, cluster: &Cluster) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
+    let mut found = BTreeMap::new();
+    let mut errors = Vec::new();
+    for role in &cluster.roles {
+        let Some(reference) = &role.password else { continue };
+        match resolve(doors, cluster, reference).await {
+            Ok(secret) => {
+                found.insert(role.name.clone(), secret);
+            }
+            Err(error) => errors.push(error.context(format!("resolve the password of role {}", role.name))),
+        }
+    }
+    if errors.is_empty() { Ok(found) } else { Err(errors) }
+}
+
+async fn resolve(doors: &Doors, cluster: &Cluster, reference: &SecretReference) -> Result<Secret> {
+    let SecretReference::Command(argv) = reference else {
+        return secrets::resolve_with(reference, &|_| {
+            Err(Error::failed("only a command is run for a secret"))
+        });
+    };
+    let (program, args) =
+        argv.split_first().ok_or_else(|| Error::usage("the command of a secret is empty"))?;
+    let host = doors.host(&cluster.preferred().host);
+    let command = Command::new(program)
+        .args(args.iter().cloned())
+        .user(RunAs::Caller)
+        .reads()
+        .timeout(Duration::from_secs(30));
+    // What it prints may be half a secret: neither output nor error text is kept.
+    let output = host.run(&command).await.map_err(|_| {
+        Error::failed(format!("the command {program} gave no secret"))
+            .hint("Run it by hand; its output is not shown here.")
+    })?;
+    secrets::resolve_with(reference, &|_| Ok(output.stdout.clone()))
+}
+
+/// What an apply is asked to do.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub herd: &'a Herd,
+    pub cluster: &'a Cluster,
+    pub plan: ConfirmedPlan,
+    pub topology: TopologyFile,
+    /// How long to wait for another operation of the cluster to end.
+    pub wait: Duration,
+}
+
+/// Names the topology file and its content in a journal.
+///
+/// # Errors
+/// When it cannot be read any more.
+pub fn topology_file(file: &Path) -> Result<TopologyFile> {
+    let bytes = std::fs::read(file)
+        .map_err(|error| Error::failed(format!("could not read {}", file.display())).source(error))?;
+    let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(TopologyFile { file: file.to_owned(), sha256 })
+}
+
+/// Returns where an operation proved its write and how long it took, if it did.
+///
+/// # Errors
+/// When its journal cannot be read.
+pub fn proof_of(context: &Context, id: &OperationId) -> Result<Option<(Vec<String>, Duration)>> {
+    let proofs = context.store.read(id)?.entries.into_iter().filter_map(|entry| match entry.record {
+        Record::StepDone { evidence, .. } => match serde_json::from_value(evidence) {
+            Ok(Evidence::Proved { nodes, milliseconds }) => {
+                Some((nodes, Duration::from_millis(milliseconds)))
+            }
+            Ok(_) | Err(_) => None,
+        },
+        _ => None,
+    });
+    Ok(proofs.last())
+}
+
+/// Drives a plan that was shown and agreed to.
+///
+/// # Errors
+/// [`crate::error::ErrorKind::Locked`] if another operation holds the cluster, `Refused` if the world moved since the plan was
+/// made, and as [`operation::run`].
+pub async fn run(
+    context: &Context,
+    request: Request<'_>,
+    events: &EventSink,
+    interrupt: &Interrupt,
+) -> Result<(OperationId, Outcome)> {
+    let Request { herd, cluster, plan: confirmed, topology, wait } = request;
+    let lock = Lock::take(&context.store, &cluster.name, wait).await?;
+    let plan = confirmed.check(prepare(context, herd, cluster).await)?;
+    let input = Input {
+        herd: herd.name.clone(),
+        cluster: cluster.clone(),
+        primary: plan.primary.clone(),
+        fixed: plan.fixed.clone(),
+    };
+    let intent = Intent {
+        kind: KIND.to_owned(),
+        topology,
+        plan_digest: plan.fingerprint.clone(),
+        input: serde_json::to_value(&input)
+            .map_err(|error| Error::failed("could not write the input down").source(error))?,
+        stages: stages(&plan),
+    };
+    let mut operation = Operation::begin(&context.store, lock, intent)?;
+    let id = operation.id();
+    let world = open_world(context, &id, input).await?;
+    let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    Ok((id, outcome))
+}
+
+/// Which way an unfinished operation is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Forward,
+    Back,
+}
+
+/// Goes on with an operation of this kind that no process drives any more, or takes it back.
+///
+/// # Errors
+/// As [`Operation::open`], [`operation::run`] and [`operation::undo`].
+pub async fn go_on(
+    context: &Context,
+    mut operation: Operation<ApplyStep>,
+    way: Way,
+    events: &EventSink,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    let id = operation.id();
+    let input: Input = serde_json::from_value(operation.header().input).map_err(|error| {
+        Error::new(crate::error::ErrorKind::Stuck, format!("cannot read the input of operation {id}"))
+            .hint("Use the version of pgherd that began it.")
+            .source(error)
+    })?;
+    let world = open_world(context, &id, input).await?;
+    match way {
+        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
+        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
+    }
+}
+
+async fn open_world(context: &Context, id: &OperationId, input: Input) -> Result<World> {
+    let doors = Doors::open(&input.cluster, context.places.clone(), &context.gate)?;
+    let passwords = passwords(&doors, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
+    World::open(id.as_str().to_owned(), input, passwords, context.places.clone(), &context.gate).await
+}
+
+fn stages(plan: &ClusterPlan) -> Vec<Stage<ApplyStep>> {
+    plan.stages
+        .iter()
+        .map(|stage| Stage { steps: stage.iter().map(|planned| planned.step.clone()).collect() })
+        .collect()
+}
+
+/// A plan that somebody has read and agreed to.
+#[derive(Debug, Clone)]
+pub struct ConfirmedPlan(ClusterPlan);
+
+impl ConfirmedPlan {
+    /// Takes a plan that was shown; the caller has asked, or was told not to.
+    pub fn new(plan: ClusterPlan) -> Self {
+        Self(plan)
+    }
+
+    /// Compares it with a plan that was made just now, under the lock.
+    fn check(&self, fresh: Result<ClusterPlan, Vec<Error>>) -> Result<ClusterPlan> {
+        let fresh = fresh.map_err(|mut errors| errors.remove(0))?;
+        if fresh.stages == self.0.stages
+            && fresh.fingerprint == self.0.fingerprint
+            && fresh.primary == self.0.primary
+        {
+            return Ok(fresh);
+        }
+        Err(Error::refused(format!(
+            "the plan for {} is out of date: the world has moved since it was made",
+            self.0.cluster
+        ))
+        .detail("What is there now asks for other steps. Nothing was changed.")
+        .hint("Read the new plan: pgherd plan"))
+    }
+}
+
+/// Plans as `plan --out` saves them; docs/formats/plan.md.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedPlan {
+    format: u32,
+    herd: String,
+    topology: TopologyFile,
+    pub plans: Vec<ClusterPlan>,
+}
+
+impl SavedPlan {
+    /// Takes plans that were just made.
+    ///
+    /// # Errors
+    /// When the topology file cannot be read any more.
+    pub fn new(herd: &Herd, plans: &[ClusterPlan]) -> Result<Self> {
+        let topology = topology_file(&herd.file)?;
+        Ok(Self { format: plan::FORMAT, herd: herd.name.clone(), topology, plans: plans.to_vec() })
+    }
+
+    /// Writes the plans to a file that only its owner may read.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let could_not = |error: std::io::Error| {
+            Error::failed(format!("could not write {}", file.display())).source(error)
+        };
+        let text = serde_json::to_vec_pretty(self).expect("a plan is plain data");
+        let mut open = std::fs::OpenOptions::new();
+        open.write(true).create(true).truncate(true).mode(0o600);
+        open.open(file).and_then(|mut out| out.write_all(&text)).map_err(could_not)
+    }
+
+    /// Reads plans that were saved for this herd and this very file.
+    ///
+    /// # Errors
+    /// When it is no plan of ours, or the topology has changed since.
+    pub fn read(file: &Path, herd: &Herd) -> Result<Self> {
+        let text = std::fs::read(file)
+            .map_err(|error| Error::failed(format!("could not read {}", file.display())).source(error))?;
+        let saved: Self = serde_json::from_slice(&text).map_err(|error| {
+            Error::usage(format!("{} is not a saved plan of this pgherd", file.display()))
+                .hint(format!("Make a new one: pgherd plan --out {}", file.display()))
+                .source(error)
+        })?;
+        if saved.format != plan::FORMAT {
+            return Err(Error::usage(format!(
+                "{} has format {}, expected {}",
+                file.display(),
+                saved.format,
+                plan::FORMAT
+            )));
+        }
+        if saved.topology.sha256 != topology_file(&herd.file)?.sha256 {
+            return Err(Error::refused(format!(
+                "the plan in {} is out of date: {} has changed",
+                file.display(),
+                herd.file.display()
+            ))
+            .detail("Nothing was changed.")
+            .hint(format!("Make a new one: pgherd plan --out {}", file.display())));
+        }
+        Ok(saved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_little_less_memory_after_a_boot_changes_no_share() {
+        let shares: Vec<u64> =
+            [24_600_u64, 24_650, 24_700].map(|mib| share(ByteCount(mib << 20), 7).0 >> 20).into();
+        assert_eq!(shares, [3456, 3456, 3456]);
+        assert_eq!(share(ByteCount(1 << 20), 3), ByteCount(64 << 20));
+    }
+}

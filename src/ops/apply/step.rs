@@ -1,0 +1,306 @@
+//! How each step of an apply is probed, done and undone.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::db::{Login, queries};
+use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError, Unit};
+use crate::error::{Error, Result};
+use crate::ops::apply::world::World;
+use crate::ops::apply::{configure, follow, logins, pooler, proof};
+use crate::ops::objects::{self, ToPrimary};
+use crate::ops::observe::{self, Claim};
+use crate::ops::plan::step::ApplyStep;
+use crate::ops::provision::{self, Site};
+use crate::pg::lsn::Lsn;
+use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
+use crate::topology::declared::{self, NodeWish};
+use crate::topology::model::Node;
+use crate::units::ByteCount;
+
+/// What a step leaves in the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Evidence {
+    /// A data directory is complete.
+    Made { system_identifier: SystemIdentifier },
+    /// The server answers.
+    Answers { system_identifier: SystemIdentifier },
+    /// The logins are as the password files say.
+    LoginsSet {},
+    /// The slot is there; `created` tells whether this operation made it.
+    SlotThere { created: bool },
+    /// The standby streams.
+    Streams { timeline: TimelineId, lsn: Option<Lsn> },
+    /// Files, resets and values are as planned.
+    Configured {},
+    /// Roles, databases, schemas and grants are as planned.
+    Granted {},
+    /// Every declared role has its password.
+    Opened {},
+    /// The pooler answers through each of these aliases.
+    PoolerAnswers { aliases: Vec<String> },
+    /// The row was read on these nodes.
+    Proved { nodes: Vec<String>, milliseconds: u64 },
+}
+
+impl Step for ApplyStep {
+    type World = World;
+    type Evidence = Evidence;
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Initdb { node } => format!("initdb {node}"),
+            Self::Start { node } => format!("start {node}"),
+            Self::Logins { .. } => {
+                format!("roles {} and {}", declared::REPLICATION_ROLE, declared::PROBE_ROLE)
+            }
+            Self::Slot { on, slot } => format!("slot {slot} on {on}"),
+            Self::Clone { node, from } => format!("clone {node} from {from}"),
+            Self::Follow { node, upstream } => format!("start {node}, stream from {upstream}"),
+            Self::Configure { node, activation, .. } => format!("configure {node}{}", activation.suffix()),
+            Self::Objects { .. } => "roles, databases, schemas, grants".to_owned(),
+            Self::Open { .. } => "passwords: open to clients".to_owned(),
+            Self::Mend { change } => change.describe(),
+            Self::Pooler { host } => format!("pooler on {host}"),
+            Self::Prove {} => "prove a write".to_owned(),
+        }
+    }
+
+    fn reversal(&self) -> Reversal {
+        match self {
+            Self::Initdb { .. }
+            | Self::Start { .. }
+            | Self::Slot { .. }
+            | Self::Clone { .. }
+            | Self::Follow { .. }
+            | Self::Configure { .. } => Reversal::Undo,
+            // A login or a grant that was put right stays right: undoing would bring the drift back.
+            Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove {} => {
+                Reversal::NothingToUndo
+            }
+            Self::Open { .. } | Self::Pooler { .. } => Reversal::ForwardOnly,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            Self::Clone { .. } => Duration::from_secs(24 * 3600),
+            Self::Start { .. } | Self::Follow { .. } | Self::Configure { .. } => {
+                provision::START + provision::STOP + Duration::from_secs(60)
+            }
+            Self::Initdb { .. }
+            | Self::Logins { .. }
+            | Self::Slot { .. }
+            | Self::Objects { .. }
+            | Self::Open { .. }
+            | Self::Mend { .. }
+            | Self::Pooler { .. }
+            | Self::Prove {} => Duration::from_secs(300),
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            // Both look until a deadline of their own; a second try helps against a connection that broke in between.
+            Self::Pooler { .. } | Self::Prove {} => Retry { attempts: 2, pause: Duration::from_millis(500) },
+            Self::Initdb { .. }
+            | Self::Start { .. }
+            | Self::Logins { .. }
+            | Self::Slot { .. }
+            | Self::Clone { .. }
+            | Self::Follow { .. }
+            | Self::Configure { .. }
+            | Self::Objects { .. }
+            | Self::Open { .. }
+            | Self::Mend { .. } => Retry::NEVER,
+        }
+    }
+
+    async fn probe(&self, cx: &Cx<'_, Self>) -> Result<Found<Evidence>, StepError> {
+        let world = cx.world;
+        Ok(match self {
+            Self::Initdb { node } | Self::Clone { node, .. } => made(&world.site(node)?).await?,
+            Self::Start { node } => answers(&world.site(node)?).await?,
+            Self::Logins { nodes } => match logins::look(world, nodes).await? {
+                logins::Look::Right => Found::Done(Evidence::LoginsSet {}),
+                logins::Look::Wrong { .. } => Found::NotDone,
+            },
+            Self::Slot { on, slot } => {
+                let conn = world.site(on)?.connect().await.map_err(Error::from)?;
+                let slots = queries::slots(&conn).await.map_err(Error::from)?;
+                // Who made it is not known any more; undo leaves a slot alone that may be somebody's.
+                if slots.iter().any(|found| found.name == *slot) {
+                    Found::Done(Evidence::SlotThere { created: true })
+                } else {
+                    Found::NotDone
+                }
+            }
+            Self::Follow { node, upstream } => follow::look(world, node, upstream).await?,
+            Self::Configure { node, files, resets, expect, .. } => {
+                configure::look(&world.site(node)?, files, resets, expect).await?
+            }
+            // Each change is idempotent and looks for itself what is there.
+            Self::Objects { .. } | Self::Mend { .. } => Found::NotDone,
+            Self::Open { roles } => {
+                let login = superuser(world)?;
+                match objects::passwords_set(to(world, &login), roles, &world.passwords)
+                    .await
+                    .map_err(Error::from)?
+                {
+                    Some(true) => Found::Done(Evidence::Opened {}),
+                    Some(false) => Found::NotDone,
+                    None => Found::CannotTell(format!(
+                        "some of the roles {} have their declared password and others do not",
+                        roles.join(", ")
+                    )),
+                }
+            }
+            Self::Pooler { host } => pooler::look(world, host).await?,
+            // A proof is of its own moment: what was proved before the crash is proved again.
+            Self::Prove {} => Found::NotDone,
+        })
+    }
+
+    async fn apply(&self, cx: &Cx<'_, Self>) -> Result<Evidence, StepError> {
+        let world = cx.world;
+        Ok(match self {
+            Self::Initdb { node } => {
+                let site = world.site(node)?;
+                // No standby is there to wait for yet.
+                let wish = wish(world, site.node, None, String::new());
+                Evidence::Made { system_identifier: provision::initdb(&site, &wish).await? }
+            }
+            Self::Start { node } => {
+                let site = world.site(node)?;
+                provision::start(&site).await?;
+                Evidence::Answers {
+                    system_identifier: provision::control_file(&site).await?.system_identifier,
+                }
+            }
+            Self::Logins { nodes } => {
+                logins::ensure(world, nodes).await?;
+                Evidence::LoginsSet {}
+            }
+            Self::Slot { on, slot } => {
+                let conn = world.site(on)?.connect().await.map_err(Error::from)?;
+                let created = queries::ensure_physical_slot(&conn, slot).await.map_err(Error::from)?;
+                Evidence::SlotThere { created }
+            }
+            Self::Clone { node, from } => {
+                let site = world.site(node)?;
+                let from = world.node(from)?;
+                let names = declared::synchronous_names(&world.input.cluster, site.node);
+                let wish = wish(world, site.node, Some(from), names);
+                let report =
+                    |done: u64, total: u64| (cx.progress.0)(done << 10, Some(total << 10), Unit::Bytes);
+                Evidence::Made { system_identifier: provision::clone(&site, from, &wish, &report).await? }
+            }
+            Self::Follow { node, upstream } => follow::start(world, node, upstream).await?,
+            Self::Configure { node, files, resets, activation, expect } => {
+                let step = configure::Wanted { files, resets, activation: *activation, expect };
+                configure::apply(world, node, &step).await?;
+                Evidence::Configured {}
+            }
+            Self::Objects { changes } => {
+                let login = superuser(world)?;
+                for (done, change) in changes.iter().enumerate() {
+                    (cx.progress.0)(done as u64, Some(changes.len() as u64), Unit::Items);
+                    objects::apply(change, to(world, &login), &world.passwords).await.map_err(Error::from)?;
+                }
+                Evidence::Granted {}
+            }
+            Self::Open { roles } => {
+                let login = superuser(world)?;
+                objects::set_passwords(to(world, &login), roles, &world.passwords)
+                    .await
+                    .map_err(Error::from)?;
+                Evidence::Opened {}
+            }
+            Self::Mend { change } => {
+                let login = superuser(world)?;
+                objects::apply(change, to(world, &login), &world.passwords).await.map_err(Error::from)?;
+                Evidence::Granted {}
+            }
+            Self::Pooler { host } => pooler::ensure(world, host).await?,
+            Self::Prove {} => proof::prove(world).await?,
+        })
+    }
+
+    async fn undo(&self, cx: &Cx<'_, Self>) -> Result<(), StepError> {
+        let world = cx.world;
+        match self {
+            Self::Initdb { node } | Self::Clone { node, .. } => {
+                provision::remove_made(&world.site(node)?).await?
+            }
+            Self::Start { node } | Self::Follow { node, .. } => provision::stop(&world.site(node)?).await?,
+            Self::Slot { on, slot } => drop_slot(&world.site(on)?, slot).await?,
+            Self::Configure { node, files, resets, activation, expect } => {
+                let step = configure::Wanted { files, resets, activation: *activation, expect };
+                configure::undo(world, node, &step).await?;
+            }
+            Self::Logins { .. }
+            | Self::Objects { .. }
+            | Self::Mend { .. }
+            | Self::Prove {}
+            | Self::Open { .. }
+            | Self::Pooler { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+fn wish<'a>(world: &World, node: &Node, upstream: Option<&'a Node>, synchronous: String) -> NodeWish<'a> {
+    let memory = world.input.fixed.memory.get(&node.name).copied().unwrap_or(ByteCount(0));
+    NodeWish { upstream, synchronous, memory }
+}
+
+/// A directory is complete when its marker carries the system identifier: that is written last.
+async fn made(site: &Site<'_>) -> Result<Found<Evidence>> {
+    match observe::observe_claim(site.host(), &site.places(), site.node).await {
+        Claim::Ours(marker) if marker.operation == site.operation => Ok(match marker.system_identifier {
+            Some(system_identifier) => Found::Done(Evidence::Made { system_identifier }),
+            None => Found::NotDone,
+        }),
+        Claim::None | Claim::Ours(_) => Ok(Found::NotDone),
+        Claim::Other(marker) => Ok(Found::CannotTell(format!(
+            "the marker of {} claims {}",
+            site.name(),
+            marker.data_directory.display()
+        ))),
+        Claim::Unknown { why } => {
+            Ok(Found::CannotTell(format!("the marker of {} cannot be read: {why}", site.name())))
+        }
+    }
+}
+
+async fn answers(site: &Site<'_>) -> Result<Found<Evidence>> {
+    match site.connect().await {
+        Ok(conn) => {
+            let facts = queries::server_facts(&conn).await.map_err(Error::from)?;
+            Ok(Found::Done(Evidence::Answers { system_identifier: facts.system_identifier }))
+        }
+        // Whatever it does now, `apply` starts it or waits for it.
+        Err(_) => Ok(Found::NotDone),
+    }
+}
+
+async fn drop_slot(site: &Site<'_>, slot: &str) -> Result<()> {
+    // With the whole cluster undone the server may be gone, and the slot with it.
+    if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
+        return Ok(());
+    }
+    let conn = site.connect().await?;
+    queries::drop_slot(&conn, slot).await?;
+    Ok(())
+}
+
+fn superuser(world: &World) -> Result<Login> {
+    Ok(world.doors.superuser(&world.input.cluster, world.primary()?.node, "postgres"))
+}
+
+fn to<'a>(world: &'a World, login: &'a Login) -> ToPrimary<'a> {
+    ToPrimary { connector: &world.doors.connector, login }
+}

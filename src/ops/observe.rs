@@ -1,0 +1,505 @@
+//! What the herd is right now: every node looked at side by side, each fact known or unknown with its reason.
+//!
+//! Reads only. An unreachable node is a fact about that node and never hides the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::db::queries::{self, ServerFacts, ServerRole, Setting, Slot, WalSender};
+use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gate::Gate;
+use crate::host::decorate::{Gated, Layered, Traced};
+use crate::host::local::LocalHost;
+use crate::host::programs::{self, Programs};
+use crate::host::{Command, DiskSpace, Host, HostError};
+use crate::pg::control_file::ControlFile;
+use crate::pg::guc::ConfFile;
+use crate::topology::claim::{self, Marker, Profile};
+use crate::topology::declared;
+use crate::topology::model::{Cluster, Node};
+use crate::topology::places::{NodePlaces, Places};
+use crate::units::ByteCount;
+
+/// How long one node may take to answer before its facts are unknown.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The doors to one cluster: its hosts and its servers.
+#[derive(Debug, Clone)]
+pub struct Doors {
+    pub places: Places,
+    hosts: BTreeMap<String, Arc<dyn Host>>,
+    pub connector: Connector,
+}
+
+impl Doors {
+    /// Opens the door of every host that `cluster` uses.
+    ///
+    /// # Errors
+    /// When the user that should own the nodes' files does not exist or cannot be acted for.
+    pub fn open(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
+        let names: BTreeSet<&String> = cluster
+            .nodes
+            .iter()
+            .map(|node| &node.host)
+            .chain(cluster.poolers.iter().flat_map(|poolers| &poolers.hosts))
+            .collect();
+        let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
+        for name in names {
+            let local = LocalHost::new(name, cluster.postgres.os_user.as_deref())?;
+            hosts.insert(
+                name.clone(),
+                Arc::new(Layered::new(
+                    Arc::new(Layered::new(Arc::new(local), Traced)),
+                    Gated(Arc::clone(gate)),
+                )),
+            );
+        }
+        Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)) })
+    }
+
+    /// Returns the door of a host that the cluster uses.
+    pub fn host(&self, name: &str) -> &dyn Host {
+        &**self.hosts.get(name).expect("Doors::open opens every host that the cluster names")
+    }
+
+    /// Returns how pgherd's own work logs in to a node: as the superuser, over the Unix socket.
+    pub fn superuser(&self, cluster: &Cluster, node: &Node, database: &str) -> Login {
+        let name = cluster.full_name(&node.name);
+        Login {
+            endpoint: Endpoint::Socket { directory: self.places.node(&name).socket, port: node.port },
+            server: name,
+            user: declared::SUPERUSER.to_owned(),
+            database: database.to_owned(),
+            password: None,
+            session: Session::Tool,
+        }
+    }
+
+    /// Finds the server's programs on the node's host.
+    ///
+    /// # Errors
+    /// When they are missing or of another major version.
+    pub async fn programs(&self, cluster: &Cluster, node: &Node) -> Result<Programs> {
+        programs::find_postgres(
+            self.host(&node.host),
+            cluster.postgres.version,
+            cluster.postgres.bin_directory.as_deref(),
+        )
+        .await
+    }
+}
+
+/// Everything that was seen of one cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterObserved {
+    pub cluster: String,
+    /// In the order of the file.
+    pub nodes: Vec<NodeObserved>,
+    /// Profiles of this cluster's nodes that the file no longer names.
+    pub left: Vec<Profile>,
+}
+
+/// Everything that was seen of one node.
+#[derive(Debug, Clone)]
+pub struct NodeObserved {
+    pub node: String,
+    pub marker: Claim,
+    pub directory: Directory,
+    pub server: Server,
+    /// Text of the files of which pgherd writes a part; `None` where the directory holds no cluster of ours.
+    pub files: Option<Files>,
+    pub disk: Option<Disk>,
+}
+
+/// Whether a marker claims the node's data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    None,
+    Ours(Marker),
+    /// A marker under this node's name claims another directory or host.
+    Other(Marker),
+    Unknown {
+        why: String,
+    },
+}
+
+/// What is in the node's data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Directory {
+    Missing,
+    Empty,
+    /// A PostgreSQL cluster, or what is left of one.
+    Cluster {
+        /// The text of PG_VERSION.
+        version: String,
+        owner: String,
+        control: Option<Box<ControlFile>>,
+        /// Whether `standby.signal` is there: it would start as a standby.
+        standby_signal: bool,
+    },
+    /// Something else.
+    Foreign {
+        names: Vec<String>,
+    },
+    Unknown {
+        why: String,
+    },
+}
+
+/// Whether a server answers for the node.
+#[derive(Debug, Clone)]
+pub enum Server {
+    Up(Box<Running>),
+    Starting,
+    Stopped,
+    /// Another server answers on the node's port.
+    Foreign {
+        what: String,
+    },
+    Unknown {
+        why: String,
+    },
+}
+
+/// What a running server told.
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub facts: ServerFacts,
+    pub senders: Vec<WalSender>,
+    pub slots: Vec<Slot>,
+    /// By name; only those that were asked for.
+    pub settings: BTreeMap<String, Setting>,
+}
+
+/// Text of the files of which pgherd writes all or a part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    pub shared: Option<String>,
+    pub node: Option<String>,
+    pub postgresql_conf: String,
+    pub pg_hba: String,
+    pub pg_ident: String,
+    /// What ALTER SYSTEM left: name and value.
+    pub auto: Vec<declared::Setting>,
+    /// Whether the password file is there.
+    pub passfile: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    pub total: ByteCount,
+    pub free: ByteCount,
+}
+
+impl From<DiskSpace> for Disk {
+    fn from(space: DiskSpace) -> Self {
+        Self { total: space.total, free: space.free }
+    }
+}
+
+/// How much is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Servers, processes and disks: what `status` shows.
+    Servers,
+    /// Also the files that `plan` compares.
+    Files,
+}
+
+impl Running {
+    /// Tells whether it is out of recovery.
+    pub fn is_primary(&self) -> bool {
+        matches!(self.facts.role, ServerRole::Primary { .. })
+    }
+}
+
+impl NodeObserved {
+    /// Returns what the running server told, if one answered.
+    pub fn running(&self) -> Option<&Running> {
+        match &self.server {
+            Server::Up(running) => Some(running),
+            Server::Starting | Server::Stopped | Server::Foreign { .. } | Server::Unknown { .. } => None,
+        }
+    }
+
+    /// Returns the control file, if the directory holds a cluster and it could be read.
+    pub fn control(&self) -> Option<&ControlFile> {
+        match &self.directory {
+            Directory::Cluster { control, .. } => control.as_deref(),
+            Directory::Missing | Directory::Empty | Directory::Foreign { .. } | Directory::Unknown { .. } => {
+                None
+            }
+        }
+    }
+}
+
+impl ClusterObserved {
+    /// Finds what was seen of a node.
+    pub fn node(&self, name: &str) -> Option<&NodeObserved> {
+        self.nodes.iter().find(|node| node.node == name)
+    }
+}
+
+/// Looks at all nodes of `cluster` side by side.
+pub async fn observe(doors: &Doors, cluster: &Cluster, depth: Depth) -> ClusterObserved {
+    let nodes = join_all(cluster.nodes.iter().map(|node| observe_node(doors, cluster, node, depth))).await;
+    ClusterObserved { cluster: cluster.name.clone(), nodes, left: observe_left(doors, cluster).await }
+}
+
+async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Depth) -> NodeObserved {
+    let host = doors.host(&node.host);
+    let places = doors.places.node(&cluster.full_name(&node.name));
+    let seen = async {
+        let (marker, directory, disk, server) = futures_util::join!(
+            observe_claim(host, &places, node),
+            observe_directory(doors, cluster, node),
+            host.disk(&node.data_directory),
+            observe_server(doors, cluster, node, &places),
+        );
+        let ours = matches!(marker, Claim::Ours(_)) && matches!(directory, Directory::Cluster { .. });
+        let files =
+            if depth == Depth::Files && ours { observe_files(host, node, &places).await.ok() } else { None };
+        NodeObserved {
+            node: node.name.clone(),
+            marker,
+            directory,
+            server,
+            files,
+            disk: disk.ok().map(Disk::from),
+        }
+    };
+    // The doors have their own deadlines; this one holds whatever they do.
+    match tokio::time::timeout(PATIENCE * 2, seen).await {
+        Ok(seen) => seen,
+        Err(_) => {
+            let why = format!("host {} did not answer within {} s", node.host, (PATIENCE * 2).as_secs());
+            NodeObserved {
+                node: node.name.clone(),
+                marker: Claim::Unknown { why: why.clone() },
+                directory: Directory::Unknown { why: why.clone() },
+                server: Server::Unknown { why },
+                files: None,
+                disk: None,
+            }
+        }
+    }
+}
+
+/// Reads the marker of a node.
+pub async fn observe_claim(host: &dyn Host, places: &NodePlaces, node: &Node) -> Claim {
+    match host.read(&places.marker).await {
+        Ok(None) => Claim::None,
+        Ok(Some(bytes)) => match claim::read::<Marker>(&bytes) {
+            Ok(marker) if marker.host == node.host && marker.data_directory == node.data_directory => {
+                Claim::Ours(marker)
+            }
+            Ok(marker) => Claim::Other(marker),
+            Err(error) => Claim::Unknown { why: format!("{}: {error}", places.marker.display()) },
+        },
+        Err(error) => Claim::Unknown { why: error.to_string() },
+    }
+}
+
+async fn observe_directory(doors: &Doors, cluster: &Cluster, node: &Node) -> Directory {
+    let host = doors.host(&node.host);
+    match directory_contents(host, &node.data_directory).await {
+        Ok(Directory::Cluster { version, owner, standby_signal, .. }) => {
+            let control = match doors.programs(cluster, node).await {
+                Ok(programs) => read_control_file(host, &programs, &node.data_directory).await.ok(),
+                Err(_) => None,
+            };
+            Directory::Cluster { version, owner, control: control.map(Box::new), standby_signal }
+        }
+        Ok(other) => other,
+        Err(error) => Directory::Unknown { why: error.to_string() },
+    }
+}
+
+async fn directory_contents(host: &dyn Host, path: &Path) -> Result<Directory, HostError> {
+    let Some(stat) = host.stat(path).await? else { return Ok(Directory::Missing) };
+    let names = match host.list(path).await {
+        Ok(names) => names.unwrap_or_default(),
+        Err(HostError::File { kind: std::io::ErrorKind::PermissionDenied, .. }) => {
+            return Ok(Directory::Unknown {
+                why: format!(
+                    "{} belongs to {} and {} may not read it",
+                    path.display(),
+                    stat.owner,
+                    host.os_user()
+                ),
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    if names.is_empty() {
+        return Ok(Directory::Empty);
+    }
+    let holds = |name: &str| names.iter().any(|found| found == name);
+    if !holds("PG_VERSION") {
+        return Ok(Directory::Foreign { names });
+    }
+    let version = host.read(&path.join("PG_VERSION")).await?.unwrap_or_default();
+    Ok(Directory::Cluster {
+        version: String::from_utf8_lossy(&version).trim().to_owned(),
+        owner: stat.owner,
+        control: None,
+        standby_signal: holds("standby.signal"),
+    })
+}
+
+/// Reads pg_control with `pg_controldata`, so that each major version's layout is its own program's business.
+///
+/// # Errors
+/// When the program fails or prints something that it should not.
+pub async fn read_control_file(
+    host: &dyn Host,
+    programs: &Programs,
+    directory: &Path,
+) -> Result<ControlFile> {
+    let command = Command::new(programs.path("pg_controldata"))
+        .args(["-D", &directory.display().to_string()])
+        .timeout(PATIENCE);
+    let output = host.run(&command).await.map_err(|error| {
+        Error::failed(format!("could not read pg_control in {}", directory.display())).source(error)
+    })?;
+    ControlFile::parse(&output.text()).map_err(|error| {
+        Error::failed(format!("could not read pg_control in {}", directory.display())).source(error)
+    })
+}
+
+async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Result<Files, HostError> {
+    let text = |name: &'static str| async move {
+        let bytes = host.read(&node.data_directory.join(name)).await?;
+        Ok::<_, HostError>(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    };
+    let (shared, own, conf, hba, ident, auto, passfile) = futures_util::join!(
+        text(declared::SHARED_FILE),
+        text(declared::NODE_FILE),
+        text("postgresql.conf"),
+        text("pg_hba.conf"),
+        text("pg_ident.conf"),
+        text("postgresql.auto.conf"),
+        host.stat(&places.passfile),
+    );
+    Ok(Files {
+        shared: shared?,
+        node: own?,
+        postgresql_conf: conf?.unwrap_or_default(),
+        pg_hba: hba?.unwrap_or_default(),
+        pg_ident: ident?.unwrap_or_default(),
+        auto: ConfFile::parse(&auto?.unwrap_or_default()).settings(),
+        passfile: passfile?.is_some(),
+    })
+}
+
+async fn observe_server(doors: &Doors, cluster: &Cluster, node: &Node, places: &NodePlaces) -> Server {
+    let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
+    match connector.connect(&doors.superuser(cluster, node, "postgres")).await {
+        Ok(conn) => match running(&conn, cluster, node, places).await {
+            Ok(running) => Server::Up(Box::new(running)),
+            Err(DbError::Timeout { .. }) => Server::Unknown {
+                why: format!("it accepted the connection and did not answer within {} s", PATIENCE.as_secs()),
+            },
+            Err(error) => Server::Unknown { why: error.to_string() },
+        },
+        Err(DbError::Starting { .. }) => Server::Starting,
+        Err(DbError::NotListening { .. }) => not_listening(doors, node).await,
+        Err(DbError::Timeout { .. }) => {
+            Server::Unknown { why: format!("it did not answer within {} s", PATIENCE.as_secs()) }
+        }
+        Err(error) => Server::Unknown { why: error.to_string() },
+    }
+}
+
+/// "Connection refused" alone does not mean stopped: the postmaster's own file and process say so.
+async fn not_listening(doors: &Doors, node: &Node) -> Server {
+    match postmaster(doors.host(&node.host), &node.data_directory).await {
+        Ok(Some(pid)) => Server::Unknown {
+            why: format!("process {pid} runs for the data directory, its socket does not answer"),
+        },
+        Ok(None) if crate::db::connect::listens(declared::LOOPBACK, node.port).await => Server::Foreign {
+            what: format!("something else listens on {}:{}", declared::LOOPBACK, node.port),
+        },
+        Ok(None) => Server::Stopped,
+        Err(error) => Server::Unknown { why: error.to_string() },
+    }
+}
+
+/// Returns the postmaster's process number if one runs for `directory`.
+///
+/// A process number alone can belong to somebody else after a crash, so the process must name the directory.
+///
+/// # Errors
+/// When the host cannot tell.
+pub async fn postmaster(host: &dyn Host, directory: &Path) -> Result<Option<u32>, HostError> {
+    let Some(bytes) = host.read(&directory.join("postmaster.pid")).await? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&bytes);
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else {
+        return Ok(None);
+    };
+    let Some(cmdline) = host.read(&PathBuf::from(format!("/proc/{pid}/cmdline"))).await? else {
+        return Ok(None);
+    };
+    let names_it =
+        cmdline.split(|byte| *byte == 0).any(|word| word == directory.as_os_str().as_encoded_bytes());
+    Ok(names_it.then_some(pid))
+}
+
+async fn running(
+    conn: &Conn,
+    cluster: &Cluster,
+    node: &Node,
+    places: &NodePlaces,
+) -> Result<Running, DbError> {
+    let wish = declared::NodeWish { upstream: None, synchronous: String::new(), memory: ByteCount(0) };
+    let names: Vec<String> = declared::shared_settings(cluster)
+        .into_iter()
+        .chain(declared::node_settings(cluster, node, &wish, places))
+        .map(|(name, _)| name)
+        .collect();
+    let facts = queries::server_facts(conn).await?;
+    let senders = queries::replication(conn).await?;
+    let slots = queries::slots(conn).await?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let settings = queries::settings(conn, &names).await?;
+    Ok(Running {
+        facts,
+        senders,
+        slots,
+        settings: settings.into_iter().map(|row| (row.name.clone(), row)).collect(),
+    })
+}
+
+async fn observe_left(doors: &Doors, cluster: &Cluster) -> Vec<Profile> {
+    let Some(first) = cluster.nodes.first() else { return Vec::new() };
+    let host = doors.host(&first.host);
+    profiles(host, &doors.places)
+        .await
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|profile| profile.cluster == cluster.name && cluster.node(&profile.node).is_none())
+        .collect()
+}
+
+/// Reads every node profile on a host; one that cannot be read is passed over, since it names no directory.
+///
+/// # Errors
+/// When the directory of profiles cannot be listed.
+pub async fn profiles(host: &dyn Host, places: &Places) -> Result<Vec<Profile>> {
+    let names = host
+        .list(&places.nodes())
+        .await
+        .map_err(|error| Error::new(ErrorKind::NotFound, "could not list the node profiles").source(error))?
+        .unwrap_or_default();
+    let read = join_all(names.iter().map(|name| async move {
+        let bytes = host.read(&places.node(name).profile).await.ok().flatten()?;
+        claim::read::<Profile>(&bytes).ok()
+    }))
+    .await;
+    Ok(read.into_iter().flatten().collect())
+}

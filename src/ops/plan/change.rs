@@ -1,0 +1,408 @@
+//! Planning for a cluster that is there: what stopped, what drifted, what the file newly declares.
+
+use crate::db::queries::ServerRole;
+use crate::error::Error;
+use crate::ops::objects;
+use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
+use crate::ops::plan::settings;
+use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
+use crate::ops::plan::{
+    ClusterPlan, Logins, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, proof,
+};
+use crate::topology::declared;
+use crate::topology::model::{Cluster, Node};
+
+/// What has to happen to one standby.
+enum Fate<'a> {
+    /// It is not there: clone it.
+    Add,
+    /// It is stopped: start it.
+    Start(&'a NodeObserved),
+    /// It runs: compare.
+    Compare(&'a NodeObserved),
+    /// It is left alone, and the text says why.
+    Leave(String),
+}
+
+/// Plans the change of a cluster whose primary is `primary`.
+pub(super) fn plan(
+    situation: &Situation<'_>,
+    primary: &Node,
+    plan: &mut ClusterPlan,
+) -> Result<(), Vec<Error>> {
+    let cluster = situation.cluster;
+    let lead = situation.observed.node(&primary.name).expect("the primary was observed");
+    let standbys: Vec<(&Node, Fate<'_>)> = cluster
+        .nodes
+        .iter()
+        .filter(|node| node.name != primary.name)
+        .map(|node| (node, fate(situation, node, lead)))
+        .collect();
+    let added: Vec<&Node> =
+        standbys.iter().filter(|(_, fate)| matches!(fate, Fate::Add)).map(|(node, _)| *node).collect();
+
+    // A commit must not begin to wait for a standby that is only being made.
+    let declared_names = declared::synchronous_names(cluster, primary);
+    let present_names = lead
+        .running()
+        .map(|running| running.facts.synchronous_standby_names.clone())
+        .filter(|_| !added.is_empty())
+        .unwrap_or_else(|| declared_names.clone());
+    let wanted = settings::desired(situation, primary, None, present_names.clone());
+    let (raised, lowered) = settings::standby_five(situation, &wanted);
+    if !raised.is_empty() && !lowered.is_empty() {
+        return Err(vec![mixed_five(cluster, &raised, &lowered)]);
+    }
+
+    let primary_step = settings::configure(situation, primary, lead, &wanted);
+    start_primary(situation, primary, lead, primary_step.as_ref(), plan);
+    logins(situation, plan);
+    missing_slots(situation, primary, lead, &standbys, plan);
+    let primary_now = primary_step.filter(|_| matches!(lead.server, Server::Up(_)));
+    let (first, last) = if lowered.is_empty() { (None, primary_now) } else { (primary_now, None) };
+    plan.stages.push(first.into_iter().collect());
+    change_standbys(situation, primary, &standbys, plan);
+    if !added.is_empty() {
+        add_standbys(situation, primary, &added, plan);
+        for (node, seen) in
+            added.iter().filter_map(|node| situation.observed.node(&node.name).map(|seen| (node, seen)))
+        {
+            if matches!(seen.marker, Claim::Ours(_)) {
+                plan.notes.push(format!(
+                    "the data directory of {} is gone from {}: it is cloned anew",
+                    cluster.full_name(&node.name),
+                    node.data_directory.display()
+                ));
+            }
+        }
+    }
+    plan.stages.push(last.into_iter().collect());
+    if present_names != declared_names {
+        plan.stages.extend(settings::change_synchronous(situation, primary, present_names, declared_names));
+    }
+    if let Some(seen) = situation.objects {
+        for change in objects::plan(cluster, seen) {
+            plan.stages.push(vec![mend(cluster, change)]);
+        }
+    }
+    let nodes_move = plan.steps().any(|step| moves_a_node(&step.step));
+    pooler_and_proof(situation, plan, nodes_move);
+    Ok(())
+}
+
+fn moves_a_node(step: &ApplyStep) -> bool {
+    match step {
+        ApplyStep::Start { .. }
+        | ApplyStep::Clone { .. }
+        | ApplyStep::Follow { .. }
+        | ApplyStep::Pooler { .. } => true,
+        ApplyStep::Configure { activation, .. } => *activation == Activation::Restart,
+        ApplyStep::Initdb { .. }
+        | ApplyStep::Logins { .. }
+        | ApplyStep::Slot { .. }
+        | ApplyStep::Objects { .. }
+        | ApplyStep::Open { .. }
+        | ApplyStep::Mend { .. }
+        | ApplyStep::Prove {} => false,
+    }
+}
+
+/// Decides what has to happen to a standby.
+fn fate<'a>(situation: &'a Situation<'_>, node: &Node, lead: &NodeObserved) -> Fate<'a> {
+    let name = situation.cluster.full_name(&node.name);
+    let seen = situation.observed.node(&node.name).expect("every node of the file was observed");
+    match (&seen.server, &seen.directory) {
+        (Server::Up(_), _) => Fate::Compare(seen),
+        (Server::Stopped, Directory::Missing | Directory::Empty) => Fate::Add,
+        (Server::Stopped, Directory::Cluster { standby_signal: true, .. }) => match stranger(seen, lead) {
+            Some(why) => Fate::Leave(format!("{name} is left stopped: {why}")),
+            None => Fate::Start(seen),
+        },
+        (Server::Stopped, Directory::Cluster { standby_signal: false, .. }) => Fate::Leave(format!(
+            "{name} is left stopped: it has no standby.signal and would come back as a second primary; to rebuild it: pgherd destroy {} \
+             --node {}, then pgherd apply",
+            situation.cluster.name, node.name
+        )),
+        (Server::Stopped, Directory::Foreign { .. } | Directory::Unknown { .. }) => {
+            Fate::Leave(format!("{name} is left as it is: its data directory cannot be read"))
+        }
+        // Both are told by `notes` already, with the reason.
+        (Server::Starting | Server::Unknown { .. } | Server::Foreign { .. }, _) => Fate::Leave(String::new()),
+    }
+}
+
+/// Says why a stopped standby does not belong to the primary.
+fn stranger(seen: &NodeObserved, lead: &NodeObserved) -> Option<String> {
+    let (own, theirs) = (seen.control()?.system_identifier, lead.control()?.system_identifier);
+    (own != theirs).then(|| format!("its system identifier is {own}, the primary's is {theirs}"))
+}
+
+fn start_primary(
+    situation: &Situation<'_>,
+    primary: &Node,
+    lead: &NodeObserved,
+    configure: Option<&PlannedStep>,
+    plan: &mut ClusterPlan,
+) {
+    if !matches!(lead.server, Server::Stopped) {
+        return;
+    }
+    plan.stages.push(configure.into_iter().cloned().collect());
+    plan.stages.push(vec![PlannedStep {
+        sign: Sign::Create,
+        subject: situation.cluster.full_name(&primary.name),
+        text: "start, wait until it answers".to_owned(),
+        reason: Some("it is stopped, and no other node is primary".to_owned()),
+        impact: None,
+        undo: "stop".to_owned(),
+        step: ApplyStep::Start { node: primary.name.clone() },
+    }]);
+}
+
+fn logins(situation: &Situation<'_>, plan: &mut ClusterPlan) {
+    if let Some(Logins::Wrong { what, nodes }) = &situation.logins {
+        plan.stages.push(vec![PlannedStep {
+            sign: Sign::Change,
+            subject: situation.cluster.name.clone(),
+            text: format!(
+                "roles {} and {}, and the password files",
+                declared::REPLICATION_ROLE,
+                declared::PROBE_ROLE
+            ),
+            reason: Some(what.clone()),
+            impact: None,
+            undo: "nothing to undo".to_owned(),
+            step: ApplyStep::Logins { nodes: nodes.clone() },
+        }]);
+    }
+}
+
+fn missing_slots(
+    situation: &Situation<'_>,
+    primary: &Node,
+    lead: &NodeObserved,
+    standbys: &[(&Node, Fate<'_>)],
+    plan: &mut ClusterPlan,
+) {
+    let Some(running) = lead.running() else { return };
+    let missing = standbys
+        .iter()
+        .filter(|(_, fate)| matches!(fate, Fate::Start(_) | Fate::Compare(_)))
+        .map(|(node, _)| (situation.cluster.slot_name(&node.name), node))
+        .filter(|(slot, _)| !running.slots.iter().any(|found| found.name == *slot));
+    plan.stages.push(
+        missing
+            .map(|(slot, node)| PlannedStep {
+                sign: Sign::Change,
+                subject: situation.cluster.full_name(&primary.name),
+                text: format!("slot {slot}"),
+                reason: Some(format!(
+                    "it is not there; {} could lose the WAL that it needs",
+                    situation.cluster.full_name(&node.name)
+                )),
+                impact: None,
+                undo: "drop".to_owned(),
+                step: ApplyStep::Slot { on: primary.name.clone(), slot },
+            })
+            .collect(),
+    );
+}
+
+fn change_standbys(
+    situation: &Situation<'_>,
+    primary: &Node,
+    standbys: &[(&Node, Fate<'_>)],
+    plan: &mut ClusterPlan,
+) {
+    let cluster = situation.cluster;
+    // What only needs a reload goes side by side; restarts one after the other, so that a synchronous standby is left to
+    // acknowledge commits.
+    let mut together = Vec::new();
+    let mut restarts = Vec::new();
+    let mut starts = Vec::new();
+    for (node, fate) in standbys {
+        let seen = match fate {
+            Fate::Start(seen) | Fate::Compare(seen) => seen,
+            Fate::Leave(why) => {
+                plan.notes.extend((!why.is_empty()).then(|| why.clone()));
+                continue;
+            }
+            Fate::Add => continue,
+        };
+        let names = declared::synchronous_names(cluster, node);
+        let wanted = settings::desired(situation, node, Some(primary), names);
+        let configure = settings::configure(situation, node, seen, &wanted);
+        if let Fate::Start(_) = fate {
+            starts.push(PlannedStep {
+                sign: Sign::Create,
+                subject: cluster.full_name(&node.name),
+                text: format!("start, wait until it streams from {}", cluster.full_name(&primary.name)),
+                reason: Some("it is stopped".to_owned()),
+                impact: None,
+                undo: "stop".to_owned(),
+                step: ApplyStep::Follow { node: node.name.clone(), upstream: primary.name.clone() },
+            });
+        } else if configure.is_none() {
+            plan.notes.extend(not_streaming(situation, node, seen));
+        }
+        match configure {
+            Some(step) if step.sign == Sign::Disrupt => restarts.push(step),
+            other => together.extend(other),
+        }
+    }
+    plan.stages.push(together);
+    plan.stages.extend(restarts.into_iter().map(|step| vec![step]));
+    plan.stages.push(starts);
+}
+
+/// Says that a standby with the right settings still does not stream.
+fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Option<String> {
+    let name = situation.cluster.full_name(&node.name);
+    let places = situation.places.node(&name);
+    match &seen.running()?.facts.role {
+        ServerRole::Standby { receiver: Some(receiver), .. } if receiver.status == "streaming" => None,
+        ServerRole::Standby { .. } => Some(format!(
+            "{name} does not stream although its settings are right; its log in {} says why",
+            places.log.display()
+        )),
+        ServerRole::Primary { .. } => None,
+    }
+}
+
+fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
+    PlannedStep {
+        sign: if change.sign() == '+' { Sign::Create } else { Sign::Change },
+        subject: cluster.name.clone(),
+        text: change.describe(),
+        reason: Some(change.reason()),
+        impact: None,
+        undo: "nothing to undo".to_owned(),
+        step: ApplyStep::Mend { change },
+    }
+}
+
+fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_move: bool) {
+    let cluster = situation.cluster;
+    let wrong: Vec<(&String, String, bool)> = situation
+        .poolers
+        .iter()
+        .filter_map(|(host, drift)| match drift {
+            PoolerDrift::Right | PoolerDrift::Foreign { .. } => None,
+            PoolerDrift::Missing => Some((host, "it is not there".to_owned(), false)),
+            PoolerDrift::Stopped => Some((host, "it is stopped".to_owned(), false)),
+            PoolerDrift::Differs { what, restart } => Some((host, what.join("; "), *restart)),
+            PoolerDrift::Unknown { why } => Some((host, format!("unknown: {why}"), false)),
+        })
+        .collect();
+    // Nodes that come or go change where the aliases point; what was seen of the pooler is then of the past.
+    if nodes_move && cluster.poolers.is_some() {
+        add_pooler_and_proof(situation, plan);
+        return;
+    }
+    if !wrong.is_empty() {
+        plan.stages.push(
+            wrong
+                .into_iter()
+                .map(|(host, why, restart)| PlannedStep {
+                    sign: if restart { Sign::Disrupt } else { Sign::Change },
+                    subject: "pooler".to_owned(),
+                    text: format!("PgBouncer on {host}: write its files, reload or start it"),
+                    reason: Some(why),
+                    impact: restart.then(|| {
+                        "PgBouncer restarts: its clients are disconnected; needs --allow-restart".to_owned()
+                    }),
+                    undo: "none, clients may be connected".to_owned(),
+                    step: ApplyStep::Pooler { host: host.clone() },
+                })
+                .collect(),
+        );
+        plan.stages.push(vec![proof(cluster)]);
+    } else if nodes_move {
+        plan.stages.push(vec![proof(cluster)]);
+    }
+}
+
+fn mixed_five(cluster: &Cluster, raised: &[String], lowered: &[String]) -> Error {
+    Error::refused(format!("cannot raise and lower settings that a standby must match in one go in {}", cluster.name))
+        .detail(format!(
+            "Raised: {}. Lowered: {}. Raising begins with the standbys, lowering with the primary. Nothing was changed.",
+            raised.join(", "),
+            lowered.join(", ")
+        ))
+        .hint("Declare the raised ones first and apply, then the lowered ones.")
+}
+
+/// Says why a node's data directory must not be touched.
+pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved) -> Option<Error> {
+    let name = cluster.full_name(&node.name);
+    let path = node.data_directory.display();
+    match (&seen.marker, &seen.directory) {
+        (Claim::Ours(marker), Directory::Cluster { control: Some(control), .. })
+            if marker.system_identifier.is_some_and(|claimed| claimed != control.system_identifier) =>
+        {
+            Some(
+                Error::refused(format!("cannot use {path}: it holds another cluster than the one that pgherd made"))
+                    .detail(format!(
+                        "Its system identifier is {}; the marker of {name} names {}. Nothing was changed.",
+                        control.system_identifier,
+                        marker.system_identifier.map_or_else(String::new, |id| id.to_string())
+                    ))
+                    .hint("Move it away, or give the node another `data-directory`."),
+            )
+        }
+        (Claim::Ours(marker), _) if marker.system_identifier.is_none() => Some(
+            Error::new(
+                crate::error::ErrorKind::Locked,
+                format!("cannot use {path}: operation {} has not finished making {name}", marker.operation),
+            )
+            .detail("Nothing was changed.")
+            .hint(format!("pgherd operation resume {0}, or pgherd operation undo {0}", marker.operation)),
+        ),
+        (Claim::Ours(_), Directory::Foreign { names }) => Some(
+            Error::refused(format!("cannot use {path}: what is in it is no PostgreSQL cluster any more"))
+                .detail(format!("It holds {}; there is no PG_VERSION. Nothing was changed.", few(names)))
+                .hint(format!("Move it away, then: pgherd destroy {} --node {}, and pgherd apply", cluster.name, node.name)),
+        ),
+        (Claim::Ours(_), _) => None,
+        (Claim::Other(marker), _) => Some(
+            Error::refused(format!("cannot use {path}: the marker of {name} claims {}", marker.data_directory.display()))
+                .detail(format!(
+                    "It was made by operation {} on host {}. Nothing was changed.",
+                    marker.operation, marker.host
+                ))
+                .hint(format!(
+                    "To move a node, remove it first: pgherd destroy {} --node {}. Another herd on this machine needs other cluster names.",
+                    cluster.name, node.name
+                )),
+        ),
+        (Claim::None, Directory::Missing | Directory::Empty) => None,
+        (Claim::None, Directory::Cluster { version, owner, control, .. }) => Some(
+            Error::refused(format!("cannot use {path}: it holds a cluster that pgherd did not make"))
+                .detail(format!(
+                    "PG_VERSION {version}{}, owner {owner}; no marker of {name} claims it. Nothing was changed.",
+                    control
+                        .as_ref()
+                        .map_or_else(String::new, |control| format!(", system identifier {}", control.system_identifier))
+                ))
+                .hint("Give the node another `data-directory`, or move this one away."),
+        ),
+        (Claim::None, Directory::Foreign { names }) => Some(
+            Error::refused(format!("cannot use {path}: it is not empty"))
+                .detail(format!("It holds {}; no marker of {name} claims it. Nothing was changed.", few(names)))
+                .hint("Give the node another `data-directory`, or move this one away."),
+        ),
+        (Claim::Unknown { why }, _) | (Claim::None, Directory::Unknown { why }) => Some(
+            Error::new(crate::error::ErrorKind::NotFound, format!("cannot tell whether {path} belongs to {name}"))
+                .detail(format!("{why}. Nothing was changed."))
+                .hint("Make it readable for the user that owns the node's files, and try again."),
+        ),
+    }
+}
+
+fn few(names: &[String]) -> String {
+    let shown: Vec<&str> = names.iter().take(4).map(String::as_str).collect();
+    match names.len() {
+        0..=4 => shown.join(", "),
+        more => format!("{} and {} more", shown.join(", "), more - 4),
+    }
+}

@@ -1,0 +1,463 @@
+//! From what is observed to what is declared: ordered steps, each with its reason, its cost and its undo.
+//!
+//! Decides, never acts: no I/O, no clock. Everything it needs arrives in [`Situation`].
+
+mod change;
+mod settings;
+pub mod step;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::Error;
+use crate::ops::objects::{self, Change, ObjectsObserved};
+use crate::ops::observe::{ClusterObserved, Directory, Server};
+use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
+use crate::ops::roles::{self, Lead};
+use crate::topology::declared;
+use crate::topology::model::{Cluster, Node};
+use crate::topology::places::Places;
+use crate::units::ByteCount;
+
+/// The format of a saved plan.
+pub const FORMAT: u32 = 1;
+
+/// Everything that a decision about one cluster needs.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    pub cluster: &'a Cluster,
+    pub places: &'a Places,
+    pub fixed: &'a Fixed,
+    pub observed: &'a ClusterObserved,
+    /// `None` while no primary answers.
+    pub objects: Option<&'a ObjectsObserved>,
+    /// Whether the logins that pgherd needs are there and the password files name them; `None` while no primary answers.
+    pub logins: Option<Logins>,
+    /// By host.
+    pub poolers: &'a BTreeMap<String, PoolerDrift>,
+}
+
+/// What is found once for an operation and then stays: the memory to tune for and the users of each node's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fixed {
+    /// By node.
+    pub memory: BTreeMap<String, ByteCount>,
+    /// By host: who may be the superuser over the Unix socket.
+    pub users: BTreeMap<String, Vec<String>>,
+}
+
+/// What is wrong with the logins of standbys and of the write proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Logins {
+    Right,
+    /// The text says what is missing or different; `nodes` need their password file.
+    Wrong {
+        what: String,
+        nodes: Vec<String>,
+    },
+}
+
+/// How a pooler differs from what is declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolerDrift {
+    Right,
+    Missing,
+    Stopped,
+    /// Differences with both values; `restart` if only a restart takes one of them over.
+    Differs {
+        what: Vec<String>,
+        restart: bool,
+    },
+    /// Something that is not our pooler has its port.
+    Foreign {
+        what: String,
+    },
+    Unknown {
+        why: String,
+    },
+}
+
+/// A plan for one cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterPlan {
+    pub cluster: String,
+    /// One line: what there is now.
+    pub headline: String,
+    /// The node that is or will be primary.
+    pub primary: String,
+    /// Steps of one stage run side by side.
+    pub stages: Vec<Vec<PlannedStep>>,
+    /// What was seen and is not changed.
+    pub notes: Vec<String>,
+    /// Whether more may be found once the primary answers.
+    pub more: bool,
+    /// Changes when the world that the plan was made for moves.
+    pub fingerprint: String,
+    pub fixed: Fixed,
+}
+
+impl ClusterPlan {
+    /// Returns the steps in order.
+    pub fn steps(&self) -> impl Iterator<Item = &PlannedStep> {
+        self.stages.iter().flatten()
+    }
+
+    /// Tells whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.stages.iter().all(Vec::is_empty)
+    }
+
+    /// Returns the restarts that the plan holds.
+    pub fn restarts(&self) -> Vec<&PlannedStep> {
+        self.steps().filter(|step| step.sign == Sign::Disrupt).collect()
+    }
+
+    /// Counts what is added, changed, and interrupted: `(add, change, disrupt)`.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let count = |sign: Sign| self.steps().filter(|step| step.sign == sign).count();
+        (count(Sign::Create), count(Sign::Change), count(Sign::Disrupt))
+    }
+}
+
+/// Plans the way of one cluster from what is observed to what is declared.
+///
+/// # Errors
+/// Every obstacle that was found, all at once; nothing may be changed while there is one.
+pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
+    let mut obstacles = obstacles(situation);
+    let lead = roles::lead(situation.observed);
+    let primary = match &lead {
+        Lead::Unborn => situation.cluster.preferred().name.clone(),
+        Lead::Primary(name) | Lead::StoppedPrimary(name) => name.clone(),
+        Lead::Split(names) => {
+            obstacles.push(split_brain(situation, names));
+            return Err(obstacles);
+        }
+        Lead::Unknown { why } => {
+            obstacles.push(no_lead(situation, why));
+            return Err(obstacles);
+        }
+    };
+    if !obstacles.is_empty() {
+        return Err(obstacles);
+    }
+    let primary_node = situation.cluster.node(&primary).expect("roles::lead names nodes of the cluster");
+    let mut plan = ClusterPlan {
+        cluster: situation.cluster.name.clone(),
+        headline: headline(situation, &lead),
+        primary: primary.clone(),
+        stages: Vec::new(),
+        notes: notes(situation),
+        more: matches!(lead, Lead::StoppedPrimary(_)),
+        fingerprint: fingerprint(situation),
+        fixed: situation.fixed.clone(),
+    };
+    match lead {
+        Lead::Unborn => birth(situation, primary_node, &mut plan),
+        Lead::Primary(_) | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => {
+            change::plan(situation, primary_node, &mut plan)?;
+        }
+    }
+    plan.stages.retain(|stage| !stage.is_empty());
+    Ok(plan)
+}
+
+fn headline(situation: &Situation<'_>, lead: &Lead) -> String {
+    match lead {
+        Lead::Unborn => "not there yet; nothing claims its ports or directories".to_owned(),
+        Lead::StoppedPrimary(name) => format!("primary {name} is stopped"),
+        Lead::Primary(name) => {
+            let up = situation.observed.nodes.iter().filter(|node| node.running().is_some()).count();
+            format!("primary {name}, {up} of {} nodes answer", situation.cluster.nodes.len())
+        }
+        Lead::Split(_) | Lead::Unknown { .. } => String::new(),
+    }
+}
+
+/// The whole way from nothing: one primary, its standbys, then the door for clients.
+fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
+    let cluster = situation.cluster;
+    let standbys: Vec<&Node> = cluster.nodes.iter().filter(|node| node.name != primary.name).collect();
+    let name = |node: &Node| cluster.full_name(&node.name);
+    let step = |sign, subject: String, text: String, undo: &str, step| PlannedStep {
+        sign,
+        subject,
+        text,
+        reason: None,
+        impact: None,
+        undo: undo.to_owned(),
+        step,
+    };
+    plan.stages.push(vec![step(
+        Sign::Create,
+        name(primary),
+        format!("initdb, checksums on, {}, port {}", primary.data_directory.display(), primary.port),
+        "remove it (nobody has used it)",
+        ApplyStep::Initdb { node: primary.name.clone() },
+    )]);
+    plan.stages.push(vec![step(
+        Sign::Create,
+        name(primary),
+        "start, wait until it answers".to_owned(),
+        "stop",
+        ApplyStep::Start { node: primary.name.clone() },
+    )]);
+    plan.stages.push(vec![step(
+        Sign::Create,
+        cluster.name.clone(),
+        format!("roles {} and {}, passwords generated", declared::REPLICATION_ROLE, declared::PROBE_ROLE),
+        "goes with the data directory",
+        ApplyStep::Logins { nodes: vec![primary.name.clone()] },
+    )]);
+    add_standbys(situation, primary, &standbys, plan);
+    if cluster.synchronous.is_some() && !standbys.is_empty() {
+        plan.stages.extend(settings::wait_for_standbys(situation, primary));
+    }
+    let (roles, changes): (Vec<Change>, Vec<Change>) = objects::plan(cluster, &ObjectsObserved::default())
+        .into_iter()
+        .partition(|change| matches!(change, Change::SetPassword { .. }));
+    let roles: Vec<String> = roles
+        .into_iter()
+        .filter_map(|change| if let Change::SetPassword { role, .. } = change { Some(role) } else { None })
+        .collect();
+    plan.stages.push(vec![step(
+        Sign::Create,
+        cluster.name.clone(),
+        objects_text(cluster),
+        "goes with the data directory",
+        ApplyStep::Objects { changes },
+    )]);
+    if !roles.is_empty() {
+        let mut open = step(
+            Sign::Create,
+            cluster.name.clone(),
+            format!("passwords of {} (SCRAM verifiers)", roles.join(", ")),
+            "none, clients may have come in",
+            ApplyStep::Open { roles },
+        );
+        open.impact = Some("pivot: from here on there is only forward".to_owned());
+        plan.stages.push(vec![open]);
+    }
+    add_pooler_and_proof(situation, plan);
+}
+
+fn objects_text(cluster: &Cluster) -> String {
+    let list = |word: &str, names: Vec<&str>| {
+        (!names.is_empty())
+            .then(|| format!("{word}{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", ")))
+    };
+    [
+        list("role", cluster.roles.iter().map(|role| role.name.as_str()).collect()),
+        list("database", cluster.databases.iter().map(String::as_str).collect()),
+        list("schema", cluster.schemas.iter().map(|schema| schema.name.as_str()).collect()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect::<Vec<_>>()
+    .join("; ")
+}
+
+/// Slots, clones side by side, and starts side by side.
+fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], plan: &mut ClusterPlan) {
+    let cluster = situation.cluster;
+    let has_slot = |slot: &str| {
+        situation
+            .observed
+            .node(&primary.name)
+            .and_then(|node| node.running())
+            .is_some_and(|running| running.slots.iter().any(|found| found.name == slot))
+    };
+    let stage =
+        |make: &dyn Fn(&Node) -> PlannedStep| standbys.iter().map(|node| make(node)).collect::<Vec<_>>();
+    let slots = standbys
+        .iter()
+        .map(|node| cluster.slot_name(&node.name))
+        .filter(|slot| !has_slot(slot))
+        .map(|slot| PlannedStep {
+            sign: Sign::Create,
+            subject: cluster.full_name(&primary.name),
+            text: format!("slot {slot}"),
+            reason: None,
+            impact: None,
+            undo: "drop".to_owned(),
+            step: ApplyStep::Slot { on: primary.name.clone(), slot },
+        })
+        .collect();
+    plan.stages.push(slots);
+    plan.stages.push(stage(&|node| PlannedStep {
+        sign: Sign::Create,
+        subject: cluster.full_name(&node.name),
+        text: format!("clone from {} to {}", cluster.full_name(&primary.name), node.data_directory.display()),
+        reason: None,
+        impact: None,
+        undo: "remove it (nobody has used it)".to_owned(),
+        step: ApplyStep::Clone { node: node.name.clone(), from: primary.name.clone() },
+    }));
+    plan.stages.push(stage(&|node| PlannedStep {
+        sign: Sign::Create,
+        subject: cluster.full_name(&node.name),
+        text: format!(
+            "start on port {}, wait until it streams from {}",
+            node.port,
+            cluster.full_name(&primary.name)
+        ),
+        reason: None,
+        impact: None,
+        undo: "stop".to_owned(),
+        step: ApplyStep::Follow { node: node.name.clone(), upstream: primary.name.clone() },
+    }));
+}
+
+/// The pooler on each of its hosts, then a write that goes through it.
+fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
+    let cluster = situation.cluster;
+    if let Some(poolers) = &cluster.poolers {
+        let aliases: Vec<String> = cluster
+            .databases
+            .iter()
+            .flat_map(|database| poolers.pools.iter().map(move |pool| pool.alias(database)))
+            .collect();
+        let steps = poolers.hosts.iter().map(|host| PlannedStep {
+            sign: Sign::Create,
+            subject: "pooler".to_owned(),
+            text: format!("PgBouncer on {host}:{}, aliases {}", poolers.port, aliases.join(", ")),
+            reason: None,
+            impact: None,
+            undo: "none, clients may be connected".to_owned(),
+            step: ApplyStep::Pooler { host: host.clone() },
+        });
+        plan.stages.push(steps.collect());
+    }
+    plan.stages.push(vec![proof(cluster)]);
+}
+
+fn proof(cluster: &Cluster) -> PlannedStep {
+    let through = if cluster.poolers.is_some() { "the pooler" } else { "the primary's port" };
+    PlannedStep {
+        sign: Sign::Look,
+        subject: cluster.name.clone(),
+        text: format!("write a row through {through}, read it on every standby"),
+        reason: None,
+        impact: None,
+        undo: "nothing to undo".to_owned(),
+        step: ApplyStep::Prove {},
+    }
+}
+
+/// What forbids any change, node by node.
+fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
+    let cluster = situation.cluster;
+    let mut found = Vec::new();
+    for (node, seen) in cluster.nodes.iter().zip(&situation.observed.nodes) {
+        let name = cluster.full_name(&node.name);
+        found.extend(change::claim_obstacle(cluster, node, seen));
+        if let Server::Foreign { what } = &seen.server {
+            found.push(
+                Error::refused(format!("cannot use port {} for {name}: {what}", node.port))
+                    .detail(format!("Nothing of {name} runs. Nothing was changed."))
+                    .hint("Stop what listens there, or give the node another port in the topology file."),
+            );
+        }
+        if let Directory::Cluster { version, .. } = &seen.directory
+            && *version != cluster.postgres.version.to_string()
+        {
+            found.push(
+                Error::refused(format!(
+                    "cannot use {} for {name}: it is of another major version",
+                    node.data_directory.display()
+                ))
+                .detail(format!(
+                    "PG_VERSION says {version}; the topology declares {}. Nothing was changed.",
+                    cluster.postgres.version
+                ))
+                .hint(
+                    "Declare the version that the data directory has; a major upgrade is pg_upgrade's work.",
+                ),
+            );
+        }
+    }
+    for (host, drift) in situation.poolers {
+        if let PoolerDrift::Foreign { what } = drift {
+            found.push(
+                Error::refused(format!("cannot start the pooler of {} on {host}: {what}", cluster.name))
+                    .detail("Nothing was changed.")
+                    .hint("Stop what listens there, or give the pooler another port in the topology file."),
+            );
+        }
+    }
+    found
+}
+
+fn split_brain(situation: &Situation<'_>, names: &[String]) -> Error {
+    let evidence: Vec<String> = situation
+        .observed
+        .nodes
+        .iter()
+        .filter_map(|node| {
+            node.running().filter(|running| running.is_primary()).map(|running| (node, running))
+        })
+        .map(|(node, running)| {
+            let lsn = running.facts.role.lsn().map_or_else(|| "?".to_owned(), |lsn| lsn.to_string());
+            format!(
+                "{}: timeline {}, LSN {lsn}, {} standbys",
+                node.node,
+                running.facts.timeline,
+                running.senders.len()
+            )
+        })
+        .collect();
+    Error::refused(format!("{} has more than one primary: {}", situation.cluster.name, names.join(", ")))
+        .detail(format!("{}. Nothing was changed.", evidence.join("; ")))
+        .hint("Keep clients away, decide which one is right, stop the other with pg_ctl stop -m fast, and look again: pgherd status")
+}
+
+fn no_lead(situation: &Situation<'_>, why: &str) -> Error {
+    Error::new(
+        crate::error::ErrorKind::NotFound,
+        format!("cannot tell which node of {} is primary", situation.cluster.name),
+    )
+    .detail(format!("{why}. Nothing was changed."))
+    .hint(format!("See what each node says: pgherd --cluster {} status", situation.cluster.name))
+}
+
+fn notes(situation: &Situation<'_>) -> Vec<String> {
+    let cluster = &situation.cluster.name;
+    let left = situation.observed.left.iter().map(|profile| {
+        format!(
+            "{cluster}-{} is no longer in the file and stays as it is in {}; to remove it: pgherd destroy {cluster} --node {}",
+            profile.node,
+            profile.data_directory.display(),
+            profile.node
+        )
+    });
+    let unknown = situation.observed.nodes.iter().filter_map(|node| match &node.server {
+        Server::Unknown { why } => Some(format!("{cluster}-{} is left as it is: unknown, {why}", node.node)),
+        Server::Starting => Some(format!("{cluster}-{} is left as it is: it is starting up", node.node)),
+        Server::Up(_) | Server::Stopped | Server::Foreign { .. } => None,
+    });
+    let objects = situation.objects.iter().flat_map(|objects| objects::notes(situation.cluster, objects));
+    left.chain(unknown).chain(objects).collect()
+}
+
+/// Changes with what a plan rests on: identities, roles and timelines; not with LSNs, which always move.
+fn fingerprint(situation: &Situation<'_>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(serde_json::to_vec(situation.cluster).expect("a cluster is plain data"));
+    for node in &situation.observed.nodes {
+        let running = node.running();
+        let line = format!(
+            "{} {:?} {:?} {:?} {:?}\n",
+            node.node,
+            node.marker,
+            running.map(crate::ops::observe::Running::is_primary),
+            running.map(|running| running.facts.system_identifier),
+            roles::timeline(node)
+        );
+        hash.update(line);
+    }
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}

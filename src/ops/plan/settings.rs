@@ -1,0 +1,310 @@
+//! What of a node's files and settings differs from what is declared, and what it takes to put it right.
+
+use crate::ops::observe::{Files, NodeObserved, Running};
+use crate::ops::plan::Situation;
+use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
+use crate::pg::guc;
+use crate::topology::declared::{self, NodeWish, Setting};
+use crate::topology::model::Node;
+
+/// What should stand in a node's files.
+#[derive(Debug)]
+pub(super) struct Desired {
+    pub shared: Vec<Setting>,
+    pub own: Vec<Setting>,
+}
+
+/// A setting of a running server that is not what is declared.
+#[derive(Debug)]
+pub(super) struct Difference {
+    pub name: String,
+    pub declared: String,
+    pub running: String,
+    /// Only a restart changes it.
+    pub restart: bool,
+    /// Where the running value comes from, if not from a file of ours.
+    pub origin: Option<String>,
+}
+
+/// Decides what a node's files should say; `synchronous` is the value of `synchronous_standby_names`.
+pub(super) fn desired(
+    situation: &Situation<'_>,
+    node: &Node,
+    upstream: Option<&Node>,
+    synchronous: String,
+) -> Desired {
+    let cluster = situation.cluster;
+    let memory = situation.fixed.memory.get(&node.name).copied().unwrap_or_default();
+    let places = situation.places.node(&cluster.full_name(&node.name));
+    let wish = NodeWish { upstream, synchronous, memory };
+    Desired {
+        shared: declared::shared_settings(cluster),
+        own: declared::node_settings(cluster, node, &wish, &places),
+    }
+}
+
+impl Desired {
+    fn all(&self) -> impl Iterator<Item = &Setting> {
+        self.shared.iter().chain(&self.own)
+    }
+
+    fn value(&self, name: &str) -> &str {
+        self.all().find(|(found, _)| found == name).map_or("", |(_, value)| value)
+    }
+}
+
+/// Has commits of a newborn cluster wait for its standbys, now that they stream.
+pub(super) fn wait_for_standbys(situation: &Situation<'_>, primary: &Node) -> Vec<Vec<PlannedStep>> {
+    change_synchronous(
+        situation,
+        primary,
+        String::new(),
+        declared::synchronous_names(situation.cluster, primary),
+    )
+}
+
+/// Changes for whom a commit waits, after the standbys that it adds are there.
+pub(super) fn change_synchronous(
+    situation: &Situation<'_>,
+    primary: &Node,
+    before: String,
+    after: String,
+) -> Vec<Vec<PlannedStep>> {
+    let file =
+        |synchronous: String| declared::settings_file(&desired(situation, primary, None, synchronous).own);
+    let subject = situation.cluster.full_name(&primary.name);
+    vec![vec![PlannedStep {
+        sign: if before.is_empty() { Sign::Create } else { Sign::Change },
+        subject,
+        text: format!("synchronous_standby_names = '{after}', reload: from here on a commit waits for them"),
+        reason: (!before.is_empty()).then(|| format!("it is '{before}'")),
+        impact: None,
+        undo: "take it back".to_owned(),
+        step: ApplyStep::Configure {
+            node: primary.name.clone(),
+            files: vec![FileChange {
+                path: primary.data_directory.join(declared::NODE_FILE),
+                before: Some(file(before.clone())),
+                after: file(after.clone()),
+            }],
+            resets: Vec::new(),
+            activation: Activation::Reload,
+            expect: vec![("synchronous_standby_names".to_owned(), after)],
+        },
+    }]]
+}
+
+/// Compares a node's files and its running settings with what is declared; `None` if all is as declared.
+pub(super) fn configure(
+    situation: &Situation<'_>,
+    node: &Node,
+    seen: &NodeObserved,
+    desired: &Desired,
+) -> Option<PlannedStep> {
+    let files = seen.files.as_ref()?;
+    let running = seen.running();
+    let differences = running.map(|running| differences(running, node, files, desired)).unwrap_or_default();
+    let (changes, mut reasons) = file_changes(situation, node, files, desired);
+    let resets = if running.is_some() { overridden(files, desired) } else { Vec::new() };
+    if changes.is_empty() && resets.is_empty() && differences.is_empty() {
+        return None;
+    }
+    for (name, before) in &resets {
+        reasons.push(format!(
+            "ALTER SYSTEM set {name} = {}, declared is {}",
+            shown(before),
+            shown(desired.value(name))
+        ));
+    }
+    let told: Vec<String> = differences.iter().map(Difference::tell).collect();
+    // The files already say it where nothing but a reload is missing; say a value once.
+    reasons.extend(
+        told.into_iter()
+            .filter(|text| !reasons.iter().any(|reason| reason.contains(text.as_str())))
+            .collect::<Vec<_>>(),
+    );
+    let restart: Vec<&str> = differences.iter().filter(|d| d.restart).map(|d| d.name.as_str()).collect();
+    let activation = match (running, restart.is_empty()) {
+        (None, _) => Activation::AtStart,
+        (Some(_), true) => Activation::Reload,
+        (Some(_), false) => Activation::Restart,
+    };
+    let mut doing: Vec<String> = Vec::new();
+    if !changes.is_empty() {
+        let names: Vec<String> = changes.iter().filter_map(file_name).collect();
+        doing.push(format!("write {}", names.join(", ")));
+    }
+    if !resets.is_empty() {
+        let names: Vec<&str> = resets.iter().map(|(name, _)| name.as_str()).collect();
+        doing.push(format!("ALTER SYSTEM RESET {}", names.join(", ")));
+    }
+    doing.extend(match activation {
+        Activation::AtStart => None,
+        Activation::Reload => Some("reload".to_owned()),
+        Activation::Restart => Some("restart".to_owned()),
+    });
+    Some(PlannedStep {
+        sign: if activation == Activation::Restart { Sign::Disrupt } else { Sign::Change },
+        subject: situation.cluster.full_name(&node.name),
+        text: doing.join(", "),
+        reason: Some(reasons.join("; ")),
+        impact: (activation == Activation::Restart).then(|| {
+            format!("restart for {}: its connections end; needs --allow-restart", restart.join(", "))
+        }),
+        undo: match activation {
+            Activation::AtStart => "write what was there before".to_owned(),
+            Activation::Reload => "write what was there before, reload".to_owned(),
+            Activation::Restart => "write what was there before, restart".to_owned(),
+        },
+        step: ApplyStep::Configure {
+            node: node.name.clone(),
+            files: changes,
+            resets,
+            activation,
+            expect: differences.iter().map(|d| (d.name.clone(), d.declared.clone())).collect(),
+        },
+    })
+}
+
+impl Difference {
+    fn tell(&self) -> String {
+        let origin = self.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
+        format!("{} {} → {}{origin}", self.name, shown(&self.running), shown(&self.declared))
+    }
+}
+
+fn shown(value: &str) -> String {
+    if value.is_empty() { "''".to_owned() } else { value.to_owned() }
+}
+
+fn file_name(change: &FileChange) -> Option<String> {
+    change.path.file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Returns the files that must be written, and why, with both values.
+fn file_changes(
+    situation: &Situation<'_>,
+    node: &Node,
+    files: &Files,
+    desired: &Desired,
+) -> (Vec<FileChange>, Vec<String>) {
+    let users = situation.fixed.users.get(&node.host).cloned().unwrap_or_default();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    let wanted = [
+        (declared::SHARED_FILE, files.shared.clone(), declared::settings_file(&desired.shared)),
+        (declared::NODE_FILE, files.node.clone(), declared::settings_file(&desired.own)),
+        (
+            "postgresql.conf",
+            Some(files.postgresql_conf.clone()),
+            declared::with_includes(&files.postgresql_conf),
+        ),
+        ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access(&files.pg_hba)),
+        ("pg_ident.conf", Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
+    ];
+    let mut changes = Vec::new();
+    let mut reasons = Vec::new();
+    for (name, before, after) in wanted {
+        if before.as_deref() == Some(after.as_str()) {
+            continue;
+        }
+        reasons.push(match name {
+            declared::SHARED_FILE | declared::NODE_FILE => setting_changes(name, before.as_deref(), &after),
+            "postgresql.conf" => "postgresql.conf: pgherd's include lines are missing or not last".to_owned(),
+            _ => format!("{name}: pgherd's block is missing or was edited"),
+        });
+        changes.push(FileChange { path: node.data_directory.join(name), before, after });
+    }
+    (changes, reasons)
+}
+
+/// Says which settings a file gains, loses or changes: `work_mem 4MB → 8MB`.
+fn setting_changes(name: &str, before: Option<&str>, after: &str) -> String {
+    let Some(before) = before else { return format!("{name} is missing") };
+    let (old, new) = (guc::ConfFile::parse(before).settings(), guc::ConfFile::parse(after).settings());
+    let value = |list: &[Setting], name: &str| {
+        list.iter().rev().find(|(found, _)| found == name).map(|(_, value)| value.clone())
+    };
+    let mut names: Vec<&String> = old.iter().chain(&new).map(|(name, _)| name).collect();
+    names.sort();
+    names.dedup();
+    let told: Vec<String> = names
+        .into_iter()
+        .filter_map(|setting| match (value(&old, setting), value(&new, setting)) {
+            (Some(a), Some(b)) if a != b => Some(format!("{setting} {} → {}", shown(&a), shown(&b))),
+            (None, Some(b)) => Some(format!("{setting} (not there) → {}", shown(&b))),
+            (Some(a), None) => Some(format!("{setting} {} → (not declared)", shown(&a))),
+            (Some(_), Some(_)) | (None, None) => None,
+        })
+        .collect();
+    if told.is_empty() { format!("{name} was edited by hand") } else { told.join("; ") }
+}
+
+/// Returns what ALTER SYSTEM set against the declaration.
+fn overridden(files: &Files, desired: &Desired) -> Vec<Setting> {
+    files
+        .auto
+        .iter()
+        .filter(|(name, _)| desired.all().any(|(declared, _)| declared == name))
+        .cloned()
+        .collect()
+}
+
+/// Compares the running settings with the declared ones.
+fn differences(running: &Running, node: &Node, files: &Files, desired: &Desired) -> Vec<Difference> {
+    desired
+        .all()
+        .filter_map(|(name, value)| {
+            let row = running.settings.get(name)?;
+            if guc::same_value(value, &row.setting, row.unit.as_deref(), &row.vartype) {
+                return None;
+            }
+            let file = row.sourcefile.as_deref().unwrap_or_default();
+            let ours = [declared::SHARED_FILE, declared::NODE_FILE, "postgresql.auto.conf"]
+                .iter()
+                .any(|ours| node.data_directory.join(ours).as_os_str() == file);
+            let auto = files.auto.iter().any(|(found, _)| found == name);
+            let origin = match (ours || auto, row.source.as_str()) {
+                (true, _) | (false, "default") => None,
+                (false, "configuration file") => {
+                    Some(format!("from {file}:{}", row.sourceline.unwrap_or_default()))
+                }
+                (false, source) => Some(format!("from {source}")),
+            };
+            Some(Difference {
+                name: name.clone(),
+                declared: value.clone(),
+                running: row.shown.clone(),
+                restart: row.context == "postmaster",
+                origin,
+            })
+        })
+        .collect()
+}
+
+/// Which of the five settings that a standby must match are raised, and which are lowered, anywhere in the cluster.
+pub(super) fn standby_five(situation: &Situation<'_>, desired: &Desired) -> (Vec<String>, Vec<String>) {
+    let mut raised = Vec::new();
+    let mut lowered = Vec::new();
+    for name in guc::STANDBY_FIVE {
+        let Some(declared) =
+            desired.all().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<i64>().ok())
+        else {
+            continue;
+        };
+        for running in situation.observed.nodes.iter().filter_map(NodeObserved::running) {
+            let Some(now) = running.settings.get(name).and_then(|row| row.setting.parse::<i64>().ok()) else {
+                continue;
+            };
+            if declared > now {
+                raised.push(name.to_owned());
+            } else if declared < now {
+                lowered.push(name.to_owned());
+            }
+        }
+    }
+    raised.sort();
+    raised.dedup();
+    lowered.sort();
+    lowered.dedup();
+    (raised, lowered)
+}

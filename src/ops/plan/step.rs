@@ -1,0 +1,125 @@
+//! The steps of `apply` as data: what a plan shows, what a journal holds.
+//!
+//! How each is probed, done and undone is in `ops::apply`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ops::objects::Change;
+use crate::topology::declared::Setting;
+
+/// One change to a cluster. Node names are names within the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ApplyStep {
+    /// Make the data directory of the first primary, with its files.
+    Initdb { node: String },
+    /// Start a node that is not running and wait until it answers.
+    Start { node: String },
+    /// The replication and probe logins, and the password files that name them on `nodes`.
+    Logins { nodes: Vec<String> },
+    /// A physical slot on `on`, which keeps the WAL that a standby still needs.
+    Slot { on: String, slot: String },
+    /// Copy the primary with `pg_basebackup`.
+    Clone { node: String, from: String },
+    /// Start a standby and wait until it streams.
+    Follow { node: String, upstream: String },
+    /// Put a node's files and settings right: replace files of ours, take back what ALTER SYSTEM set, have the server take the
+    /// values, and see that it did.
+    Configure {
+        node: String,
+        files: Vec<FileChange>,
+        /// Settings that ALTER SYSTEM set against the declaration, with the values they have.
+        resets: Vec<Setting>,
+        activation: Activation,
+        /// What must be in effect afterwards.
+        expect: Vec<Setting>,
+    },
+    /// Roles, databases, schemas and grants of a new cluster; nobody can log in yet.
+    Objects { changes: Vec<Change> },
+    /// The passwords of all declared roles, in one transaction: from here on clients may come in.
+    Open { roles: Vec<String> },
+    /// One role, database, schema or grant of a cluster that is already open.
+    Mend { change: Change },
+    /// PgBouncer on a host: its files, its process, where its aliases point.
+    Pooler { host: String },
+    /// A row written through the pooler and read on every standby.
+    Prove {},
+}
+
+/// How a server takes new values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// It is not running; it reads them when it starts.
+    AtStart,
+    Reload,
+    Restart,
+}
+
+impl Activation {
+    /// Returns what a description of the step adds: `, reload`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::AtStart => "",
+            Self::Reload => ", reload",
+            Self::Restart => ", restart",
+        }
+    }
+}
+
+/// A file that is replaced; `before` is what the plan saw there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileChange {
+    pub path: PathBuf,
+    pub before: Option<String>,
+    pub after: String,
+}
+
+/// What kind of change a line of a plan is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sign {
+    /// `+`
+    Create,
+    /// `~`
+    Change,
+    /// `-`
+    Remove,
+    /// `!`: interrupts clients.
+    Disrupt,
+    /// `.`: looks only.
+    Look,
+}
+
+impl Sign {
+    pub fn mark(self) -> char {
+        match self {
+            Self::Create => '+',
+            Self::Change => '~',
+            Self::Remove => '-',
+            Self::Disrupt => '!',
+            Self::Look => '.',
+        }
+    }
+}
+
+/// A step with what an operator wants to know before it runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedStep {
+    pub sign: Sign,
+    /// A node (`inventory-a`), `pooler`, or the cluster.
+    pub subject: String,
+    /// What is done.
+    pub text: String,
+    /// Why, with the value found and the value declared.
+    pub reason: Option<String>,
+    /// What it locks, restarts or interrupts; `None` if nothing.
+    pub impact: Option<String>,
+    /// How it is taken back.
+    pub undo: String,
+    pub step: ApplyStep,
+}

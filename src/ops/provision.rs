@@ -1,0 +1,548 @@
+//! What is done to one node: make, clone, write its files, start, stop, remove.
+//!
+//! Each function is idempotent and knows nothing of plans or journals. Nothing here touches a directory that no marker claims.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::db::{Conn, DbError};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::programs::Programs;
+use crate::host::{Command, Host, HostError, LineSink, RunAs};
+use crate::ops::observe::{self, Doors};
+use crate::pg::control_file::ControlFile;
+use crate::pg::system::SystemIdentifier;
+use crate::topology::claim::{self, Marker, Profile};
+use crate::topology::declared::{self, NodeWish};
+use crate::topology::model::{Cluster, Node};
+use crate::topology::places::NodePlaces;
+
+/// How long a server may take to start: crash recovery replays what a checkpoint interval has written.
+pub const START: Duration = Duration::from_secs(600);
+/// How long a fast stop may take.
+pub const STOP: Duration = Duration::from_secs(120);
+const MAKE: Duration = Duration::from_secs(300);
+const CLONE: Duration = Duration::from_secs(24 * 3600);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// One node with everything that working on it needs.
+#[derive(Debug, Clone)]
+pub struct Site<'a> {
+    pub herd: &'a str,
+    pub operation: &'a str,
+    pub cluster: &'a Cluster,
+    pub node: &'a Node,
+    pub doors: &'a Doors,
+    pub programs: &'a Programs,
+    pub users: &'a [String],
+}
+
+impl Site<'_> {
+    /// Returns the node's name in the herd: `inventory-a`.
+    pub fn name(&self) -> String {
+        self.cluster.full_name(&self.node.name)
+    }
+
+    pub fn places(&self) -> NodePlaces {
+        self.doors.places.node(&self.name())
+    }
+
+    pub fn host(&self) -> &dyn Host {
+        self.doors.host(&self.node.host)
+    }
+
+    /// Opens a session as the superuser.
+    ///
+    /// # Errors
+    /// [`DbError`] as it came.
+    pub async fn connect(&self) -> Result<Conn, DbError> {
+        self.connect_to("postgres").await
+    }
+
+    /// Opens a session as the superuser in a database.
+    ///
+    /// # Errors
+    /// [`DbError`] as it came.
+    pub async fn connect_to(&self, database: &str) -> Result<Conn, DbError> {
+        self.doors.connector.connect(&self.doors.superuser(self.cluster, self.node, database)).await
+    }
+
+    fn directory(&self) -> &Path {
+        &self.node.data_directory
+    }
+}
+
+fn could_not(doing: &str, site: &Site<'_>, error: HostError) -> Error {
+    let disk_full = matches!(&error, HostError::File { kind: std::io::ErrorKind::StorageFull, .. })
+        || matches!(&error, HostError::Exited { stderr, .. } if stderr.contains("No space left on device"));
+    let failed = Error::failed(format!("could not {doing} {}", site.name()));
+    let failed = match &error {
+        HostError::Exited { stderr, .. } => failed.detail(stderr.clone()),
+        HostError::NotStarted { why, .. } | HostError::Lost { why, .. } | HostError::File { why, .. } => {
+            failed.detail(format!("{why}."))
+        }
+    };
+    let failed = if disk_full {
+        failed
+            .hint(format!("Free space on the file system of {}, then try again.", site.directory().display()))
+    } else {
+        failed
+    };
+    failed.source(error)
+}
+
+/// Makes the first data directory of a cluster: `initdb` with checksums, our files, the profile, and the marker last.
+///
+/// # Errors
+/// When the directory is not empty or not ours, or a program fails.
+pub async fn initdb(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<SystemIdentifier> {
+    claim_directory(site).await?;
+    let directory = site.directory().display().to_string();
+    let command = Command::new(site.programs.path("initdb"))
+        .args(["-D", directory.as_str(), "-U", declared::SUPERUSER])
+        .args(["--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"])
+        .args(["--auth-local=peer", "--auth-host=scram-sha-256"])
+        .timeout(MAKE);
+    site.host().run(&command).await.map_err(|error| could_not("initdb", site, error))?;
+    write_files(site, wish).await?;
+    complete_claim(site).await
+}
+
+/// Copies the primary into the node's data directory and gives it its own files; `progress` takes kilobytes done and in all.
+///
+/// # Errors
+/// When the directory is not empty or not ours, or `pg_basebackup` fails.
+pub async fn clone(
+    site: &Site<'_>,
+    from: &Node,
+    wish: &NodeWish<'_>,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<SystemIdentifier> {
+    claim_directory(site).await?;
+    copy_passfile(site, from).await?;
+    let directory = site.directory().display().to_string();
+    let command = Command::new(site.programs.path("pg_basebackup"))
+        .args(["-D", directory.as_str(), "-h", declared::LOOPBACK, "-p", &from.port.to_string()])
+        .args(["-U", declared::REPLICATION_ROLE, "-w", "-X", "stream"])
+        .args(["-S", site.cluster.slot_name(&site.node.name).as_str(), "-c", "fast", "-P"])
+        .args(["-l", format!("pgherd clone of {}", site.name()).as_str()])
+        .env("PGPASSFILE", site.places().passfile.display().to_string())
+        .env("PGAPPNAME", site.name())
+        .timeout(CLONE);
+    let (told, mut heard) = watch::channel((0, 0));
+    let lines: LineSink = Arc::new(move |_, line| {
+        if let Some(seen) = parse_progress(line) {
+            told.send_replace(seen);
+        }
+    });
+    let mut copy = site.host().stream(&command, lines);
+    loop {
+        tokio::select! {
+            ended = &mut copy => {
+                ended.map_err(|error| could_not("clone", site, error))?;
+                break;
+            }
+            Ok(()) = heard.changed() => {
+                let (done, total) = *heard.borrow_and_update();
+                progress(done, total);
+            }
+        }
+    }
+    write_files(site, wish).await?;
+    write(site, &site.directory().join("standby.signal"), b"", 0o600).await?;
+    complete_claim(site).await
+}
+
+/// Gives the node the same password file as another node of the cluster has.
+///
+/// # Errors
+/// When the other has none, or a host cannot.
+pub async fn copy_passfile(site: &Site<'_>, from: &Node) -> Result<()> {
+    let source = site.doors.places.node(&site.cluster.full_name(&from.name));
+    let passfile = site
+        .doors
+        .host(&from.host)
+        .read(&source.passfile)
+        .await
+        .map_err(|error| could_not("read the password file for", site, error))?
+        .ok_or_else(|| {
+            Error::failed(format!("{} has no password file", site.cluster.full_name(&from.name)))
+        })?;
+    write(site, &site.places().passfile, &passfile, 0o600).await
+}
+
+/// Reads `24063/24063 kB (100%), 1/1 tablespace`, which `pg_basebackup -P` prints.
+fn parse_progress(line: &str) -> Option<(u64, u64)> {
+    let (done, rest) = line.trim_start().split_once('/')?;
+    let total = rest.split_whitespace().next()?;
+    Some((done.trim().parse().ok()?, total.parse().ok()?))
+}
+
+/// Claims the data directory for this operation, and empties what an earlier attempt of the same operation left in it.
+async fn claim_directory(site: &Site<'_>) -> Result<()> {
+    let (host, places) = (site.host(), site.places());
+    let existing = host.list(site.directory()).await.map_err(|error| could_not("look at", site, error))?;
+    let marker = observe::observe_claim(host, &places, site.node).await;
+    let mine = match &marker {
+        observe::Claim::Ours(marker) => {
+            marker.operation == site.operation || existing.as_ref().is_none_or(Vec::is_empty)
+        }
+        observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => false,
+    };
+    match (&existing, mine) {
+        (Some(names), false) if !names.is_empty() => {
+            return Err(Error::refused(format!(
+                "cannot use {}: it is not empty",
+                site.directory().display()
+            ))
+            .detail(format!(
+                "No marker of {} claims it for this operation. Nothing in it was changed.",
+                site.name()
+            ))
+            .hint("Give the node another `data-directory`, or move this one away."));
+        }
+        (_, true) => empty_directory(site).await?,
+        (_, false) => {}
+    }
+    for (path, mode) in [(&places.facts, 0o750), (&places.socket, 0o755), (&places.log, 0o750)] {
+        host.make_directory(path, mode)
+            .await
+            .map_err(|error| could_not("make the directories of", site, error))?;
+    }
+    let directory_existed = match &marker {
+        observe::Claim::Ours(marker) if mine => marker.directory_existed,
+        _ => existing.is_some(),
+    };
+    write_marker(site, None, directory_existed).await?;
+    host.make_directory(site.directory(), 0o700)
+        .await
+        .map_err(|error| could_not("make the data directory of", site, error))
+}
+
+async fn write_marker(
+    site: &Site<'_>,
+    system: Option<SystemIdentifier>,
+    directory_existed: bool,
+) -> Result<()> {
+    let marker = Marker {
+        format: claim::FORMAT,
+        host: site.node.host.clone(),
+        data_directory: site.node.data_directory.clone(),
+        system_identifier: system,
+        operation: site.operation.to_owned(),
+        directory_existed,
+    };
+    write(site, &site.places().marker, &claim::write(&marker), 0o640).await
+}
+
+/// Writes the profile and then the marker with its system identifier: from here on the directory is a node's.
+async fn complete_claim(site: &Site<'_>) -> Result<SystemIdentifier> {
+    let control = control_file(site).await?;
+    let existed = match observe::observe_claim(site.host(), &site.places(), site.node).await {
+        observe::Claim::Ours(marker) => marker.directory_existed,
+        observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => true,
+    };
+    write_profile(site, control.system_identifier).await?;
+    write_marker(site, Some(control.system_identifier), existed).await?;
+    Ok(control.system_identifier)
+}
+
+async fn write_profile(site: &Site<'_>, system_identifier: SystemIdentifier) -> Result<()> {
+    let places = site.places();
+    let profile = Profile {
+        format: claim::FORMAT,
+        herd: site.herd.to_owned(),
+        cluster: site.cluster.name.clone(),
+        node: site.node.name.clone(),
+        host: site.node.host.clone(),
+        os_user: site.host().os_user().to_owned(),
+        version: site.programs.version.major,
+        system_identifier,
+        data_directory: site.node.data_directory.clone(),
+        bin_directory: site.programs.directory.clone(),
+        socket_directory: places.socket.clone(),
+        log_directory: places.log.clone(),
+        passfile: places.passfile.clone(),
+        port: site.node.port,
+        slot: site.cluster.slot_name(&site.node.name),
+    };
+    write(site, &places.profile, &claim::write(&profile), 0o640).await
+}
+
+/// Writes all files of which pgherd writes a part.
+async fn write_files(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
+    let users: Vec<&str> = site.users.iter().map(String::as_str).collect();
+    let shared = declared::settings_file(&declared::shared_settings(site.cluster));
+    let own =
+        declared::settings_file(&declared::node_settings(site.cluster, site.node, wish, &site.places()));
+    let conf = declared::with_includes(&read_text(site, "postgresql.conf").await?);
+    let hba = declared::with_access(&read_text(site, "pg_hba.conf").await?);
+    let ident = declared::with_users(&read_text(site, "pg_ident.conf").await?, &users);
+    // The files that postgresql.conf includes come first: with an include line and no file the server does not start.
+    let files = [
+        (declared::SHARED_FILE, shared),
+        (declared::NODE_FILE, own),
+        ("pg_hba.conf", hba),
+        ("pg_ident.conf", ident),
+        ("postgresql.conf", conf),
+    ];
+    for (name, text) in files {
+        write(site, &site.directory().join(name), text.as_bytes(), 0o600).await?;
+    }
+    Ok(())
+}
+
+async fn read_text(site: &Site<'_>, name: &str) -> Result<String> {
+    let bytes = site
+        .host()
+        .read(&site.directory().join(name))
+        .await
+        .map_err(|error| could_not("read the files of", site, error))?;
+    Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
+}
+
+/// Replaces a file of the node.
+///
+/// # Errors
+/// When the host cannot.
+pub async fn write(site: &Site<'_>, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    site.host()
+        .write_atomic(path, bytes, mode)
+        .await
+        .map_err(|error| could_not(&format!("write {} of", path.display()), site, error))
+}
+
+/// Reads the node's pg_control.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn control_file(site: &Site<'_>) -> Result<ControlFile> {
+    observe::read_control_file(site.host(), site.programs, site.directory()).await
+}
+
+/// Starts the server if it does not run, and waits until it answers as the cluster that the marker names.
+///
+/// # Errors
+/// With the last lines of the server's log if it does not come up.
+pub async fn start(site: &Site<'_>) -> Result<()> {
+    if observe::postmaster(site.host(), site.directory()).await?.is_none() {
+        let log = site.places().log.join("startup.log").display().to_string();
+        let seconds = START.as_secs().to_string();
+        let directory = site.directory().display().to_string();
+        let command = Command::new(site.programs.path("pg_ctl"))
+            .args(["start", "-D", directory.as_str(), "-l", log.as_str(), "-w", "-t", seconds.as_str(), "-s"])
+            .timeout(START + Duration::from_secs(5));
+        if let Err(error) = site.host().run(&command).await {
+            let lines = last_log_lines(site).await;
+            let failed = could_not("start", site, error);
+            return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
+        }
+    }
+    wait_until_it_answers(site).await
+}
+
+async fn wait_until_it_answers(site: &Site<'_>) -> Result<()> {
+    let deadline = Instant::now() + START;
+    loop {
+        let error = match site.connect().await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let gone = matches!(error, DbError::NotListening { .. })
+            && observe::postmaster(site.host(), site.directory()).await?.is_none();
+        if gone || Instant::now() >= deadline {
+            return Err(Error::failed(format!("{} does not answer after its start", site.name()))
+                .detail(last_log_lines(site).await.join("\n"))
+                .hint(format!("Its log is in {}.", site.places().log.display()))
+                .source(error));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Returns the last lines of the server's log that say what went wrong.
+pub async fn last_log_lines(site: &Site<'_>) -> Vec<String> {
+    let log = site.places().log;
+    let mut names = site.host().list(&log).await.ok().flatten().unwrap_or_default();
+    names.retain(|name| name.ends_with(".log"));
+    let mut found = Vec::new();
+    for name in names {
+        let command =
+            Command::new("tail").args(["-n", "40", "--", &log.join(&name).display().to_string()]).reads();
+        let Ok(output) = site.host().run(&command).await else { continue };
+        found.extend(
+            output
+                .text()
+                .lines()
+                .filter(|line| {
+                    ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:"].iter().any(|word| line.contains(word))
+                })
+                .map(str::to_owned),
+        );
+    }
+    let skip = found.len().saturating_sub(4);
+    found.split_off(skip)
+}
+
+/// Stops the server with a fast shutdown; nothing happens if it does not run. Never turns into an immediate one.
+///
+/// # Errors
+/// When it still runs after [`STOP`].
+pub async fn stop(site: &Site<'_>) -> Result<()> {
+    if observe::postmaster(site.host(), site.directory()).await?.is_none() {
+        return Ok(());
+    }
+    let directory = site.directory().display().to_string();
+    let seconds = STOP.as_secs().to_string();
+    let command = Command::new(site.programs.path("pg_ctl"))
+        .args(["stop", "-D", directory.as_str(), "-m", "fast", "-w", "-t", seconds.as_str(), "-s"])
+        .timeout(STOP + Duration::from_secs(5));
+    match site.host().run(&command).await {
+        Ok(_) => Ok(()),
+        // It may have ended by itself between the look and the command.
+        Err(error) => match observe::postmaster(site.host(), site.directory()).await? {
+            None => Ok(()),
+            Some(_) => Err(could_not("stop", site, error)),
+        },
+    }
+}
+
+/// Removes a node that this operation made: its data, its facts, its socket and its log.
+///
+/// # Errors
+/// [`ErrorKind::Refused`] if the marker names another operation, and when the host cannot.
+pub async fn remove_made(site: &Site<'_>) -> Result<()> {
+    match observe::observe_claim(site.host(), &site.places(), site.node).await {
+        observe::Claim::None => Ok(()),
+        observe::Claim::Ours(marker) if marker.operation == site.operation => {
+            end_leftovers(site).await?;
+            stop(site).await?;
+            remove(site, marker.directory_existed).await
+        }
+        observe::Claim::Ours(_) | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => {
+            Err(Error::new(
+                ErrorKind::Refused,
+                format!("cannot remove {}: this operation did not make it", site.directory().display()),
+            )
+            .detail(format!("The marker of {} names another operation or cannot be read.", site.name())))
+        }
+    }
+}
+
+/// Removes everything of a stopped node, the marker last, so that a second run continues.
+///
+/// # Errors
+/// When the host cannot.
+pub async fn remove(site: &Site<'_>, keep_directory: bool) -> Result<()> {
+    let places = site.places();
+    empty_directory(site).await?;
+    if !keep_directory {
+        remove_directory(site, site.directory()).await?;
+    }
+    for path in [&places.socket, &places.log] {
+        remove_contents(site, path).await?;
+        remove_directory(site, path).await?;
+    }
+    for path in [&places.passfile, &places.profile, &places.marker] {
+        site.host().remove_file(path).await.map_err(|error| could_not("remove the files of", site, error))?;
+    }
+    remove_contents(site, &places.facts).await?;
+    remove_directory(site, &places.facts).await
+}
+
+async fn empty_directory(site: &Site<'_>) -> Result<()> {
+    end_leftovers(site).await?;
+    if let Some(pid) = observe::postmaster(site.host(), site.directory()).await? {
+        return Err(Error::refused(format!(
+            "cannot empty {}: process {pid} runs for it",
+            site.directory().display()
+        )));
+    }
+    remove_contents(site, site.directory()).await
+}
+
+async fn remove_contents(site: &Site<'_>, path: &Path) -> Result<()> {
+    remove_what_is_in(site.host(), path).await.map_err(|error| could_not("remove the files of", site, error))
+}
+
+async fn remove_directory(site: &Site<'_>, path: &Path) -> Result<()> {
+    remove_empty(site.host(), path).await.map_err(|error| could_not("remove the directories of", site, error))
+}
+
+/// Removes a directory with all that is in it; no error if there is none.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn remove_whole(host: &dyn Host, path: &Path) -> Result<(), HostError> {
+    remove_what_is_in(host, path).await?;
+    remove_empty(host, path).await
+}
+
+async fn remove_what_is_in(host: &dyn Host, path: &Path) -> Result<(), HostError> {
+    for name in host.list(path).await?.unwrap_or_default() {
+        host.remove_tree(&path.join(name)).await?;
+    }
+    Ok(())
+}
+
+/// Removes an empty directory. Its parent may belong to root, so it is the caller who removes it; `rmdir` removes nothing else.
+async fn remove_empty(host: &dyn Host, path: &Path) -> Result<(), HostError> {
+    if host.stat(path).await?.is_none() {
+        return Ok(());
+    }
+    let command = Command::new("rmdir").args(["--", &path.display().to_string()]).user(RunAs::Caller);
+    host.run(&command).await.map(drop)
+}
+
+/// Ends an `initdb` or `pg_basebackup` that a killed pgherd left running for this data directory.
+async fn end_leftovers(site: &Site<'_>) -> Result<()> {
+    let pattern =
+        format!("(initdb|pg_basebackup) -D {}( |$)", escape_pattern(&site.directory().display().to_string()));
+    let look = Command::new("pgrep").args(["-f", "--", &pattern]).reads();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let pids: Vec<String> = match site.host().run(&look).await {
+            Ok(output) => output.text().split_whitespace().map(str::to_owned).collect(),
+            // pgrep ends with 1 when it found nothing.
+            Err(HostError::Exited { status: 1, .. }) => return Ok(()),
+            Err(error) => return Err(could_not("look for processes of", site, error)),
+        };
+        if Instant::now() >= deadline {
+            return Err(Error::failed(format!(
+                "processes {} still work on {}",
+                pids.join(", "),
+                site.directory().display()
+            ))
+            .hint("End them, then try again."));
+        }
+        // One that ends by itself in the meantime is what we want, so the status of kill does not matter.
+        match site.host().run(&Command::new("kill").arg("-KILL").args(pids)).await {
+            Ok(_) | Err(HostError::Exited { .. }) => sleep(PAUSE).await,
+            Err(error) => return Err(could_not("end the processes of", site, error)),
+        }
+    }
+}
+
+fn escape_pattern(text: &str) -> String {
+    text.chars().flat_map(|c| r".^$*+?()[]{}|\".contains(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_pg_basebackup_prints() {
+        assert_eq!(parse_progress("24063/31000 kB (77%), 0/1 tablespace"), Some((24_063, 31_000)));
+        assert_eq!(parse_progress("waiting for checkpoint"), None);
+    }
+
+    #[test]
+    fn a_path_is_a_pattern_for_itself_alone() {
+        assert_eq!(escape_pattern("/srv/a-1.x"), "/srv/a-1\\.x");
+    }
+}

@@ -1,0 +1,118 @@
+//! What pgherd writes beside a node so that it knows its own again: the marker and the node profile.
+//!
+//! Formats only; `ops` reads and writes them. Their pages are `docs/formats/marker.md` and `docs/formats/profile.md`.
+
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::pg::system::SystemIdentifier;
+
+/// The format that this pgherd reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// By this pgherd claims a data directory: whatever a marker does not name is not ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Marker {
+    pub format: u32,
+    /// The host's name in the topology.
+    pub host: String,
+    pub data_directory: PathBuf,
+    /// `None` while the directory is being made.
+    pub system_identifier: Option<SystemIdentifier>,
+    /// The operation that made the directory.
+    pub operation: String,
+    /// Whether an empty directory was there before; undo leaves it as it was.
+    pub directory_existed: bool,
+}
+
+/// What a node knows of itself: enough to run, stop and remove it without the topology.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    pub format: u32,
+    pub herd: String,
+    pub cluster: String,
+    pub node: String,
+    pub host: String,
+    pub os_user: String,
+    /// Major version of PostgreSQL.
+    pub version: u32,
+    pub system_identifier: SystemIdentifier,
+    pub data_directory: PathBuf,
+    pub bin_directory: PathBuf,
+    pub socket_directory: PathBuf,
+    pub log_directory: PathBuf,
+    pub passfile: PathBuf,
+    pub port: u16,
+    pub slot: String,
+}
+
+/// What is known of one PgBouncer: enough to stop and remove it without the topology.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolerProfile {
+    pub format: u32,
+    pub herd: String,
+    pub cluster: String,
+    pub host: String,
+    pub os_user: String,
+    pub port: u16,
+}
+
+/// Why a file of ours cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    #[error("it has format {0}, this pgherd reads format {FORMAT}")]
+    Format(u64),
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Reads a marker or a profile.
+///
+/// # Errors
+/// [`ClaimError::Format`] if another version of pgherd wrote it, [`ClaimError::Damaged`] if it is not what we write.
+pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClaimError> {
+    let value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|error| ClaimError::Damaged(error.to_string()))?;
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(found) if found == u64::from(FORMAT) => {
+            serde_json::from_value(value).map_err(|error| ClaimError::Damaged(error.to_string()))
+        }
+        Some(found) => Err(ClaimError::Format(found)),
+        None => Err(ClaimError::Damaged("no format number".to_owned())),
+    }
+}
+
+/// Writes a marker or a profile as indented JSON with a last newline.
+pub fn write<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes =
+        serde_json::to_vec_pretty(value).expect("markers and profiles hold only text and numbers");
+    bytes.push(b'\n');
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLDEN: &str = include_str!("testdata/marker-1.json");
+
+    #[test]
+    fn the_golden_marker_reads_and_writes_byte_for_byte() {
+        let marker: Marker = read(GOLDEN.as_bytes()).unwrap();
+        assert_eq!(marker.data_directory, PathBuf::from("/var/lib/pgherd/inventory-a"));
+        assert_eq!(String::from_utf8(write(&marker)).unwrap(), GOLDEN);
+    }
+
+    #[test]
+    fn refuses_another_format_and_an_unknown_field() {
+        let newer = GOLDEN.replace("\"format\": 1", "\"format\": 2");
+        assert!(matches!(read::<Marker>(newer.as_bytes()), Err(ClaimError::Format(2))));
+        let unknown = GOLDEN.replace("\"host\"", "\"hast\"");
+        assert!(matches!(read::<Marker>(unknown.as_bytes()), Err(ClaimError::Damaged(_))));
+    }
+}

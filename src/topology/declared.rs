@@ -1,0 +1,248 @@
+//! What should stand in a node's files: settings, access rules and the lines that pull them in.
+//!
+//! Pure: text in, text out. The user's own lines are never rewritten: in postgresql.conf only our marked lines move, in
+//! pg_hba.conf and pg_ident.conf only our marked block changes.
+
+use std::path::Path;
+
+use crate::pg::guc;
+use crate::topology::model::{Cluster, Node};
+use crate::topology::places::NodePlaces;
+use crate::units::ByteCount;
+
+/// Settings that every node of the cluster shares, in the data directory.
+pub const SHARED_FILE: &str = "pgherd.conf";
+/// Settings that depend on the node or on its role, in the data directory; written anew after each clone.
+pub const NODE_FILE: &str = "pgherd.node.conf";
+
+/// The login role of standbys.
+pub const REPLICATION_ROLE: &str = "replicator";
+/// The login role of the write proof.
+pub const PROBE_ROLE: &str = "pgherd_probe";
+/// The bootstrap superuser of a cluster that pgherd makes.
+pub const SUPERUSER: &str = "postgres";
+/// Where nodes and poolers of this machine listen.
+pub const LOOPBACK: &str = "127.0.0.1";
+
+const HEADER: &str = "# Written by pgherd from the topology file. A change made here is drift, and the next \"pgherd apply\" undoes it.\n";
+const INCLUDE_MARK: &str = "# pgherd: these lines stay last, so that what the topology declares wins";
+const BLOCK_BEGIN: &str =
+    "# pgherd begin (written by pgherd; put your own lines below the end of this block)";
+const BLOCK_END: &str = "# pgherd end";
+
+/// A setting and its value, unquoted.
+pub type Setting = (String, String);
+
+/// What a node should be right now, apart from what the topology says of it.
+#[derive(Debug, Clone)]
+pub struct NodeWish<'a> {
+    /// The node that it streams from; `None` for the primary.
+    pub upstream: Option<&'a Node>,
+    /// The value of `synchronous_standby_names`; empty while a new cluster has no standby to wait for.
+    pub synchronous: String,
+    /// The memory to tune for.
+    pub memory: ByteCount,
+}
+
+/// Returns what every node of the cluster shares, sorted by name.
+pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
+    let nodes = u32::try_from(cluster.nodes.len()).unwrap_or(u32::MAX);
+    // Two senders a standby: one streams, one serves a clone or a backup.
+    let senders = nodes.saturating_mul(2).max(10).to_string();
+    let mut settings: Vec<Setting> = [
+        ("hot_standby", "on"),
+        ("wal_level", "replica"),
+        // pg_rewind needs one of checksums and wal_log_hints; somebody may switch checksums off.
+        ("wal_log_hints", "on"),
+        ("max_wal_senders", senders.as_str()),
+        ("max_replication_slots", senders.as_str()),
+        ("password_encryption", "scram-sha-256"),
+        ("logging_collector", "on"),
+        ("log_filename", "postgresql-%a.log"),
+        ("log_truncate_on_rotation", "on"),
+        ("log_rotation_age", "1d"),
+        ("log_rotation_size", "0"),
+        ("log_line_prefix", "%m [%p] %q%u@%d/%a "),
+        ("log_lock_waits", "on"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    overlay(&mut settings, cluster);
+    settings.sort();
+    settings
+}
+
+/// Returns what depends on the node or its role, sorted by name.
+pub fn node_settings(
+    cluster: &Cluster,
+    node: &Node,
+    wish: &NodeWish<'_>,
+    places: &NodePlaces,
+) -> Vec<Setting> {
+    let mut settings = tuned(wish.memory);
+    settings.retain(|(name, _)| !cluster.postgres.settings.contains_key(name));
+    let own = [
+        ("cluster_name", cluster.full_name(&node.name)),
+        ("listen_addresses", LOOPBACK.to_owned()),
+        ("log_directory", places.log.display().to_string()),
+        ("port", node.port.to_string()),
+        (
+            "primary_conninfo",
+            wish.upstream.map(|up| primary_conninfo(cluster, node, up, &places.passfile)).unwrap_or_default(),
+        ),
+        ("primary_slot_name", wish.upstream.map(|_| cluster.slot_name(&node.name)).unwrap_or_default()),
+        ("synchronous_standby_names", wish.synchronous.clone()),
+        ("unix_socket_directories", places.socket.display().to_string()),
+    ];
+    settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    settings.sort();
+    settings
+}
+
+fn overlay(settings: &mut Vec<Setting>, cluster: &Cluster) {
+    settings.retain(|(name, _)| !cluster.postgres.settings.contains_key(name));
+    settings.extend(cluster.postgres.settings.iter().map(|(name, value)| (name.clone(), value.clone())));
+}
+
+/// Memory settings for a node that may use `memory`: the shares that the PostgreSQL documentation starts from ("Resource
+/// Consumption": 25 % shared_buffers; "Query Planning": effective_cache_size counts the page cache as well).
+fn tuned(memory: ByteCount) -> Vec<Setting> {
+    let mib = |bytes: u64, least: u64, most: u64| format!("{}MB", (bytes >> 20).clamp(least, most));
+    vec![
+        ("shared_buffers".to_owned(), mib(memory.0 / 4, 32, u64::MAX)),
+        ("effective_cache_size".to_owned(), mib(memory.0 / 4 * 3, 64, u64::MAX)),
+        ("maintenance_work_mem".to_owned(), mib(memory.0 / 16, 32, 2048)),
+    ]
+}
+
+fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, passfile: &Path) -> String {
+    format!(
+        "host={LOOPBACK} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
+         keepalives_interval=5 keepalives_count=3",
+        upstream.port,
+        conninfo_value(&passfile.display().to_string()),
+        cluster.full_name(&node.name),
+    )
+}
+
+fn conninfo_value(text: &str) -> String {
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+    }
+}
+
+/// Returns `ANY 1 ("inventory-b", "inventory-c")` as it is right while `primary` is the primary; empty without synchronous standbys.
+pub fn synchronous_names(cluster: &Cluster, primary: &Node) -> String {
+    let Some(synchronous) = &cluster.synchronous else { return String::new() };
+    let of: Vec<String> = synchronous
+        .of
+        .iter()
+        .filter(|name| **name != primary.name)
+        .map(|name| format!("\"{}\"", cluster.full_name(name)))
+        .collect();
+    format!("ANY {} ({})", synchronous.wait_for, of.join(", "))
+}
+
+/// Writes settings as a configuration file.
+pub fn settings_file(settings: &[Setting]) -> String {
+    let lines: String =
+        settings.iter().map(|(name, value)| format!("{name} = {}\n", guc::quote_value(value))).collect();
+    format!("{HEADER}{lines}")
+}
+
+/// Returns postgresql.conf with our two include lines last.
+pub fn with_includes(postgresql_conf: &str) -> String {
+    let ours = [format!("include '{SHARED_FILE}'"), format!("include '{NODE_FILE}'")];
+    let mut text: String = postgresql_conf
+        .split_inclusive('\n')
+        .filter(|line| {
+            let line = line.trim();
+            line != INCLUDE_MARK && !ours.iter().any(|include| include == line)
+        })
+        .collect();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(&format!("{INCLUDE_MARK}\n{}\n{}\n", ours[0], ours[1]));
+    text
+}
+
+/// Returns pg_hba.conf with our block first: the superuser over the Unix socket, standbys over loopback.
+pub fn with_access(pg_hba: &str) -> String {
+    with_block(
+        pg_hba,
+        &format!(
+            "local   all          {SUPERUSER}                     peer map=pgherd\n\
+             host    replication  {REPLICATION_ROLE}    {LOOPBACK}/32    scram-sha-256\n"
+        ),
+    )
+}
+
+/// Returns pg_ident.conf with our block first: who may be the superuser over the Unix socket.
+pub fn with_users(pg_ident: &str, users: &[&str]) -> String {
+    let mut unique: Vec<&str> = users.to_vec();
+    unique.sort_unstable();
+    unique.dedup();
+    let lines: String = unique.iter().map(|user| format!("pgherd  \"{user}\"  {SUPERUSER}\n")).collect();
+    with_block(pg_ident, &lines)
+}
+
+fn with_block(text: &str, block: &str) -> String {
+    let mut rest = String::new();
+    let mut inside = false;
+    for line in text.split_inclusive('\n') {
+        match line.trim_end() {
+            BLOCK_BEGIN => inside = true,
+            BLOCK_END if inside => inside = false,
+            _ if inside => {}
+            _ => rest.push_str(line),
+        }
+    }
+    format!("{BLOCK_BEGIN}\n{block}{BLOCK_END}\n{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn include_lines_move_to_the_end_and_nothing_else_moves() {
+        let once = with_includes("max_connections = 50\n# mine");
+        assert_eq!(
+            once,
+            format!(
+                "max_connections = 50\n# mine\n{INCLUDE_MARK}\ninclude 'pgherd.conf'\ninclude 'pgherd.node.conf'\n"
+            )
+        );
+        assert_eq!(with_includes(&once), once);
+        let edited = format!("{once}work_mem = '1GB'\n");
+        assert!(with_includes(&edited).starts_with("max_connections = 50\n# mine\nwork_mem = '1GB'\n"));
+        assert_eq!(with_includes(&edited).matches("include 'pgherd.conf'").count(), 1);
+    }
+
+    #[test]
+    fn the_access_block_is_first_and_once_and_the_users_lines_stay() {
+        let mine = "host all all 10.0.0.0/8 scram-sha-256\n";
+        let once = with_access(mine);
+        assert!(once.starts_with(BLOCK_BEGIN));
+        assert!(once.ends_with(mine));
+        assert_eq!(with_access(&once), once);
+        assert_eq!(with_access(&once.replace("peer map=pgherd", "trust")), once);
+    }
+
+    #[test]
+    fn values_are_quoted_for_the_configuration_file() {
+        let text = settings_file(&[("log_line_prefix".to_owned(), "it's %m".to_owned())]);
+        assert!(text.ends_with("log_line_prefix = 'it''s %m'\n"));
+    }
+
+    #[test]
+    fn memory_is_shared_out_in_the_documented_shares() {
+        let small = tuned(ByteCount(1 << 30));
+        assert_eq!(small[0].1, "256MB");
+        assert_eq!(small[1].1, "768MB");
+        assert_eq!(tuned(ByteCount(1 << 20))[0].1, "32MB");
+    }
+}

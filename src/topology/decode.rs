@@ -1,0 +1,597 @@
+//! Turns the tree of [`super::yaml`] into typed values, and goes on after each problem so that one run finds all of them.
+//!
+//! Checks what can be said of one value by itself: its kind, its unit, its words. What values mean together is `super::check`.
+//! Messages name keys and kinds and never show a value that could be a secret.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::model::{PoolMode, PoolTarget, Promote, SecretReference};
+use super::problem::{Position, Report, nearest};
+use super::yaml::{Entry, Kind, Node, Scalar, Value};
+use crate::units::{ByteCount, UnitError, parse_duration};
+
+/// Makes a value from a node; `None` after a problem was reported.
+pub(super) trait Decode: Sized {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self>;
+}
+
+/// What decoding carries along: where we are, in words, and the problems so far.
+pub(super) struct Cx<'r> {
+    pub(super) report: &'r mut Report,
+    path: Vec<String>,
+}
+
+impl<'r> Cx<'r> {
+    pub(super) fn new(report: &'r mut Report) -> Self {
+        Self { report, path: Vec::new() }
+    }
+
+    /// Returns where we are: `clusters.inventory.nodes.a`, or `the file` at the top.
+    pub(super) fn path(&self) -> String {
+        if self.path.is_empty() { "the file".to_owned() } else { self.path.join(".") }
+    }
+
+    /// Whether we are where `none` takes away what is inherited: anywhere in `defaults` or in a cluster.
+    fn inherits(&self) -> bool {
+        match self.path.first().map(String::as_str) {
+            Some("defaults") => true,
+            Some("clusters") => self.path.len() > 1,
+            _ => false,
+        }
+    }
+
+    pub(super) fn inside<T>(&mut self, part: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.path.push(part.to_owned());
+        let result = work(self);
+        self.path.pop();
+        result
+    }
+
+    /// Reports that something else was expected here.
+    fn expected(&mut self, node: &Node, what: &str) {
+        if node.value == Value::Alias {
+            return;
+        }
+        let (path, found) = (self.path(), node.kind_name());
+        let problem = self.report.add(node.at, format!("{path} must be {what}, found {found}"));
+        let quoted = matches!(&node.value, Value::Scalar(scalar) if !scalar.plain);
+        if found == "nothing" {
+            problem.hint("Give it a value, or remove the key. An empty mapping is written {}.");
+        } else if quoted && what.contains("number") {
+            problem.hint("Remove the quotes.");
+        } else if what.contains("text") && (found == "a number" || found == "true or false") {
+            problem.hint("Put quotes around it if it is meant as a text.");
+        } else {
+            problem.hint("\"pgherd schema\" prints what each key takes.");
+        }
+    }
+
+    fn unit(&mut self, node: &Node, error: &UnitError) {
+        let path = self.path();
+        let problem = self.report.add(node.at, format!("{path}: {error}"));
+        match error {
+            UnitError::Missing(number, expected) => {
+                let unit = if expected.contains("size") { "MiB" } else { "s" };
+                problem.hint(format!("Write the unit, such as \"{number} {unit}\"."));
+            }
+            UnitError::AmbiguousM(_) => {
+                problem.hint("Write \"min\" if minutes are meant.");
+            }
+            UnitError::Unknown(..) | UnitError::NotANumber(..) | UnitError::TooLarge(_) => {
+                problem.hint("Write a whole number and a unit, such as \"64 MiB\" or \"30 s\".");
+            }
+        }
+    }
+}
+
+/// A value with the place where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Spanned<T> {
+    pub(super) at: Position,
+    pub(super) value: T,
+}
+
+impl<T: Decode> Decode for Spanned<T> {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        T::decode(node, cx).map(|value| Self { at: node.at, value })
+    }
+}
+
+/// A mapping with names of the user's own choice, in the order of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Named<T>(pub(super) Vec<NamedEntry<T>>);
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct NamedEntry<T> {
+    pub(super) name: String,
+    /// The place of the name.
+    pub(super) at: Position,
+    pub(super) value: T,
+}
+
+impl<T> Named<T> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|entry| entry.name.as_str())
+    }
+}
+
+impl<T: Decode> Decode for Named<T> {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let entries = mapping(node, cx)?;
+        let mut named = Vec::with_capacity(entries.len());
+        for Entry { key, at, value } in entries {
+            if cx.inherits() && value.is_none_word() {
+                continue;
+            }
+            if let Some(value) = cx.inside(key, |cx| T::decode(value, cx)) {
+                named.push(NamedEntry { name: key.clone(), at: *at, value });
+            }
+        }
+        Some(Self(named))
+    }
+}
+
+impl<T: Decode> Decode for Vec<T> {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match &node.value {
+            Value::Sequence(items) => Some(
+                items
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(index, item)| cx.inside(&index.to_string(), |cx| T::decode(item, cx)))
+                    .collect(),
+            ),
+            Value::Mapping(_) | Value::Scalar(_) | Value::Alias => {
+                cx.expected(node, "a list such as [a, b]");
+                None
+            }
+        }
+    }
+}
+
+fn mapping<'n>(node: &'n Node, cx: &mut Cx<'_>) -> Option<&'n [Entry]> {
+    match &node.value {
+        Value::Mapping(entries) => Some(entries),
+        Value::Sequence(_) | Value::Scalar(_) | Value::Alias => {
+            cx.expected(node, "a mapping");
+            None
+        }
+    }
+}
+
+fn scalar(node: &Node) -> Option<&Scalar> {
+    match &node.value {
+        Value::Scalar(scalar) => Some(scalar),
+        Value::Sequence(_) | Value::Mapping(_) | Value::Alias => None,
+    }
+}
+
+/// The keys of one mapping of the format, taken one by one; what is left over is unknown.
+pub(super) struct Fields<'n> {
+    entries: &'n [Entry],
+    known: Vec<&'static str>,
+}
+
+impl<'n> Fields<'n> {
+    pub(super) fn open(node: &'n Node, cx: &mut Cx<'_>) -> Option<Self> {
+        mapping(node, cx).map(|entries| Self { entries, known: Vec::new() })
+    }
+
+    /// Takes the value of `key` if it is there and has the right kind.
+    pub(super) fn take<T: Decode>(mut self, key: &'static str, cx: &mut Cx<'_>) -> (Self, Option<T>) {
+        self.known.push(key);
+        let removed = |entry: &Entry| cx.inherits() && entry.value.is_none_word();
+        let entry = self.entries.iter().find(|entry| entry.key == key).filter(|entry| !removed(entry));
+        let value = entry.and_then(|entry| cx.inside(key, |cx| T::decode(&entry.value, cx)));
+        (self, value)
+    }
+
+    /// Reports every key that was not taken.
+    pub(super) fn close(self, cx: &mut Cx<'_>) {
+        for Entry { key, at, value } in self.entries {
+            if !self.known.contains(&key.as_str()) {
+                let path = cx.path();
+                super::foreign::report_unknown_key(cx.report, *at, &path, key, value, &self.known);
+            }
+        }
+    }
+}
+
+/// Makes a struct of optional keys with its decoder and its schema from one list, so that the two cannot differ.
+macro_rules! record {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $field:ident: $type:ty = $key:literal,)* }) => {
+        $(#[$outer])*
+        #[derive(Debug, Clone, PartialEq, schemars::JsonSchema)]
+        #[schemars(deny_unknown_fields)]
+        pub(super) struct $name {
+            $($(#[$inner])* #[schemars(rename = $key)] pub(super) $field: Option<$crate::topology::decode::Spanned<$type>>,)*
+        }
+
+        impl $crate::topology::decode::Decode for $name {
+            fn decode(node: &$crate::topology::yaml::Node, cx: &mut $crate::topology::decode::Cx<'_>) -> Option<Self> {
+                let fields = $crate::topology::decode::Fields::open(node, cx)?;
+                $(let (fields, $field) = fields.take($key, cx);)*
+                fields.close(cx);
+                Some(Self { $($field,)* })
+            }
+        }
+    };
+}
+pub(super) use record;
+
+/// A text: a name or a path.
+pub(super) type Text = String;
+
+impl Decode for String {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match scalar(node) {
+            Some(scalar) if scalar.kind() == Kind::Text && !scalar.text.is_empty() => {
+                Some(scalar.text.clone())
+            }
+            _ => {
+                cx.expected(node, "a text");
+                None
+            }
+        }
+    }
+}
+
+/// A whole number from 0 up.
+pub(super) type Count = u32;
+
+impl Decode for u32 {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let number = scalar(node)
+            .filter(|scalar| scalar.kind() == Kind::Number && scalar.text.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|scalar| scalar.text.parse().ok());
+        if number.is_none() {
+            cx.expected(node, "a whole number");
+        }
+        number
+    }
+}
+
+/// A TCP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Port(pub(super) u16);
+
+impl Decode for Port {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let number: u32 = u32::decode(node, cx)?;
+        match u16::try_from(number) {
+            Ok(port @ 1024..) => Some(Self(port)),
+            _ => {
+                let path = cx.path();
+                cx.report
+                    .add(node.at, format!("{path} must be a port from 1024 to 65535, found {number}"))
+                    .hint("Ports below 1024 need root, which PostgreSQL refuses.");
+                None
+            }
+        }
+    }
+}
+
+/// A major version of PostgreSQL, written alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Major(pub(super) u32);
+
+impl Decode for Major {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        use crate::pg::version::{NEWEST_MAJOR, OLDEST_MAJOR};
+        let Some(scalar) = scalar(node).filter(|scalar| !scalar.text.is_empty()) else {
+            cx.expected(node, "a major version such as 18");
+            return None;
+        };
+        match scalar.text.parse::<u32>() {
+            Ok(major) if !scalar.plain && (OLDEST_MAJOR..=NEWEST_MAJOR).contains(&major) => {
+                cx.expected(node, "a number");
+                None
+            }
+            Ok(major @ OLDEST_MAJOR..=NEWEST_MAJOR) => Some(Self(major)),
+            other => {
+                let problem =
+                    cx.report.add(node.at, format!("unsupported PostgreSQL version \"{}\"", scalar.text));
+                problem.detail(format!("pgherd runs PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}."));
+                let major = scalar.text.split('.').next().and_then(|text| text.parse::<u32>().ok());
+                match (other, major) {
+                    (Err(_), Some(major @ OLDEST_MAJOR..=NEWEST_MAJOR)) => {
+                        problem.hint(format!(
+                            "Write the major version alone: \"version: {major}\". Which minor version runs is up to the packages of each host."
+                        ));
+                    }
+                    _ => {
+                        problem
+                            .hint(format!("Write one of them, such as \"version: {}\".", NEWEST_MAJOR - 1));
+                    }
+                }
+                None
+            }
+        }
+    }
+}
+
+impl Decode for ByteCount {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        quantity(node, cx, "a size such as 64 MiB", Self::parse)
+    }
+}
+
+impl Decode for Duration {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        quantity(node, cx, "a time such as 30 s", parse_duration)
+    }
+}
+
+fn quantity<T>(
+    node: &Node,
+    cx: &mut Cx<'_>,
+    expected: &str,
+    parse: fn(&str) -> Result<T, UnitError>,
+) -> Option<T> {
+    match scalar(node) {
+        Some(scalar) if matches!(scalar.kind(), Kind::Text | Kind::Number) => match parse(&scalar.text) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                cx.unit(node, &error);
+                None
+            }
+        },
+        _ => {
+            cx.expected(node, expected);
+            None
+        }
+    }
+}
+
+/// The value of a server setting as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SettingText(pub(super) String);
+
+impl Decode for SettingText {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match scalar(node) {
+            Some(scalar) if scalar.kind() != Kind::Nothing => Some(Self(scalar.text.clone())),
+            _ => {
+                cx.expected(node, "one value, as in postgresql.conf");
+                None
+            }
+        }
+    }
+}
+
+/// How a host is reached, as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address;
+
+impl Decode for Address {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let text = scalar(node).map(|scalar| scalar.text.as_str());
+        if text == Some("local") {
+            return Some(Self);
+        }
+        if node.value == Value::Alias {
+            return None;
+        }
+        let path = cx.path();
+        if text.is_some_and(|text| super::foreign::report_managed_host(cx.report, node.at, &path, text)) {
+            return None;
+        }
+        cx.report
+            .add(node.at, format!("{path} would be reached by ssh, which this version cannot do"))
+            .detail("This version runs clusters on the machine that it is started on.")
+            .hint("Write \"local\" for this machine.");
+        None
+    }
+}
+
+/// A closed set of words.
+fn word<T: Copy>(node: &Node, cx: &mut Cx<'_>, words: &[(&str, T)]) -> Option<T> {
+    let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+    let listed = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
+    let Some(scalar) = scalar(node).filter(|scalar| scalar.kind() == Kind::Text) else {
+        cx.expected(node, &listed);
+        return None;
+    };
+    let found = words.iter().find(|(name, _)| *name == scalar.text).map(|(_, value)| *value);
+    if found.is_none() {
+        let path = cx.path();
+        let problem = cx.report.add(node.at, format!("{path} must be {listed}, found \"{}\"", scalar.text));
+        match nearest(&scalar.text, &names) {
+            Some(near) => problem.hint(format!("Did you mean \"{near}\"?")),
+            None => problem.hint(format!("Write {listed}.")),
+        };
+    }
+    found
+}
+
+fn words_schema(words: &[&str]) -> Schema {
+    json_schema!({"type": "string", "enum": words})
+}
+
+/// Gives a closed set of words its decoder and its schema.
+macro_rules! words {
+    ($type:ty { $($name:literal => $value:expr),+ }) => {
+        impl Decode for $type {
+            fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+                word(node, cx, &[$(($name, $value)),+])
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                words_schema(&[$($name),+])
+            }
+        }
+    };
+}
+
+/// `primary`: the only thing to prefer, and the only thing to fall back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ThePrimary;
+
+words!(ThePrimary { "primary" => ThePrimary });
+words!(Promote { "automatic" => Promote::Automatic, "by-hand" => Promote::ByHand });
+words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode::Session, "statement" => PoolMode::Statement });
+words!(PoolTarget { "primary" => PoolTarget::Primary, "standbys" => PoolTarget::Standbys });
+
+impl Decode for SecretReference {
+    /// Takes `{env: NAME}`, `{file: PATH}` or `{command: [PROGRAM, ARGUMENT, ...]}`. Nothing that stands here is ever shown.
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        const HINT: &str = "Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.";
+        let path = cx.path();
+        let Value::Mapping(entries) = &node.value else {
+            if node.value == Value::Alias {
+                return None;
+            }
+            cx.report
+                .add(node.at, format!("{path} is a secret given as text"))
+                .detail("The file says where a secret is and never what it is. The value is not shown here.")
+                .hint(HINT);
+            return None;
+        };
+        let [Entry { key, at, value }] = entries.as_slice() else {
+            cx.report
+                .add(node.at, format!("{path} must have exactly one of env, file and command"))
+                .hint(HINT);
+            return None;
+        };
+        match key.as_str() {
+            "env" => cx.inside(key, |cx| {
+                let name = String::decode(value, cx)?;
+                let valid = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                    && !name.starts_with(|c: char| c.is_ascii_digit());
+                if !valid {
+                    let path = cx.path();
+                    cx.report
+                        .add(value.at, format!("{path} is not the name of an environment variable"))
+                        .detail("A name has letters, digits and underscores. What was found is not shown, since it may be a secret.")
+                        .hint(HINT);
+                }
+                valid.then_some(Self::Env(name))
+            }),
+            "file" => cx.inside(key, |cx| {
+                let file = String::decode(value, cx)?;
+                if file.starts_with('~') {
+                    let path = cx.path();
+                    cx.report
+                        .add(value.at, format!("{path} begins with \"~\", which only a shell knows"))
+                        .hint("Write the whole path; a relative one counts from the topology file.");
+                    return None;
+                }
+                Some(Self::File(PathBuf::from(file)))
+            }),
+            "command" => {
+                let argv = cx.inside(key, |cx| Vec::<String>::decode(value, cx))?;
+                if argv.is_empty() {
+                    cx.report.add(value.at, format!("{path}.command names no program")).hint(HINT);
+                    return None;
+                }
+                Some(Self::Command(argv))
+            }
+            _ => {
+                cx.report
+                    .add(*at, format!("unknown key in {path}"))
+                    .detail("A secret has env, file or command. What was found is not shown, since it may be a secret.")
+                    .hint(HINT);
+                None
+            }
+        }
+    }
+}
+
+/// Gives a type the schema `$schema`, written where it is used.
+macro_rules! inline_schema {
+    ($($type:ty => $schema:expr;)+) => {
+        $(impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                $schema
+            }
+        })+
+    };
+}
+
+inline_schema! {
+    Port => json_schema!({"type": "integer", "minimum": 1024, "maximum": 65535});
+    Major => json_schema!({
+        "type": "integer",
+        "minimum": crate::pg::version::OLDEST_MAJOR,
+        "maximum": crate::pg::version::NEWEST_MAJOR,
+    });
+    ByteCount => json_schema!({"type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB)$"});
+    SettingText => json_schema!({"type": ["string", "number", "boolean"]});
+    Address => json_schema!({"type": "string", "enum": ["local"]});
+    SecretReference => json_schema!({
+        "type": "object",
+        "properties": {
+            "env": {"type": "string", "description": "Name of an environment variable."},
+            "file": {"type": "string", "description": "A file that only its owner can read; a relative path counts from the topology."},
+            "command": {
+                "type": "array",
+                "items": {"type": "string"},
+                "minItems": 1,
+                "description": "A program and its arguments; what it prints is the secret.",
+            },
+        },
+        "additionalProperties": false,
+        "minProperties": 1,
+        "maxProperties": 1,
+    });
+}
+
+/// A span of time in the schema; the value itself is a [`Duration`].
+pub(super) fn duration_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "pattern": "^[0-9]+ *(ms|s|min|h|d|day|days)$"})
+}
+
+impl<T: JsonSchema> JsonSchema for Spanned<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Named<T> {
+    fn schema_name() -> Cow<'static, str> {
+        BTreeMap::<String, T>::schema_name()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        BTreeMap::<String, T>::json_schema(generator)
+    }
+}

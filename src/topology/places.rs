@@ -1,0 +1,111 @@
+//! Where pgherd keeps what it knows of a node, of a pooler and of its operations (design.md §3).
+//!
+//! Names paths and touches none of them.
+
+use std::path::{Path, PathBuf};
+
+/// The two roots below which pgherd writes, apart from data directories.
+///
+/// As root `/etc/pgherd` and `/var/lib/pgherd`; otherwise the XDG directories. `PGHERD_CONFIG_DIR` and `PGHERD_STATE_DIR` override
+/// each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    config: PathBuf,
+    state: PathBuf,
+}
+
+impl Places {
+    /// Decides from the environment; `variable` looks one up, `root` says whether the caller is root.
+    ///
+    /// Returns the name of the missing variable when an ordinary user has no `HOME`.
+    pub fn decide(root: bool, variable: impl Fn(&str) -> Option<String>) -> Result<Self, &'static str> {
+        let below_home = |xdg: &str, fallback: &str| {
+            variable(xdg)
+                .filter(|path| path.starts_with('/'))
+                .map(PathBuf::from)
+                .or_else(|| variable("HOME").map(|home| Path::new(&home).join(fallback)))
+                .map(|path| path.join("pgherd"))
+                .ok_or("HOME")
+        };
+        let chosen = |name: &str, system: &str, xdg: &str, fallback: &str| match variable(name) {
+            Some(path) if path.starts_with('/') => Ok(PathBuf::from(path)),
+            Some(_) | None if root => Ok(PathBuf::from(system)),
+            Some(_) | None => below_home(xdg, fallback),
+        };
+        Ok(Self {
+            config: chosen("PGHERD_CONFIG_DIR", "/etc/pgherd", "XDG_CONFIG_HOME", ".config")?,
+            state: chosen("PGHERD_STATE_DIR", "/var/lib/pgherd", "XDG_STATE_HOME", ".local/state")?,
+        })
+    }
+
+    /// Returns where journals and locks are.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Returns the directory that holds one directory of facts a node.
+    pub fn nodes(&self) -> PathBuf {
+        self.config.join("nodes")
+    }
+
+    /// Returns the directory that holds one directory a pooler.
+    pub fn poolers(&self) -> PathBuf {
+        self.state.join("poolers")
+    }
+
+    /// Returns the directory of the PgBouncer of `cluster` on `host`: its files, its socket, its log.
+    pub fn pooler(&self, cluster: &str, host: &str) -> PathBuf {
+        self.poolers().join(format!("{cluster}-{host}"))
+    }
+
+    /// Returns the places of the node `full_name` (`inventory-a`).
+    pub fn node(&self, full_name: &str) -> NodePlaces {
+        let facts = self.nodes().join(full_name);
+        NodePlaces {
+            marker: facts.join("marker.json"),
+            profile: facts.join("profile.json"),
+            passfile: facts.join("passfile"),
+            facts,
+            socket: self.state.join("run").join(full_name),
+            log: self.state.join("log").join(full_name),
+        }
+    }
+}
+
+/// Where one node's facts are; all outside its data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePlaces {
+    pub facts: PathBuf,
+    pub marker: PathBuf,
+    pub profile: PathBuf,
+    pub passfile: PathBuf,
+    /// Holds the Unix socket.
+    pub socket: PathBuf,
+    /// Holds the server's log.
+    pub log: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_uses_the_system_directories_and_others_their_own() {
+        let none = |_: &str| None;
+        assert_eq!(Places::decide(true, none).unwrap().nodes(), Path::new("/etc/pgherd/nodes"));
+        assert_eq!(Places::decide(false, none), Err("HOME"));
+        let home = |name: &str| (name == "HOME").then(|| "/home/dba".to_owned());
+        let places = Places::decide(false, home).unwrap();
+        assert_eq!(
+            places.node("inventory-a").marker,
+            Path::new("/home/dba/.config/pgherd/nodes/inventory-a/marker.json")
+        );
+        assert_eq!(places.state(), Path::new("/home/dba/.local/state/pgherd"));
+    }
+
+    #[test]
+    fn a_relative_override_is_not_taken() {
+        let relative = |name: &str| (name == "PGHERD_STATE_DIR").then(|| "state".to_owned());
+        assert_eq!(Places::decide(true, relative).unwrap().state(), Path::new("/var/lib/pgherd"));
+    }
+}

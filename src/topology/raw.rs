@@ -1,0 +1,207 @@
+//! The topology file as it is written: every key of the format with what it means. `pgherd schema` prints this.
+//!
+//! Has no defaults and checks nothing that takes two values to see: `super::check` makes the model from it.
+
+use std::time::Duration;
+
+use super::decode::{Address, Count, Major, Named, Port, SettingText, Spanned, Text, ThePrimary, record};
+use super::model::{PoolMode, PoolTarget, Promote, SecretReference};
+use crate::units::ByteCount;
+
+record! {
+    /// A herd of PostgreSQL clusters.
+    Topology {
+        /// Version of the format: 1.
+        pgherd: Count = "pgherd",
+        /// Name of the herd.
+        herd: Text = "herd",
+        /// The zone of every clock time in the file; UTC if it is not said.
+        timezone: Text = "timezone",
+        /// Where the hosts are.
+        regions: Named<Region> = "regions",
+        /// What every cluster starts from; a cluster overrides it key by key, and "none" takes a key away.
+        defaults: Cluster = "defaults",
+        /// The clusters by name.
+        clusters: Named<Cluster> = "clusters",
+    }
+}
+
+record! {
+    /// Hosts that are lost together.
+    Region {
+        /// The hosts by name, with how each is reached.
+        hosts: Named<Spanned<Address>> = "hosts",
+    }
+}
+
+record! {
+    /// One primary with its standbys, and what stands in front of them.
+    Cluster {
+        /// What its nodes and its poolers listen on where they do not say it themselves.
+        ports: Ports = "ports",
+        /// The server.
+        postgres: Postgres = "postgres",
+        /// Its nodes by name: the node "a" of the cluster "orders" is orders-a.
+        nodes: Named<Node> = "nodes",
+        /// Which standbys a commit waits for.
+        synchronous: Synchronous = "synchronous",
+        /// Its databases; one named like the cluster if none is named.
+        databases: Named<Database> = "databases",
+        /// Schemas with the roles that own, write and read them.
+        schemas: Named<Schema> = "schemas",
+        /// The roles that log in.
+        roles: Named<Role> = "roles",
+        /// Its PgBouncers.
+        poolers: Poolers = "poolers",
+        /// How much may be lost and how long it may take.
+        objectives: Objectives = "objectives",
+    }
+}
+
+record! {
+    /// Ports of a cluster.
+    Ports {
+        /// Port of PostgreSQL on each node that does not state its own.
+        postgres: Port = "postgres",
+        /// Port of PgBouncer on each pooler host.
+        pooler: Port = "pooler",
+    }
+}
+
+record! {
+    /// The server.
+    Postgres {
+        /// Major version.
+        version: Major = "version",
+        /// Where the server's programs are; looked for if it is not said.
+        bin_directory: Text = "bin-directory",
+        /// Owner of the data directories.
+        os_user: Text = "os-user",
+        /// What the settings are derived from.
+        tune: Tune = "tune",
+        /// Server settings in PostgreSQL's own spelling; they win over what is derived.
+        settings: Named<Spanned<SettingText>> = "settings",
+    }
+}
+
+record! {
+    /// What the settings are derived from.
+    Tune {
+        /// Memory of one node; the host's memory shared by its nodes if it is not said.
+        memory: ByteCount = "memory",
+    }
+}
+
+record! {
+    /// One data directory on one host.
+    Node {
+        /// Name of its host.
+        host: Text = "host",
+        /// "primary": the primary at birth, and the one that failback returns to.
+        prefer: ThePrimary = "prefer",
+        /// "by-hand": never chosen as the new primary by itself.
+        promote: Promote = "promote",
+        /// Port, where nodes of a cluster share a host.
+        port: Port = "port",
+        /// Absolute path, where nodes of a cluster share a host.
+        data_directory: Text = "data-directory",
+        /// Server connections that the poolers may open to it in all.
+        pool_connections: Count = "pool-connections",
+    }
+}
+
+record! {
+    /// Which standbys a commit waits for.
+    Synchronous {
+        /// How many of them.
+        wait_for: Count = "wait-for",
+        /// The nodes to choose from; whoever of them is primary is skipped.
+        of: Vec<Spanned<Text>> = "of",
+    }
+}
+
+record! {
+    /// A database; it has no keys of its own yet.
+    Database {}
+}
+
+record! {
+    /// A schema with the roles that own, write and read it.
+    Schema {
+        /// Its owner; made without LOGIN if it is not among the roles.
+        owner: Text = "owner",
+        /// Roles that may change rows.
+        write: Vec<Spanned<Text>> = "write",
+        /// Roles that may only read.
+        read: Vec<Spanned<Text>> = "read",
+        /// Its database; required where the cluster has several.
+        database: Text = "database",
+    }
+}
+
+record! {
+    /// A role that logs in.
+    Role {
+        /// Where its password is.
+        password: SecretReference = "password",
+        /// The pools that it may use.
+        pools: Vec<Spanned<Text>> = "pools",
+        /// How many connections it may have.
+        connections: Count = "connections",
+    }
+}
+
+record! {
+    /// The PgBouncers of a cluster: one on each of these hosts.
+    Poolers {
+        /// Names of the hosts.
+        hosts: Vec<Spanned<Text>> = "hosts",
+        /// When a server connection goes back to the pool.
+        mode: PoolMode = "mode",
+        /// Client connections that one PgBouncer takes.
+        max_clients: Count = "max-clients",
+        /// The pools by name: "rw" is reached under the database's name, "x" under DATABASE_x.
+        pools: Named<Pool> = "pools",
+    }
+}
+
+record! {
+    /// A pool of server connections; sizes are totals per target node, divided among the poolers.
+    Pool {
+        /// Where it leads.
+        to: PoolTarget = "to",
+        /// Server connections.
+        size: Count = "size",
+        /// More of them when clients have to wait.
+        reserve: Count = "reserve",
+        /// A standby further behind than this is not used.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        max_lag: Duration = "max-lag",
+        /// "primary": use it when no standby can be used.
+        fallback: ThePrimary = "fallback",
+    }
+}
+
+record! {
+    /// Objectives by what happens.
+    Objectives {
+        /// The primary's host is lost.
+        lose_primary: Objective = "lose-primary",
+        /// A whole region is lost.
+        lose_region: Objective = "lose-region",
+        /// Rows were deleted that should not have been.
+        undo_mistake: Objective = "undo-mistake",
+    }
+}
+
+record! {
+    /// How much may be lost and how long it may take.
+    Objective {
+        /// Recovery point objective: what may be lost, as a span of time.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        rpo: Duration = "rpo",
+        /// Recovery time objective: until clients write again.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        rto: Duration = "rto",
+    }
+}

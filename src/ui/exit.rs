@@ -1,0 +1,107 @@
+//! The registry of exit codes: every code that pgherd ends with, and what it means. Printed in the manual and by `--help`.
+
+use std::fmt::Write as _;
+
+use crate::error::ErrorKind;
+
+/// How a run of pgherd ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Exit {
+    Done,
+    Failed,
+    Usage,
+    Partial,
+    Refused,
+    Locked,
+    Stuck,
+    Incomplete,
+    NotFound,
+    Bug,
+    Interrupted,
+}
+
+impl Exit {
+    pub const ALL: [Self; 11] = [
+        Self::Done,
+        Self::Failed,
+        Self::Usage,
+        Self::Partial,
+        Self::Refused,
+        Self::Locked,
+        Self::Stuck,
+        Self::Incomplete,
+        Self::NotFound,
+        Self::Bug,
+        Self::Interrupted,
+    ];
+
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Partial => 3,
+            Self::Refused => 4,
+            Self::Locked => 5,
+            Self::Stuck => 6,
+            Self::Incomplete => 7,
+            Self::NotFound => 10,
+            // EX_SOFTWARE of sysexits.h; Rust's own 101 is for programs that do not say.
+            Self::Bug => 70,
+            Self::Interrupted => 130,
+        }
+    }
+
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed; nothing changed, or everything was undone",
+            Self::Usage => "bad usage, or an invalid topology",
+            Self::Partial => "some parts succeeded, others did not",
+            Self::Refused => "refused by a safety gate",
+            Self::Locked => "locked by another operation",
+            Self::Stuck => "stuck: only the operator can decide; see `pgherd operation list`",
+            Self::Incomplete => "done, but something is left to do",
+            Self::NotFound => "not found or not reachable",
+            Self::Bug => "a bug in pgherd; what was running can be resumed or undone",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+impl From<ErrorKind> for Exit {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Failed => Self::Failed,
+            ErrorKind::Usage => Self::Usage,
+            ErrorKind::Partial => Self::Partial,
+            ErrorKind::Refused => Self::Refused,
+            ErrorKind::Locked => Self::Locked,
+            ErrorKind::Stuck => Self::Stuck,
+            ErrorKind::Incomplete => Self::Incomplete,
+            ErrorKind::NotFound => Self::NotFound,
+            ErrorKind::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+/// Returns the table of exit codes for the manual.
+pub fn table() -> String {
+    let mut text = "Exit codes:".to_owned();
+    for exit in Exit::ALL {
+        write!(text, "\n  {:>3}  {}", exit.code(), exit.meaning()).expect("a String takes everything");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_a_code_of_its_own() {
+        let mut codes = Exit::ALL.map(Exit::code).to_vec();
+        codes.dedup();
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 10, 70, 130]);
+    }
+}

@@ -1,0 +1,201 @@
+//! The only floor that knows a terminal: what goes to stdout (data) and to stderr (messages), in which form and colour.
+//!
+//! Decides nothing and asks nobody: it is handed reports and prints them.
+
+pub mod error;
+pub mod exit;
+pub mod operation;
+pub mod plan;
+pub mod status;
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// The version of every JSON document that pgherd prints: fields are added, and never change what they mean.
+pub const FORMAT_VERSION: &str = "1.0";
+
+/// The form of what goes to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    #[default]
+    Human,
+    Json,
+    Markdown,
+}
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Verbosity {
+    /// Nothing on success.
+    Quiet,
+    #[default]
+    Normal,
+    Verbose,
+}
+
+/// When colours are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ColorChoice {
+    /// NO_COLOR, then FORCE_COLOR or CLICOLOR_FORCE, then whether it is a terminal.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+/// What a word means, for those who see colours; nothing depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    Good,
+    Warning,
+    Bad,
+    Faint,
+}
+
+/// The terminal, pipe or file that a command talks to.
+#[derive(Debug)]
+pub struct Ui {
+    pub format: Format,
+    pub verbosity: Verbosity,
+    stdout_color: bool,
+    stderr_color: bool,
+    /// The first error of writing to stdout; nothing is written after it.
+    stdout_error: Option<io::Error>,
+}
+
+impl Ui {
+    pub fn new(format: Format, verbosity: Verbosity, color: ColorChoice) -> Self {
+        Self {
+            format,
+            verbosity,
+            stdout_color: wants_color(color, io::stdout().is_terminal()),
+            stderr_color: wants_color(color, io::stderr().is_terminal()),
+            stdout_error: None,
+        }
+    }
+
+    /// Writes a line of data to stdout, quiet or not.
+    pub fn line(&mut self, text: impl Display) {
+        if self.stdout_error.is_none()
+            && let Err(error) = writeln!(io::stdout().lock(), "{text}")
+        {
+            self.stdout_error = Some(error);
+        }
+    }
+
+    /// Writes a line to stdout that a quiet run leaves out: what a person likes to read after success.
+    pub fn remark(&mut self, text: impl Display) {
+        if self.verbosity > Verbosity::Quiet {
+            self.line(text);
+        }
+    }
+
+    /// Begins a new screen, if stdout is one.
+    pub fn clear_screen(&mut self) {
+        if io::stdout().is_terminal() {
+            self.bytes(b"\x1b[H\x1b[2J");
+        }
+    }
+
+    /// Writes bytes to stdout as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        if self.stdout_error.is_none()
+            && let Err(error) = io::stdout().lock().write_all(bytes)
+        {
+            self.stdout_error = Some(error);
+        }
+    }
+
+    /// Writes one JSON document to stdout: the fields of `body`, an object, after `format_version`.
+    pub fn json(&mut self, body: &impl Serialize) {
+        let document = versioned(body);
+        self.line(serde_json::to_string_pretty(&document).expect("a JSON value can be written"));
+    }
+
+    /// Writes a message to stderr, unless the run is quiet.
+    pub fn note(&self, text: impl Display) {
+        if self.verbosity > Verbosity::Quiet {
+            self.message(text);
+        }
+    }
+
+    /// Writes a message to stderr, quiet or not. There is nobody left to tell if that fails.
+    pub fn message(&self, text: impl Display) {
+        writeln!(io::stderr().lock(), "{text}").unwrap_or(());
+    }
+
+    /// Colours a word for stdout.
+    pub fn paint(&self, tone: Tone, text: &str) -> String {
+        paint(self.stdout_color, tone, text)
+    }
+
+    /// Asks on stderr and returns the answer's line, trimmed.
+    ///
+    /// # Errors
+    /// When standard input cannot be read.
+    pub fn ask(&self, question: &str) -> Result<String, Error> {
+        let mut stderr = io::stderr().lock();
+        write!(stderr, "{question}").and_then(|()| stderr.flush()).unwrap_or(());
+        let mut answer = String::new();
+        io::stdin()
+            .read_line(&mut answer)
+            .map_err(|error| Error::failed("could not read the answer").source(error))?;
+        Ok(answer.trim().to_owned())
+    }
+
+    /// Tells whether somebody is there to answer a question.
+    pub fn is_interactive(&self) -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// Ends the output: flushes it and tells whether all of it was written. A reader that went away (`pgherd … | head`) is
+    /// no error: it has what it wanted.
+    ///
+    /// # Errors
+    /// When stdout could not be written, such as to a full disk.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let error = match self.stdout_error.take() {
+            Some(error) => Err(error),
+            None => io::stdout().lock().flush(),
+        };
+        match error {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn wants_color(choice: ColorChoice, terminal: bool) -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match choice {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto if set("NO_COLOR") => false,
+        ColorChoice::Auto => terminal || set("FORCE_COLOR") || set("CLICOLOR_FORCE"),
+    }
+}
+
+fn paint(color: bool, tone: Tone, text: &str) -> String {
+    let code = match tone {
+        Tone::Good => "32",
+        Tone::Warning => "33",
+        Tone::Bad => "1;31",
+        Tone::Faint => "2",
+    };
+    if color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+/// Puts `format_version` before the fields of an object.
+pub(crate) fn versioned(body: &impl Serialize) -> serde_json::Value {
+    let mut document = serde_json::Map::new();
+    document.insert("format_version".to_owned(), FORMAT_VERSION.into());
+    let body = serde_json::to_value(body).expect("reports have text keys and no failing Serialize");
+    if let serde_json::Value::Object(fields) = body {
+        document.extend(fields);
+    }
+    serde_json::Value::Object(document)
+}

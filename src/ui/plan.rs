@@ -1,0 +1,139 @@
+//! A plan as people read it: in a terminal, in a pull request, as JSON.
+
+use serde::Serialize;
+
+use crate::ops::plan::ClusterPlan;
+use crate::ops::plan::step::{PlannedStep, Sign};
+use crate::ui::{Format, Tone, Ui};
+
+const WIDEST_TEXT: usize = 72;
+
+/// Prints the plans of a herd in the form that was asked for.
+pub fn print(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
+    match ui.format {
+        Format::Human => human(ui, herd, plans),
+        Format::Json => ui.json(&Document::new(herd, plans)),
+        Format::Markdown => markdown(ui, herd, plans),
+    }
+}
+
+/// What `--format json` prints; documented in docs/formats/plan.md.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    herd: &'a str,
+    changes: bool,
+    add: usize,
+    change: usize,
+    interrupt: usize,
+    clusters: &'a [ClusterPlan],
+}
+
+impl<'a> Document<'a> {
+    fn new(herd: &'a str, clusters: &'a [ClusterPlan]) -> Self {
+        let (add, change, interrupt) = totals(clusters);
+        Self { herd, changes: clusters.iter().any(|plan| !plan.is_empty()), add, change, interrupt, clusters }
+    }
+}
+
+fn totals(plans: &[ClusterPlan]) -> (usize, usize, usize) {
+    plans
+        .iter()
+        .map(ClusterPlan::counts)
+        .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+}
+
+fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
+    for plan in plans {
+        let headline =
+            if plan.is_empty() { format!("{}: as declared", plan.headline) } else { plan.headline.clone() };
+        ui.remark(format!("{herd}/{}   {headline}", plan.cluster));
+        for line in lines(ui, plan) {
+            ui.remark(line);
+        }
+        for note in &plan.notes {
+            ui.remark(format!("  {} {note}", ui.paint(Tone::Warning, "note")));
+        }
+        if plan.more {
+            ui.remark(format!(
+                "  {} what else has changed is seen once the primary answers",
+                ui.paint(Tone::Warning, "note")
+            ));
+        }
+    }
+    ui.remark(summary(plans));
+}
+
+/// Returns the last line: what the plans come to.
+pub fn summary(plans: &[ClusterPlan]) -> String {
+    if plans.iter().all(ClusterPlan::is_empty) {
+        return "No changes.".to_owned();
+    }
+    let (add, change, interrupt) = totals(plans);
+    let cost = match interrupt {
+        0 => "Nothing restarts; nothing is interrupted.".to_owned(),
+        1 => "1 step interrupts clients: it needs --allow-restart.".to_owned(),
+        more => format!("{more} steps interrupt clients: they need --allow-restart."),
+    };
+    format!("Plan: {add} to add, {change} to change, 0 to destroy. {cost}")
+}
+
+fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
+    let width = |of: &dyn Fn(&PlannedStep) -> usize| plan.steps().map(of).max().unwrap_or(0);
+    let subject_width = width(&|step| step.subject.chars().count());
+    let text_width = width(&|step| step.text.chars().count()).min(WIDEST_TEXT);
+    let mut lines = Vec::new();
+    for (number, stage) in plan.stages.iter().enumerate() {
+        for step in stage {
+            let tone = match step.sign {
+                Sign::Create => Tone::Good,
+                Sign::Change => Tone::Warning,
+                Sign::Remove | Sign::Disrupt => Tone::Bad,
+                Sign::Look => Tone::Faint,
+            };
+            let sign = ui.paint(tone, &step.sign.mark().to_string());
+            lines.push(format!(
+                "{:>3}  {sign} {:<subject_width$}   {:<text_width$}   {}",
+                number + 1,
+                step.subject,
+                step.text,
+                ui.paint(Tone::Faint, &format!("undo: {}", step.undo)),
+            ));
+            let indent = " ".repeat(subject_width + 10);
+            lines.extend(step.reason.iter().map(|reason| format!("{indent}because {reason}")));
+            lines.extend(
+                step.impact.iter().map(|impact| format!("{indent}{}", ui.paint(Tone::Warning, impact))),
+            );
+        }
+    }
+    lines
+}
+
+fn markdown(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
+    let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+    for plan in plans {
+        ui.line(format!("### {herd}/{}\n\n{}\n", plan.cluster, plan.headline));
+        if !plan.is_empty() {
+            ui.line("| # | | what | step | because | costs | undo |");
+            ui.line("|---|---|---|---|---|---|---|");
+        }
+        for (number, stage) in plan.stages.iter().enumerate() {
+            for step in stage {
+                ui.line(format!(
+                    "| {} | `{}` | {} | {} | {} | {} | {} |",
+                    number + 1,
+                    step.sign.mark(),
+                    cell(&step.subject),
+                    cell(&step.text),
+                    cell(step.reason.as_deref().unwrap_or("")),
+                    cell(step.impact.as_deref().unwrap_or("")),
+                    cell(&step.undo),
+                ));
+            }
+        }
+        for note in &plan.notes {
+            ui.line(format!("\n- note: {note}"));
+        }
+        ui.line("");
+    }
+    ui.line(format!("**{}**", summary(plans)));
+}

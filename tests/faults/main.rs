@@ -1,0 +1,10 @@
+//! What befalls an operation: calls that fail, answers that are lost, hangs, kills, full disks, second operators.
+//!
+//! [`harness`] knows no operation; [`toy`] is one over real files, on which the engine's mechanics are shown case by case.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod driver;
+mod harness;
+mod sweep;
+mod toy;
