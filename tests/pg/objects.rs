@@ -1,10 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use pgherd::db::objects::set_verifiers;
 use pgherd::db::queries::ensure_probe_table;
-use pgherd::db::{Connector, DbError, Login};
+use pgherd::db::{Connector, DbError, Login, NodeConn, Session, classify};
 use pgherd::gate::{self, Blocked, BoxFuture, Gate};
 use pgherd::ops::objects::{Change, ObjectsObserved, ToPrimary, apply, notes, observe, plan};
+use pgherd::pg::scram::{DEFAULT_ITERATIONS, Verifier};
 use pgherd::secret::Secret;
 use pgherd::topology::model::{Cluster, Postgres, Role, Schema, SecretReference};
 
@@ -415,6 +417,13 @@ async fn neither_password_nor_verifier_is_seen_on_the_server() {
     place.sql("postgres", "ALTER ROLE bi RENAME TO bi_gone").await;
     let error = apply(&change, place.to(), &place.passwords).await.unwrap_err();
     assert!(error.is_state("42704"), "{error:?}");
+
+    // An idle session still shows its last statement.
+    let quiet = Login { session: Session::Quiet, ..place.login.clone() };
+    let quiet = classify(place.connector.connect(&quiet).await.unwrap()).await.unwrap();
+    let NodeConn::Primary(quiet) = quiet else { panic!("it is a standby") };
+    let verifier = Verifier::derive(&Secret::new("PLAIN-quiet"), b"0123456789abcdef", DEFAULT_ITERATIONS);
+    set_verifiers(&quiet, &[("catalog_app", verifier)]).await.unwrap();
 
     let conn = place.server.connect("postgres").await;
     let mut seen = place.server.log();
