@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Globals, apply, completions, man, plan, schema, validate};
+use crate::commands::{Globals, apply, completions, man, operation, plan, schema, validate};
 use crate::ui::exit;
 
 /// Run a herd of PostgreSQL clusters from one topology file
@@ -30,6 +30,7 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
+    Operation(operation::OperationArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }

@@ -43,6 +43,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Schema(args) => commands::schema::run(args, app),
         Command::Plan(args) => commands::plan::run(args, app),
         Command::Apply(args) => commands::apply::run(args, app),
+        Command::Operation(args) => commands::operation::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
         Command::Man(args) => commands::man::run(args, Cli::command(), app),
     }

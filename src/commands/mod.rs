@@ -5,6 +5,7 @@
 pub mod apply;
 pub mod completions;
 pub mod man;
+pub mod operation;
 pub mod plan;
 pub mod schema;
 pub mod validate;
