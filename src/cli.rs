@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Globals, apply, completions, man, operation, plan, schema, validate};
+use crate::commands::{
+    Globals, apply, completions, config, destroy, init, man, operation, plan, schema, status, validate,
+};
 use crate::ui::exit;
 
 /// Run a herd of PostgreSQL clusters from one topology file
@@ -26,11 +28,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Init(init::InitArgs),
     Validate(validate::ValidateArgs),
     Schema(schema::SchemaArgs),
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
+    Status(status::StatusArgs),
+    Destroy(destroy::DestroyArgs),
     Operation(operation::OperationArgs),
+    Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }

@@ -9,10 +9,19 @@ use pgherd::commands::{self, App, Outcome};
 use pgherd::error::Error;
 use pgherd::ui::error::print_error;
 use pgherd::ui::exit::Exit;
+use pgherd::ui::{ColorChoice, Format, Ui, Verbosity};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && asks_for_json() => {
+            let text = error.to_string();
+            let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            let error = Error::usage(what).hint("\"pgherd --help\" shows the commands and flags.");
+            return print_error(&Ui::new(Format::Json, Verbosity::Normal, ColorChoice::Never), &error)
+                .code()
+                .into();
+        }
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
             // Nobody is left to be told if this cannot be written: `pgherd --help | head` is no error.
@@ -39,14 +48,24 @@ fn main() -> ExitCode {
 
 fn dispatch(command: &Command, app: &mut App) -> Outcome {
     match command {
+        Command::Init(args) => commands::init::run(args, app),
         Command::Validate(args) => commands::validate::run(args, app),
         Command::Schema(args) => commands::schema::run(args, app),
         Command::Plan(args) => commands::plan::run(args, app),
         Command::Apply(args) => commands::apply::run(args, app),
         Command::Operation(args) => commands::operation::run(args, app),
+        Command::Config(args) => commands::config::run(args, app),
+        Command::Status(args) => commands::status::run(args, app),
+        Command::Destroy(args) => commands::destroy::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
         Command::Man(args) => commands::man::run(args, Cli::command(), app),
     }
+}
+
+/// Whether the command line wants JSON although it could not be parsed.
+fn asks_for_json() -> bool {
+    let args: Vec<_> = std::env::args_os().collect();
+    args.iter().any(|arg| arg == "--format=json") || args.windows(2).any(|pair| pair == ["--format", "json"])
 }
 
 /// Says of a panic that it is our fault, where it was, and what to do.

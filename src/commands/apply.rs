@@ -67,7 +67,12 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
         allowed(args, &plans)?;
         confirm(app, &herd)?;
         for plan in plans.iter().filter(|plan| !plan.is_empty()) {
-            let drive = Drive { context: &context, herd: &herd, wait: args.wait_lock.unwrap_or_default(), interrupt: &interrupt };
+            let drive = Drive {
+                context: &context,
+                herd: &herd,
+                wait: args.wait_lock.unwrap_or_default(),
+                interrupt: &interrupt,
+            };
             drive.run(app, plan).await?;
         }
         if saved.is_some() || !plans.iter().any(|plan| plan.more) {

@@ -4,10 +4,14 @@
 
 pub mod apply;
 pub mod completions;
+pub mod config;
+pub mod destroy;
+pub mod init;
 pub mod man;
 pub mod operation;
 pub mod plan;
 pub mod schema;
+pub mod status;
 pub mod validate;
 
 use std::path::PathBuf;
@@ -132,7 +136,8 @@ impl App {
     /// When there is none.
     pub fn topology_file(&self) -> Result<PathBuf, Error> {
         const USUAL: [&str; 2] = ["pgherd.yml", "/etc/pgherd/pgherd.yml"];
-        match &self.globals.file {
+        // A variable that is set to nothing is one that is not set.
+        match self.globals.file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
             Some(file) => Ok(file.clone()),
             None => USUAL.iter().map(PathBuf::from).find(|file| file.exists()).ok_or_else(|| {
                 Error::usage("there is no topology file")

@@ -13,6 +13,7 @@ use crate::engine::store::Listed;
 use crate::engine::view::OperationView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::{self, Context, Way};
+use crate::ops::destroy::{self, DestroyStep};
 use crate::ops::plan::step::ApplyStep;
 use crate::ui;
 use crate::ui::exit::Exit;
@@ -264,6 +265,10 @@ async fn drive(
         apply::KIND => {
             let operation: Operation<ApplyStep> = claimed(context, id, claim).await?;
             apply::go_on(context, operation, way, &events, interrupt).await
+        }
+        destroy::KIND => {
+            let operation: Operation<DestroyStep> = claimed(context, id, claim).await?;
+            destroy::go_on(context, operation, way, &events, interrupt).await
         }
         other => Err(Error::new(
             ErrorKind::Stuck,

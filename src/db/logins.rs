@@ -30,7 +30,8 @@ pub struct StoredLogin {
 /// [`DbError`].
 pub async fn stored_login(conn: &Conn, role: &str, purpose: Purpose) -> Result<Option<StoredLogin>, DbError> {
     const WHAT: &str = "read a login";
-    let sql = "SELECT rolcanlogin AND NOT rolsuper AND NOT rolcreatedb AND NOT rolcreaterole AND NOT rolbypassrls
+    let sql =
+        "SELECT rolcanlogin AND NOT rolsuper AND NOT rolcreatedb AND NOT rolcreaterole AND NOT rolbypassrls
                       AND rolreplication = $2 AS fits, rolpassword
                  FROM pg_authid WHERE rolname = $1";
     let replication = purpose == Purpose::Replication;

@@ -4,6 +4,7 @@
 
 pub mod connect;
 pub mod logins;
+pub mod objects;
 pub mod queries;
 
 pub use connect::{

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use crate::db::queries::{self, ServerFacts, ServerRole, Setting, Slot, WalSender};
+use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
 use crate::host::decorate::{Gated, Layered, Traced};
@@ -51,7 +51,13 @@ impl Doors {
         let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
         for name in names {
             let local = LocalHost::new(name, cluster.postgres.os_user.as_deref())?;
-            hosts.insert(name.clone(), Arc::new(Layered::new(Arc::new(Layered::new(Arc::new(local), Traced)), Gated(Arc::clone(gate)))));
+            hosts.insert(
+                name.clone(),
+                Arc::new(Layered::new(
+                    Arc::new(Layered::new(Arc::new(local), Traced)),
+                    Gated(Arc::clone(gate)),
+                )),
+            );
         }
         Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)) })
     }
@@ -117,7 +123,9 @@ pub enum Claim {
     Ours(Marker),
     /// A marker under this node's name claims another directory or host.
     Other(Marker),
-    Unknown { why: String },
+    Unknown {
+        why: String,
+    },
 }
 
 /// What is in the node's data directory.
@@ -135,8 +143,12 @@ pub enum Directory {
         standby_signal: bool,
     },
     /// Something else.
-    Foreign { names: Vec<String> },
-    Unknown { why: String },
+    Foreign {
+        names: Vec<String>,
+    },
+    Unknown {
+        why: String,
+    },
 }
 
 /// Whether a server answers for the node.
@@ -146,8 +158,12 @@ pub enum Server {
     Starting,
     Stopped,
     /// Another server answers on the node's port.
-    Foreign { what: String },
-    Unknown { why: String },
+    Foreign {
+        what: String,
+    },
+    Unknown {
+        why: String,
+    },
 }
 
 /// What a running server told.
@@ -215,7 +231,9 @@ impl NodeObserved {
     pub fn control(&self) -> Option<&ControlFile> {
         match &self.directory {
             Directory::Cluster { control, .. } => control.as_deref(),
-            Directory::Missing | Directory::Empty | Directory::Foreign { .. } | Directory::Unknown { .. } => None,
+            Directory::Missing | Directory::Empty | Directory::Foreign { .. } | Directory::Unknown { .. } => {
+                None
+            }
         }
     }
 }
@@ -244,12 +262,16 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             observe_server(doors, cluster, node, &places),
         );
         let ours = matches!(marker, Claim::Ours(_)) && matches!(directory, Directory::Cluster { .. });
-        let files = if depth == Depth::Files && ours {
-            observe_files(host, node, &places).await.ok()
-        } else {
-            None
-        };
-        NodeObserved { node: node.name.clone(), marker, directory, server, files, disk: disk.ok().map(Disk::from) }
+        let files =
+            if depth == Depth::Files && ours { observe_files(host, node, &places).await.ok() } else { None };
+        NodeObserved {
+            node: node.name.clone(),
+            marker,
+            directory,
+            server,
+            files,
+            disk: disk.ok().map(Disk::from),
+        }
     };
     // The doors have their own deadlines; this one holds whatever they do.
     match tokio::time::timeout(PATIENCE * 2, seen).await {
@@ -304,7 +326,12 @@ async fn directory_contents(host: &dyn Host, path: &Path) -> Result<Directory, H
         Ok(names) => names.unwrap_or_default(),
         Err(HostError::File { kind: std::io::ErrorKind::PermissionDenied, .. }) => {
             return Ok(Directory::Unknown {
-                why: format!("{} belongs to {} and {} may not read it", path.display(), stat.owner, host.os_user()),
+                why: format!(
+                    "{} belongs to {} and {} may not read it",
+                    path.display(),
+                    stat.owner,
+                    host.os_user()
+                ),
             });
         }
         Err(error) => return Err(error),
@@ -329,16 +356,20 @@ async fn directory_contents(host: &dyn Host, path: &Path) -> Result<Directory, H
 ///
 /// # Errors
 /// When the program fails or prints something that it should not.
-pub async fn read_control_file(host: &dyn Host, programs: &Programs, directory: &Path) -> Result<ControlFile> {
+pub async fn read_control_file(
+    host: &dyn Host,
+    programs: &Programs,
+    directory: &Path,
+) -> Result<ControlFile> {
     let command = Command::new(programs.path("pg_controldata"))
         .args(["-D", &directory.display().to_string()])
         .timeout(PATIENCE);
-    let output = host
-        .run(&command)
-        .await
-        .map_err(|error| Error::failed(format!("could not read pg_control in {}", directory.display())).source(error))?;
-    ControlFile::parse(&output.text())
-        .map_err(|error| Error::failed(format!("could not read pg_control in {}", directory.display())).source(error))
+    let output = host.run(&command).await.map_err(|error| {
+        Error::failed(format!("could not read pg_control in {}", directory.display())).source(error)
+    })?;
+    ControlFile::parse(&output.text()).map_err(|error| {
+        Error::failed(format!("could not read pg_control in {}", directory.display())).source(error)
+    })
 }
 
 async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Result<Files, HostError> {
@@ -371,9 +402,9 @@ async fn observe_server(doors: &Doors, cluster: &Cluster, node: &Node, places: &
     match connector.connect(&doors.superuser(cluster, node, "postgres")).await {
         Ok(conn) => match running(&conn, cluster, node, places).await {
             Ok(running) => Server::Up(Box::new(running)),
-            Err(DbError::Timeout { .. }) => {
-                Server::Unknown { why: format!("it accepted the connection and did not answer within {} s", PATIENCE.as_secs()) }
-            }
+            Err(DbError::Timeout { .. }) => Server::Unknown {
+                why: format!("it accepted the connection and did not answer within {} s", PATIENCE.as_secs()),
+            },
             Err(error) => Server::Unknown { why: error.to_string() },
         },
         Err(DbError::Starting { .. }) => Server::Starting,
@@ -388,10 +419,12 @@ async fn observe_server(doors: &Doors, cluster: &Cluster, node: &Node, places: &
 /// "Connection refused" alone does not mean stopped: the postmaster's own file and process say so.
 async fn not_listening(doors: &Doors, node: &Node) -> Server {
     match postmaster(doors.host(&node.host), &node.data_directory).await {
-        Ok(Some(pid)) => Server::Unknown { why: format!("process {pid} runs for the data directory, its socket does not answer") },
-        Ok(None) if crate::db::connect::listens(declared::LOOPBACK, node.port).await => {
-            Server::Foreign { what: format!("something else listens on {}:{}", declared::LOOPBACK, node.port) }
-        }
+        Ok(Some(pid)) => Server::Unknown {
+            why: format!("process {pid} runs for the data directory, its socket does not answer"),
+        },
+        Ok(None) if crate::db::connect::listens(declared::LOOPBACK, node.port).await => Server::Foreign {
+            what: format!("something else listens on {}:{}", declared::LOOPBACK, node.port),
+        },
         Ok(None) => Server::Stopped,
         Err(error) => Server::Unknown { why: error.to_string() },
     }
@@ -406,13 +439,23 @@ async fn not_listening(doors: &Doors, node: &Node) -> Server {
 pub async fn postmaster(host: &dyn Host, directory: &Path) -> Result<Option<u32>, HostError> {
     let Some(bytes) = host.read(&directory.join("postmaster.pid")).await? else { return Ok(None) };
     let text = String::from_utf8_lossy(&bytes);
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else { return Ok(None) };
-    let Some(cmdline) = host.read(&PathBuf::from(format!("/proc/{pid}/cmdline"))).await? else { return Ok(None) };
-    let names_it = cmdline.split(|byte| *byte == 0).any(|word| word == directory.as_os_str().as_encoded_bytes());
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else {
+        return Ok(None);
+    };
+    let Some(cmdline) = host.read(&PathBuf::from(format!("/proc/{pid}/cmdline"))).await? else {
+        return Ok(None);
+    };
+    let names_it =
+        cmdline.split(|byte| *byte == 0).any(|word| word == directory.as_os_str().as_encoded_bytes());
     Ok(names_it.then_some(pid))
 }
 
-async fn running(conn: &Conn, cluster: &Cluster, node: &Node, places: &NodePlaces) -> Result<Running, DbError> {
+async fn running(
+    conn: &Conn,
+    cluster: &Cluster,
+    node: &Node,
+    places: &NodePlaces,
+) -> Result<Running, DbError> {
     let wish = declared::NodeWish { upstream: None, synchronous: String::new(), memory: ByteCount(0) };
     let names: Vec<String> = declared::shared_settings(cluster)
         .into_iter()

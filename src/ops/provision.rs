@@ -87,7 +87,8 @@ fn could_not(doing: &str, site: &Site<'_>, error: HostError) -> Error {
         }
     };
     let failed = if disk_full {
-        failed.hint(format!("Free space on the file system of {}, then try again.", site.directory().display()))
+        failed
+            .hint(format!("Free space on the file system of {}, then try again.", site.directory().display()))
     } else {
         failed
     };
@@ -168,7 +169,9 @@ pub async fn copy_passfile(site: &Site<'_>, from: &Node) -> Result<()> {
         .read(&source.passfile)
         .await
         .map_err(|error| could_not("read the password file for", site, error))?
-        .ok_or_else(|| Error::failed(format!("{} has no password file", site.cluster.full_name(&from.name))))?;
+        .ok_or_else(|| {
+            Error::failed(format!("{} has no password file", site.cluster.full_name(&from.name)))
+        })?;
     write(site, &site.places().passfile, &passfile, 0o600).await
 }
 
@@ -185,30 +188,46 @@ async fn claim_directory(site: &Site<'_>) -> Result<()> {
     let existing = host.list(site.directory()).await.map_err(|error| could_not("look at", site, error))?;
     let marker = observe::observe_claim(host, &places, site.node).await;
     let mine = match &marker {
-        observe::Claim::Ours(marker) => marker.operation == site.operation || existing.as_ref().is_none_or(Vec::is_empty),
+        observe::Claim::Ours(marker) => {
+            marker.operation == site.operation || existing.as_ref().is_none_or(Vec::is_empty)
+        }
         observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => false,
     };
     match (&existing, mine) {
         (Some(names), false) if !names.is_empty() => {
-            return Err(Error::refused(format!("cannot use {}: it is not empty", site.directory().display()))
-                .detail(format!("No marker of {} claims it for this operation. Nothing in it was changed.", site.name()))
-                .hint("Give the node another `data-directory`, or move this one away."));
+            return Err(Error::refused(format!(
+                "cannot use {}: it is not empty",
+                site.directory().display()
+            ))
+            .detail(format!(
+                "No marker of {} claims it for this operation. Nothing in it was changed.",
+                site.name()
+            ))
+            .hint("Give the node another `data-directory`, or move this one away."));
         }
         (_, true) => empty_directory(site).await?,
         (_, false) => {}
     }
     for (path, mode) in [(&places.facts, 0o750), (&places.socket, 0o755), (&places.log, 0o750)] {
-        host.make_directory(path, mode).await.map_err(|error| could_not("make the directories of", site, error))?;
+        host.make_directory(path, mode)
+            .await
+            .map_err(|error| could_not("make the directories of", site, error))?;
     }
     let directory_existed = match &marker {
         observe::Claim::Ours(marker) if mine => marker.directory_existed,
         _ => existing.is_some(),
     };
     write_marker(site, None, directory_existed).await?;
-    host.make_directory(site.directory(), 0o700).await.map_err(|error| could_not("make the data directory of", site, error))
+    host.make_directory(site.directory(), 0o700)
+        .await
+        .map_err(|error| could_not("make the data directory of", site, error))
 }
 
-async fn write_marker(site: &Site<'_>, system: Option<SystemIdentifier>, directory_existed: bool) -> Result<()> {
+async fn write_marker(
+    site: &Site<'_>,
+    system: Option<SystemIdentifier>,
+    directory_existed: bool,
+) -> Result<()> {
     let marker = Marker {
         format: claim::FORMAT,
         host: site.node.host.clone(),
@@ -241,6 +260,7 @@ async fn write_profile(site: &Site<'_>, system_identifier: SystemIdentifier) -> 
         node: site.node.name.clone(),
         host: site.node.host.clone(),
         os_user: site.host().os_user().to_owned(),
+        version: site.programs.version.major,
         system_identifier,
         data_directory: site.node.data_directory.clone(),
         bin_directory: site.programs.directory.clone(),
@@ -257,7 +277,8 @@ async fn write_profile(site: &Site<'_>, system_identifier: SystemIdentifier) -> 
 async fn write_files(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
     let users: Vec<&str> = site.users.iter().map(String::as_str).collect();
     let shared = declared::settings_file(&declared::shared_settings(site.cluster));
-    let own = declared::settings_file(&declared::node_settings(site.cluster, site.node, wish, &site.places()));
+    let own =
+        declared::settings_file(&declared::node_settings(site.cluster, site.node, wish, &site.places()));
     let conf = declared::with_includes(&read_text(site, "postgresql.conf").await?);
     let hba = declared::with_access(&read_text(site, "pg_hba.conf").await?);
     let ident = declared::with_users(&read_text(site, "pg_ident.conf").await?, &users);
@@ -276,7 +297,11 @@ async fn write_files(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
 }
 
 async fn read_text(site: &Site<'_>, name: &str) -> Result<String> {
-    let bytes = site.host().read(&site.directory().join(name)).await.map_err(|error| could_not("read the files of", site, error))?;
+    let bytes = site
+        .host()
+        .read(&site.directory().join(name))
+        .await
+        .map_err(|error| could_not("read the files of", site, error))?;
     Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
 }
 
@@ -346,13 +371,16 @@ pub async fn last_log_lines(site: &Site<'_>) -> Vec<String> {
     names.retain(|name| name.ends_with(".log"));
     let mut found = Vec::new();
     for name in names {
-        let command = Command::new("tail").args(["-n", "40", "--", &log.join(&name).display().to_string()]).reads();
+        let command =
+            Command::new("tail").args(["-n", "40", "--", &log.join(&name).display().to_string()]).reads();
         let Ok(output) = site.host().run(&command).await else { continue };
         found.extend(
             output
                 .text()
                 .lines()
-                .filter(|line| ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:"].iter().any(|word| line.contains(word)))
+                .filter(|line| {
+                    ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:"].iter().any(|word| line.contains(word))
+                })
                 .map(str::to_owned),
         );
     }
@@ -396,8 +424,11 @@ pub async fn remove_made(site: &Site<'_>) -> Result<()> {
             remove(site, marker.directory_existed).await
         }
         observe::Claim::Ours(_) | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => {
-            Err(Error::new(ErrorKind::Refused, format!("cannot remove {}: this operation did not make it", site.directory().display()))
-                .detail(format!("The marker of {} names another operation or cannot be read.", site.name())))
+            Err(Error::new(
+                ErrorKind::Refused,
+                format!("cannot remove {}: this operation did not make it", site.directory().display()),
+            )
+            .detail(format!("The marker of {} names another operation or cannot be read.", site.name())))
         }
     }
 }
@@ -426,31 +457,51 @@ pub async fn remove(site: &Site<'_>, keep_directory: bool) -> Result<()> {
 async fn empty_directory(site: &Site<'_>) -> Result<()> {
     end_leftovers(site).await?;
     if let Some(pid) = observe::postmaster(site.host(), site.directory()).await? {
-        return Err(Error::refused(format!("cannot empty {}: process {pid} runs for it", site.directory().display())));
+        return Err(Error::refused(format!(
+            "cannot empty {}: process {pid} runs for it",
+            site.directory().display()
+        )));
     }
     remove_contents(site, site.directory()).await
 }
 
 async fn remove_contents(site: &Site<'_>, path: &Path) -> Result<()> {
-    let names = site.host().list(path).await.map_err(|error| could_not("look at the files of", site, error))?;
-    for name in names.unwrap_or_default() {
-        site.host().remove_tree(&path.join(name)).await.map_err(|error| could_not("remove the files of", site, error))?;
+    remove_what_is_in(site.host(), path).await.map_err(|error| could_not("remove the files of", site, error))
+}
+
+async fn remove_directory(site: &Site<'_>, path: &Path) -> Result<()> {
+    remove_empty(site.host(), path).await.map_err(|error| could_not("remove the directories of", site, error))
+}
+
+/// Removes a directory with all that is in it; no error if there is none.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn remove_whole(host: &dyn Host, path: &Path) -> Result<(), HostError> {
+    remove_what_is_in(host, path).await?;
+    remove_empty(host, path).await
+}
+
+async fn remove_what_is_in(host: &dyn Host, path: &Path) -> Result<(), HostError> {
+    for name in host.list(path).await?.unwrap_or_default() {
+        host.remove_tree(&path.join(name)).await?;
     }
     Ok(())
 }
 
 /// Removes an empty directory. Its parent may belong to root, so it is the caller who removes it; `rmdir` removes nothing else.
-async fn remove_directory(site: &Site<'_>, path: &Path) -> Result<()> {
-    if site.host().stat(path).await.map_err(|error| could_not("look at the files of", site, error))?.is_none() {
+async fn remove_empty(host: &dyn Host, path: &Path) -> Result<(), HostError> {
+    if host.stat(path).await?.is_none() {
         return Ok(());
     }
     let command = Command::new("rmdir").args(["--", &path.display().to_string()]).user(RunAs::Caller);
-    site.host().run(&command).await.map(drop).map_err(|error| could_not("remove the directories of", site, error))
+    host.run(&command).await.map(drop)
 }
 
 /// Ends an `initdb` or `pg_basebackup` that a killed pgherd left running for this data directory.
 async fn end_leftovers(site: &Site<'_>) -> Result<()> {
-    let pattern = format!("(initdb|pg_basebackup) -D {}( |$)", escape_pattern(&site.directory().display().to_string()));
+    let pattern =
+        format!("(initdb|pg_basebackup) -D {}( |$)", escape_pattern(&site.directory().display().to_string()));
     let look = Command::new("pgrep").args(["-f", "--", &pattern]).reads();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -461,8 +512,12 @@ async fn end_leftovers(site: &Site<'_>) -> Result<()> {
             Err(error) => return Err(could_not("look for processes of", site, error)),
         };
         if Instant::now() >= deadline {
-            return Err(Error::failed(format!("processes {} still work on {}", pids.join(", "), site.directory().display()))
-                .hint("End them, then try again."));
+            return Err(Error::failed(format!(
+                "processes {} still work on {}",
+                pids.join(", "),
+                site.directory().display()
+            ))
+            .hint("End them, then try again."));
         }
         // One that ends by itself in the meantime is what we want, so the status of kill does not matter.
         match site.host().run(&Command::new("kill").arg("-KILL").args(pids)).await {

@@ -22,11 +22,8 @@ pub enum Lead {
 
 /// Decides who leads.
 pub fn lead(observed: &ClusterObserved) -> Lead {
-    let writable: Vec<&NodeObserved> = observed
-        .nodes
-        .iter()
-        .filter(|node| node.running().is_some_and(Running::is_primary))
-        .collect();
+    let writable: Vec<&NodeObserved> =
+        observed.nodes.iter().filter(|node| node.running().is_some_and(Running::is_primary)).collect();
     match writable.as_slice() {
         [one] => return Lead::Primary(one.node.clone()),
         [] => {}
@@ -50,7 +47,9 @@ pub fn lead(observed: &ClusterObserved) -> Lead {
 fn unborn(node: &NodeObserved) -> bool {
     // A marker without a system identifier is a directory that is still being made.
     let made = matches!(&node.marker, Claim::Ours(marker) if marker.system_identifier.is_some());
-    !made && !matches!(node.server, Server::Up(_)) && !matches!(node.marker, Claim::Other(_) | Claim::Unknown { .. })
+    !made
+        && !matches!(node.server, Server::Up(_))
+        && !matches!(node.marker, Claim::Other(_) | Claim::Unknown { .. })
 }
 
 fn stopped_primary(observed: &ClusterObserved) -> Lead {
@@ -86,11 +85,9 @@ fn stopped_primary(observed: &ClusterObserved) -> Lead {
 /// Returns a node whose timeline is ahead of `node`'s, or whose timeline cannot be read.
 fn overtaken_by(node: &NodeObserved, observed: &ClusterObserved) -> Option<(String, String)> {
     let own = timeline(node)?;
-    observed
-        .nodes
-        .iter()
-        .filter(|other| other.node != node.node)
-        .find_map(|other| timeline(other).filter(|theirs| *theirs > own).map(|theirs| (other.node.clone(), theirs.to_string())))
+    observed.nodes.iter().filter(|other| other.node != node.node).find_map(|other| {
+        timeline(other).filter(|theirs| *theirs > own).map(|theirs| (other.node.clone(), theirs.to_string()))
+    })
 }
 
 /// Returns the timeline that a node is on: the running server's word, else the control file's.

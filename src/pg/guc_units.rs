@@ -1,7 +1,7 @@
 //! Server settings that are measured in something: which they are, and the units that PostgreSQL reads.
 //!
-//! Taken from `pg_settings` where `unit is not null` of PostgreSQL 15, and from `guc_tables.c` and `guc_parameters.dat` of the
-//! other versions from 14 to 19. A unit never changed from version to version.
+//! Taken from `pg_settings` where `unit is not null` of PostgreSQL 15, without what cannot be set, together with every
+//! `GUC_UNIT_*` of `guc_parameters.dat` of PostgreSQL 19 (in development). Where both have a setting, its unit is the same.
 
 /// What a setting is measured in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,10 @@ const MEASURED: &[(&str, Measure)] = &[
     ("idle_session_timeout", MS),
     ("io_combine_limit", PAGES),
     ("io_max_combine_limit", PAGES),
+    ("io_worker_idle_timeout", MS),
+    ("io_worker_launch_interval", MS),
     ("lock_timeout", MS),
+    ("log_autoanalyze_min_duration", MS),
     ("log_autovacuum_min_duration", MS),
     ("log_min_duration_sample", MS),
     ("log_min_duration_statement", MS),
@@ -53,6 +56,7 @@ const MEASURED: &[(&str, Measure)] = &[
     ("log_rotation_age", MIN),
     ("log_rotation_size", KB),
     ("log_startup_progress_interval", MS),
+    ("log_statement_max_length", B),
     ("log_temp_files", KB),
     ("logical_decoding_work_mem", KB),
     ("maintenance_work_mem", KB),
@@ -69,6 +73,7 @@ const MEASURED: &[(&str, Measure)] = &[
     ("multixact_offset_buffers", PAGES),
     ("notify_buffers", PAGES),
     ("old_snapshot_threshold", MIN),
+    ("password_expiration_warning_threshold", S),
     ("post_auth_delay", S),
     ("pre_auth_delay", S),
     ("recovery_min_apply_delay", MS),
@@ -92,6 +97,7 @@ const MEASURED: &[(&str, Measure)] = &[
     ("wal_receiver_status_interval", S),
     ("wal_receiver_timeout", MS),
     ("wal_retrieve_retry_interval", MS),
+    ("wal_sender_shutdown_timeout", MS),
     ("wal_sender_timeout", MS),
     ("wal_skip_threshold", KB),
     ("wal_summary_keep_time", MIN),

@@ -32,8 +32,7 @@ const OWN_DATABASES: [&str; 4] = ["pgbouncer", "postgres", "template0", "templat
 
 /// Checks a whole file; `None` if it is not even a topology.
 pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report) -> Option<Herd> {
-    let clean = without_inherited_none(tree);
-    let topology = raw::Topology::decode(&clean, &mut Cx::new(report, &[]))?;
+    let topology = raw::Topology::decode(tree, &mut Cx::new(report))?;
     let mut checker = Checker {
         report,
         base,
@@ -43,11 +42,14 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         directories: Vec::new(),
         full_names: HashMap::new(),
     };
-    checker.format_version(&topology, &clean);
-    let name = checker.herd_name(&topology, &clean);
+    checker.format_version(&topology, tree);
+    let name = checker.herd_name(&topology, tree);
     let timezone = checker.timezone(&topology);
-    checker.regions(&topology, &clean);
+    checker.regions(&topology, tree);
     let defaults = tree.find("defaults");
+    if let Some(defaults) = defaults {
+        checker.none_removes_something(None, "defaults", defaults);
+    }
     let mut clusters = Vec::new();
     match (tree.find("clusters").map(|clusters| &clusters.value), topology.clusters) {
         (Some(Value::Mapping(entries)), _) => {
@@ -56,7 +58,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
                     Some(defaults) => merge(defaults, &entry.value),
                     None => without_none(&entry.value),
                 };
-                checker.none_removes_something(defaults, &entry.key, &entry.value);
+                checker.none_removes_something(defaults, &format!("clusters.{}", entry.key), &entry.value);
                 clusters.extend(checker.cluster(&entry.key, entry.at, &merged));
             }
         }
@@ -68,23 +70,19 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     Some(Herd { name: name?, timezone, file, hosts, clusters })
 }
 
-/// Leaves out what says `none` where inheritance can take something away: in `defaults` and in each cluster.
-fn without_inherited_none(tree: &Tree) -> Tree {
-    let mut clean = tree.clone();
-    if let Value::Mapping(entries) = &mut clean.value {
-        for entry in entries {
-            match (entry.key.as_str(), &mut entry.value.value) {
-                ("defaults", _) => entry.value = without_none(&entry.value),
-                ("clusters", Value::Mapping(clusters)) => {
-                    for cluster in clusters {
-                        cluster.value = without_none(&cluster.value);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    clean
+/// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
+///
+/// # Errors
+/// The rule, as a sentence.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    // Cluster, hyphen and node together fit the 63 bytes of a slot's name.
+    let valid = (1..=31).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && !name.ends_with('-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    valid
+        .then_some(())
+        .ok_or("A name has up to 31 lowercase letters, digits and hyphens, and begins with a letter.")
 }
 
 struct Checker<'a> {
@@ -136,18 +134,16 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
+    /// Checks a name of pgherd's own.
     fn name(&mut self, at: Position, what: &str, name: &str) -> bool {
-        let valid = name.len() <= 40
-            && name.starts_with(|c: char| c.is_ascii_lowercase())
-            && !name.ends_with('-')
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if !valid {
-            self.report.add(at, format!("\"{name}\" cannot be the name of a {what}")).detail(
-                "A name has up to 40 lowercase letters, digits and hyphens, and begins with a letter.",
-            );
+        let checked = check_name(name);
+        if let Err(rule) = checked {
+            self.report
+                .add(at, format!("\"{name}\" cannot be the name of a {what}"))
+                .detail(rule)
+                .hint("Choose another name, such as \"inventory\" or \"db-1\".");
         }
-        valid
+        checked.is_ok()
     }
 
     /// Checks a name that PostgreSQL keeps: of a role, database or schema.
@@ -156,11 +152,13 @@ impl Checker<'_> {
         let reason = match (check_object_name(name), quoting) {
             (Err(error), _) => error.to_string(),
             (Ok(()), Some(found)) => {
-                format!("it holds the character {found:?}, which PgBouncer's files cannot take")
+                format!("it holds the character {found:?}, which cannot stand in a file of PgBouncer")
             }
             (Ok(()), None) => return true,
         };
-        self.report.add(at, format!("\"{name}\" cannot be the name of a {what}: {reason}"));
+        self.report
+            .add(at, format!("\"{name}\" cannot be the name of a {what}: {reason}"))
+            .hint("Choose another name.");
         false
     }
 
@@ -207,14 +205,16 @@ impl Checker<'_> {
                 );
                 continue;
             };
+            let path = format!("regions.{}.hosts", region.name);
             for host in hosts {
-                if !foreign::report_managed_host(self.report, host.at, "a host", &host.key) {
+                if !foreign::report_managed_host(self.report, host.at, &path, &host.key) {
                     self.name(host.at, "host", &host.key);
                 }
                 if let Some(first) = seen.insert(host.key.clone(), host.at) {
                     self.report
                         .add(host.at, format!("host \"{}\" is in two regions", host.key))
-                        .detail(format!("It was given first at {first}."));
+                        .detail(format!("It was given first at {first}."))
+                        .hint("Keep one of the two.");
                     continue;
                 }
                 self.host_index.insert(host.key.clone(), self.hosts.len());
@@ -294,9 +294,9 @@ impl Checker<'_> {
     }
 
     /// In `settings`, `none` is also a word of PostgreSQL: without something to take away it must not vanish silently.
-    fn none_removes_something(&mut self, defaults: Option<&Tree>, cluster: &str, tree: &Tree) {
+    fn none_removes_something(&mut self, inherited: Option<&Tree>, path: &str, tree: &Tree) {
         let settings = |tree: &Tree| tree.find("postgres").and_then(|tree| tree.find("settings")).cloned();
-        let inherited = defaults.and_then(settings);
+        let inherited = inherited.and_then(settings);
         let Some(Tree { value: Value::Mapping(entries), .. }) = settings(tree) else {
             return;
         };
@@ -306,10 +306,12 @@ impl Checker<'_> {
                 self.report
                     .add(
                         entry.value.at,
-                        format!("clusters.{cluster}.postgres.settings.{} takes nothing away", entry.key),
+                        format!("{path}.postgres.settings.{}: none takes nothing away", entry.key),
                     )
-                    .detail("none removes what \"defaults\" say, and they do not have this setting.")
-                    .hint("Remove the line; or put quotes around \"none\" if PostgreSQL's word is meant.");
+                    .detail(
+                        "In a cluster, none removes what \"defaults\" say; here there is nothing to remove.",
+                    )
+                    .hint("Remove it; or put quotes around \"none\" if PostgreSQL's word is meant.");
             }
         }
     }
@@ -332,7 +334,7 @@ impl Draft<'_> {
     fn names(&self, key: &str) -> Vec<&str> {
         match self.tree.find(key).map(|tree| &tree.value) {
             Some(Value::Mapping(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
-            Some(Value::Scalar(_) | Value::Sequence(_)) | None => Vec::new(),
+            Some(Value::Scalar(_) | Value::Sequence(_) | Value::Alias) | None => Vec::new(),
         }
     }
 
@@ -348,7 +350,7 @@ impl Checker<'_> {
         let valid_name = self.name(at, "cluster", name);
         // What is wrong with single values was reported where they are written, in `defaults` or in the cluster.
         let mut known = Report::new(Path::new(""));
-        let raw = raw::Cluster::decode(tree, &mut Cx::new(&mut known, &[]))?;
+        let raw = raw::Cluster::decode(tree, &mut Cx::new(&mut known))?;
         let postgres = self.postgres(&draft, raw.postgres.as_ref());
         let ports = raw.ports.as_ref().map(|ports| &ports.value);
         let node_port = ports.and_then(|ports| ports.postgres.as_ref());
@@ -390,11 +392,15 @@ impl Checker<'_> {
         if let Some(directory) = &raw.bin_directory {
             self.absolute(directory, "bin-directory");
         }
-        if let Some(user) = &raw.os_user
-            && !user.value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
-        {
-            self.report
-                .add(user.at, format!("\"{}\" cannot be the name of an operating system user", user.value));
+        if let Some(user) = &raw.os_user {
+            let plain =
+                user.value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+            if !plain || user.value == "root" {
+                self.report
+                    .add(user.at, format!("os-user cannot be {:?}", user.value))
+                    .detail("PostgreSQL refuses to run as root.")
+                    .hint("Write the name of an ordinary user, such as \"postgres\".");
+            }
         }
         let tune_memory =
             raw.tune.as_ref().and_then(|tune| tune.value.memory.as_ref()).map(|memory| memory.value);
@@ -411,12 +417,15 @@ impl Checker<'_> {
     fn absolute(&mut self, path: &Spanned<String>, key: &str) -> bool {
         let parts: Vec<Component<'_>> = Path::new(&path.value).components().collect();
         let plain = parts.iter().skip(1).all(|part| matches!(part, Component::Normal(_)));
-        let valid = parts.first() == Some(&Component::RootDir) && parts.len() > 1 && plain;
-        if !valid || path.value.chars().any(char::is_control) {
-            self.report.add(
-                path.at,
-                format!("{key} must be an absolute path without \"..\", found \"{}\"", path.value),
-            );
+        let printable = !path.value.chars().any(char::is_control);
+        let valid = parts.first() == Some(&Component::RootDir) && parts.len() > 1 && plain && printable;
+        if !valid {
+            self.report
+                .add(
+                    path.at,
+                    format!("{key} must be an absolute path without \"..\", found {:?}", path.value),
+                )
+                .hint("Write the whole path from / on.");
         }
         valid
     }
@@ -582,7 +591,9 @@ impl Checker<'_> {
                     .add(node.at, format!("unknown node \"{}\" in {path}", node.value))
                     .suggest(&node.value, names.iter().copied());
             } else if !seen.insert(node.value.as_str()) {
-                self.report.add(node.at, format!("node \"{}\" is named twice in {path}", node.value));
+                self.report
+                    .add(node.at, format!("node \"{}\" is named twice in {path}", node.value))
+                    .hint("Keep one of the two.");
             }
         }
         let one_is_primary = nodes.iter().any(|(node, _)| {
@@ -649,7 +660,7 @@ impl Checker<'_> {
         let pools: Vec<&str> =
             match draft.tree.find("poolers").and_then(|tree| tree.find("pools")).map(|tree| &tree.value) {
                 Some(Value::Mapping(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
-                Some(Value::Scalar(_) | Value::Sequence(_)) | None => Vec::new(),
+                Some(Value::Scalar(_) | Value::Sequence(_) | Value::Alias) | None => Vec::new(),
             };
         let mut roles = Vec::new();
         for NamedEntry { name, at, value } in raw.map(|raw| raw.value.0.as_slice()).unwrap_or_default() {
@@ -672,7 +683,9 @@ impl Checker<'_> {
                     .hint("Say where its password is: password: {env: NAME} or {file: PATH}; or remove its pools.");
             }
             if let Some(limit) = value.connections.as_ref().filter(|limit| limit.value == 0) {
-                self.report.add(limit.at, format!("connections of role {name} must be 1 or more"));
+                self.report
+                    .add(limit.at, format!("connections of role {name} must be 1 or more"))
+                    .hint("Remove the key if the role is not to be limited.");
             }
             let password = value.password.as_ref().map(|password| match &password.value {
                 SecretReference::File(path) => SecretReference::File(self.base.join(path)),
@@ -692,7 +705,9 @@ impl Checker<'_> {
         let mut seen = HashSet::new();
         for name in names {
             if !seen.insert(name.value.as_str()) {
-                self.report.add(name.at, format!("{what} \"{}\" is named twice", name.value));
+                self.report
+                    .add(name.at, format!("{what} \"{}\" is named twice", name.value))
+                    .hint("Keep one of the two.");
             }
         }
     }
@@ -793,7 +808,9 @@ impl Checker<'_> {
             }
         }
         if let Some(limit) = raw.max_clients.as_ref().filter(|limit| limit.value == 0) {
-            self.report.add(limit.at, format!("{path}.max-clients must be 1 or more"));
+            self.report
+                .add(limit.at, format!("{path}.max-clients must be 1 or more"))
+                .hint(format!("Remove the key for the default of {DEFAULT_MAX_CLIENTS}."));
         }
         let mut pools = Vec::new();
         for entry in raw.pools.as_ref().map(|pools| pools.value.0.as_slice()).unwrap_or_default() {
@@ -874,7 +891,15 @@ impl Checker<'_> {
                 raw.value.0.iter().find(|entry| entry.name == pool.name).map_or(raw.at, |entry| entry.at);
             for database in databases {
                 let alias = pool.alias(database);
-                if alias.len() > 63 {
+                // PgBouncer's parser takes no quoted name, whatever its manual says (pgbouncer issue 971; seen with 1.18).
+                let plain =
+                    alias.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+                if !plain {
+                    self.report
+                        .add(at, format!("PgBouncer cannot have the alias {alias:?}"))
+                        .detail("Its configuration takes letters, digits, \"_\", \".\" and \"-\" in a name, quoted or not.")
+                        .hint("Rename the database, or write \"poolers: none\".");
+                } else if alias.len() > 63 {
                     self.report
                         .add(
                             at,
@@ -886,7 +911,9 @@ impl Checker<'_> {
                         )
                         .hint("Shorten the name of the pool or of the database.");
                 } else if alias == "pgbouncer" {
-                    self.report.add(at, "the alias \"pgbouncer\" is PgBouncer's admin console");
+                    self.report
+                        .add(at, "the alias \"pgbouncer\" is PgBouncer's admin console")
+                        .hint("Rename the pool or the database.");
                 }
                 if let Some((other_database, other_pool)) = seen.insert(alias.clone(), (database, &pool.name))
                 {
@@ -945,6 +972,7 @@ impl Checker<'_> {
             })
             .collect::<Vec<_>>()
             .join(", ");
+        let sum = if sum.contains([',', '+']) { format!("{sum} = {needed}") } else { sum };
         let has = format!(
             "max_connections {max} - superuser_reserved_connections {superuser} - reserved_connections {reserved} = {usable}"
         );
@@ -962,7 +990,7 @@ impl Checker<'_> {
                         draft.name
                     ),
                 )
-                .detail(format!("As {role}: {sum} = {needed}. {has}."))
+                .detail(format!("As {role}: {sum}. {has}."))
                 .hint("Lower a size or a reserve, or raise max_connections under \"settings\".");
         }
         for (node, at) in nodes {
@@ -973,7 +1001,7 @@ impl Checker<'_> {
             if needed > u64::from(stated) {
                 self.report
                     .add(*at, format!("the pools may open {needed} connections to {full}, its pool-connections are {stated}"))
-                    .detail(format!("As {role}: {sum} = {needed}."))
+                    .detail(format!("As {role}: {sum}."))
                     .hint("Lower a size or a reserve, or raise its pool-connections.");
             }
             if stated > usable {

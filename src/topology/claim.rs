@@ -38,6 +38,8 @@ pub struct Profile {
     pub node: String,
     pub host: String,
     pub os_user: String,
+    /// Major version of PostgreSQL.
+    pub version: u32,
     pub system_identifier: SystemIdentifier,
     pub data_directory: PathBuf,
     pub bin_directory: PathBuf,
@@ -58,7 +60,6 @@ pub struct PoolerProfile {
     pub host: String,
     pub os_user: String,
     pub port: u16,
-    pub run_directory: PathBuf,
 }
 
 /// Why a file of ours cannot be used.

@@ -27,13 +27,22 @@ pub(super) struct Cx<'r> {
 }
 
 impl<'r> Cx<'r> {
-    pub(super) fn new(report: &'r mut Report, path: &[&str]) -> Self {
-        Self { report, path: path.iter().map(|&part| part.to_owned()).collect() }
+    pub(super) fn new(report: &'r mut Report) -> Self {
+        Self { report, path: Vec::new() }
     }
 
     /// Returns where we are: `clusters.inventory.nodes.a`, or `the file` at the top.
     pub(super) fn path(&self) -> String {
         if self.path.is_empty() { "the file".to_owned() } else { self.path.join(".") }
+    }
+
+    /// Whether we are where `none` takes away what is inherited: anywhere in `defaults` or in a cluster.
+    fn inherits(&self) -> bool {
+        match self.path.first().map(String::as_str) {
+            Some("defaults") => true,
+            Some("clusters") => self.path.len() > 1,
+            _ => false,
+        }
     }
 
     pub(super) fn inside<T>(&mut self, part: &str, work: impl FnOnce(&mut Self) -> T) -> T {
@@ -45,24 +54,37 @@ impl<'r> Cx<'r> {
 
     /// Reports that something else was expected here.
     fn expected(&mut self, node: &Node, what: &str) {
+        if node.value == Value::Alias {
+            return;
+        }
         let (path, found) = (self.path(), node.kind_name());
         let problem = self.report.add(node.at, format!("{path} must be {what}, found {found}"));
-        let quoted_number = matches!(&node.value, Value::Scalar(scalar) if !scalar.plain);
+        let quoted = matches!(&node.value, Value::Scalar(scalar) if !scalar.plain);
         if found == "nothing" {
             problem.hint("Give it a value, or remove the key. An empty mapping is written {}.");
-        } else if quoted_number && what.contains("number") {
+        } else if quoted && what.contains("number") {
             problem.hint("Remove the quotes.");
         } else if what.contains("text") && (found == "a number" || found == "true or false") {
             problem.hint("Put quotes around it if it is meant as a text.");
+        } else {
+            problem.hint("\"pgherd schema\" prints what each key takes.");
         }
     }
 
     fn unit(&mut self, node: &Node, error: &UnitError) {
         let path = self.path();
         let problem = self.report.add(node.at, format!("{path}: {error}"));
-        if let UnitError::Missing(number, expected) = error {
-            let unit = if expected.contains("size") { "MiB" } else { "s" };
-            problem.hint(format!("Write the unit, such as \"{number} {unit}\"."));
+        match error {
+            UnitError::Missing(number, expected) => {
+                let unit = if expected.contains("size") { "MiB" } else { "s" };
+                problem.hint(format!("Write the unit, such as \"{number} {unit}\"."));
+            }
+            UnitError::AmbiguousM(_) => {
+                problem.hint("Write \"min\" if minutes are meant.");
+            }
+            UnitError::Unknown(..) | UnitError::NotANumber(..) | UnitError::TooLarge(_) => {
+                problem.hint("Write a whole number and a unit, such as \"64 MiB\" or \"30 s\".");
+            }
         }
     }
 }
@@ -103,6 +125,9 @@ impl<T: Decode> Decode for Named<T> {
         let entries = mapping(node, cx)?;
         let mut named = Vec::with_capacity(entries.len());
         for Entry { key, at, value } in entries {
+            if cx.inherits() && value.is_none_word() {
+                continue;
+            }
             if let Some(value) = cx.inside(key, |cx| T::decode(value, cx)) {
                 named.push(NamedEntry { name: key.clone(), at: *at, value });
             }
@@ -121,7 +146,7 @@ impl<T: Decode> Decode for Vec<T> {
                     .filter_map(|(index, item)| cx.inside(&index.to_string(), |cx| T::decode(item, cx)))
                     .collect(),
             ),
-            Value::Mapping(_) | Value::Scalar(_) => {
+            Value::Mapping(_) | Value::Scalar(_) | Value::Alias => {
                 cx.expected(node, "a list such as [a, b]");
                 None
             }
@@ -132,7 +157,7 @@ impl<T: Decode> Decode for Vec<T> {
 fn mapping<'n>(node: &'n Node, cx: &mut Cx<'_>) -> Option<&'n [Entry]> {
     match &node.value {
         Value::Mapping(entries) => Some(entries),
-        Value::Sequence(_) | Value::Scalar(_) => {
+        Value::Sequence(_) | Value::Scalar(_) | Value::Alias => {
             cx.expected(node, "a mapping");
             None
         }
@@ -142,7 +167,7 @@ fn mapping<'n>(node: &'n Node, cx: &mut Cx<'_>) -> Option<&'n [Entry]> {
 fn scalar(node: &Node) -> Option<&Scalar> {
     match &node.value {
         Value::Scalar(scalar) => Some(scalar),
-        Value::Sequence(_) | Value::Mapping(_) => None,
+        Value::Sequence(_) | Value::Mapping(_) | Value::Alias => None,
     }
 }
 
@@ -160,7 +185,8 @@ impl<'n> Fields<'n> {
     /// Takes the value of `key` if it is there and has the right kind.
     pub(super) fn take<T: Decode>(mut self, key: &'static str, cx: &mut Cx<'_>) -> (Self, Option<T>) {
         self.known.push(key);
-        let entry = self.entries.iter().find(|entry| entry.key == key);
+        let removed = |entry: &Entry| cx.inherits() && entry.value.is_none_word();
+        let entry = self.entries.iter().find(|entry| entry.key == key).filter(|entry| !removed(entry));
         let value = entry.and_then(|entry| cx.inside(key, |cx| T::decode(&entry.value, cx)));
         (self, value)
     }
@@ -241,7 +267,9 @@ impl Decode for Port {
             Ok(port @ 1024..) => Some(Self(port)),
             _ => {
                 let path = cx.path();
-                cx.report.add(node.at, format!("{path} must be a port from 1024 to 65535, found {number}"));
+                cx.report
+                    .add(node.at, format!("{path} must be a port from 1024 to 65535, found {number}"))
+                    .hint("Ports below 1024 need root, which PostgreSQL refuses.");
                 None
             }
         }
@@ -346,6 +374,9 @@ impl Decode for Address {
         if text == Some("local") {
             return Some(Self);
         }
+        if node.value == Value::Alias {
+            return None;
+        }
         let path = cx.path();
         if text.is_some_and(|text| super::foreign::report_managed_host(cx.report, node.at, &path, text)) {
             return None;
@@ -370,9 +401,10 @@ fn word<T: Copy>(node: &Node, cx: &mut Cx<'_>, words: &[(&str, T)]) -> Option<T>
     if found.is_none() {
         let path = cx.path();
         let problem = cx.report.add(node.at, format!("{path} must be {listed}, found \"{}\"", scalar.text));
-        if let Some(near) = nearest(&scalar.text, &names) {
-            problem.hint(format!("Did you mean \"{near}\"?"));
-        }
+        match nearest(&scalar.text, &names) {
+            Some(near) => problem.hint(format!("Did you mean \"{near}\"?")),
+            None => problem.hint(format!("Write {listed}.")),
+        };
     }
     found
 }
@@ -421,6 +453,9 @@ impl Decode for SecretReference {
         const HINT: &str = "Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.";
         let path = cx.path();
         let Value::Mapping(entries) = &node.value else {
+            if node.value == Value::Alias {
+                return None;
+            }
             cx.report
                 .add(node.at, format!("{path} is a secret given as text"))
                 .detail("The file says where a secret is and never what it is. The value is not shown here.")
@@ -442,11 +477,22 @@ impl Decode for SecretReference {
                     let path = cx.path();
                     cx.report
                         .add(value.at, format!("{path} is not the name of an environment variable"))
-                        .detail("A name has letters, digits and underscores. What was found is not shown, since it may be a secret.");
+                        .detail("A name has letters, digits and underscores. What was found is not shown, since it may be a secret.")
+                        .hint(HINT);
                 }
                 valid.then_some(Self::Env(name))
             }),
-            "file" => cx.inside(key, |cx| String::decode(value, cx)).map(|path| Self::File(PathBuf::from(path))),
+            "file" => cx.inside(key, |cx| {
+                let file = String::decode(value, cx)?;
+                if file.starts_with('~') {
+                    let path = cx.path();
+                    cx.report
+                        .add(value.at, format!("{path} begins with \"~\", which only a shell knows"))
+                        .hint("Write the whole path; a relative one counts from the topology file.");
+                    return None;
+                }
+                Some(Self::File(PathBuf::from(file)))
+            }),
             "command" => {
                 let argv = cx.inside(key, |cx| Vec::<String>::decode(value, cx))?;
                 if argv.is_empty() {

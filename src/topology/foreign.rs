@@ -102,8 +102,9 @@ fn managed_word(text: &str) -> Option<&'static str> {
 fn managed_host(text: &str) -> Option<&'static str> {
     let lower = text.to_lowercase();
     if let Some((scheme, _)) = lower.split_once("://") {
-        let base = scheme.split('+').next().unwrap_or(scheme).trim_end_matches('s');
-        if let Some(name) = managed_word(scheme).or_else(|| managed_word(base)) {
+        // redis over TLS is rediss.
+        let plain = scheme.strip_suffix('s').unwrap_or(scheme);
+        if let Some(name) = managed_word(scheme).or_else(|| managed_word(plain)) {
             return Some(name);
         }
     }
@@ -156,7 +157,7 @@ pub(super) fn report_unknown_key(
 ) {
     let text = match &value.value {
         Value::Scalar(scalar) => scalar.text.as_str(),
-        Value::Sequence(_) | Value::Mapping(_) => "",
+        Value::Sequence(_) | Value::Mapping(_) | Value::Alias => "",
     };
     let is_kind = KIND_KEYS.contains(&key);
     let named_by_value = is_kind.then(|| managed_word(text).or_else(|| managed_host(text))).flatten();
@@ -179,6 +180,8 @@ pub(super) fn report_unknown_key(
         problem.hint(format!("Did you mean \"{near}\"?"));
     } else if is_kind && text.to_lowercase().starts_with("postgres") {
         problem.hint("Every cluster is PostgreSQL; remove the key.");
+    } else {
+        problem.hint("Remove it; \"pgherd schema\" prints what each key means.");
     }
 }
 

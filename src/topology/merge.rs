@@ -2,10 +2,7 @@
 //!
 //! Works on the tree, so that a value keeps the place where it was written. There is one level of it.
 
-use super::yaml::{Entry, Node, Value};
-
-/// A reference to a secret is one value, although it is written as a mapping.
-const WHOLE: &str = "password";
+use super::yaml::{Entry, Node, SECRET, Value};
 
 /// Puts what `cluster` says over what `defaults` say.
 pub(super) fn merge(defaults: &Node, cluster: &Node) -> Node {
@@ -17,7 +14,8 @@ pub(super) fn merge(defaults: &Node, cluster: &Node) -> Node {
         match over.iter().find(|entry| entry.key == *key) {
             None => entries.push(Entry { key: key.clone(), at: *at, value: without_none(value) }),
             Some(other) if other.value.is_none_word() => continue,
-            Some(other) if key == WHOLE => entries.push(other.clone()),
+            // A reference to a secret is one value, although it is written as a mapping.
+            Some(other) if key == SECRET => entries.push(other.clone()),
             Some(other) => {
                 entries.push(Entry { key: key.clone(), at: other.at, value: merge(value, &other.value) });
             }
@@ -47,7 +45,7 @@ pub(super) fn without_none(node: &Node) -> Node {
                 })
                 .collect(),
         ),
-        Value::Scalar(_) | Value::Sequence(_) => node.value.clone(),
+        Value::Scalar(_) | Value::Sequence(_) | Value::Alias => node.value.clone(),
     };
     Node { at: node.at, value }
 }

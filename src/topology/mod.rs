@@ -1,17 +1,21 @@
 //! The topology file: its model, how it is read and checked, and what is rendered from it.
 //!
-//! Decides nothing about the world: no network, no server. Reading the file and the secrets that it refers to are the only I/O.
+//! Decides nothing about the world and asks no server. Its only I/O is the file itself, the secrets that it refers to, and for
+//! the first topology a look at which programs and ports this machine has.
 
 mod check;
 pub mod claim;
 pub mod declared;
 mod decode;
 mod foreign;
+pub mod init;
 mod merge;
 pub mod model;
+pub mod origin;
 pub mod places;
 pub mod problem;
 mod raw;
+pub mod render;
 pub mod schema;
 pub mod secrets;
 mod settings;
@@ -19,6 +23,7 @@ mod yaml;
 
 use std::path::{Path, PathBuf};
 
+pub use check::check_name;
 use model::Herd;
 use problem::{Position, Problems, Report};
 
@@ -35,6 +40,10 @@ pub fn load(path: &Path) -> Result<Herd, Problems> {
 /// # Errors
 /// Every problem of the text, in the order of their places.
 pub fn load_text(file: &Path, text: &str, base: &Path) -> Result<Herd, Problems> {
+    load_tree(file, text, base).map(|(herd, _)| herd)
+}
+
+fn load_tree(file: &Path, text: &str, base: &Path) -> Result<(Herd, yaml::Node), Problems> {
     let mut report = Report::new(file);
     let Some(tree) = yaml::read(text, &mut report) else {
         if report.is_empty() {
@@ -46,7 +55,7 @@ pub fn load_text(file: &Path, text: &str, base: &Path) -> Result<Herd, Problems>
     };
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let herd = check::check(&tree, absolute, base, &mut report);
-    report.finish(herd)
+    report.finish(herd.map(|herd| (herd, tree)))
 }
 
 fn read(path: &Path) -> Result<String, Problems> {

@@ -48,9 +48,14 @@ impl Places {
         self.config.join("nodes")
     }
 
-    /// Returns the directory that holds one directory of facts a pooler.
+    /// Returns the directory that holds one directory a pooler.
     pub fn poolers(&self) -> PathBuf {
-        self.config.join("poolers")
+        self.state.join("poolers")
+    }
+
+    /// Returns the directory of the PgBouncer of `cluster` on `host`: its files, its socket, its log.
+    pub fn pooler(&self, cluster: &str, host: &str) -> PathBuf {
+        self.poolers().join(format!("{cluster}-{host}"))
     }
 
     /// Returns the places of the node `full_name` (`inventory-a`).
@@ -63,15 +68,6 @@ impl Places {
             facts,
             socket: self.state.join("run").join(full_name),
             log: self.state.join("log").join(full_name),
-        }
-    }
-
-    /// Returns the places of the pooler of `cluster` on `host`.
-    pub fn pooler(&self, cluster: &str, host: &str) -> PoolerPlaces {
-        let name = format!("{cluster}-{host}");
-        PoolerPlaces {
-            facts: self.poolers().join(&name),
-            run: self.state.join("run").join(format!("pooler-{name}")),
         }
     }
 }
@@ -87,15 +83,6 @@ pub struct NodePlaces {
     pub socket: PathBuf,
     /// Holds the server's log.
     pub log: PathBuf,
-}
-
-/// Where one PgBouncer's files are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolerPlaces {
-    /// Holds `pgbouncer.ini`, `userlist.txt` and the profile.
-    pub facts: PathBuf,
-    /// Holds the Unix socket, the pid file and the log.
-    pub run: PathBuf,
 }
 
 #[cfg(test)]

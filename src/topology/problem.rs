@@ -59,10 +59,6 @@ impl Problems {
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
-
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl fmt::Display for Problems {
@@ -133,16 +129,18 @@ impl Problem {
         self
     }
 
-    /// Adds `Did you mean "x"?` if one of the names is near, else what names there are.
+    /// Adds what names there are, and `Did you mean "x"?` if one of them is near.
     pub(super) fn suggest<'a>(&mut self, found: &str, names: impl IntoIterator<Item = &'a str>) -> &mut Self {
         let names: Vec<&str> = names.into_iter().collect();
-        if let Some(near) = nearest(found, &names) {
-            self.hint = Some(format!("Did you mean \"{near}\"?"));
-        }
+        self.hint = Some(match (nearest(found, &names), names.len()) {
+            (Some(near), _) => format!("Did you mean \"{near}\"?"),
+            (None, 0) => "Declare it first, or remove it.".to_owned(),
+            (None, _) => "Write one of them, or declare it first.".to_owned(),
+        });
         self.detail = Some(match names.len() {
-            0 => "There is none.".to_owned(),
-            1..=12 => format!("There is: {}.", names.join(", ")),
-            more => format!("There are {more}: {}, ….", names[..12].join(", ")),
+            0 => "None is declared.".to_owned(),
+            1..=12 => format!("Declared: {}.", names.join(", ")),
+            more => format!("Declared are {more}: {}, ….", names[..12].join(", ")),
         });
         self
     }
@@ -154,7 +152,7 @@ pub(super) fn nearest<'a>(found: &str, names: &[&'a str]) -> Option<&'a str> {
     names
         .iter()
         .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), *name))
-        .filter(|(distance, name)| *distance <= (name.chars().count().max(3) / 3))
+        .filter(|(distance, name)| *distance <= found.chars().count().max(name.chars().count()) / 3)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -169,6 +167,7 @@ mod tests {
         assert_eq!(nearest("synchronus", &names), Some("synchronous"));
         assert_eq!(nearest("Schema", &names), Some("schemas"));
         assert_eq!(nearest("backups", &names), None);
+        assert_eq!(nearest("z", &["a", "b"]), None);
     }
 
     #[test]

@@ -70,16 +70,15 @@ fn check_name(name: &str, at: super::problem::Position, report: &mut Report) -> 
     let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'$'));
     if !valid {
-        let problem = report.add(at, format!("\"{name}\" is not the name of a setting"));
-        if name.contains('-') {
-            problem.hint(format!("Settings have PostgreSQL's spelling: \"{}\".", name.replace('-', "_")));
-        }
+        report
+            .add(at, format!("\"{name}\" is not the name of a setting"))
+            .hint(format!("Settings have PostgreSQL's spelling: \"{}\".", name.replace('-', "_")));
         return false;
     }
     if canonical != name {
         report
             .add(at, format!("PostgreSQL spells the setting \"{name}\" as \"{canonical}\""))
-            .hint("Write it so.");
+            .hint(format!("Write \"{canonical}\"."));
         return false;
     }
     true
@@ -88,7 +87,9 @@ fn check_name(name: &str, at: super::problem::Position, report: &mut Report) -> 
 fn check_value(name: &str, value: &Spanned<SettingText>, report: &mut Report) -> Option<String> {
     let (at, text) = (value.at, value.value.0.as_str());
     if text.chars().any(char::is_control) {
-        report.add(at, format!("the value of {name} holds a line break or another control character"));
+        report
+            .add(at, format!("the value of {name} holds a line break or another control character"))
+            .hint("Write it on one line.");
         return None;
     }
     if name == "wal_level" && !["replica", "logical"].contains(&text) {
@@ -100,7 +101,9 @@ fn check_value(name: &str, value: &Spanned<SettingText>, report: &mut Report) ->
     }
     let whole = ["max_connections", "superuser_reserved_connections", "reserved_connections"];
     if whole.contains(&name) && text.parse::<u32>().is_err() {
-        report.add(at, format!("{name} must be a whole number, found \"{text}\""));
+        report
+            .add(at, format!("{name} must be a whole number, found \"{text}\""))
+            .hint("Write a number without a unit.");
         return None;
     }
     if name == "shared_preload_libraries" && super::foreign::report_managed_library(report, at, name, text) {
@@ -124,11 +127,13 @@ fn check_value(name: &str, value: &Spanned<SettingText>, report: &mut Report) ->
         Err(ValueError::AmbiguousM) => {
             report
                 .add(at, format!("{name}: \"{text}\" is ambiguous: \"m\" could be minutes or months"))
-                .hint("Write \"min\".");
+                .hint("Write \"min\" if minutes are meant.");
             None
         }
         Err(ValueError::Unfit { expected }) => {
-            report.add(at, format!("{name} must be {expected}, found \"{text}\""));
+            report
+                .add(at, format!("{name} must be {expected}, found \"{text}\""))
+                .hint("Write a number and one of PostgreSQL's units (kB, MB, GB, TB; ms, s, min, h, d) or a binary one with a space.");
             None
         }
     }

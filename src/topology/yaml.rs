@@ -21,6 +21,8 @@ pub(super) enum Value {
     Scalar(Scalar),
     Sequence(Vec<Node>),
     Mapping(Vec<Entry>),
+    /// What an alias stands for; it was reported, so nobody needs to complain of it again.
+    Alias,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -82,7 +84,7 @@ impl Node {
             Value::Mapping(entries) => {
                 entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value)
             }
-            Value::Scalar(_) | Value::Sequence(_) => None,
+            Value::Scalar(_) | Value::Sequence(_) | Value::Alias => None,
         }
     }
 
@@ -96,6 +98,7 @@ impl Node {
         match &self.value {
             Value::Mapping(_) => "a mapping",
             Value::Sequence(_) => "a list",
+            Value::Alias => "an alias",
             Value::Scalar(scalar) => match scalar.kind() {
                 Kind::Nothing => "nothing",
                 Kind::Boolean => "true or false",
@@ -105,6 +108,9 @@ impl Node {
         }
     }
 }
+
+/// The key whose value is a secret.
+pub(super) const SECRET: &str = "password";
 
 /// Deeper than any topology, and shallow enough to walk by recursion.
 const DEEPEST: usize = 32;
@@ -141,7 +147,14 @@ fn place(span: &Span) -> Position {
 /// A collection that is still open.
 enum Open {
     Sequence(Position, Vec<Node>),
-    Mapping { at: Position, entries: Vec<Entry>, seen: HashMap<String, Position>, key: Key },
+    Mapping {
+        at: Position,
+        entries: Vec<Entry>,
+        seen: HashMap<String, Position>,
+        key: Key,
+        /// Stands under the key of a secret, so that nothing in it may be shown.
+        secret: bool,
+    },
 }
 
 /// What an open mapping waits for.
@@ -177,11 +190,14 @@ impl Reader<'_> {
                 }
             }
             Event::Alias(_) => {
-                self.report
-                    .add(at, "an alias (*name) is not allowed")
-                    .detail("Every value of a topology stands where it is read, or in \"defaults\".")
-                    .hint("Write the value here, or put what clusters share into \"defaults\".");
-                self.place(Node { at, value: empty() });
+                // Below a merge key the merge key is the problem.
+                if !matches!(self.open.last(), Some(Open::Mapping { key: Key::Refused, .. })) {
+                    self.report
+                        .add(at, "an alias (*name) is not allowed")
+                        .detail("Every value of a topology stands where it is read, or in \"defaults\".")
+                        .hint("Write the value here, or put what clusters share into \"defaults\".");
+                }
+                self.place(Node { at, value: Value::Alias });
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_properties(at, anchor, tag.is_some());
@@ -200,11 +216,13 @@ impl Reader<'_> {
             }
             Event::MappingStart(anchor, tag) => {
                 self.refuse_properties(at, anchor, tag.is_some());
+                let secret = self.is_secret();
                 self.open.push(Open::Mapping {
                     at,
                     entries: Vec::new(),
                     seen: HashMap::new(),
                     key: Key::Awaited,
+                    secret,
                 });
             }
             Event::SequenceEnd | Event::MappingEnd => {
@@ -222,6 +240,15 @@ impl Reader<'_> {
             return false;
         }
         true
+    }
+
+    /// Whether the next node belongs to a secret.
+    fn is_secret(&self) -> bool {
+        match self.open.last() {
+            Some(Open::Mapping { secret: true, .. }) => true,
+            Some(Open::Mapping { key: Key::Read(name, _), .. }) => name == SECRET,
+            Some(Open::Mapping { .. } | Open::Sequence(..)) | None => false,
+        }
     }
 
     fn refuse_properties(&mut self, at: Position, anchor: usize, tagged: bool) {
@@ -244,9 +271,9 @@ impl Reader<'_> {
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open::Sequence(_, items)) => items.push(node),
-            Some(Open::Mapping { entries, seen, key, .. }) => {
+            Some(Open::Mapping { entries, seen, key, secret, .. }) => {
                 match std::mem::replace(key, Key::Awaited) {
-                    Key::Awaited => *key = accept_key(node, seen, self.report),
+                    Key::Awaited => *key = accept_key(node, seen, *secret, self.report),
                     Key::Read(name, at) => entries.push(Entry { key: name, at, value: node }),
                     Key::Refused => {}
                 };
@@ -255,16 +282,15 @@ impl Reader<'_> {
     }
 }
 
-fn empty() -> Value {
-    Value::Scalar(Scalar { text: String::new(), plain: true })
-}
-
-fn accept_key(node: Node, seen: &mut HashMap<String, Position>, report: &mut Report) -> Key {
+fn accept_key(node: Node, seen: &mut HashMap<String, Position>, secret: bool, report: &mut Report) -> Key {
     let kind = node.kind_name();
     let scalar = match node.value {
         Value::Scalar(scalar) => scalar,
+        Value::Alias => return Key::Refused,
         Value::Sequence(_) | Value::Mapping(_) => {
-            report.add(node.at, format!("a key must be a text, found {kind}"));
+            report
+                .add(node.at, format!("a key must be a text, found {kind}"))
+                .hint("Write \"key: value\"; a text that begins with [ or { needs quotes.");
             return Key::Refused;
         }
     };
@@ -288,7 +314,14 @@ fn accept_key(node: Node, seen: &mut HashMap<String, Position>, report: &mut Rep
     }
     if let Some(first) = seen.get(&scalar.text) {
         report
-            .add(node.at, format!("duplicate key \"{}\"", scalar.text))
+            .add(
+                node.at,
+                if secret {
+                    "duplicate key".to_owned()
+                } else {
+                    format!("duplicate key \"{}\"", scalar.text)
+                },
+            )
             .detail(format!("It was given first at {first}."))
             .hint("Keep one of the two.");
         return Key::Refused;

@@ -12,6 +12,7 @@ pub mod exit;
 pub mod journal;
 pub mod operation;
 pub mod plan;
+pub mod status;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -96,6 +97,13 @@ impl Ui {
     pub fn remark(&mut self, text: impl Display) {
         if self.verbosity > Verbosity::Quiet {
             self.line(text);
+        }
+    }
+
+    /// Begins a new screen, if stdout is one.
+    pub fn clear_screen(&mut self) {
+        if io::stdout().is_terminal() {
+            self.bytes(b"\x1b[H\x1b[2J");
         }
     }
 

@@ -36,12 +36,16 @@ impl<'a> Document<'a> {
 }
 
 fn totals(plans: &[ClusterPlan]) -> (usize, usize, usize) {
-    plans.iter().map(ClusterPlan::counts).fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+    plans
+        .iter()
+        .map(ClusterPlan::counts)
+        .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
 }
 
 fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
     for plan in plans {
-        let headline = if plan.is_empty() { format!("{}: as declared", plan.headline) } else { plan.headline.clone() };
+        let headline =
+            if plan.is_empty() { format!("{}: as declared", plan.headline) } else { plan.headline.clone() };
         ui.remark(format!("{herd}/{}   {headline}", plan.cluster));
         for line in lines(ui, plan) {
             ui.remark(line);
@@ -50,7 +54,10 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
             ui.remark(format!("  {} {note}", ui.paint(Tone::Warning, "note")));
         }
         if plan.more {
-            ui.remark(format!("  {} what else has changed is seen once the primary answers", ui.paint(Tone::Warning, "note")));
+            ui.remark(format!(
+                "  {} what else has changed is seen once the primary answers",
+                ui.paint(Tone::Warning, "note")
+            ));
         }
     }
     ui.remark(summary(plans));
@@ -93,7 +100,9 @@ fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
             ));
             let indent = " ".repeat(subject_width + 10);
             lines.extend(step.reason.iter().map(|reason| format!("{indent}because {reason}")));
-            lines.extend(step.impact.iter().map(|impact| format!("{indent}{}", ui.paint(Tone::Warning, impact))));
+            lines.extend(
+                step.impact.iter().map(|impact| format!("{indent}{}", ui.paint(Tone::Warning, impact))),
+            );
         }
     }
     lines

@@ -18,6 +18,13 @@ pub struct Installation {
     bin: PathBuf,
 }
 
+impl Installation {
+    /// The directory of its programs.
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+}
+
 /// Returns every installed major version, oldest first.
 pub fn installations() -> Vec<Installation> {
     let named = std::env::var("PGHERD_TEST_PG").unwrap_or_default();
@@ -116,6 +123,10 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         Self { installation: installation.clone(), directory, port }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn data(&self) -> PathBuf {

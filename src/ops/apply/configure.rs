@@ -76,11 +76,9 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
         if read(&site, change).await?.as_deref() == Some(change.after.as_str()) {
             match &change.before {
                 Some(before) => provision::write(&site, &change.path, before.as_bytes(), 0o600).await?,
-                None => site
-                    .host()
-                    .remove_file(&change.path)
-                    .await
-                    .map_err(|error| Error::failed(format!("could not remove {}", change.path.display())).source(error))?,
+                None => site.host().remove_file(&change.path).await.map_err(|error| {
+                    Error::failed(format!("could not remove {}", change.path.display())).source(error)
+                })?,
             }
         }
     }
@@ -129,14 +127,19 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
             return Ok(());
         }
         if Instant::now() >= deadline {
-            let told: Vec<String> =
-                wrong.iter().map(|(name, is, declared)| format!("{name} is {is}, declared is {declared}")).collect();
+            let told: Vec<String> = wrong
+                .iter()
+                .map(|(name, is, declared)| format!("{name} is {is}, declared is {declared}"))
+                .collect();
             let errors = queries::file_settings_errors(&conn).await?;
             let said: Vec<String> = errors
                 .iter()
                 .filter(|error| error.context.as_deref() != Some("postmaster"))
                 .map(|error| {
-                    let place = error.file.as_deref().map(|file| format!("{file}:{}: ", error.line.unwrap_or_default()));
+                    let place = error
+                        .file
+                        .as_deref()
+                        .map(|file| format!("{file}:{}: ", error.line.unwrap_or_default()));
                     format!("{}{}", place.unwrap_or_default(), error.error)
                 })
                 .collect();
@@ -163,11 +166,12 @@ async fn catch_up(site: &Site<'_>, primary: &Site<'_>) -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Error::failed(format!("{} did not catch up with {}", site.name(), primary.name())).detail(format!(
-                "It has replayed up to {}, the primary has written up to {}.",
-                replayed.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string()),
-                target.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string())
-            )));
+            return Err(Error::failed(format!("{} did not catch up with {}", site.name(), primary.name()))
+                .detail(format!(
+                    "It has replayed up to {}, the primary has written up to {}.",
+                    replayed.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string()),
+                    target.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string())
+                )));
         }
         sleep(PAUSE).await;
     }
@@ -204,11 +208,10 @@ async fn pending_restart(conn: &Conn, expect: &[Setting]) -> Result<bool> {
 }
 
 async fn read(site: &Site<'_>, change: &FileChange) -> Result<Option<String>> {
-    let bytes = site
-        .host()
-        .read(&change.path)
-        .await
-        .map_err(|error| Error::failed(format!("could not read {}", change.path.display())).source(error))?;
+    let bytes =
+        site.host().read(&change.path).await.map_err(|error| {
+            Error::failed(format!("could not read {}", change.path.display())).source(error)
+        })?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 

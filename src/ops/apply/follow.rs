@@ -33,7 +33,11 @@ pub(super) async fn until_it_streams(site: &Site<'_>, upstream: &Site<'_>) -> Re
         };
         if Instant::now() >= deadline {
             return Err(Error::failed(format!("{} does not stream from {}", site.name(), upstream.name()))
-                .detail(format!("After {} s: {why}\n{}", STREAM.as_secs(), provision::last_log_lines(site).await.join("\n")))
+                .detail(format!(
+                    "After {} s: {why}\n{}",
+                    STREAM.as_secs(),
+                    provision::last_log_lines(site).await.join("\n")
+                ))
                 .hint(format!("Its log is in {}.", site.places().log.display())));
         }
         sleep(PAUSE).await;
@@ -55,9 +59,15 @@ async fn streams(site: &Site<'_>, upstream: &Site<'_>) -> Result<std::result::Re
     let facts = queries::server_facts(&above).await?;
     let own = queries::server_facts(&site.connect().await?).await?;
     if own.system_identifier != facts.system_identifier {
-        return Err(Error::refused(format!("{} belongs to another cluster than {}", site.name(), upstream.name())).detail(
-            format!("Its system identifier is {}, the other's is {}.", own.system_identifier, facts.system_identifier),
-        ));
+        return Err(Error::refused(format!(
+            "{} belongs to another cluster than {}",
+            site.name(),
+            upstream.name()
+        ))
+        .detail(format!(
+            "Its system identifier is {}, the other's is {}.",
+            own.system_identifier, facts.system_identifier
+        )));
     }
     if let Err(why) = receives(&own, &facts) {
         return Ok(Err(why));

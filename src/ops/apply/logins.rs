@@ -26,7 +26,10 @@ const ITERATIONS: u32 = 4096;
 pub(super) enum Look {
     Right,
     /// `nodes` are those whose password file is missing or different.
-    Wrong { what: String, nodes: Vec<String> },
+    Wrong {
+        what: String,
+        nodes: Vec<String>,
+    },
 }
 
 /// Passwords in the order of [`LOGINS`].
@@ -35,7 +38,9 @@ struct Passwords([Secret; LOGINS.len()]);
 
 impl Passwords {
     fn generate() -> Result<Self> {
-        let one = || Secret::generate().map_err(|error| Error::failed("could not generate a password").source(error));
+        let one = || {
+            Secret::generate().map_err(|error| Error::failed("could not generate a password").source(error))
+        };
         Ok(Self([one()?, one()?]))
     }
 
@@ -48,7 +53,11 @@ impl Passwords {
     }
 
     fn file(&self) -> String {
-        LOGINS.iter().zip(&self.0).map(|((role, _), password)| format!("*:*:*:{role}:{}\n", password.reveal())).collect()
+        LOGINS
+            .iter()
+            .zip(&self.0)
+            .map(|((role, _), password)| format!("*:*:*:{role}:{}\n", password.reveal()))
+            .collect()
     }
 }
 
@@ -61,7 +70,12 @@ pub(super) async fn look(world: &World, nodes: &[String]) -> Result<Look> {
 }
 
 /// As [`look`], for who plans and has no operation yet.
-pub(super) async fn examine(doors: &Doors, cluster: &Cluster, primary: &Node, nodes: &[&Node]) -> Result<Look> {
+pub(super) async fn examine(
+    doors: &Doors,
+    cluster: &Cluster,
+    primary: &Node,
+    nodes: &[&Node],
+) -> Result<Look> {
     let conn = doors.connector.connect(&doors.superuser(cluster, primary, "postgres")).await?;
     let Some(passwords) = read(doors, cluster, primary).await? else {
         return Ok(Look::Wrong {
@@ -81,7 +95,10 @@ pub(super) async fn examine(doors: &Doors, cluster: &Cluster, primary: &Node, no
         .map(|node| format!("the password file of {} is missing or different", cluster.full_name(node)))
         .collect();
     for ((role, purpose), password) in LOGINS.iter().zip(&passwords.0) {
-        what.extend(wrong(logins::stored_login(&conn, role, *purpose).await?, password).map(|why| format!("{role} {why}")));
+        what.extend(
+            wrong(logins::stored_login(&conn, role, *purpose).await?, password)
+                .map(|why| format!("{role} {why}")),
+        );
     }
     Ok(if what.is_empty() { Look::Right } else { Look::Wrong { what: what.join("; "), nodes: differ } })
 }
@@ -114,7 +131,8 @@ pub(super) async fn ensure(world: &World, nodes: &[String]) -> Result<()> {
     for ((role, purpose), password) in LOGINS.iter().zip(&passwords.0) {
         if wrong(logins::stored_login(&conn, role, *purpose).await?, password).is_some() {
             let mut salt = [0_u8; 16];
-            getrandom::fill(&mut salt).map_err(|error| Error::failed("could not make a salt").source(error))?;
+            getrandom::fill(&mut salt)
+                .map_err(|error| Error::failed("could not make a salt").source(error))?;
             let verifier = Verifier::derive(password, &salt, ITERATIONS).text();
             logins::ensure_login(&conn, role, *purpose, &verifier).await?;
         }
@@ -129,7 +147,8 @@ pub(super) async fn ensure(world: &World, nodes: &[String]) -> Result<()> {
 pub(super) async fn probe_password(world: &World) -> Result<Secret> {
     let primary = world.primary()?;
     let passwords = read(&world.doors, &world.input.cluster, primary.node).await?;
-    let passwords = passwords.ok_or_else(|| Error::failed(format!("{} has no password file", primary.name())))?;
+    let passwords =
+        passwords.ok_or_else(|| Error::failed(format!("{} has no password file", primary.name())))?;
     let [_, probe] = passwords.0;
     Ok(probe)
 }
@@ -144,8 +163,10 @@ async fn quiet_primary(world: &World, primary: &Site<'_>) -> Result<PrimaryConn>
 pub(super) async fn as_primary(conn: Conn, name: &str) -> Result<PrimaryConn> {
     match classify(conn).await? {
         NodeConn::Primary(conn) => Ok(conn),
-        NodeConn::Standby(_) => Err(Error::refused(format!("{name} is in recovery: it is not the primary any more"))
-            .hint("Look again: pgherd status")),
+        NodeConn::Standby(_) => {
+            Err(Error::refused(format!("{name} is in recovery: it is not the primary any more"))
+                .hint("Look again: pgherd status"))
+        }
     }
 }
 

@@ -8,6 +8,8 @@ mod proof;
 pub mod step;
 pub mod world;
 
+pub(crate) use pooler::{observe_pooler, remove as remove_pooler};
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -31,7 +33,7 @@ use crate::gate::Gate;
 use crate::host::{Command, RunAs, programs};
 use crate::ops::apply::step::Evidence;
 use crate::ops::apply::world::{Input, World};
-use crate::ops::objects::{self, ObjectsObserved};
+use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::plan::{self, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
@@ -115,14 +117,10 @@ async fn look_closer(
         .iter()
         .filter(|node| observed.node(&node.name).is_some_and(|seen| seen.files.is_some()))
         .collect();
-    let world = objects::World {
-        connector: &doors.connector,
-        login: doors.superuser(cluster, primary, "postgres"),
-        cluster,
-        passwords,
-    };
+    let login = doors.superuser(cluster, primary, "postgres");
+    let to = ToPrimary { connector: &doors.connector, login: &login };
     let (objects, logins, poolers) = futures_util::join!(
-        objects::observe(&world),
+        objects::observe(to, cluster, passwords),
         logins::examine(doors, cluster, primary, &present),
         pooler::drift(doors, cluster, primary, observed),
     );
@@ -147,7 +145,8 @@ async fn fix(doors: &Doors, herd: &Herd, cluster: &Cluster) -> Result<Fixed> {
                 let all = host.memory().await.map_err(|error| {
                     Error::failed(format!("could not read the memory of host {}", node.host)).source(error)
                 })?;
-                let beside = herd.clusters.iter().flat_map(|c| &c.nodes).filter(|n| n.host == node.host).count();
+                let beside =
+                    herd.clusters.iter().flat_map(|c| &c.nodes).filter(|n| n.host == node.host).count();
                 share(all, u64::try_from(beside).unwrap_or(u64::MAX))
             }
         };
@@ -182,20 +181,25 @@ async fn passwords(doors: &Doors, cluster: &Cluster) -> Result<BTreeMap<String, 
 }
 
 async fn resolve(doors: &Doors, cluster: &Cluster, reference: &SecretReference) -> Result<Secret> {
-    let SecretReference::Command(argv) = reference else { return secrets::resolve(reference) };
-    let (program, args) = argv.split_first().ok_or_else(|| Error::usage("the command of a secret is empty"))?;
+    let SecretReference::Command(argv) = reference else {
+        return secrets::resolve_with(reference, &|_| {
+            Err(Error::failed("only a command is run for a secret"))
+        });
+    };
+    let (program, args) =
+        argv.split_first().ok_or_else(|| Error::usage("the command of a secret is empty"))?;
     let host = doors.host(&cluster.preferred().host);
-    let command = Command::new(program).args(args.iter().cloned()).user(RunAs::Caller).reads().timeout(Duration::from_secs(30));
-    let output = host
-        .run(&command)
-        .await
-        .map_err(|_| Error::failed(format!("the command {program} gave no secret")).hint("Run it by hand; its output is not shown here."))?;
-    let text = output.text();
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    if secret.is_empty() {
-        return Err(Error::failed(format!("the command {program} gave an empty secret")));
-    }
-    Ok(Secret::new(secret))
+    let command = Command::new(program)
+        .args(args.iter().cloned())
+        .user(RunAs::Caller)
+        .reads()
+        .timeout(Duration::from_secs(30));
+    // What it prints may be half a secret: neither output nor error text is kept.
+    let output = host.run(&command).await.map_err(|_| {
+        Error::failed(format!("the command {program} gave no secret"))
+            .hint("Run it by hand; its output is not shown here.")
+    })?;
+    secrets::resolve_with(reference, &|_| Ok(output.stdout.clone()))
 }
 
 /// What an apply is asked to do.
@@ -227,7 +231,9 @@ pub fn topology_file(file: &Path) -> Result<TopologyFile> {
 pub fn proof_of(context: &Context, id: &OperationId) -> Result<Option<(Vec<String>, Duration)>> {
     let proofs = context.store.read(id)?.entries.into_iter().filter_map(|entry| match entry.record {
         Record::StepDone { evidence, .. } => match serde_json::from_value(evidence) {
-            Ok(Evidence::Proved { nodes, milliseconds }) => Some((nodes, Duration::from_millis(milliseconds))),
+            Ok(Evidence::Proved { nodes, milliseconds }) => {
+                Some((nodes, Duration::from_millis(milliseconds)))
+            }
             Ok(_) | Err(_) => None,
         },
         _ => None,
@@ -259,7 +265,8 @@ pub async fn run(
         kind: KIND.to_owned(),
         topology,
         plan_digest: plan.fingerprint.clone(),
-        input: serde_json::to_value(&input).map_err(|error| Error::failed("could not write the input down").source(error))?,
+        input: serde_json::to_value(&input)
+            .map_err(|error| Error::failed("could not write the input down").source(error))?,
         stages: stages(&plan),
     };
     let mut operation = Operation::begin(&context.store, lock, intent)?;
@@ -326,12 +333,18 @@ impl ConfirmedPlan {
     /// Compares it with a plan that was made just now, under the lock.
     fn check(&self, fresh: Result<ClusterPlan, Vec<Error>>) -> Result<ClusterPlan> {
         let fresh = fresh.map_err(|mut errors| errors.remove(0))?;
-        if fresh.stages == self.0.stages && fresh.fingerprint == self.0.fingerprint && fresh.primary == self.0.primary {
+        if fresh.stages == self.0.stages
+            && fresh.fingerprint == self.0.fingerprint
+            && fresh.primary == self.0.primary
+        {
             return Ok(fresh);
         }
-        Err(Error::refused(format!("the plan for {} is out of date: the world has moved since it was made", self.0.cluster))
-            .detail("What is there now asks for other steps. Nothing was changed.")
-            .hint("Read the new plan: pgherd plan"))
+        Err(Error::refused(format!(
+            "the plan for {} is out of date: the world has moved since it was made",
+            self.0.cluster
+        ))
+        .detail("What is there now asks for other steps. Nothing was changed.")
+        .hint("Read the new plan: pgherd plan"))
     }
 }
 
@@ -360,7 +373,9 @@ impl SavedPlan {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, file: &Path) -> Result<()> {
-        let could_not = |error: std::io::Error| Error::failed(format!("could not write {}", file.display())).source(error);
+        let could_not = |error: std::io::Error| {
+            Error::failed(format!("could not write {}", file.display())).source(error)
+        };
         let text = serde_json::to_vec_pretty(self).expect("a plan is plain data");
         let mut open = std::fs::OpenOptions::new();
         open.write(true).create(true).truncate(true).mode(0o600);
@@ -380,12 +395,21 @@ impl SavedPlan {
                 .source(error)
         })?;
         if saved.format != plan::FORMAT {
-            return Err(Error::usage(format!("{} has format {}, expected {}", file.display(), saved.format, plan::FORMAT)));
+            return Err(Error::usage(format!(
+                "{} has format {}, expected {}",
+                file.display(),
+                saved.format,
+                plan::FORMAT
+            )));
         }
         if saved.topology.sha256 != topology_file(&herd.file)?.sha256 {
-            return Err(Error::refused(format!("the plan in {} is out of date: {} has changed", file.display(), herd.file.display()))
-                .detail("Nothing was changed.")
-                .hint(format!("Make a new one: pgherd plan --out {}", file.display())));
+            return Err(Error::refused(format!(
+                "the plan in {} is out of date: {} has changed",
+                file.display(),
+                herd.file.display()
+            ))
+            .detail("Nothing was changed.")
+            .hint(format!("Make a new one: pgherd plan --out {}", file.display())));
         }
         Ok(saved)
     }

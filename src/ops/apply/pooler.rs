@@ -1,13 +1,266 @@
-//! stub
+//! The cluster's poolers: where their aliases lead now, how they differ, and putting them right.
+
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use crate::db::objects as sql;
+use crate::db::queries::ServerRole;
 use crate::engine::step::Found;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::host::programs::{self, Programs};
 use crate::ops::apply::step::Evidence;
 use crate::ops::apply::world::World;
-use crate::ops::observe::{ClusterObserved, Doors};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::PoolerDrift;
+use crate::ops::pooler::{
+    self, Declared, Drift, Layout, Pooler, PoolerFiles, PoolerObserved, PoolerPaths, PoolerProcess, Standby,
+    Target,
+};
+use crate::pg::scram::Verifier;
+use crate::topology::claim::{self, PoolerProfile};
+use crate::topology::declared::LOOPBACK;
 use crate::topology::model::{Cluster, Node};
-pub(super) async fn look(_w: &World, _h: &str) -> Result<Found<Evidence>> { Ok(Found::NotDone) }
-pub(super) async fn ensure(_w: &World, _h: &str) -> Result<Evidence> { Ok(Evidence::PoolerAnswers { aliases: vec![] }) }
-pub(super) async fn drift_without_primary(_d: &Doors, _c: &Cluster) -> BTreeMap<String, PoolerDrift> { BTreeMap::new() }
-pub(super) async fn drift(_d: &Doors, _c: &Cluster, _p: &Node, _o: &ClusterObserved) -> BTreeMap<String, PoolerDrift> { BTreeMap::new() }
+
+const LISTEN: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// How long the transactions of a pooler that is restarted may take to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What one pooler is, by name.
+struct Place<'a> {
+    doors: &'a Doors,
+    cluster: &'a Cluster,
+    host: &'a str,
+    programs: Programs,
+    paths: PoolerPaths,
+    port: u16,
+}
+
+impl<'a> Place<'a> {
+    async fn find(doors: &'a Doors, cluster: &'a Cluster, host: &'a str) -> Result<Self> {
+        let bin = cluster.postgres.bin_directory.as_deref();
+        let programs = programs::find_postgres(doors.host(host), cluster.postgres.version, bin).await?;
+        let paths = PoolerPaths::new(doors.places.pooler(&cluster.name, host))?;
+        let port = cluster.poolers.as_ref().map_or(0, |poolers| poolers.port);
+        Ok(Self { doors, cluster, host, programs, paths, port })
+    }
+
+    fn door(&self) -> Pooler<'_> {
+        Pooler {
+            host: self.doors.host(self.host),
+            programs: &self.programs,
+            paths: &self.paths,
+            listen: LISTEN,
+            port: self.port,
+        }
+    }
+
+    async fn files(&self, primary: &Node, observed: &ClusterObserved) -> Result<PoolerFiles> {
+        let (_, version) = programs::find_pgbouncer(self.doors.host(self.host)).await?;
+        let verifiers = verifiers(self.doors, self.cluster, primary).await?;
+        let layout = layout(self.cluster, primary, observed);
+        pooler::render(&Declared {
+            cluster: self.cluster,
+            host: self.host,
+            listen: LISTEN,
+            layout: &layout,
+            paths: &self.paths,
+            version,
+            verifiers: &verifiers,
+        })
+    }
+}
+
+/// Looks at the PgBouncer of a host.
+pub(crate) async fn observe_pooler(doors: &Doors, cluster: &Cluster, host: &str) -> Result<PoolerObserved> {
+    Place::find(doors, cluster, host).await?.door().observe().await
+}
+
+/// Compares every pooler of the cluster with what is declared and with where the nodes are now.
+pub(super) async fn drift(
+    doors: &Doors,
+    cluster: &Cluster,
+    primary: &Node,
+    observed: &ClusterObserved,
+) -> BTreeMap<String, PoolerDrift> {
+    let mut found = BTreeMap::new();
+    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+        let one = match one_drift(doors, cluster, host, primary, observed).await {
+            Ok(drift) => drift,
+            Err(error) => PoolerDrift::Unknown { why: error.to_string() },
+        };
+        found.insert(host.clone(), one);
+    }
+    found
+}
+
+async fn one_drift(
+    doors: &Doors,
+    cluster: &Cluster,
+    host: &str,
+    primary: &Node,
+    observed: &ClusterObserved,
+) -> Result<PoolerDrift> {
+    let place = Place::find(doors, cluster, host).await?;
+    let seen = place.door().observe().await?;
+    if let Some(foreign) = foreign(&seen, place.port).await {
+        return Ok(foreign);
+    }
+    let files = place.files(primary, observed).await?;
+    let drift = pooler::drift(&files, &seen);
+    Ok(if drift.is_empty() {
+        PoolerDrift::Right
+    } else if seen.ini.is_none() && seen.process == PoolerProcess::Stopped {
+        PoolerDrift::Missing
+    } else if drift == [Drift::Stopped] {
+        PoolerDrift::Stopped
+    } else {
+        PoolerDrift::Differs {
+            what: drift.iter().map(ToString::to_string).collect(),
+            restart: drift.iter().any(|one| matches!(one, Drift::Setting { restart: true, .. })),
+        }
+    })
+}
+
+/// While no primary answers, only somebody else's hold on the port can be told.
+pub(super) async fn drift_without_primary(doors: &Doors, cluster: &Cluster) -> BTreeMap<String, PoolerDrift> {
+    let mut found = BTreeMap::new();
+    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+        let place = match Place::find(doors, cluster, host).await {
+            Ok(place) => place,
+            Err(error) => {
+                found.insert(host.clone(), PoolerDrift::Unknown { why: error.to_string() });
+                continue;
+            }
+        };
+        let drift = match place.door().observe().await {
+            Ok(seen) => foreign(&seen, place.port).await.unwrap_or(PoolerDrift::Stopped),
+            Err(error) => PoolerDrift::Unknown { why: error.to_string() },
+        };
+        found.insert(host.clone(), drift);
+    }
+    found
+}
+
+async fn foreign(seen: &PoolerObserved, port: u16) -> Option<PoolerDrift> {
+    let taken = seen.process == PoolerProcess::Stopped && crate::db::connect::listens(LOOPBACK, port).await;
+    taken.then(|| PoolerDrift::Foreign { what: format!("something else listens on {LOOPBACK}:{port}") })
+}
+
+/// Decides where the aliases may lead.
+fn layout(cluster: &Cluster, primary: &Node, observed: &ClusterObserved) -> Layout {
+    let target = |node: &Node| Target { node: node.name.clone(), host: LOOPBACK.to_owned(), port: node.port };
+    let ahead = observed
+        .node(&primary.name)
+        .and_then(NodeObserved::running)
+        .and_then(|running| running.facts.role.lsn());
+    let standbys = cluster
+        .nodes
+        .iter()
+        .filter(|node| node.name != primary.name)
+        .map(|node| {
+            let running = observed.node(&node.name).and_then(NodeObserved::running);
+            Standby {
+                target: target(node),
+                streams: running.is_some_and(streams),
+                behind: running.and_then(|running| behind(running, ahead)),
+            }
+        })
+        .collect();
+    Layout { primary: target(primary), standbys }
+}
+
+fn streams(running: &Running) -> bool {
+    match &running.facts.role {
+        ServerRole::Standby { receiver: Some(receiver), .. } => receiver.status == "streaming",
+        ServerRole::Standby { receiver: None, .. } | ServerRole::Primary { .. } => false,
+    }
+}
+
+fn behind(running: &Running, ahead: Option<crate::pg::lsn::Lsn>) -> Option<Duration> {
+    let ServerRole::Standby { replayed_lsn, last_replayed, .. } = &running.facts.role else { return None };
+    if replayed_lsn.is_some() && *replayed_lsn >= ahead {
+        return Some(Duration::ZERO);
+    }
+    last_replayed.map(|at| Duration::try_from(running.facts.now.duration_since(at)).unwrap_or_default())
+}
+
+/// Reads the verifiers of all roles as the primary stores them.
+async fn verifiers(doors: &Doors, cluster: &Cluster, primary: &Node) -> Result<BTreeMap<String, Verifier>> {
+    let conn = doors.connector.connect(&doors.superuser(cluster, primary, "postgres")).await?;
+    let rows = sql::roles(&conn).await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| Some((row.name, Verifier::parse(row.verifier?.reveal()).ok()?)))
+        .collect())
+}
+
+/// Looks whether the pooler does what it should.
+pub(super) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
+    let cluster = &world.input.cluster;
+    let place = Place::find(&world.doors, cluster, host).await?;
+    let observed = observe::observe(&world.doors, cluster, Depth::Servers).await;
+    let files = place.files(world.primary()?.node, &observed).await?;
+    let drift = pooler::drift(&files, &place.door().observe().await?);
+    Ok(if drift.is_empty() { Found::Done(answers(&files)) } else { Found::NotDone })
+}
+
+/// Writes the pooler's files, starts it or has it read them, and sees that it does what they say.
+pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
+    let cluster = &world.input.cluster;
+    let place = Place::find(&world.doors, cluster, host).await?;
+    let observed = observe::observe(&world.doors, cluster, Depth::Servers).await;
+    let files = place.files(world.primary()?.node, &observed).await?;
+    let (program, _) = programs::find_pgbouncer(world.doors.host(host)).await?;
+    let door = place.door();
+    write_profile(world, &place).await?;
+    let before = door.observe().await?;
+    door.install(&files).await?;
+    if matches!(before.process, PoolerProcess::Running { .. }) {
+        let restart = door.reload_and_verify(&files).await?;
+        if restart.is_empty() {
+            return Ok(answers(&files));
+        }
+        door.stop(GRACE).await?;
+    }
+    door.ensure_started(&program, &files).await?;
+    Ok(answers(&files))
+}
+
+fn answers(files: &PoolerFiles) -> Evidence {
+    Evidence::PoolerAnswers { aliases: files.routes.iter().map(|route| route.alias.clone()).collect() }
+}
+
+async fn write_profile(world: &World, place: &Place<'_>) -> Result<()> {
+    let host = world.doors.host(place.host);
+    let profile = PoolerProfile {
+        format: claim::FORMAT,
+        herd: world.input.herd.clone(),
+        cluster: place.cluster.name.clone(),
+        host: place.host.to_owned(),
+        os_user: host.os_user().to_owned(),
+        port: place.port,
+    };
+    let directory = place.paths.directory();
+    let could_not = |error| {
+        Error::failed(format!("could not write the profile of the pooler on {}", place.host)).source(error)
+    };
+    host.make_directory(directory, 0o700).await.map_err(could_not)?;
+    host.write_atomic(&directory.join("profile.json"), &claim::write(&profile), 0o600)
+        .await
+        .map_err(could_not)
+}
+
+/// Stops the pooler of a cluster and removes its directory.
+///
+/// # Errors
+/// When it does not end, or the host cannot.
+pub(crate) async fn remove(doors: &Doors, cluster: &Cluster, host: &str) -> Result<()> {
+    let place = Place::find(doors, cluster, host).await?;
+    let door = doors.host(host);
+    let directory = place.paths.directory();
+    place.door().stop(GRACE).await?;
+    crate::ops::provision::remove_whole(door, directory)
+        .await
+        .map_err(|error| Error::failed(format!("could not remove {}", directory.display())).source(error))
+}

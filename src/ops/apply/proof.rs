@@ -48,14 +48,17 @@ async fn prove_database(world: &World, database: &str) -> Result<Vec<String>> {
             let conn = enter(world, &door).await?;
             queries::write_probe(&conn, &nonce).await
         });
-        written.await.map_err(|error| not_proved(&format!("could not write through {}", door.what), error))?;
+        written
+            .await
+            .map_err(|error| not_proved(&format!("could not write through {}", door.what), error))?;
     }
     let standbys: Vec<&Node> =
         world.input.cluster.nodes.iter().filter(|node| node.name != world.input.primary).collect();
     for node in &standbys {
         let site = world.site(&node.name)?;
         let read = until(deadline, || async { arrived(&site.connect_to(database).await?, &nonce).await });
-        read.await.map_err(|error| not_proved(&format!("the row did not arrive on {}", site.name()), error))?;
+        read.await
+            .map_err(|error| not_proved(&format!("the row did not arrive on {}", site.name()), error))?;
     }
     for door in doors(world, database, PoolTarget::Standbys) {
         let read = until(deadline, || async { arrived(&enter(world, &door).await?, &nonce).await });
@@ -74,7 +77,11 @@ fn doors(world: &World, database: &str, to: PoolTarget) -> Vec<Door> {
             .flat_map(|_| poolers.pools.iter().filter(|pool| pool.to == to))
             .map(|pool| {
                 let alias = pool.alias(database);
-                Door { what: format!("the pooler's {alias} on port {}", poolers.port), port: poolers.port, alias }
+                Door {
+                    what: format!("the pooler's {alias} on port {}", poolers.port),
+                    port: poolers.port,
+                    alias,
+                }
             })
             .collect(),
         None if to == PoolTarget::Primary => {
@@ -109,13 +116,17 @@ async fn arrived(conn: &Conn, nonce: &str) -> Result<(), DbError> {
         found => Err(DbError::Unexpected {
             server: conn.server().to_owned(),
             what: "the probe".to_owned(),
-            why: found.map_or_else(|| "no row has arrived".to_owned(), |_| "an older row is there".to_owned()),
+            why: found
+                .map_or_else(|| "no row has arrived".to_owned(), |_| "an older row is there".to_owned()),
         }),
     }
 }
 
 /// Tries until it succeeds or the time is up.
-async fn until<F: Future<Output = Result<(), DbError>>>(deadline: Instant, attempt: impl Fn() -> F) -> Result<(), DbError> {
+async fn until<F: Future<Output = Result<(), DbError>>>(
+    deadline: Instant,
+    attempt: impl Fn() -> F,
+) -> Result<(), DbError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(left, attempt()).await {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::db::queries;
+use crate::db::{Login, queries};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError, Unit};
 use crate::error::{Error, Result};
 use crate::ops::apply::world::World;
 use crate::ops::apply::{configure, follow, logins, pooler, proof};
-use crate::ops::objects;
+use crate::ops::objects::{self, ToPrimary};
 use crate::ops::observe::{self, Claim};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::provision::{self, Site};
@@ -38,6 +38,8 @@ pub enum Evidence {
     Configured {},
     /// Roles, databases, schemas and grants are as planned.
     Granted {},
+    /// Every declared role has its password.
+    Opened {},
     /// The pooler answers through each of these aliases.
     PoolerAnswers { aliases: Vec<String> },
     /// The row was read on these nodes.
@@ -59,7 +61,8 @@ impl Step for ApplyStep {
             Self::Clone { node, from } => format!("clone {node} from {from}"),
             Self::Follow { node, upstream } => format!("start {node}, stream from {upstream}"),
             Self::Configure { node, activation, .. } => format!("configure {node}{}", activation.suffix()),
-            Self::Open { .. } => "open: roles, databases, schemas, grants".to_owned(),
+            Self::Objects { .. } => "roles, databases, schemas, grants".to_owned(),
+            Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Prove {} => "prove a write".to_owned(),
@@ -75,7 +78,9 @@ impl Step for ApplyStep {
             | Self::Follow { .. }
             | Self::Configure { .. } => Reversal::Undo,
             // A login or a grant that was put right stays right: undoing would bring the drift back.
-            Self::Logins { .. } | Self::Mend { .. } | Self::Prove {} => Reversal::NothingToUndo,
+            Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove {} => {
+                Reversal::NothingToUndo
+            }
             Self::Open { .. } | Self::Pooler { .. } => Reversal::ForwardOnly,
         }
     }
@@ -89,6 +94,7 @@ impl Step for ApplyStep {
             Self::Initdb { .. }
             | Self::Logins { .. }
             | Self::Slot { .. }
+            | Self::Objects { .. }
             | Self::Open { .. }
             | Self::Mend { .. }
             | Self::Pooler { .. }
@@ -107,6 +113,7 @@ impl Step for ApplyStep {
             | Self::Clone { .. }
             | Self::Follow { .. }
             | Self::Configure { .. }
+            | Self::Objects { .. }
             | Self::Open { .. }
             | Self::Mend { .. } => Retry::NEVER,
         }
@@ -135,18 +142,20 @@ impl Step for ApplyStep {
             Self::Configure { node, files, resets, expect, .. } => {
                 configure::look(&world.site(node)?, files, resets, expect).await?
             }
-            Self::Open { changes } => {
-                if objects::all_done(&objects_world(world)?, changes).await? {
-                    Found::Done(Evidence::Granted {})
-                } else {
-                    Found::NotDone
-                }
-            }
-            Self::Mend { change } => {
-                if objects::all_done(&objects_world(world)?, std::slice::from_ref(change)).await? {
-                    Found::Done(Evidence::Granted {})
-                } else {
-                    Found::NotDone
+            // Each change is idempotent and looks for itself what is there.
+            Self::Objects { .. } | Self::Mend { .. } => Found::NotDone,
+            Self::Open { roles } => {
+                let login = superuser(world)?;
+                match objects::passwords_set(to(world, &login), roles, &world.passwords)
+                    .await
+                    .map_err(Error::from)?
+                {
+                    Some(true) => Found::Done(Evidence::Opened {}),
+                    Some(false) => Found::NotDone,
+                    None => Found::CannotTell(format!(
+                        "some of the roles {} have their declared password and others do not",
+                        roles.join(", ")
+                    )),
                 }
             }
             Self::Pooler { host } => pooler::look(world, host).await?,
@@ -167,7 +176,9 @@ impl Step for ApplyStep {
             Self::Start { node } => {
                 let site = world.site(node)?;
                 provision::start(&site).await?;
-                Evidence::Answers { system_identifier: provision::control_file(&site).await?.system_identifier }
+                Evidence::Answers {
+                    system_identifier: provision::control_file(&site).await?.system_identifier,
+                }
             }
             Self::Logins { nodes } => {
                 logins::ensure(world, nodes).await?;
@@ -183,7 +194,8 @@ impl Step for ApplyStep {
                 let from = world.node(from)?;
                 let names = declared::synchronous_names(&world.input.cluster, site.node);
                 let wish = wish(world, site.node, Some(from), names);
-                let report = |done: u64, total: u64| (cx.progress.0)(done << 10, Some(total << 10), Unit::Bytes);
+                let report =
+                    |done: u64, total: u64| (cx.progress.0)(done << 10, Some(total << 10), Unit::Bytes);
                 Evidence::Made { system_identifier: provision::clone(&site, from, &wish, &report).await? }
             }
             Self::Follow { node, upstream } => follow::start(world, node, upstream).await?,
@@ -192,12 +204,24 @@ impl Step for ApplyStep {
                 configure::apply(world, node, &step).await?;
                 Evidence::Configured {}
             }
-            Self::Open { changes } => {
-                objects::apply(&objects_world(world)?, changes).await?;
+            Self::Objects { changes } => {
+                let login = superuser(world)?;
+                for (done, change) in changes.iter().enumerate() {
+                    (cx.progress.0)(done as u64, Some(changes.len() as u64), Unit::Items);
+                    objects::apply(change, to(world, &login), &world.passwords).await.map_err(Error::from)?;
+                }
                 Evidence::Granted {}
             }
+            Self::Open { roles } => {
+                let login = superuser(world)?;
+                objects::set_passwords(to(world, &login), roles, &world.passwords)
+                    .await
+                    .map_err(Error::from)?;
+                Evidence::Opened {}
+            }
             Self::Mend { change } => {
-                objects::apply(&objects_world(world)?, std::slice::from_ref(change)).await?;
+                let login = superuser(world)?;
+                objects::apply(change, to(world, &login), &world.passwords).await.map_err(Error::from)?;
                 Evidence::Granted {}
             }
             Self::Pooler { host } => pooler::ensure(world, host).await?,
@@ -208,14 +232,21 @@ impl Step for ApplyStep {
     async fn undo(&self, cx: &Cx<'_, Self>) -> Result<(), StepError> {
         let world = cx.world;
         match self {
-            Self::Initdb { node } | Self::Clone { node, .. } => provision::remove_made(&world.site(node)?).await?,
+            Self::Initdb { node } | Self::Clone { node, .. } => {
+                provision::remove_made(&world.site(node)?).await?
+            }
             Self::Start { node } | Self::Follow { node, .. } => provision::stop(&world.site(node)?).await?,
             Self::Slot { on, slot } => drop_slot(&world.site(on)?, slot).await?,
             Self::Configure { node, files, resets, activation, expect } => {
                 let step = configure::Wanted { files, resets, activation: *activation, expect };
                 configure::undo(world, node, &step).await?;
             }
-            Self::Logins { .. } | Self::Mend { .. } | Self::Prove {} | Self::Open { .. } | Self::Pooler { .. } => {}
+            Self::Logins { .. }
+            | Self::Objects { .. }
+            | Self::Mend { .. }
+            | Self::Prove {}
+            | Self::Open { .. }
+            | Self::Pooler { .. } => {}
         }
         Ok(())
     }
@@ -234,10 +265,14 @@ async fn made(site: &Site<'_>) -> Result<Found<Evidence>> {
             None => Found::NotDone,
         }),
         Claim::None | Claim::Ours(_) => Ok(Found::NotDone),
-        Claim::Other(marker) => {
-            Ok(Found::CannotTell(format!("the marker of {} claims {}", site.name(), marker.data_directory.display())))
+        Claim::Other(marker) => Ok(Found::CannotTell(format!(
+            "the marker of {} claims {}",
+            site.name(),
+            marker.data_directory.display()
+        ))),
+        Claim::Unknown { why } => {
+            Ok(Found::CannotTell(format!("the marker of {} cannot be read: {why}", site.name())))
         }
-        Claim::Unknown { why } => Ok(Found::CannotTell(format!("the marker of {} cannot be read: {why}", site.name()))),
     }
 }
 
@@ -262,12 +297,10 @@ async fn drop_slot(site: &Site<'_>, slot: &str) -> Result<()> {
     Ok(())
 }
 
-fn objects_world(world: &World) -> Result<objects::World<'_>> {
-    let site = world.primary()?;
-    Ok(objects::World {
-        connector: &world.doors.connector,
-        login: world.doors.superuser(&world.input.cluster, site.node, "postgres"),
-        cluster: &world.input.cluster,
-        passwords: &world.passwords,
-    })
+fn superuser(world: &World) -> Result<Login> {
+    Ok(world.doors.superuser(&world.input.cluster, world.primary()?.node, "postgres"))
+}
+
+fn to<'a>(world: &'a World, login: &'a Login) -> ToPrimary<'a> {
+    ToPrimary { connector: &world.doors.connector, login }
 }

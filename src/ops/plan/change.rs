@@ -6,7 +6,9 @@ use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
-use crate::ops::plan::{ClusterPlan, Logins, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, proof};
+use crate::ops::plan::{
+    ClusterPlan, Logins, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, proof,
+};
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
 
@@ -23,7 +25,11 @@ enum Fate<'a> {
 }
 
 /// Plans the change of a cluster whose primary is `primary`.
-pub(super) fn plan(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) -> Result<(), Vec<Error>> {
+pub(super) fn plan(
+    situation: &Situation<'_>,
+    primary: &Node,
+    plan: &mut ClusterPlan,
+) -> Result<(), Vec<Error>> {
     let cluster = situation.cluster;
     let lead = situation.observed.node(&primary.name).expect("the primary was observed");
     let standbys: Vec<(&Node, Fate<'_>)> = cluster
@@ -58,7 +64,9 @@ pub(super) fn plan(situation: &Situation<'_>, primary: &Node, plan: &mut Cluster
     change_standbys(situation, primary, &standbys, plan);
     if !added.is_empty() {
         add_standbys(situation, primary, &added, plan);
-        for (node, seen) in added.iter().filter_map(|node| situation.observed.node(&node.name).map(|seen| (node, seen))) {
+        for (node, seen) in
+            added.iter().filter_map(|node| situation.observed.node(&node.name).map(|seen| (node, seen)))
+        {
             if matches!(seen.marker, Claim::Ours(_)) {
                 plan.notes.push(format!(
                     "the data directory of {} is gone from {}: it is cloned anew",
@@ -84,11 +92,15 @@ pub(super) fn plan(situation: &Situation<'_>, primary: &Node, plan: &mut Cluster
 
 fn moves_a_node(step: &ApplyStep) -> bool {
     match step {
-        ApplyStep::Start { .. } | ApplyStep::Clone { .. } | ApplyStep::Follow { .. } | ApplyStep::Pooler { .. } => true,
+        ApplyStep::Start { .. }
+        | ApplyStep::Clone { .. }
+        | ApplyStep::Follow { .. }
+        | ApplyStep::Pooler { .. } => true,
         ApplyStep::Configure { activation, .. } => *activation == Activation::Restart,
         ApplyStep::Initdb { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }
+        | ApplyStep::Objects { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
         | ApplyStep::Prove {} => false,
@@ -152,7 +164,11 @@ fn logins(situation: &Situation<'_>, plan: &mut ClusterPlan) {
         plan.stages.push(vec![PlannedStep {
             sign: Sign::Change,
             subject: situation.cluster.name.clone(),
-            text: format!("roles {} and {}, and the password files", declared::REPLICATION_ROLE, declared::PROBE_ROLE),
+            text: format!(
+                "roles {} and {}, and the password files",
+                declared::REPLICATION_ROLE,
+                declared::PROBE_ROLE
+            ),
             reason: Some(what.clone()),
             impact: None,
             undo: "nothing to undo".to_owned(),
@@ -192,7 +208,12 @@ fn missing_slots(
     );
 }
 
-fn change_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[(&Node, Fate<'_>)], plan: &mut ClusterPlan) {
+fn change_standbys(
+    situation: &Situation<'_>,
+    primary: &Node,
+    standbys: &[(&Node, Fate<'_>)],
+    plan: &mut ClusterPlan,
+) {
     let cluster = situation.cluster;
     // What only needs a reload goes side by side; restarts one after the other, so that a synchronous standby is left to
     // acknowledge commits.
@@ -250,7 +271,7 @@ fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) ->
 
 fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     PlannedStep {
-        sign: Sign::Change,
+        sign: if change.sign() == '+' { Sign::Create } else { Sign::Change },
         subject: cluster.name.clone(),
         text: change.describe(),
         reason: Some(change.reason()),
@@ -262,33 +283,35 @@ fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
 
 fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_move: bool) {
     let cluster = situation.cluster;
-    let wrong: Vec<(&String, String)> = situation
+    let wrong: Vec<(&String, String, bool)> = situation
         .poolers
         .iter()
         .filter_map(|(host, drift)| match drift {
             PoolerDrift::Right | PoolerDrift::Foreign { .. } => None,
-            PoolerDrift::Missing => Some((host, "it is not there".to_owned())),
-            PoolerDrift::Stopped => Some((host, "it is stopped".to_owned())),
-            PoolerDrift::Differs(what) => Some((host, what.join("; "))),
-            PoolerDrift::Unknown { why } => Some((host, format!("unknown: {why}"))),
+            PoolerDrift::Missing => Some((host, "it is not there".to_owned(), false)),
+            PoolerDrift::Stopped => Some((host, "it is stopped".to_owned(), false)),
+            PoolerDrift::Differs { what, restart } => Some((host, what.join("; "), *restart)),
+            PoolerDrift::Unknown { why } => Some((host, format!("unknown: {why}"), false)),
         })
         .collect();
     // Nodes that come or go change where the aliases point; what was seen of the pooler is then of the past.
     if nodes_move && cluster.poolers.is_some() {
-        add_pooler_and_proof(situation, plan, "none: clients may be connected");
+        add_pooler_and_proof(situation, plan);
         return;
     }
     if !wrong.is_empty() {
         plan.stages.push(
             wrong
                 .into_iter()
-                .map(|(host, why)| PlannedStep {
-                    sign: Sign::Change,
+                .map(|(host, why, restart)| PlannedStep {
+                    sign: if restart { Sign::Disrupt } else { Sign::Change },
                     subject: "pooler".to_owned(),
                     text: format!("PgBouncer on {host}: write its files, reload or start it"),
                     reason: Some(why),
-                    impact: None,
-                    undo: "none: clients may be connected".to_owned(),
+                    impact: restart.then(|| {
+                        "PgBouncer restarts: its clients are disconnected; needs --allow-restart".to_owned()
+                    }),
+                    undo: "none, clients may be connected".to_owned(),
                     step: ApplyStep::Pooler { host: host.clone() },
                 })
                 .collect(),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
-use crate::ops::objects::{self, ObjectsObserved};
+use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
@@ -54,7 +54,10 @@ pub struct Fixed {
 pub enum Logins {
     Right,
     /// The text says what is missing or different; `nodes` need their password file.
-    Wrong { what: String, nodes: Vec<String> },
+    Wrong {
+        what: String,
+        nodes: Vec<String>,
+    },
 }
 
 /// How a pooler differs from what is declared.
@@ -63,10 +66,18 @@ pub enum PoolerDrift {
     Right,
     Missing,
     Stopped,
-    Differs(Vec<String>),
+    /// Differences with both values; `restart` if only a restart takes one of them over.
+    Differs {
+        what: Vec<String>,
+        restart: bool,
+    },
     /// Something that is not our pooler has its port.
-    Foreign { what: String },
-    Unknown { why: String },
+    Foreign {
+        what: String,
+    },
+    Unknown {
+        why: String,
+    },
 }
 
 /// A plan for one cluster.
@@ -206,22 +217,38 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
     if cluster.synchronous.is_some() && !standbys.is_empty() {
         plan.stages.extend(settings::wait_for_standbys(situation, primary));
     }
-    let changes = objects::plan(cluster, &ObjectsObserved::default());
-    let mut open = step(
+    let (roles, changes): (Vec<Change>, Vec<Change>) = objects::plan(cluster, &ObjectsObserved::default())
+        .into_iter()
+        .partition(|change| matches!(change, Change::SetPassword { .. }));
+    let roles: Vec<String> = roles
+        .into_iter()
+        .filter_map(|change| if let Change::SetPassword { role, .. } = change { Some(role) } else { None })
+        .collect();
+    plan.stages.push(vec![step(
         Sign::Create,
         cluster.name.clone(),
-        opened(cluster),
-        "none: from here on clients may come in",
-        ApplyStep::Open { changes },
-    );
-    open.impact = Some("pivot".to_owned());
-    plan.stages.push(vec![open]);
-    add_pooler_and_proof(situation, plan, "none: clients may be connected");
+        objects_text(cluster),
+        "goes with the data directory",
+        ApplyStep::Objects { changes },
+    )]);
+    if !roles.is_empty() {
+        let mut open = step(
+            Sign::Create,
+            cluster.name.clone(),
+            format!("passwords of {} (SCRAM verifiers)", roles.join(", ")),
+            "none, clients may have come in",
+            ApplyStep::Open { roles },
+        );
+        open.impact = Some("pivot: from here on there is only forward".to_owned());
+        plan.stages.push(vec![open]);
+    }
+    add_pooler_and_proof(situation, plan);
 }
 
-fn opened(cluster: &Cluster) -> String {
+fn objects_text(cluster: &Cluster) -> String {
     let list = |word: &str, names: Vec<&str>| {
-        (!names.is_empty()).then(|| format!("{word}{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", ")))
+        (!names.is_empty())
+            .then(|| format!("{word}{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", ")))
     };
     [
         list("role", cluster.roles.iter().map(|role| role.name.as_str()).collect()),
@@ -244,7 +271,8 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
             .and_then(|node| node.running())
             .is_some_and(|running| running.slots.iter().any(|found| found.name == slot))
     };
-    let stage = |make: &dyn Fn(&Node) -> PlannedStep| standbys.iter().map(|node| make(node)).collect::<Vec<_>>();
+    let stage =
+        |make: &dyn Fn(&Node) -> PlannedStep| standbys.iter().map(|node| make(node)).collect::<Vec<_>>();
     let slots = standbys
         .iter()
         .map(|node| cluster.slot_name(&node.name))
@@ -272,7 +300,11 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
     plan.stages.push(stage(&|node| PlannedStep {
         sign: Sign::Create,
         subject: cluster.full_name(&node.name),
-        text: format!("start on port {}, wait until it streams from {}", node.port, cluster.full_name(&primary.name)),
+        text: format!(
+            "start on port {}, wait until it streams from {}",
+            node.port,
+            cluster.full_name(&primary.name)
+        ),
         reason: None,
         impact: None,
         undo: "stop".to_owned(),
@@ -281,7 +313,7 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
 }
 
 /// The pooler on each of its hosts, then a write that goes through it.
-fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, undo: &str) {
+fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
     let cluster = situation.cluster;
     if let Some(poolers) = &cluster.poolers {
         let aliases: Vec<String> = cluster
@@ -295,7 +327,7 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, undo:
             text: format!("PgBouncer on {host}:{}, aliases {}", poolers.port, aliases.join(", ")),
             reason: None,
             impact: None,
-            undo: undo.to_owned(),
+            undo: "none, clients may be connected".to_owned(),
             step: ApplyStep::Pooler { host: host.clone() },
         });
         plan.stages.push(steps.collect());
@@ -334,12 +366,17 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
             && *version != cluster.postgres.version.to_string()
         {
             found.push(
-                Error::refused(format!("cannot use {} for {name}: it is of another major version", node.data_directory.display()))
-                    .detail(format!(
-                        "PG_VERSION says {version}; the topology declares {}. Nothing was changed.",
-                        cluster.postgres.version
-                    ))
-                    .hint("Declare the version that the data directory has; a major upgrade is pg_upgrade's work."),
+                Error::refused(format!(
+                    "cannot use {} for {name}: it is of another major version",
+                    node.data_directory.display()
+                ))
+                .detail(format!(
+                    "PG_VERSION says {version}; the topology declares {}. Nothing was changed.",
+                    cluster.postgres.version
+                ))
+                .hint(
+                    "Declare the version that the data directory has; a major upgrade is pg_upgrade's work.",
+                ),
             );
         }
     }
@@ -360,10 +397,17 @@ fn split_brain(situation: &Situation<'_>, names: &[String]) -> Error {
         .observed
         .nodes
         .iter()
-        .filter_map(|node| node.running().filter(|running| running.is_primary()).map(|running| (node, running)))
+        .filter_map(|node| {
+            node.running().filter(|running| running.is_primary()).map(|running| (node, running))
+        })
         .map(|(node, running)| {
             let lsn = running.facts.role.lsn().map_or_else(|| "?".to_owned(), |lsn| lsn.to_string());
-            format!("{}: timeline {}, LSN {lsn}, {} standbys", node.node, running.facts.timeline, running.senders.len())
+            format!(
+                "{}: timeline {}, LSN {lsn}, {} standbys",
+                node.node,
+                running.facts.timeline,
+                running.senders.len()
+            )
         })
         .collect();
     Error::refused(format!("{} has more than one primary: {}", situation.cluster.name, names.join(", ")))

@@ -27,7 +27,12 @@ pub(super) struct Difference {
 }
 
 /// Decides what a node's files should say; `synchronous` is the value of `synchronous_standby_names`.
-pub(super) fn desired(situation: &Situation<'_>, node: &Node, upstream: Option<&Node>, synchronous: String) -> Desired {
+pub(super) fn desired(
+    situation: &Situation<'_>,
+    node: &Node,
+    upstream: Option<&Node>,
+    synchronous: String,
+) -> Desired {
     let cluster = situation.cluster;
     let memory = situation.fixed.memory.get(&node.name).copied().unwrap_or_default();
     let places = situation.places.node(&cluster.full_name(&node.name));
@@ -50,7 +55,12 @@ impl Desired {
 
 /// Has commits of a newborn cluster wait for its standbys, now that they stream.
 pub(super) fn wait_for_standbys(situation: &Situation<'_>, primary: &Node) -> Vec<Vec<PlannedStep>> {
-    change_synchronous(situation, primary, String::new(), declared::synchronous_names(situation.cluster, primary))
+    change_synchronous(
+        situation,
+        primary,
+        String::new(),
+        declared::synchronous_names(situation.cluster, primary),
+    )
 }
 
 /// Changes for whom a commit waits, after the standbys that it adds are there.
@@ -60,7 +70,8 @@ pub(super) fn change_synchronous(
     before: String,
     after: String,
 ) -> Vec<Vec<PlannedStep>> {
-    let file = |synchronous: String| declared::settings_file(&desired(situation, primary, None, synchronous).own);
+    let file =
+        |synchronous: String| declared::settings_file(&desired(situation, primary, None, synchronous).own);
     let subject = situation.cluster.full_name(&primary.name);
     vec![vec![PlannedStep {
         sign: if before.is_empty() { Sign::Create } else { Sign::Change },
@@ -99,11 +110,19 @@ pub(super) fn configure(
         return None;
     }
     for (name, before) in &resets {
-        reasons.push(format!("ALTER SYSTEM set {name} = {}, declared is {}", shown(before), shown(desired.value(name))));
+        reasons.push(format!(
+            "ALTER SYSTEM set {name} = {}, declared is {}",
+            shown(before),
+            shown(desired.value(name))
+        ));
     }
     let told: Vec<String> = differences.iter().map(Difference::tell).collect();
     // The files already say it where nothing but a reload is missing; say a value once.
-    reasons.extend(told.into_iter().filter(|text| !reasons.iter().any(|reason| reason.contains(text.as_str()))).collect::<Vec<_>>());
+    reasons.extend(
+        told.into_iter()
+            .filter(|text| !reasons.iter().any(|reason| reason.contains(text.as_str())))
+            .collect::<Vec<_>>(),
+    );
     let restart: Vec<&str> = differences.iter().filter(|d| d.restart).map(|d| d.name.as_str()).collect();
     let activation = match (running, restart.is_empty()) {
         (None, _) => Activation::AtStart,
@@ -129,8 +148,9 @@ pub(super) fn configure(
         subject: situation.cluster.full_name(&node.name),
         text: doing.join(", "),
         reason: Some(reasons.join("; ")),
-        impact: (activation == Activation::Restart)
-            .then(|| format!("restart for {}: its connections end; needs --allow-restart", restart.join(", "))),
+        impact: (activation == Activation::Restart).then(|| {
+            format!("restart for {}: its connections end; needs --allow-restart", restart.join(", "))
+        }),
         undo: match activation {
             Activation::AtStart => "write what was there before".to_owned(),
             Activation::Reload => "write what was there before, reload".to_owned(),
@@ -162,13 +182,22 @@ fn file_name(change: &FileChange) -> Option<String> {
 }
 
 /// Returns the files that must be written, and why, with both values.
-fn file_changes(situation: &Situation<'_>, node: &Node, files: &Files, desired: &Desired) -> (Vec<FileChange>, Vec<String>) {
+fn file_changes(
+    situation: &Situation<'_>,
+    node: &Node,
+    files: &Files,
+    desired: &Desired,
+) -> (Vec<FileChange>, Vec<String>) {
     let users = situation.fixed.users.get(&node.host).cloned().unwrap_or_default();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
     let wanted = [
         (declared::SHARED_FILE, files.shared.clone(), declared::settings_file(&desired.shared)),
         (declared::NODE_FILE, files.node.clone(), declared::settings_file(&desired.own)),
-        ("postgresql.conf", Some(files.postgresql_conf.clone()), declared::with_includes(&files.postgresql_conf)),
+        (
+            "postgresql.conf",
+            Some(files.postgresql_conf.clone()),
+            declared::with_includes(&files.postgresql_conf),
+        ),
         ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access(&files.pg_hba)),
         ("pg_ident.conf", Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
     ];
@@ -257,11 +286,15 @@ pub(super) fn standby_five(situation: &Situation<'_>, desired: &Desired) -> (Vec
     let mut raised = Vec::new();
     let mut lowered = Vec::new();
     for name in guc::STANDBY_FIVE {
-        let Some(declared) = desired.all().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<i64>().ok()) else {
+        let Some(declared) =
+            desired.all().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<i64>().ok())
+        else {
             continue;
         };
         for running in situation.observed.nodes.iter().filter_map(NodeObserved::running) {
-            let Some(now) = running.settings.get(name).and_then(|row| row.setting.parse::<i64>().ok()) else { continue };
+            let Some(now) = running.settings.get(name).and_then(|row| row.setting.parse::<i64>().ok()) else {
+                continue;
+            };
             if declared > now {
                 raised.push(name.to_owned());
             } else if declared < now {

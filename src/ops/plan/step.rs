@@ -36,8 +36,10 @@ pub enum ApplyStep {
         /// What must be in effect afterwards.
         expect: Vec<Setting>,
     },
-    /// Roles, databases, schemas and grants of a new cluster: from here on clients may come in.
-    Open { changes: Vec<Change> },
+    /// Roles, databases, schemas and grants of a new cluster; nobody can log in yet.
+    Objects { changes: Vec<Change> },
+    /// The passwords of all declared roles, in one transaction: from here on clients may come in.
+    Open { roles: Vec<String> },
     /// One role, database, schema or grant of a cluster that is already open.
     Mend { change: Change },
     /// PgBouncer on a host: its files, its process, where its aliases point.

@@ -1,0 +1,414 @@
+//! The removal of a cluster, or of one node, by its name: what the profiles and markers claim, and nothing else.
+//!
+//! Needs no topology file: what has left the file can still be removed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::db::queries;
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
+use crate::engine::lock::Lock;
+use crate::engine::operation::{self, Intent, Operation, Outcome};
+use crate::engine::record::{OperationId, TopologyFile};
+use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::local::LocalHost;
+use crate::host::programs::Programs;
+use crate::host::{Host, HostError};
+use crate::ops::apply::{self, Context, Way};
+use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
+use crate::ops::provision::{self, Site};
+use crate::ops::roles::{self, Lead};
+use crate::topology::claim::{self, PoolerProfile, Profile};
+use crate::topology::model::{Cluster, Node, PoolMode, Poolers, Postgres, Promote};
+
+/// The kind of this operation in its journal.
+pub const KIND: &str = "destroy";
+
+/// One removal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DestroyStep {
+    /// Stop a PgBouncer and remove its files.
+    Pooler { host: String },
+    /// Drop the slot of a node that leaves a cluster which stays.
+    Slot { on: String, slot: String },
+    /// Stop a node (fast) and remove its data directory, its log, and at last its profile and marker.
+    Node { node: String },
+}
+
+/// What a removal keeps of its input in the journal: the profiles say all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    pub cluster: String,
+    /// Every node of the cluster, also those that stay.
+    pub profiles: Vec<Profile>,
+    pub poolers: Vec<PoolerProfile>,
+}
+
+/// What will be removed, in words, and the steps that do it.
+#[derive(Debug)]
+pub struct Removal {
+    pub input: Input,
+    pub stages: Vec<Vec<DestroyStep>>,
+    /// One line for each thing that goes.
+    pub lines: Vec<String>,
+}
+
+/// What the steps share.
+#[derive(Debug)]
+pub struct World {
+    operation: String,
+    cluster: Cluster,
+    doors: Doors,
+    programs: BTreeMap<String, Programs>,
+}
+
+/// Finds what carries the name of the cluster, or of one of its nodes.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] if nothing does, `Refused` if a directory is not what its marker says or the node is the primary of
+/// others.
+pub async fn plan(context: &Context, cluster: &str, node: Option<&str>) -> Result<Removal> {
+    let host = LocalHost::new("local", None)?;
+    let mut profiles: Vec<Profile> = observe::profiles(&host, &context.places)
+        .await?
+        .into_iter()
+        .filter(|profile| profile.cluster == cluster)
+        .collect();
+    profiles.sort_by(|a, b| a.node.cmp(&b.node));
+    let poolers = pooler_profiles(&host, context, cluster).await?;
+    if profiles.is_empty() && poolers.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no cluster {cluster:?} on this machine"),
+        )
+        .detail(format!(
+            "No profile in {} names it. Nothing was changed.",
+            context.places.nodes().display()
+        )));
+    }
+    let input = Input { cluster: cluster.to_owned(), profiles, poolers };
+    let world = World::open(context, "plan".to_owned(), input.clone()).await?;
+    let observed = observe::observe(&world.doors, &world.cluster, Depth::Servers).await;
+    match node {
+        None => {
+            for profile in &input.profiles {
+                claimed(profile, &observed)?;
+            }
+            Ok(whole(input))
+        }
+        Some(node) => one(&observed, input, node),
+    }
+}
+
+fn whole(input: Input) -> Removal {
+    let poolers: Vec<DestroyStep> =
+        input.poolers.iter().map(|pooler| DestroyStep::Pooler { host: pooler.host.clone() }).collect();
+    let nodes: Vec<DestroyStep> =
+        input.profiles.iter().map(|profile| DestroyStep::Node { node: profile.node.clone() }).collect();
+    let lines = input.poolers.iter().map(pooler_line).chain(input.profiles.iter().map(node_line)).collect();
+    Removal {
+        input,
+        stages: vec![poolers, nodes].into_iter().filter(|stage| !stage.is_empty()).collect(),
+        lines,
+    }
+}
+
+fn pooler_line(pooler: &PoolerProfile) -> String {
+    format!("PgBouncer of {} on {}:{}", pooler.cluster, pooler.host, pooler.port)
+}
+
+fn node_line(profile: &Profile) -> String {
+    format!(
+        "{}-{}: data directory {}, system identifier {}, port {}",
+        profile.cluster,
+        profile.node,
+        profile.data_directory.display(),
+        profile.system_identifier,
+        profile.port
+    )
+}
+
+fn one(observed: &ClusterObserved, input: Input, node: &str) -> Result<Removal> {
+    let Some(profile) = input.profiles.iter().find(|profile| profile.node == node).cloned() else {
+        let names: Vec<&str> = input.profiles.iter().map(|profile| profile.node.as_str()).collect();
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("{} has no node {node:?} on this machine", input.cluster),
+        )
+        .hint(format!("Its nodes are: {}.", names.join(", "))));
+    };
+    claimed(&profile, observed)?;
+    let others = input.profiles.len() > 1;
+    let mut stages = Vec::new();
+    let mut lines = Vec::new();
+    match roles::lead(observed) {
+        Lead::Primary(name) if name == node && others => return Err(is_primary(&input.cluster, node)),
+        Lead::StoppedPrimary(name) if name == node && others => return Err(is_primary(&input.cluster, node)),
+        Lead::Primary(primary) if primary != node => {
+            lines.push(format!("slot {} on {}-{primary}", profile.slot, input.cluster));
+            stages.push(vec![DestroyStep::Slot { on: primary, slot: profile.slot.clone() }]);
+        }
+        Lead::Primary(_) | Lead::StoppedPrimary(_) | Lead::Unborn | Lead::Unknown { .. } | Lead::Split(_) => {
+        }
+    }
+    lines.push(node_line(&profile));
+    // The node goes first: while it streams, its slot is in use.
+    stages.insert(0, vec![DestroyStep::Node { node: node.to_owned() }]);
+    Ok(Removal { input, stages, lines })
+}
+
+fn is_primary(cluster: &str, node: &str) -> Error {
+    Error::refused(format!("cannot remove {cluster}-{node}: it is the primary of nodes that stay"))
+        .detail("Nothing was changed.")
+        .hint(format!("Remove the whole cluster: pgherd destroy {cluster}"))
+}
+
+async fn pooler_profiles(host: &dyn Host, context: &Context, cluster: &str) -> Result<Vec<PoolerProfile>> {
+    let could_not = |error: HostError| {
+        Error::new(ErrorKind::NotFound, "could not read the pooler profiles").source(error)
+    };
+    let directory = context.places.poolers();
+    let mut found = Vec::new();
+    for name in host.list(&directory).await.map_err(could_not)?.unwrap_or_default() {
+        let bytes = host.read(&directory.join(&name).join("profile.json")).await.map_err(could_not)?;
+        let profile = bytes.and_then(|bytes| claim::read::<PoolerProfile>(&bytes).ok());
+        found.extend(profile.filter(|profile| profile.cluster == cluster));
+    }
+    Ok(found)
+}
+
+/// Runs a removal that was agreed to by name.
+///
+/// # Errors
+/// As [`Operation::begin`] and [`operation::run`].
+pub async fn run(
+    context: &Context,
+    removal: Removal,
+    wait: Duration,
+    events: &EventSink,
+    interrupt: &Interrupt,
+) -> Result<(OperationId, Outcome)> {
+    let lock = Lock::take(&context.store, &removal.input.cluster, wait).await?;
+    let input = serde_json::to_value(&removal.input)
+        .map_err(|error| Error::failed("could not write the input down").source(error))?;
+    let digest =
+        Sha256::digest(input.to_string()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let intent = Intent {
+        kind: KIND.to_owned(),
+        topology: TopologyFile { file: context.places.nodes(), sha256: String::new() },
+        plan_digest: digest,
+        input,
+        stages: removal.stages.into_iter().map(|steps| Stage { steps }).collect(),
+    };
+    let mut operation = Operation::begin(&context.store, lock, intent)?;
+    let id = operation.id();
+    let world = World::open(context, id.as_str().to_owned(), removal.input).await?;
+    let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    Ok((id, outcome))
+}
+
+/// Goes on with a removal that no process drives any more, or takes it back while nothing is removed.
+///
+/// # Errors
+/// As [`operation::run`] and [`operation::undo`].
+pub async fn go_on(
+    context: &Context,
+    mut operation: Operation<DestroyStep>,
+    way: Way,
+    events: &EventSink,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    let id = operation.id();
+    let input: Input = serde_json::from_value(operation.header().input).map_err(|error| {
+        Error::new(ErrorKind::Stuck, format!("cannot read the input of operation {id}"))
+            .hint("Use the version of pgherd that began it.")
+            .source(error)
+    })?;
+    let world = World::open(context, id.as_str().to_owned(), input).await?;
+    match way {
+        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
+        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
+    }
+}
+
+impl World {
+    async fn open(context: &Context, operation: String, input: Input) -> Result<Self> {
+        let cluster = as_cluster(&input);
+        let doors = Doors::open(&cluster, context.places.clone(), &context.gate)?;
+        let mut programs = BTreeMap::new();
+        for profile in &input.profiles {
+            let node = cluster.node(&profile.node).expect("as_cluster takes every profile");
+            programs.insert(profile.node.clone(), doors.programs(&cluster, node).await?);
+        }
+        Ok(Self { operation, cluster, doors, programs })
+    }
+
+    fn site(&self, name: &str) -> Result<Site<'_>> {
+        let unknown = || Error::failed(format!("the operation knows no node {name:?}"));
+        Ok(Site {
+            herd: "",
+            operation: &self.operation,
+            cluster: &self.cluster,
+            node: self.cluster.node(name).ok_or_else(unknown)?,
+            doors: &self.doors,
+            programs: self.programs.get(name).ok_or_else(unknown)?,
+            users: &[],
+        })
+    }
+}
+
+/// Refuses unless the marker claims the directory and the directory is what the marker says.
+fn claimed(profile: &Profile, observed: &ClusterObserved) -> Result<()> {
+    let seen = observed.node(&profile.node).expect("every node of the profiles was observed");
+    let refuse = |why: String| {
+        Err(Error::refused(format!(
+            "cannot remove {}: the marker of {}-{} does not claim it",
+            profile.data_directory.display(),
+            profile.cluster,
+            profile.node
+        ))
+        .detail(format!("{why} Nothing was changed."))
+        .hint("Look at it, and remove it by hand if it may go."))
+    };
+    match &seen.marker {
+        Claim::Ours(marker) if marker.system_identifier == Some(profile.system_identifier) => {}
+        Claim::Ours(_) => {
+            return refuse("The marker names another system identifier than the profile.".to_owned());
+        }
+        Claim::None => return refuse("There is no marker.".to_owned()),
+        Claim::Other(marker) => return refuse(format!("It claims {}.", marker.data_directory.display())),
+        Claim::Unknown { why } => return refuse(format!("{why}.")),
+    }
+    match &seen.directory {
+        Directory::Cluster { control: Some(control), .. }
+            if control.system_identifier != profile.system_identifier =>
+        {
+            refuse(format!("It holds a cluster with system identifier {}.", control.system_identifier))
+        }
+        Directory::Foreign { names } => refuse(format!("It holds {} and no PG_VERSION.", names.join(", "))),
+        Directory::Unknown { why } => refuse(format!("{why}.")),
+        Directory::Missing | Directory::Empty | Directory::Cluster { .. } => Ok(()),
+    }
+}
+
+/// The cluster as its profiles tell it.
+fn as_cluster(input: &Input) -> Cluster {
+    let first = input.profiles.first();
+    Cluster {
+        name: input.cluster.clone(),
+        postgres: Postgres {
+            version: first.map_or(0, |profile| profile.version),
+            bin_directory: first.map(|profile| profile.bin_directory.clone()),
+            os_user: first
+                .map(|profile| profile.os_user.clone())
+                .or_else(|| input.poolers.first().map(|pooler| pooler.os_user.clone())),
+            tune_memory: None,
+            settings: BTreeMap::new(),
+        },
+        nodes: input
+            .profiles
+            .iter()
+            .enumerate()
+            .map(|(index, profile)| Node {
+                name: profile.node.clone(),
+                host: profile.host.clone(),
+                port: profile.port,
+                data_directory: profile.data_directory.clone(),
+                preferred: index == 0,
+                promote: Promote::Automatic,
+                pool_connections: None,
+            })
+            .collect(),
+        synchronous: None,
+        databases: Vec::new(),
+        schemas: Vec::new(),
+        roles: Vec::new(),
+        poolers: input.poolers.first().map(|pooler| Poolers {
+            hosts: input.poolers.iter().map(|pooler| pooler.host.clone()).collect(),
+            port: pooler.port,
+            mode: PoolMode::Transaction,
+            max_clients: 0,
+            pools: Vec::new(),
+        }),
+        objectives: BTreeMap::new(),
+    }
+}
+
+/// What a removal leaves in the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub struct Gone {}
+
+impl Step for DestroyStep {
+    type World = World;
+    type Evidence = Gone;
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Pooler { host } => format!("remove the pooler on {host}"),
+            Self::Slot { on, slot } => format!("drop slot {slot} on {on}"),
+            Self::Node { node } => format!("stop and remove {node}"),
+        }
+    }
+
+    fn reversal(&self) -> Reversal {
+        Reversal::ForwardOnly
+    }
+
+    fn timeout(&self) -> Duration {
+        provision::STOP + Duration::from_secs(600)
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            // The sender of a standby that was just stopped may still hold the slot.
+            Self::Slot { .. } => Retry { attempts: 6, pause: Duration::from_millis(250) },
+            Self::Pooler { .. } | Self::Node { .. } => Retry::NEVER,
+        }
+    }
+
+    async fn probe(&self, _cx: &Cx<'_, Self>) -> Result<Found<Gone>, StepError> {
+        // Each removal is idempotent and goes on where it was.
+        Ok(Found::NotDone)
+    }
+
+    async fn apply(&self, cx: &Cx<'_, Self>) -> Result<Gone, StepError> {
+        let world = cx.world;
+        match self {
+            Self::Pooler { host } => {
+                apply::remove_pooler(&world.doors, &world.cluster, host).await?;
+            }
+            Self::Slot { on, slot } => {
+                let conn = world.site(on)?.connect().await.map_err(Error::from)?;
+                queries::drop_slot(&conn, slot)
+                    .await
+                    .map_err(|error| StepError::passing(Error::from(error)))?;
+            }
+            Self::Node { node } => {
+                let site = world.site(node)?;
+                match observe::observe_claim(site.host(), &site.places(), site.node).await {
+                    Claim::None => {}
+                    Claim::Ours(marker) => {
+                        provision::stop(&site).await?;
+                        provision::remove(&site, marker.directory_existed).await?;
+                    }
+                    Claim::Other(_) | Claim::Unknown { .. } => {
+                        return Err(Error::refused(format!("the marker of {} changed", site.name())).into());
+                    }
+                }
+            }
+        }
+        Ok(Gone {})
+    }
+
+    async fn undo(&self, _cx: &Cx<'_, Self>) -> Result<(), StepError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,442 @@
+//! PgBouncer: one process a cluster on each pooler host, run as the os-user.
+//!
+//! Observes it, writes its files, starts, reloads and stops it, and believes none of its answers: before 1.25 RELOAD reports success
+//! for a file that it could not read, and before it listens on a port PgBouncer reports success for a port that it could not
+//! get. Knows no unit of a service manager, and decides nothing about roles: where a pool leads is handed in.
+
+mod console;
+mod drift;
+mod files;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep};
+
+pub use console::{Console, ConsoleError, DatabaseRow, PoolRow, SettingRow};
+pub use drift::{Drift, drift};
+pub use files::{Declared, Layout, PoolerFiles, PoolerPaths, Route, Standby, Target, render};
+
+use crate::error::Error;
+use crate::host::programs::Programs;
+use crate::host::{Command, Host, HostError, RunAs};
+use crate::pg::ident::quote_identifier;
+use crate::units::human_duration;
+
+/// How long a started PgBouncer may take until its console answers.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a PgBouncer that was told to stop at once may take.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How often something that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// What was seen of a PgBouncer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolerObserved {
+    /// The text of pgbouncer.ini, if there is one. It holds no secret.
+    pub ini: Option<String>,
+    /// The SHA-256 of userlist.txt, if there is one.
+    pub userlist: Option<String>,
+    pub process: PoolerProcess,
+    pub console: ConsoleSeen,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolerProcess {
+    Running { pid: u32 },
+    Stopped,
+    Unknown { why: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsoleSeen {
+    Answered(Console),
+    Unknown { why: String },
+}
+
+/// The door to one PgBouncer.
+#[derive(Debug, Clone, Copy)]
+pub struct Pooler<'a> {
+    pub host: &'a dyn Host,
+    /// The cluster's PostgreSQL programs on that host: `psql` speaks to the console, `pg_ctl` sends signals.
+    pub programs: &'a Programs,
+    pub paths: &'a PoolerPaths,
+    pub listen: IpAddr,
+    pub port: u16,
+}
+
+impl Pooler<'_> {
+    /// Looks at its files, its process and its console. Changes nothing; what cannot be seen is unknown.
+    ///
+    /// # Errors
+    /// Only if its files cannot be read, so that nothing could be said at all.
+    pub async fn observe(&self) -> Result<PoolerObserved, Error> {
+        let ini = self.host.read(&self.paths.ini()).await?;
+        let userlist = self.host.read(&self.paths.userlist()).await?;
+        let (process, console) = self.observe_process().await;
+        Ok(PoolerObserved {
+            ini: ini.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            userlist: userlist.map(|bytes| fingerprint(&bytes)),
+            process,
+            console,
+        })
+    }
+
+    async fn observe_process(&self) -> (PoolerProcess, ConsoleSeen) {
+        let process = match self.pidfile_process().await {
+            Ok(Some(pid)) => PoolerProcess::Running { pid },
+            Ok(None) => PoolerProcess::Stopped,
+            Err(error) => PoolerProcess::Unknown { why: error.to_string() },
+        };
+        let console = self.observe_console(&process).await;
+        match (process, console) {
+            (PoolerProcess::Stopped, console @ ConsoleSeen::Answered(_)) => {
+                let why = format!(
+                    "something answers on its socket, but {} names no process of it",
+                    self.paths.pidfile().display()
+                );
+                (PoolerProcess::Unknown { why }, console)
+            }
+            seen => seen,
+        }
+    }
+
+    /// Asks the console. A process that was started with another port than the declared one has its socket under that.
+    async fn observe_console(&self, process: &PoolerProcess) -> ConsoleSeen {
+        let why = match self.console(self.port).show().await {
+            Ok(console) => return ConsoleSeen::Answered(console),
+            Err(error) => error.to_string(),
+        };
+        if matches!(process, PoolerProcess::Running { .. }) {
+            let names = self.host.list(self.paths.directory()).await.ok().flatten().unwrap_or_default();
+            let ports = names.iter().filter_map(|name| name.strip_prefix(".s.PGSQL.")?.parse().ok());
+            for port in ports.filter(|port| *port != self.port) {
+                if let Ok(console) = self.console(port).show().await {
+                    return ConsoleSeen::Answered(console);
+                }
+            }
+        }
+        ConsoleSeen::Unknown { why }
+    }
+
+    /// Writes both files where they differ; the process takes them over with [`Pooler::reload_and_verify`].
+    ///
+    /// # Errors
+    /// [`HostError`] as told by the host.
+    pub async fn install(&self, files: &PoolerFiles) -> Result<(), Error> {
+        self.host.make_directory(self.paths.directory(), 0o700).await?;
+        // The userlist first: an alias is of no use before its roles can log in.
+        for (path, content) in
+            [(self.paths.userlist(), files.userlist.reveal()), (self.paths.ini(), files.ini.as_str())]
+        {
+            if self.host.read(&path).await?.as_deref() != Some(content.as_bytes()) {
+                self.host.write_atomic(&path, content.as_bytes(), 0o600).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts it with the installed files unless it runs, and returns its process number. A process that it starts was seen to
+    /// serve what the files say; one that runs already may have to be reloaded.
+    ///
+    /// # Errors
+    /// When its state is unknown, somebody else has its port, or it does not serve in time; with the last lines of its log.
+    pub async fn ensure_started(&self, pgbouncer: &Path, files: &PoolerFiles) -> Result<u32, Error> {
+        let at = format!("{}:{}", self.listen, self.port);
+        match self.observe_process().await {
+            (PoolerProcess::Running { pid }, ConsoleSeen::Answered(_)) => return Ok(pid),
+            (PoolerProcess::Unknown { why }, _)
+            | (PoolerProcess::Running { .. }, ConsoleSeen::Unknown { why }) => {
+                return Err(Error::failed(format!("could not tell whether PgBouncer {at} runs"))
+                    .detail(why)
+                    .hint(format!(
+                        "Look at {} and stop what is not wanted, then run the same again.",
+                        self.paths.directory().display()
+                    )));
+            }
+            (PoolerProcess::Stopped, _) => {}
+        }
+        if let Some(who) = self.port_taken_by().await? {
+            return Err(Error::failed(format!("cannot start PgBouncer: {at} is in use"))
+                .detail(format!("{who} listens there."))
+                .hint("Stop it, or declare another port for the pooler."));
+        }
+        // A number that was given to another process since would keep PgBouncer from starting ("another instance running?").
+        self.host.remove_file(&self.paths.pidfile()).await?;
+        let logged = self.log_size().await?;
+        let ini = self.paths.ini().display().to_string();
+        let start = Command::new(pgbouncer).args(["-d".to_owned(), ini]);
+        let began = Instant::now();
+        self.host
+            .run(&start)
+            .await
+            .map_err(|error| Error::from(error).context(format!("start PgBouncer {at}")))?;
+        loop {
+            let (process, console) = self.observe_process().await;
+            if let (PoolerProcess::Running { pid }, ConsoleSeen::Answered(_)) = (&process, &console) {
+                self.open_and_verify(files, logged).await?;
+                // PgBouncer goes on without the port if it could not have it, and says so only in its log.
+                return match self.port_taken_by().await? {
+                    Some(_) => Ok(*pid),
+                    None => {
+                        Err(self.did_not_serve(&format!("PgBouncer does not listen on {at}"), logged).await)
+                    }
+                };
+            }
+            let died = process == PoolerProcess::Stopped && self.log_since(logged).await.contains(" FATAL ");
+            if died || began.elapsed() > START_LIMIT {
+                let after = human_duration(began.elapsed());
+                let what = if died {
+                    format!("PgBouncer {at} ended at its start")
+                } else {
+                    format!("PgBouncer {at} does not answer {after} after its start")
+                };
+                return Err(self.did_not_serve(&what, logged).await);
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Has the running process read the installed files, and checks that it does what they say.
+    ///
+    /// Returns the settings that only a restart takes over.
+    ///
+    /// # Errors
+    /// When it does something else afterwards; with the last lines of its log.
+    pub async fn reload_and_verify(&self, files: &PoolerFiles) -> Result<Vec<Drift>, Error> {
+        let logged = self.log_size().await?;
+        self.console(self.port).tell("RELOAD").await?;
+        self.open_and_verify(files, logged).await
+    }
+
+    /// Opens and closes aliases as they lead somewhere or not, and compares what runs with what is declared.
+    async fn open_and_verify(&self, files: &PoolerFiles, logged: u64) -> Result<Vec<Drift>, Error> {
+        let console = self.shown().await?;
+        for route in &files.routes {
+            let Some(row) = console.databases.iter().find(|row| row.alias == route.alias) else { continue };
+            let verb = match (route.to.is_empty(), row.disabled) {
+                (true, false) => "DISABLE",
+                (false, true) => "ENABLE",
+                (true, true) | (false, false) => continue,
+            };
+            self.console(self.port).tell(&format!("{verb} {}", quote_identifier(&route.alias))).await?;
+        }
+        let (restart, wrong): (Vec<Drift>, Vec<Drift>) = drift::running_drift(files, &self.shown().await?)
+            .into_iter()
+            .partition(|drift| matches!(drift, Drift::Setting { restart: true, .. }));
+        if wrong.is_empty() {
+            return Ok(restart);
+        }
+        let mut evidence = wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        evidence.push('.');
+        let lines = self.log_since(logged).await;
+        if !lines.is_empty() {
+            evidence.push_str(&format!("\n{lines}"));
+        }
+        let what = format!("PgBouncer {}:{} does not do what its files say", self.listen, self.port);
+        Err(Error::failed(what).detail(evidence).hint(format!("Its log is {}.", self.paths.log().display())))
+    }
+
+    async fn shown(&self) -> Result<Console, Error> {
+        self.console(self.port).show().await.map_err(|error| match error {
+            ConsoleError::Host(error) => error.into(),
+            answer @ ConsoleError::Answer(_) => {
+                Error::failed(format!("could not ask PgBouncer {}:{}", self.listen, self.port)).source(answer)
+            }
+        })
+    }
+
+    /// Stops it: lets transactions end for `grace`, then ends it at once. No error if it does not run.
+    ///
+    /// # Errors
+    /// When its state is unknown, or it does not end.
+    pub async fn stop(&self, grace: Duration) -> Result<(), Error> {
+        let pid = match self.observe_process().await {
+            (PoolerProcess::Running { pid }, _) => pid,
+            (PoolerProcess::Stopped, _) => return Ok(()),
+            (PoolerProcess::Unknown { why }, _) => {
+                return Err(Error::failed(format!(
+                    "could not tell whether PgBouncer {}:{} runs",
+                    self.listen, self.port
+                ))
+                .detail(why));
+            }
+        };
+        // SIGINT waits for servers to be released in every version. SIGTERM ends it at once up to 1.22 and waits for its clients
+        // from 1.23 on, where SIGQUIT is what SIGTERM was; older ones do not catch SIGQUIT, which ends them all the same.
+        for (signal, limit) in [("INT", grace), ("QUIT", STOP_LIMIT)] {
+            if self.pidfile_process().await? != Some(pid) {
+                break;
+            }
+            self.signal(signal, pid).await?;
+            let began = Instant::now();
+            while began.elapsed() < limit && self.pidfile_process().await? == Some(pid) {
+                sleep(POLL).await;
+            }
+        }
+        if self.pidfile_process().await? == Some(pid) {
+            return Err(Error::failed(format!(
+                "PgBouncer {}:{} (process {pid}) does not end",
+                self.listen, self.port
+            )));
+        }
+        self.host.remove_file(&self.paths.pidfile()).await?;
+        Ok(())
+    }
+
+    async fn signal(&self, signal: &str, pid: u32) -> Result<(), Error> {
+        let kill = Command::new(self.programs.path("pg_ctl")).args([
+            "kill".to_owned(),
+            signal.to_owned(),
+            pid.to_string(),
+        ]);
+        match self.host.run(&kill).await {
+            // It may have ended in between, which the caller sees.
+            Ok(_) | Err(HostError::Exited { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns the process that the pidfile names, if it runs and is this PgBouncer.
+    async fn pidfile_process(&self) -> Result<Option<u32>, HostError> {
+        let Some(content) = self.host.read(&self.paths.pidfile()).await? else { return Ok(None) };
+        let Ok(pid) = String::from_utf8_lossy(&content).trim().parse() else { return Ok(None) };
+        if !self.host.process_exists(pid).await? {
+            return Ok(None);
+        }
+        let cmdline = match self.host.read(Path::new(&format!("/proc/{pid}/cmdline"))).await {
+            Ok(cmdline) => cmdline.unwrap_or_default(),
+            // It ended while it was read (ESRCH).
+            Err(HostError::File { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let ini = self.paths.ini();
+        let mut words = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        let program = words.next().unwrap_or_default();
+        let ours = Path::new(program.as_ref()).file_name().is_some_and(|name| name == "pgbouncer")
+            && words.any(|word| Path::new(word.as_ref()) == ini);
+        Ok(ours.then_some(pid))
+    }
+
+    /// Tells who listens on the port of the address that clients use; `None` if it is free.
+    async fn port_taken_by(&self) -> Result<Option<String>, Error> {
+        for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+            let sockets = self.host.read(Path::new(table)).await?.unwrap_or_default();
+            if listens(&String::from_utf8_lossy(&sockets), self.listen, self.port) {
+                return Ok(Some(self.listener_name().await.unwrap_or_else(|| "Another program".to_owned())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks ss(8), if it is there and may know, for the name of the program.
+    async fn listener_name(&self) -> Option<String> {
+        let filter = format!("sport = :{}", self.port);
+        let ss = Command::new("ss").args(["-H", "-l", "-t", "-n", "-p", &filter]).user(RunAs::Caller).reads();
+        let sockets = self.host.run(&ss).await.ok()?.text();
+        let (_, users) = sockets.split_once("users:((\"")?;
+        let (program, rest) = users.split_once('"')?;
+        let pid: u32 = rest.strip_prefix(",pid=")?.split(',').next()?.parse().ok()?;
+        Some(format!("{program} (process {pid})"))
+    }
+
+    async fn did_not_serve(&self, what: &str, logged: u64) -> Error {
+        let error = Error::failed(what).hint(format!("Its log is {}.", self.paths.log().display()));
+        match self.log_since(logged).await {
+            lines if lines.is_empty() => error.detail("It wrote nothing into its log."),
+            lines => error.detail(format!("It says: {lines}")),
+        }
+    }
+
+    async fn log_size(&self) -> Result<u64, Error> {
+        Ok(self.host.stat(&self.paths.log()).await?.map_or(0, |log| log.size.0))
+    }
+
+    /// Returns the warnings and errors that came after the first `size` bytes of the log, at most the last six.
+    async fn log_since(&self, size: u64) -> String {
+        let from = format!("+{}", size + 1);
+        let tail = Command::new("tail")
+            .args(["-c", &from, "--"])
+            .arg(self.paths.log().display().to_string())
+            .reads();
+        let text = self.host.run(&tail).await.map(|output| output.text()).unwrap_or_default();
+        let serious: Vec<&str> = text
+            .lines()
+            .filter(|line| [" WARNING ", " ERROR ", " FATAL "].iter().any(|level| line.contains(level)))
+            .collect();
+        serious[serious.len().saturating_sub(6)..].join("\n")
+    }
+
+    fn console(&self, port: u16) -> console::Line<'_> {
+        console::Line { host: self.host, psql: self.programs.path("psql"), paths: self.paths, port }
+    }
+}
+
+/// Tells whether a table of the kernel (`/proc/net/tcp`, `tcp6`) has a listener that takes connections to this address.
+fn listens(table: &str, address: IpAddr, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    const ANY: [&str; 2] = ["00000000", "00000000000000000000000000000000"];
+    let own = match address {
+        IpAddr::V4(address) => {
+            let number = format!("{:08X}", u32::from_ne_bytes(address.octets()));
+            [number.clone(), format!("0000000000000000FFFF0000{number}")]
+        }
+        IpAddr::V6(address) => {
+            let words = address.octets();
+            let words =
+                words.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+            let number: String = words.map(|word| format!("{word:08X}")).collect();
+            [number.clone(), number]
+        }
+    };
+    table.lines().skip(1).any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (Some(local), Some(state)) = (words.next(), words.nth(1)) else { return false };
+        let Some((at, on)) = local.split_once(':') else { return false };
+        state == LISTEN
+            && u16::from_str_radix(on, 16) == Ok(port)
+            && (ANY.contains(&at) || own.iter().any(|own| own == at))
+    })
+}
+
+/// The SHA-256 of a file's bytes, in hexadecimal.
+fn fingerprint(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn sees_who_listens_in_the_kernels_own_tables() {
+        let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = loopback.local_addr().unwrap().port();
+        let v4 = || std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let v6 = || std::fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+        assert!(listens(&v4(), Ipv4Addr::LOCALHOST.into(), port));
+        assert!(!listens(&v4(), Ipv4Addr::new(127, 0, 0, 2).into(), port));
+        assert!(!listens(&v6(), Ipv4Addr::LOCALHOST.into(), port));
+        drop(loopback);
+        let any = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let port = any.local_addr().unwrap().port();
+        assert!(listens(&v4(), Ipv4Addr::new(127, 0, 0, 2).into(), port));
+    }
+
+    #[test]
+    fn a_connection_is_not_a_listener() {
+        let table = "  sl  local_address rem_address   st
+   0: 0100007F:1929 0100007F:D431 01 00000000:00000000";
+        assert!(!listens(table, Ipv4Addr::LOCALHOST.into(), 6441));
+        let v6 = "  sl  local_address rem_address st
+   0: 00000000000000000000000001000000:1929 00000000000000000000000000000000:0000 0A 0";
+        assert!(listens(v6, Ipv6Addr::LOCALHOST.into(), 6441));
+    }
+}

@@ -1,0 +1,276 @@
+//! How a PgBouncer differs from what is declared, each difference with both values.
+//!
+//! Pure; mends nothing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::files::PoolerFiles;
+use super::{Console, ConsoleSeen, PoolerObserved, PoolerProcess, fingerprint};
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Drift {
+    /// It does not run.
+    Stopped,
+    /// Whether it runs, or what it does, could not be told.
+    Unknown { why: String },
+    /// An entry of pgbouncer.ini, such as `[databases] inventory`.
+    Entry { entry: String, declared: Option<String>, found: Option<String> },
+    /// Comments or the order of entries.
+    Wording,
+    /// Names or verifiers in userlist.txt, which are not shown.
+    Userlist,
+    /// What an alias does in the running process.
+    Route { alias: String, what: String, declared: String, found: String },
+    /// A setting of the running process.
+    Setting { name: String, declared: String, found: String, restart: bool },
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_nothing = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".to_owned());
+        match self {
+            Self::Stopped => f.write_str("PgBouncer does not run"),
+            Self::Unknown { why } => write!(f, "PgBouncer's state is unknown: {why}"),
+            Self::Entry { entry, declared, found } => {
+                write!(f, "pgbouncer.ini {entry}: {} -> {}", or_nothing(found), or_nothing(declared))
+            }
+            Self::Wording => f.write_str("pgbouncer.ini: comments or order"),
+            Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
+            Self::Route { alias, what, declared, found } => {
+                write!(f, "alias {alias}: {what} {found} -> {declared}")
+            }
+            Self::Setting { name, declared, found, restart } => {
+                let how = if *restart { " (needs a restart)" } else { "" };
+                write!(f, "running {name}: {found} -> {declared}{how}")
+            }
+        }
+    }
+}
+
+/// Lists the differences, files first.
+pub fn drift(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<Drift> {
+    let mut found = ini_drift(&files.ini, observed.ini.as_deref());
+    if observed.userlist.as_deref() != Some(fingerprint(files.userlist.reveal().as_bytes()).as_str()) {
+        found.push(Drift::Userlist);
+    }
+    match (&observed.process, &observed.console) {
+        (PoolerProcess::Stopped, _) => found.push(Drift::Stopped),
+        (PoolerProcess::Unknown { why }, _) | (_, ConsoleSeen::Unknown { why }) => {
+            found.push(Drift::Unknown { why: why.clone() });
+        }
+        (PoolerProcess::Running { .. }, ConsoleSeen::Answered(console)) => {
+            found.extend(running_drift(files, console))
+        }
+    }
+    found
+}
+
+fn ini_drift(declared: &str, found: Option<&str>) -> Vec<Drift> {
+    if found == Some(declared) {
+        return Vec::new();
+    }
+    let (declared, found) = (entries(declared), entries(found.unwrap_or_default()));
+    let mut names: Vec<&String> = declared.keys().chain(found.keys()).collect();
+    names.sort();
+    names.dedup();
+    let differences: Vec<Drift> = names
+        .into_iter()
+        .filter(|name| declared.get(*name) != found.get(*name))
+        .map(|name| Drift::Entry {
+            entry: name.clone(),
+            declared: declared.get(name).cloned(),
+            found: found.get(name).cloned(),
+        })
+        .collect();
+    if differences.is_empty() { vec![Drift::Wording] } else { differences }
+}
+
+/// Reads `[section] key` and its last value.
+fn entries(ini: &str) -> BTreeMap<String, String> {
+    let mut section = "";
+    let mut entries = BTreeMap::new();
+    for line in ini.lines().map(str::trim) {
+        if line.starts_with('[') {
+            section = line;
+        } else if let (false, Some((key, value))) = (line.starts_with([';', '#']), line.split_once('=')) {
+            entries.insert(format!("{section} {}", key.trim()), value.trim().to_owned());
+        }
+    }
+    entries
+}
+
+/// Compares what runs with what its files are to say.
+pub(super) fn running_drift(files: &PoolerFiles, console: &Console) -> Vec<Drift> {
+    let mut found = Vec::new();
+    for route in &files.routes {
+        let mut differs = |what: &str, declared: String, found_value: String| {
+            if declared != found_value {
+                found.push(Drift::Route {
+                    alias: route.alias.clone(),
+                    what: what.to_owned(),
+                    declared,
+                    found: found_value,
+                });
+            }
+        };
+        let Some(row) = console.databases.iter().find(|row| row.alias == route.alias) else {
+            differs("is", "there".to_owned(), "missing".to_owned());
+            continue;
+        };
+        differs("host", route.host.clone(), row.host.clone());
+        differs("port", route.port.to_string(), row.port.to_string());
+        differs("database", route.database.clone(), row.database.clone());
+        differs("pool_size", route.pool_size.to_string(), row.pool_size.to_string());
+        differs("reserve_pool", route.reserve.to_string(), row.reserve.to_string());
+        differs("max_db_connections", route.max_connections().to_string(), row.max_connections.to_string());
+        let accepts = |disabled: bool| if disabled { "refused" } else { "accepted" }.to_owned();
+        differs("clients", accepts(route.to.is_empty()), accepts(row.disabled));
+    }
+    for row in &console.databases {
+        if files.routes.iter().all(|route| route.alias != row.alias) {
+            let (declared, found_value) =
+                ("not there".to_owned(), format!("leading to {}:{}", row.host, row.port));
+            found.push(Drift::Route {
+                alias: row.alias.clone(),
+                what: "is".to_owned(),
+                declared,
+                found: found_value,
+            });
+        }
+    }
+    for (name, declared) in &files.settings {
+        if let Some(row) = console.settings.get(name)
+            && plain(name, declared) != plain(name, &row.value)
+        {
+            found.push(Drift::Setting {
+                name: name.clone(),
+                declared: declared.clone(),
+                found: row.value.clone(),
+                restart: !row.reloads,
+            });
+        }
+    }
+    found
+}
+
+/// PgBouncer shows the mode of its socket in decimal (448 for 0700).
+fn plain(name: &str, value: &str) -> String {
+    match (name, value.strip_prefix('0')) {
+        ("unix_socket_mode", Some(octal)) => {
+            u32::from_str_radix(octal, 8).map_or_else(|_| value.to_owned(), |mode| mode.to_string())
+        }
+        _ => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::console::{DatabaseRow, SettingRow};
+    use super::super::files::tests::{V1_18, cluster, layout, rendered};
+    use super::*;
+
+    fn as_declared(files: &PoolerFiles) -> PoolerObserved {
+        let databases = files.routes.iter().map(|route| DatabaseRow {
+            alias: route.alias.clone(),
+            host: route.host.clone(),
+            port: route.port,
+            database: route.database.clone(),
+            pool_size: route.pool_size,
+            reserve: route.reserve,
+            max_connections: route.max_connections(),
+            current_connections: 0,
+            paused: false,
+            disabled: route.to.is_empty(),
+        });
+        let settings = files.settings.iter().map(|(name, value)| {
+            let value = if name == "unix_socket_mode" { "448" } else { value }.to_owned();
+            (name.clone(), SettingRow { value, reloads: !name.starts_with("listen_") })
+        });
+        PoolerObserved {
+            ini: Some(files.ini.clone()),
+            userlist: Some(fingerprint(files.userlist.reveal().as_bytes())),
+            process: PoolerProcess::Running { pid: 7 },
+            console: ConsoleSeen::Answered(Console {
+                version: V1_18,
+                databases: databases.collect(),
+                pools: Vec::new(),
+                settings: settings.collect(),
+            }),
+        }
+    }
+
+    fn shown(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<String> {
+        drift(files, observed).iter().map(ToString::to_string).collect()
+    }
+
+    fn console(observed: &mut PoolerObserved) -> &mut Console {
+        let ConsoleSeen::Answered(console) = &mut observed.console else { panic!("it answers") };
+        console
+    }
+
+    #[test]
+    fn what_is_as_declared_does_not_differ() {
+        let files = rendered(&cluster(), &layout()).unwrap();
+        assert_eq!(shown(&files, &as_declared(&files)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_hand_edit_is_shown_with_both_values() {
+        let files = rendered(&cluster(), &layout()).unwrap();
+        let mut observed = as_declared(&files);
+        observed.ini =
+            Some(files.ini.replace("max_client_conn = 1000", "max_client_conn = 50") + "verbose = 1\n");
+        assert_eq!(
+            shown(&files, &observed),
+            [
+                "pgbouncer.ini [pgbouncer] max_client_conn: 50 -> 1000",
+                "pgbouncer.ini [pgbouncer] verbose: 1 -> nothing"
+            ]
+        );
+        observed.ini = Some(format!("; mine\n{}", files.ini));
+        observed.userlist = None;
+        assert_eq!(
+            shown(&files, &observed),
+            ["pgbouncer.ini: comments or order", "userlist.txt: roles or verifiers"]
+        );
+    }
+
+    #[test]
+    fn what_runs_is_compared_too() {
+        let files = rendered(&cluster(), &layout()).unwrap();
+        let mut observed = as_declared(&files);
+        let running = console(&mut observed);
+        running.databases[0].port = 5442;
+        running.databases[1].disabled = true;
+        running.settings.get_mut("listen_port").unwrap().value = "6432".to_owned();
+        assert_eq!(
+            shown(&files, &observed),
+            [
+                "alias inventory: port 5442 -> 5441",
+                "alias inventory_ro: clients refused -> accepted",
+                "running listen_port: 6432 -> 6441 (needs a restart)"
+            ]
+        );
+        let running = console(&mut observed);
+        running.databases.remove(1);
+        running.databases[0].alias = "old".to_owned();
+        let shown = shown(&files, &observed);
+        assert_eq!(shown[0], "alias inventory: is missing -> there");
+        assert_eq!(shown[2], "alias old: is leading to 127.0.0.1:5442 -> not there");
+    }
+
+    #[test]
+    fn unknown_is_not_stopped() {
+        let files = rendered(&cluster(), &layout()).unwrap();
+        let mut observed = as_declared(&files);
+        observed.console = ConsoleSeen::Unknown { why: "no answer within 10 s".to_owned() };
+        assert_eq!(shown(&files, &observed), ["PgBouncer's state is unknown: no answer within 10 s"]);
+        observed.process = PoolerProcess::Stopped;
+        assert_eq!(shown(&files, &observed), ["PgBouncer does not run"]);
+    }
+}

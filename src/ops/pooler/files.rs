@@ -1,0 +1,679 @@
+//! What PgBouncer is to read, from what is declared and where each pool leads now: pgbouncer.ini and userlist.txt.
+//!
+//! Pure: who may serve a pool is decided here, from facts that are handed in. Knows no process and no console.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::host::programs::PgBouncerVersion;
+use crate::pg::scram::Verifier;
+use crate::secret::Secret;
+use crate::topology::declared::PROBE_ROLE;
+use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, Poolers};
+use crate::topology::render::{PgbouncerIni, Setting, Template, render as fill};
+
+/// The longest path of a Unix socket, without the final NUL (`sockaddr_un`).
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// The directory of one cluster's PgBouncer on one host; the os-user's alone, so that nobody else reaches the console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolerPaths {
+    directory: PathBuf,
+}
+
+impl PoolerPaths {
+    /// Takes the absolute directory that holds everything: both files, the log, the pidfile and the console's socket.
+    ///
+    /// # Errors
+    /// When PgBouncer could not read the path from its configuration, or not make a socket of that length (it would cut the name).
+    pub fn new(directory: PathBuf) -> Result<Self, Error> {
+        let shown = directory.display().to_string();
+        let unusable = |why: &str| {
+            Error::usage(format!("cannot use {shown} as the directory of a PgBouncer")).detail(why.to_owned())
+        };
+        let socket = shown.len() + "/.s.PGSQL.65535".len();
+        if !directory.is_absolute() || directory.to_str().is_none() {
+            return Err(unusable("The path is not absolute, or not UTF-8."));
+        }
+        if socket > SOCKET_PATH_LIMIT {
+            return Err(unusable(&format!(
+                "Its socket's path would have {socket} bytes, the system takes {SOCKET_PATH_LIMIT}."
+            )));
+        }
+        if shown.contains(|letter: char| letter.is_control() || letter == ',' || letter == '\'') {
+            return Err(unusable("The path has a comma, a quote or a control character."));
+        }
+        Ok(Self { directory })
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn ini(&self) -> PathBuf {
+        self.directory.join("pgbouncer.ini")
+    }
+
+    pub fn userlist(&self) -> PathBuf {
+        self.directory.join("userlist.txt")
+    }
+
+    pub fn pidfile(&self) -> PathBuf {
+        self.directory.join("pgbouncer.pid")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("pgbouncer.log")
+    }
+
+    /// A socket directory that nobody makes: where an alias leads that has no node.
+    fn nowhere(&self) -> PathBuf {
+        self.directory.join("nowhere")
+    }
+}
+
+/// Where a pool may lead now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    pub primary: Target,
+    /// In the order of the file.
+    pub standbys: Vec<Standby>,
+}
+
+/// A node as PgBouncer connects to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The node's name within the cluster.
+    pub node: String,
+    pub host: String,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    pub target: Target,
+    /// Whether it was seen streaming.
+    pub streams: bool,
+    /// How far its replay is behind, if that is known.
+    pub behind: Option<Duration>,
+}
+
+/// Everything that the files of one PgBouncer follow from.
+#[derive(Debug)]
+pub struct Declared<'a> {
+    pub cluster: &'a Cluster,
+    /// The host that this PgBouncer runs on: one of the cluster's poolers.
+    pub host: &'a str,
+    /// The address that clients reach that host at.
+    pub listen: IpAddr,
+    pub layout: &'a Layout,
+    pub paths: &'a PoolerPaths,
+    pub version: PgBouncerVersion,
+    /// The verifiers as the primary stores them (`pg_authid`), by role: with any other one PgBouncer could not log in.
+    pub verifiers: &'a BTreeMap<String, Verifier>,
+}
+
+/// One alias and where it leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub alias: String,
+    pub database: String,
+    /// The nodes behind it; none if no node may serve this pool now: then the alias is there and refuses clients.
+    pub to: Vec<Target>,
+    /// What PgBouncer shows as its host: an address, or several with commas between.
+    pub host: String,
+    pub port: u16,
+    /// Server connections for each user.
+    pub pool_size: u32,
+    pub reserve: u32,
+}
+
+impl Route {
+    /// Server connections over all users.
+    pub fn max_connections(&self) -> u32 {
+        self.pool_size + self.reserve
+    }
+}
+
+/// What one PgBouncer is to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolerFiles {
+    /// In the order of the file.
+    pub routes: Vec<Route>,
+    /// Section [pgbouncer]: name and value.
+    pub settings: Vec<(String, String)>,
+    pub ini: String,
+    /// Names and verifiers; a verifier is as good as a password to whoever wants to guess it.
+    pub userlist: Secret,
+}
+
+/// Decides what the files of a PgBouncer say.
+///
+/// # Errors
+/// When a name cannot stand in PgBouncer's files, a size cannot be divided, or a role's verifier is missing.
+pub fn render(declared: &Declared<'_>) -> Result<PoolerFiles, Error> {
+    let cluster = declared.cluster;
+    let poolers = cluster
+        .poolers
+        .as_ref()
+        .ok_or_else(|| Error::failed(format!("cluster {} declares no poolers", cluster.name)))?;
+    let share = Share::of(declared, poolers)?;
+    let mut routes = Vec::new();
+    for (index, database) in cluster.databases.iter().enumerate() {
+        for pool in &poolers.pools {
+            routes.push(route(declared, poolers, pool, database, &share.of_database(index))?);
+        }
+    }
+    let users = limits(cluster, &share)?;
+    let settings = settings(declared, poolers);
+    let databases = routes
+        .iter()
+        .map(|route| Setting { name: route.alias.clone(), value: connection_string(route) })
+        .collect();
+    let as_setting = |(name, value): &(String, String)| Setting { name: name.clone(), value: value.clone() };
+    let ini = fill(
+        Template::PgbouncerIni,
+        &PgbouncerIni {
+            cluster: cluster.name.clone(),
+            databases,
+            users: users.iter().map(as_setting).collect(),
+            settings: settings.iter().map(as_setting).collect(),
+        },
+    )?;
+    Ok(PoolerFiles { routes, settings, ini, userlist: userlist(declared)? })
+}
+
+/// Which part of a size that is declared for a whole node falls to this PgBouncer and one of its databases.
+#[derive(Clone, Copy)]
+struct Share {
+    parts: u32,
+    index: u32,
+    databases: u32,
+}
+
+impl Share {
+    fn of(declared: &Declared<'_>, poolers: &Poolers) -> Result<Self, Error> {
+        let index = poolers.hosts.iter().position(|host| host == declared.host).ok_or_else(|| {
+            Error::failed(format!("host {} runs no pooler of {}", declared.host, declared.cluster.name))
+        })?;
+        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        Ok(Self {
+            parts: count(poolers.hosts.len()),
+            index: count(index),
+            databases: count(declared.cluster.databases.len()),
+        })
+    }
+
+    fn of_database(self, index: usize) -> Self {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        Self { parts: self.parts * self.databases, index: self.index * self.databases + index, databases: 1 }
+    }
+
+    /// Divides without losing any: the first ones get one more where it does not come out even.
+    fn take(&self, total: u32) -> u32 {
+        total / self.parts + u32::from(self.index < total % self.parts)
+    }
+}
+
+fn route(
+    declared: &Declared<'_>,
+    poolers: &Poolers,
+    pool: &Pool,
+    database: &str,
+    share: &Share,
+) -> Result<Route, Error> {
+    let alias = pool.alias(database);
+    check_name("database", &alias)?;
+    let pool_size = share.take(pool.size);
+    if pool_size == 0 {
+        return Err(Error::usage(format!(
+            "pool {} of {} has {} connections for {} PgBouncers and databases",
+            pool.name, declared.cluster.name, pool.size, share.parts
+        ))
+        .hint("Raise its size: each database needs one connection through each pooler."));
+    }
+    let to = targets(pool, declared.layout);
+    let (host, port) = match to.first() {
+        Some(first) => {
+            let hosts: Vec<&str> = to.iter().map(|target| target.host.as_str()).collect();
+            (hosts.join(","), first.port)
+        }
+        None => (declared.paths.nowhere().display().to_string(), poolers.port),
+    };
+    Ok(Route {
+        alias,
+        database: database.to_owned(),
+        to,
+        host,
+        port,
+        pool_size,
+        reserve: share.take(pool.reserve),
+    })
+}
+
+/// Chooses the nodes of a pool: the primary, or the standbys that stream and are near enough.
+///
+/// PgBouncer takes several hosts for an alias, in turn and without looking at their health, but only one port; of standbys with
+/// different ports it gets those that share the first one's.
+fn targets(pool: &Pool, layout: &Layout) -> Vec<Target> {
+    match pool.to {
+        PoolTarget::Primary => vec![layout.primary.clone()],
+        PoolTarget::Standbys => {
+            let near = |standby: &&Standby| match (pool.max_lag, standby.behind) {
+                (None, _) => true,
+                (Some(limit), Some(behind)) => behind <= limit,
+                (Some(_), None) => false,
+            };
+            let mut chosen: Vec<Target> = Vec::new();
+            for standby in layout.standbys.iter().filter(|standby| standby.streams).filter(near) {
+                let fits = chosen
+                    .iter()
+                    .all(|other| other.port == standby.target.port && other.host != standby.target.host);
+                if fits {
+                    chosen.push(standby.target.clone());
+                }
+            }
+            if chosen.is_empty() && pool.fallback_to_primary {
+                chosen.push(layout.primary.clone());
+            }
+            chosen
+        }
+    }
+}
+
+fn connection_string(route: &Route) -> String {
+    format!(
+        "host={} port={} dbname={} pool_size={} reserve_pool={} max_db_connections={}",
+        quote(&route.host),
+        route.port,
+        quote(&route.database),
+        route.pool_size,
+        route.reserve,
+        route.max_connections()
+    )
+}
+
+/// Section [users]: a role that has a limit on the server must not be sent there more often than that.
+fn limits(cluster: &Cluster, share: &Share) -> Result<Vec<(String, String)>, Error> {
+    // The write proof needs one connection an alias, and never more.
+    let mut users = vec![(PROBE_ROLE.to_owned(), "max_user_connections=4".to_owned())];
+    for role in cluster.roles.iter().filter(|role| !role.pools.is_empty()) {
+        if let Some(connections) = role.connections {
+            check_name("role", &role.name)?;
+            users.push((
+                role.name.clone(),
+                format!("max_user_connections={}", share.take(connections).max(1)),
+            ));
+        }
+    }
+    Ok(users)
+}
+
+fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)> {
+    let paths = declared.paths;
+    let path = |path: &Path| path.display().to_string();
+    let mode = match poolers.mode {
+        PoolMode::Transaction => "transaction",
+        PoolMode::Session => "session",
+        PoolMode::Statement => "statement",
+    };
+    let mut settings = vec![
+        ("listen_addr", declared.listen.to_string()),
+        ("listen_port", poolers.port.to_string()),
+        ("unix_socket_dir", path(paths.directory())),
+        ("unix_socket_mode", "0700".to_owned()),
+        ("logfile", path(&paths.log())),
+        ("pidfile", path(&paths.pidfile())),
+        ("auth_type", "scram-sha-256".to_owned()),
+        ("auth_file", path(&paths.userlist())),
+        ("pool_mode", mode.to_owned()),
+        ("max_client_conn", poolers.max_clients.to_string()),
+        // The default of 15 s makes a one-second switch of the primary an outage of 15 s for new clients.
+        ("server_login_retry", "1".to_owned()),
+        ("query_wait_timeout", "120".to_owned()),
+        // A node that vanished without a word is noticed after about 20 s, not after the system's two hours.
+        ("tcp_keepalive", "1".to_owned()),
+        ("tcp_keepidle", "10".to_owned()),
+        ("tcp_keepintvl", "3".to_owned()),
+        ("tcp_keepcnt", "3".to_owned()),
+        ("tcp_user_timeout", "20000".to_owned()),
+        // Disabled by default before 1.20.
+        ("server_tls_sslmode", "prefer".to_owned()),
+        ("ignore_startup_parameters", "extra_float_digits".to_owned()),
+        // A line for each client that comes and goes, in a log that nobody rotates.
+        ("log_connections", "0".to_owned()),
+        ("log_disconnections", "0".to_owned()),
+    ];
+    // An unknown key keeps PgBouncer from starting, so each one that is newer than 1.18 is asked for its version.
+    let version = (declared.version.major, declared.version.minor);
+    if version >= (1, 21) && poolers.mode != PoolMode::Session {
+        settings.push(("max_prepared_statements", "200".to_owned()));
+    }
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
+    let mut lines = String::new();
+    let mut expected = Vec::new();
+    let clients =
+        declared.cluster.roles.iter().filter(|role| !role.pools.is_empty() && role.password.is_some());
+    for role in clients.map(|role| role.name.as_str()).chain([PROBE_ROLE]) {
+        let verifier = declared.verifiers.get(role).ok_or_else(|| {
+            Error::failed(format!(
+                "the primary of {} has no SCRAM verifier for role {role}",
+                declared.cluster.name
+            ))
+            .detail("PgBouncer can log in for a role only with the verifier that the server stores.")
+        })?;
+        let verifier = verifier.text();
+        lines.push_str(&format!("\"{}\" \"{}\"\n", role.replace('"', "\"\""), verifier.reveal()));
+        expected.push((role.to_owned(), verifier));
+    }
+    // A line that PgBouncer does not understand would take the passwords of all roles away, and it would report success.
+    if read_userlist(&lines).as_deref() != Some(expected.as_slice()) {
+        return Err(Error::usage(format!(
+            "the roles of {} cannot be written for PgBouncer",
+            declared.cluster.name
+        ))
+        .detail("A name has a line break, or more than 63 bytes."));
+    }
+    Ok(Secret::new(lines))
+}
+
+/// Reads a userlist as PgBouncer does, but gives up where it would stop half way.
+///
+/// Mirrors `load_auth_file` in `loader.c`.
+fn read_userlist(text: &str) -> Option<Vec<(String, Secret)>> {
+    text.lines()
+        .map(|line| {
+            let (name, rest) = quoted(line)?;
+            let (secret, rest) = quoted(rest.strip_prefix(' ')?)?;
+            (rest.is_empty() && name.len() < 64).then(|| (name, Secret::new(secret)))
+        })
+        .collect()
+}
+
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut rest = text.strip_prefix('"')?;
+    let mut value = String::new();
+    loop {
+        let (part, after) = rest.split_once('"')?;
+        value.push_str(part);
+        match after.strip_prefix('"') {
+            Some(more) => {
+                value.push('"');
+                rest = more;
+            }
+            None => return Some((value, after)),
+        }
+    }
+}
+
+/// Checks a name that stands left of an equals sign; PgBouncer's parser has no quotes there (`cfparser.c` of libusual).
+fn check_name(kind: &str, name: &str) -> Result<(), Error> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if plain && name != "pgbouncer" {
+        return Ok(());
+    }
+    Err(Error::usage(format!("cannot put the {kind} {name:?} behind PgBouncer"))
+        .detail("Its configuration takes names of letters, digits, \"_\", \".\" and \"-\" only, and \"pgbouncer\" is its console.")
+        .hint(format!("Rename the {kind}, or connect to it without the pooler.")))
+}
+
+/// Quotes a value of a connection string where it needs it.
+fn quote(value: &str) -> String {
+    let plain = !value.is_empty()
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./:,".contains(&byte));
+    if plain { value.to_owned() } else { format!("'{}'", value.replace('\'', "''")) }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::topology::model::{Postgres, Role, SecretReference};
+
+    pub(in crate::ops::pooler) const V1_18: PgBouncerVersion =
+        PgBouncerVersion { major: 1, minor: 18, patch: 0 };
+
+    pub(in crate::ops::pooler) fn cluster() -> Cluster {
+        let pool = |name: &str, to, size, reserve| Pool {
+            name: name.to_owned(),
+            to,
+            size,
+            reserve,
+            max_lag: None,
+            fallback_to_primary: false,
+        };
+        let role = |name: &str, connections| Role {
+            name: name.to_owned(),
+            password: Some(SecretReference::Env("PW".to_owned())),
+            pools: vec!["rw".to_owned()],
+            connections,
+        };
+        Cluster {
+            name: "inventory".to_owned(),
+            postgres: Postgres {
+                version: 15,
+                bin_directory: None,
+                os_user: None,
+                tune_memory: None,
+                settings: BTreeMap::new(),
+            },
+            nodes: Vec::new(),
+            synchronous: None,
+            databases: vec!["inventory".to_owned()],
+            schemas: Vec::new(),
+            roles: vec![role("inventory_app", None), role("bi", Some(4))],
+            poolers: Some(Poolers {
+                hosts: vec!["local".to_owned()],
+                port: 6441,
+                mode: PoolMode::Transaction,
+                max_clients: 1000,
+                pools: vec![pool("rw", PoolTarget::Primary, 16, 4), pool("ro", PoolTarget::Standbys, 20, 0)],
+            }),
+            objectives: BTreeMap::new(),
+        }
+    }
+
+    fn target(node: &str, host: &str, port: u16) -> Target {
+        Target { node: node.to_owned(), host: host.to_owned(), port }
+    }
+
+    fn standby(node: &str, host: &str, port: u16) -> Standby {
+        Standby { target: target(node, host, port), streams: true, behind: Some(Duration::ZERO) }
+    }
+
+    pub(in crate::ops::pooler) fn layout() -> Layout {
+        Layout {
+            primary: target("a", "127.0.0.1", 5441),
+            standbys: vec![standby("b", "127.0.0.1", 5442), standby("c", "127.0.0.1", 5443)],
+        }
+    }
+
+    fn verifier(password: &str) -> Verifier {
+        Verifier::derive(&Secret::new(password), b"0123456789abcdef", 4096)
+    }
+
+    pub(in crate::ops::pooler) fn rendered(cluster: &Cluster, layout: &Layout) -> Result<PoolerFiles, Error> {
+        rendered_for(cluster, layout, "local", V1_18)
+    }
+
+    fn rendered_for(
+        cluster: &Cluster,
+        layout: &Layout,
+        host: &str,
+        version: PgBouncerVersion,
+    ) -> Result<PoolerFiles, Error> {
+        let verifiers = cluster.roles.iter().map(|role| (role.name.clone(), verifier(&role.name))).collect();
+        let paths = PoolerPaths::new(PathBuf::from("/var/lib/pgherd/poolers/inventory")).unwrap();
+        let listen = Ipv4Addr::LOCALHOST.into();
+        render(&Declared { cluster, host, listen, layout, paths: &paths, version, verifiers: &verifiers })
+    }
+
+    fn pools(cluster: &mut Cluster) -> &mut Vec<Pool> {
+        &mut cluster.poolers.as_mut().unwrap().pools
+    }
+
+    fn leads_to(files: &PoolerFiles, alias: &str) -> Vec<String> {
+        let route = files.routes.iter().find(|route| route.alias == alias).unwrap();
+        route.to.iter().map(|target| target.node.clone()).collect()
+    }
+
+    #[test]
+    fn the_file_of_1_18_is_what_it_was() {
+        insta::assert_snapshot!(rendered(&cluster(), &layout()).unwrap().ini);
+    }
+
+    #[test]
+    fn a_newer_pgbouncer_gets_its_newer_keys() {
+        let old = rendered(&cluster(), &layout()).unwrap().ini;
+        let new = PgBouncerVersion { major: 1, minor: 25, patch: 2 };
+        let new = rendered_for(&cluster(), &layout(), "local", new).unwrap().ini;
+        let added: Vec<&str> = new.lines().filter(|line| !old.contains(line)).collect();
+        assert_eq!(added, ["max_prepared_statements = 200"]);
+    }
+
+    #[test]
+    fn a_pool_of_standbys_takes_those_that_stream_and_are_near() {
+        let mut cluster = cluster();
+        let mut layout = layout();
+        assert_eq!(leads_to(&rendered(&cluster, &layout).unwrap(), "inventory_ro"), ["b"]);
+        layout.standbys[0].streams = false;
+        assert_eq!(leads_to(&rendered(&cluster, &layout).unwrap(), "inventory_ro"), ["c"]);
+        pools(&mut cluster)[1].max_lag = Some(Duration::from_secs(30));
+        layout.standbys[1].behind = Some(Duration::from_secs(31));
+        assert!(leads_to(&rendered(&cluster, &layout).unwrap(), "inventory_ro").is_empty());
+        layout.standbys[1].behind = None;
+        assert!(leads_to(&rendered(&cluster, &layout).unwrap(), "inventory_ro").is_empty());
+        pools(&mut cluster)[1].fallback_to_primary = true;
+        assert_eq!(leads_to(&rendered(&cluster, &layout).unwrap(), "inventory_ro"), ["a"]);
+    }
+
+    #[test]
+    fn standbys_on_one_port_share_an_alias() {
+        let mut layout = layout();
+        layout.standbys = vec![
+            standby("b", "10.0.0.2", 5441),
+            standby("c", "10.0.0.3", 5442),
+            standby("d", "10.0.0.4", 5441),
+        ];
+        let files = rendered(&cluster(), &layout).unwrap();
+        assert_eq!(leads_to(&files, "inventory_ro"), ["b", "d"]);
+        assert!(files.ini.contains("inventory_ro = host=10.0.0.2,10.0.0.4 port=5441 dbname=inventory "));
+    }
+
+    #[test]
+    fn an_alias_without_a_node_stays_and_leads_nowhere() {
+        let mut layout = layout();
+        layout.standbys.clear();
+        let files = rendered(&cluster(), &layout).unwrap();
+        assert!(
+            files.ini.contains("inventory_ro = host=/var/lib/pgherd/poolers/inventory/nowhere port=6441 ")
+        );
+    }
+
+    #[test]
+    fn sizes_are_divided_among_poolers_and_databases_without_loss() {
+        let mut cluster = cluster();
+        cluster.databases.push("stock".to_owned());
+        let hosts = ["db1", "db2", "db3"];
+        cluster.poolers.as_mut().unwrap().hosts = hosts.map(str::to_owned).into();
+        let all: Vec<PoolerFiles> =
+            hosts.iter().map(|host| rendered_for(&cluster, &layout(), host, V1_18).unwrap()).collect();
+        let routes =
+            || all.iter().flat_map(|files| &files.routes).filter(|route| !route.alias.ends_with("_ro"));
+        assert_eq!(routes().map(|route| route.pool_size).sum::<u32>(), 16);
+        assert_eq!(routes().map(Route::max_connections).sum::<u32>(), 20);
+        pools(&mut cluster)[0].size = 5;
+        let error = rendered_for(&cluster, &layout(), "db3", V1_18).unwrap_err();
+        assert_eq!(error.what(), "pool rw of inventory has 5 connections for 6 PgBouncers and databases");
+    }
+
+    #[test]
+    fn a_userlist_reads_back_whatever_the_names_are() {
+        let mut cluster = cluster();
+        cluster.roles[0].name = "we\"ird; na'me".to_owned();
+        let files = rendered(&cluster, &layout()).unwrap();
+        let read = read_userlist(files.userlist.reveal()).unwrap();
+        assert_eq!(read[0], ("we\"ird; na'me".to_owned(), verifier("we\"ird; na'me").text()));
+        assert_eq!(read.len(), 2);
+        cluster.roles[0].name = "two\nlines".to_owned();
+        assert!(rendered(&cluster, &layout()).is_err());
+    }
+
+    #[test]
+    fn a_userlist_that_pgbouncer_would_stop_in_is_refused() {
+        for text in [
+            "\"app SCRAM",
+            "app \"x\"",
+            "\"app\" \"x\" \"y\"",
+            "\"app\"",
+            "\"app\"  \"x\"",
+            "\"a\" \"x\"\n\n",
+        ] {
+            assert_eq!(read_userlist(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_roles_that_may_come_through_are_listed() {
+        let mut cluster = cluster();
+        cluster.roles[1].pools.clear();
+        let files = rendered(&cluster, &layout()).unwrap();
+        let names: Vec<String> =
+            read_userlist(files.userlist.reveal()).unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["inventory_app"]);
+        assert!(!files.ini.contains("[users]"));
+    }
+
+    #[test]
+    fn a_role_without_its_verifier_is_an_error() {
+        let cluster = cluster();
+        let paths = PoolerPaths::new(PathBuf::from("/p")).unwrap();
+        let error = render(&Declared {
+            cluster: &cluster,
+            host: "local",
+            listen: Ipv4Addr::LOCALHOST.into(),
+            layout: &layout(),
+            paths: &paths,
+            version: V1_18,
+            verifiers: &BTreeMap::new(),
+        })
+        .unwrap_err();
+        assert_eq!(error.what(), "the primary of inventory has no SCRAM verifier for role inventory_app");
+    }
+
+    #[test]
+    fn a_database_that_pgbouncer_cannot_name_is_refused() {
+        let mut cluster = cluster();
+        for name in ["my db", "a\"b", "pgbouncer", "größe", "*", "a;b"] {
+            cluster.databases = vec![name.to_owned()];
+            let error = rendered(&cluster, &layout()).unwrap_err();
+            assert!(error.what().starts_with("cannot put the database"), "{error}");
+        }
+        cluster.databases = vec!["my-db.v2_x".to_owned()];
+        assert!(rendered(&cluster, &layout()).is_ok());
+    }
+
+    #[test]
+    fn a_directory_whose_socket_would_be_cut_is_refused() {
+        let long = format!("/{}", "x".repeat(92));
+        assert!(PoolerPaths::new(PathBuf::from(&long)).is_err());
+        assert!(PoolerPaths::new(PathBuf::from(&long[..92])).is_ok());
+        assert!(PoolerPaths::new(PathBuf::from("relative")).is_err());
+        assert!(PoolerPaths::new(PathBuf::from("/with,comma")).is_err());
+    }
+
+    #[test]
+    fn no_debug_output_shows_a_verifier() {
+        let shown = format!("{:?}", rendered(&cluster(), &layout()).unwrap());
+        assert!(!shown.contains("SCRAM-SHA-256$"));
+    }
+}

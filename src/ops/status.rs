@@ -1,0 +1,483 @@
+//! The herd as it is: one report a cluster, with what is wrong and the next command.
+//!
+//! Reads only. What is not known is unknown, with its reason.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::db::queries::{ServerRole, Slot, WalSender};
+use crate::engine::store::Listed;
+use crate::error::Result;
+use crate::ops::apply::{self, Context};
+use crate::ops::observe::{
+    self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
+};
+use crate::ops::pooler::{ConsoleSeen, PoolerProcess};
+use crate::ops::roles::{self, Lead};
+use crate::pg::lsn::Lsn;
+use crate::topology::model::{Cluster, Herd};
+
+/// Everything that one screen shows of a cluster. `docs/formats/status.md` describes it as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClusterStatus {
+    pub cluster: String,
+    pub version: Option<String>,
+    pub system_identifier: Option<String>,
+    /// The node that accepts writes.
+    pub primary: Option<String>,
+    pub timeline: Option<u32>,
+    pub synchronous: Option<String>,
+    pub nodes: Vec<NodeStatus>,
+    pub poolers: Vec<PoolerStatus>,
+    /// Operations that run or were left unfinished.
+    pub operations: Vec<OperationStatus>,
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NodeStatus {
+    pub node: String,
+    pub host: String,
+    pub port: u16,
+    /// Observed, never declared.
+    pub role: NodeRole,
+    pub preferred: bool,
+    pub state: NodeState,
+    /// Why the state is what it is, where that is not plain.
+    pub why: Option<String>,
+    pub timeline: Option<u32>,
+    pub lsn: Option<String>,
+    /// How far replay is behind the primary.
+    pub lag_bytes: Option<u64>,
+    /// How old what is not replayed yet is; none when nothing is missing and WAL streams.
+    pub lag_seconds: Option<f64>,
+    /// `async`, `potential`, `sync` or `quorum`, as the primary sees it.
+    pub sync_state: Option<String>,
+    pub slot: Option<SlotStatus>,
+    pub version: Option<String>,
+    pub up_seconds: Option<i64>,
+    pub disk_total_bytes: Option<u64>,
+    pub disk_free_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRole {
+    Primary,
+    Standby,
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// A primary that answers.
+    Up,
+    Streaming,
+    /// A standby that answers and receives nothing.
+    NotStreaming,
+    Starting,
+    Stopped,
+    /// No data directory.
+    Missing,
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SlotStatus {
+    pub name: String,
+    pub active: bool,
+    pub wal_status: Option<String>,
+    pub retained_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PoolerStatus {
+    pub host: String,
+    pub port: u16,
+    pub state: PoolerState,
+    pub why: Option<String>,
+    pub routes: Vec<RouteStatus>,
+    pub clients: u32,
+    pub max_clients: u32,
+    pub waiting: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolerState {
+    Up,
+    Stopped,
+    Missing,
+    Unknown,
+}
+
+/// Where an alias leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RouteStatus {
+    pub alias: String,
+    /// Names of nodes; an address of something else is given as it is.
+    pub to: Vec<String>,
+    pub paused: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OperationStatus {
+    pub id: String,
+    pub kind: String,
+    pub by: String,
+    pub begun: Timestamp,
+    /// Whether a process drives it now.
+    pub running: bool,
+    pub next: String,
+}
+
+/// Something wrong, and the command that looks at it or mends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    pub what: String,
+    pub next: String,
+}
+
+/// Looks at the clusters side by side.
+///
+/// # Errors
+/// When a door cannot be opened at all; what does not answer is in the report.
+pub async fn status(context: &Context, herd: &Herd, clusters: &[&Cluster]) -> Result<Vec<ClusterStatus>> {
+    let looks = clusters.iter().map(|cluster| one(context, herd, cluster));
+    futures_util::future::join_all(looks).await.into_iter().collect()
+}
+
+async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterStatus> {
+    let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
+    let (observed, poolers) =
+        tokio::join!(observe::observe(&doors, cluster, Depth::Servers), poolers(&doors, cluster));
+    let operations = operations(context, cluster);
+    let lead = roles::lead(&observed);
+    let primary = match &lead {
+        Lead::Primary(name) => observed.node(name),
+        Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
+    };
+    let nodes: Vec<NodeStatus> = cluster
+        .nodes
+        .iter()
+        .zip(&observed.nodes)
+        .map(|(node, seen)| node_status(cluster, node, seen, primary))
+        .collect();
+    let running = primary.and_then(NodeObserved::running);
+    let any = running.or_else(|| observed.nodes.iter().find_map(NodeObserved::running));
+    let mut report = ClusterStatus {
+        cluster: cluster.name.clone(),
+        version: any.map(|running| running.facts.version.to_string()),
+        system_identifier: any.map(|running| running.facts.system_identifier.to_string()),
+        primary: primary.map(|node| node.node.clone()),
+        timeline: running.map(|running| running.facts.timeline.as_u32()),
+        synchronous: cluster
+            .synchronous
+            .as_ref()
+            .map(|synchronous| format!("any {} of ({})", synchronous.wait_for, synchronous.of.join(", "))),
+        nodes,
+        poolers,
+        operations,
+        problems: Vec::new(),
+    };
+    report.problems = problems(herd, cluster, &lead, &observed, &report);
+    Ok(report)
+}
+
+fn node_status(
+    cluster: &Cluster,
+    node: &crate::topology::model::Node,
+    seen: &NodeObserved,
+    primary: Option<&NodeObserved>,
+) -> NodeStatus {
+    let running = seen.running();
+    let above = primary.and_then(NodeObserved::running);
+    let slot = cluster.slot_name(&node.name);
+    let name = cluster.full_name(&node.name);
+    let (state, why) = state(seen);
+    let is_primary = running.is_some_and(Running::is_primary);
+    let sender = above.and_then(|above| above.senders.iter().find(|sender| sender.application_name == name));
+    let (lag_bytes, lag_seconds) = lag(running, above, state);
+    NodeStatus {
+        node: node.name.clone(),
+        host: node.host.clone(),
+        port: node.port,
+        role: match running {
+            Some(_) if is_primary => NodeRole::Primary,
+            Some(_) => NodeRole::Standby,
+            None => match &seen.directory {
+                Directory::Cluster { standby_signal: true, .. } => NodeRole::Standby,
+                Directory::Cluster { .. }
+                | Directory::Missing
+                | Directory::Empty
+                | Directory::Foreign { .. }
+                | Directory::Unknown { .. } => NodeRole::Unknown,
+            },
+        },
+        preferred: node.preferred,
+        state,
+        why,
+        timeline: roles::timeline(seen).map(crate::pg::timeline::TimelineId::as_u32),
+        lsn: running.and_then(|running| running.facts.role.lsn()).map(|lsn| lsn.to_string()),
+        lag_bytes,
+        lag_seconds,
+        sync_state: sender.map(|sender: &WalSender| sender.sync_state.clone()),
+        slot: above
+            .filter(|_| !is_primary)
+            .and_then(|above| above.slots.iter().find(|found| found.name == slot))
+            .map(slot_status),
+        version: running.map(|running| running.facts.version.to_string()),
+        up_seconds: running.map(|running| running.facts.now.duration_since(running.facts.started).as_secs()),
+        disk_total_bytes: seen.disk.map(|disk| disk.total.0),
+        disk_free_bytes: seen.disk.map(|disk| disk.free.0),
+    }
+}
+
+fn slot_status(slot: &Slot) -> SlotStatus {
+    SlotStatus {
+        name: slot.name.clone(),
+        active: slot.active,
+        wal_status: slot.wal_status.clone(),
+        retained_bytes: slot.retained.map(|bytes| bytes.0),
+    }
+}
+
+fn state(seen: &NodeObserved) -> (NodeState, Option<String>) {
+    match &seen.server {
+        Server::Up(running) => match &running.facts.role {
+            ServerRole::Primary { .. } => (NodeState::Up, None),
+            ServerRole::Standby { receiver: Some(receiver), .. } if receiver.status == "streaming" => {
+                (NodeState::Streaming, None)
+            }
+            ServerRole::Standby { receiver: Some(receiver), .. } => {
+                (NodeState::NotStreaming, Some(format!("its WAL receiver is {}", receiver.status)))
+            }
+            ServerRole::Standby { receiver: None, .. } => {
+                (NodeState::NotStreaming, Some("it has no WAL receiver".to_owned()))
+            }
+        },
+        Server::Starting => (NodeState::Starting, Some("it is starting up".to_owned())),
+        Server::Foreign { what } => (NodeState::Unknown, Some(what.clone())),
+        Server::Unknown { why } => (NodeState::Unknown, Some(why.clone())),
+        Server::Stopped => match (&seen.directory, &seen.marker) {
+            (Directory::Missing | Directory::Empty, Claim::Ours(_)) => {
+                (NodeState::Missing, Some("its data directory is gone".to_owned()))
+            }
+            (Directory::Missing | Directory::Empty, _) => (NodeState::Missing, None),
+            (Directory::Unknown { why }, _) => (NodeState::Unknown, Some(why.clone())),
+            (Directory::Cluster { .. } | Directory::Foreign { .. }, Claim::Ours(_)) => {
+                (NodeState::Stopped, None)
+            }
+            (Directory::Cluster { .. } | Directory::Foreign { .. }, _) => {
+                (NodeState::Unknown, Some("its data directory is not pgherd's".to_owned()))
+            }
+        },
+    }
+}
+
+/// Bytes by LSN, seconds by the age of what is missing. An idle primary leaves nothing missing, so there are no seconds; a
+/// standby that receives nothing cannot know what is missing, so its last sign of life counts.
+fn lag(own: Option<&Running>, above: Option<&Running>, state: NodeState) -> (Option<u64>, Option<f64>) {
+    let Some(own) = own else { return (None, None) };
+    let ServerRole::Standby { replayed_lsn, last_replayed, receiver, .. } = &own.facts.role else {
+        return (None, None);
+    };
+    let ahead: Option<Lsn> = above.and_then(|above| above.facts.role.lsn());
+    let bytes = replayed_lsn.zip(ahead).map(|(replayed, ahead)| replayed.lag_behind(ahead).0);
+    let since = |at: Timestamp| own.facts.now.duration_since(at).as_secs_f64().max(0.0);
+    let seconds = match (state, bytes) {
+        (NodeState::Streaming, Some(0)) => None,
+        (NodeState::Streaming, _) => last_replayed.map(since),
+        _ => receiver.as_ref().and_then(|receiver| receiver.last_message_at).or(*last_replayed).map(since),
+    };
+    (bytes, seconds)
+}
+
+async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
+    let Some(declared) = &cluster.poolers else { return Vec::new() };
+    let by_port: BTreeMap<u16, &str> =
+        cluster.nodes.iter().map(|node| (node.port, node.name.as_str())).collect();
+    let mut found = Vec::new();
+    for host in &declared.hosts {
+        let mut status = PoolerStatus {
+            host: host.clone(),
+            port: declared.port,
+            state: PoolerState::Unknown,
+            why: None,
+            routes: Vec::new(),
+            clients: 0,
+            max_clients: declared.max_clients,
+            waiting: 0,
+        };
+        match apply::observe_pooler(doors, cluster, host).await {
+            Err(error) => status.why = Some(error.to_string()),
+            Ok(observed) => {
+                status.state = match (&observed.process, &observed.ini) {
+                    (PoolerProcess::Running { .. }, _) => PoolerState::Up,
+                    (PoolerProcess::Stopped, None) => PoolerState::Missing,
+                    (PoolerProcess::Stopped, Some(_)) => PoolerState::Stopped,
+                    (PoolerProcess::Unknown { why }, _) => {
+                        status.why = Some(why.clone());
+                        PoolerState::Unknown
+                    }
+                };
+                match &observed.console {
+                    ConsoleSeen::Answered(console) => {
+                        for row in console.databases.iter().filter(|row| row.alias != "pgbouncer") {
+                            let to = match by_port.get(&row.port) {
+                                Some(node) => (*node).to_owned(),
+                                None => format!("{}:{}", row.host, row.port),
+                            };
+                            match status.routes.iter_mut().find(|route| route.alias == row.alias) {
+                                Some(route) => route.to.push(to),
+                                None => status.routes.push(RouteStatus {
+                                    alias: row.alias.clone(),
+                                    to: vec![to],
+                                    paused: row.paused,
+                                }),
+                            }
+                        }
+                        status.clients =
+                            console.pools.iter().map(|pool| pool.clients_active + pool.clients_waiting).sum();
+                        status.waiting = console.pools.iter().map(|pool| pool.clients_waiting).sum();
+                    }
+                    ConsoleSeen::Unknown { why } if status.state == PoolerState::Up => {
+                        status.state = PoolerState::Unknown;
+                        status.why = Some(why.clone());
+                    }
+                    ConsoleSeen::Unknown { .. } => {}
+                }
+            }
+        }
+        found.push(status);
+    }
+    found
+}
+
+fn operations(context: &Context, cluster: &Cluster) -> Vec<OperationStatus> {
+    let listed = context.store.list().unwrap_or_default();
+    let holder = crate::engine::lock::holder(&context.store, &cluster.name).ok().flatten();
+    listed
+        .into_iter()
+        .filter_map(|listed| match listed {
+            Listed::Readable(view) if view.cluster == cluster.name && !view.is_finished() => {
+                let running =
+                    holder.as_ref().is_some_and(|holder| holder.operation.as_ref() == Some(&view.id));
+                Some(OperationStatus {
+                    id: view.id.to_string(),
+                    kind: view.kind.clone(),
+                    by: view.by.to_string(),
+                    begun: view.begun,
+                    running,
+                    next: if running {
+                        format!("pgherd operation show {}", view.id)
+                    } else {
+                        view.id.resume_command()
+                    },
+                })
+            }
+            Listed::Readable(_) | Listed::Damaged { .. } => None,
+        })
+        .collect()
+}
+
+fn problems(
+    herd: &Herd,
+    cluster: &Cluster,
+    lead: &Lead,
+    observed: &ClusterObserved,
+    report: &ClusterStatus,
+) -> Vec<Problem> {
+    let plan = if herd.clusters.len() > 1 {
+        format!("pgherd --cluster {} plan", cluster.name)
+    } else {
+        "pgherd plan".to_owned()
+    };
+    let mut found = Vec::new();
+    let mut add = |what: String, next: &str| found.push(Problem { what, next: next.to_owned() });
+    match lead {
+        Lead::Primary(_) => {}
+        Lead::Unborn => add("it is not there yet".to_owned(), &plan),
+        Lead::StoppedPrimary(name) => add(format!("the primary {name} is stopped"), &plan),
+        Lead::Split(names) => add(
+            format!("{} are primaries at the same time: keep clients away", names.join(" and ")),
+            "stop the wrong one with pg_ctl stop -m fast",
+        ),
+        Lead::Unknown { why } => add(format!("nobody can be named primary: {why}"), "pgherd status -v"),
+    }
+    if matches!(lead, Lead::Unborn) {
+        return found;
+    }
+    for node in &report.nodes {
+        let why = node.why.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        match node.state {
+            NodeState::Up | NodeState::Streaming => {}
+            NodeState::Stopped if matches!(lead, Lead::StoppedPrimary(name) if *name == node.node) => {}
+            NodeState::NotStreaming => add(format!("{} does not stream{why}", node.node), &plan),
+            NodeState::Starting => add(format!("{} is starting up", node.node), "pgherd status --watch"),
+            NodeState::Stopped => add(format!("{} is stopped", node.node), &plan),
+            NodeState::Missing => add(format!("{} is not there{why}", node.node), &plan),
+            NodeState::Unknown => add(format!("{} is unknown{why}", node.node), "pgherd status -v"),
+        }
+        if let Some(slot) =
+            node.slot.as_ref().filter(|slot| !slot.active && node.state != NodeState::Streaming)
+        {
+            let held = slot.retained_bytes.map(crate::units::ByteCount).unwrap_or_default();
+            add(format!("slot {} is not in use and holds {held} of WAL", slot.name), &plan);
+        }
+        if node.role == NodeRole::Standby && node.slot.is_none() && report.primary.is_some() {
+            add(format!("{} has no slot on the primary", node.node), &plan);
+        }
+        if let (Some(total), Some(free)) = (node.disk_total_bytes, node.disk_free_bytes)
+            && total > 0
+            && free * 10 < total
+        {
+            add(
+                format!("the disk of {} is {} % full", node.node, 100 - free * 100 / total),
+                "free space, or grow the disk",
+            );
+        }
+    }
+    for pooler in &report.poolers {
+        let why = pooler.why.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        match pooler.state {
+            PoolerState::Up => {}
+            PoolerState::Stopped => add(format!("the pooler on {} is stopped", pooler.host), &plan),
+            PoolerState::Missing => add(format!("the pooler on {} is not there", pooler.host), &plan),
+            PoolerState::Unknown => {
+                add(format!("the pooler on {} is unknown{why}", pooler.host), "pgherd status -v")
+            }
+        }
+        for route in &pooler.routes {
+            let writes = cluster.databases.contains(&route.alias);
+            if writes && report.primary.as_ref().is_some_and(|primary| route.to != [primary.clone()]) {
+                add(
+                    format!(
+                        "alias {} leads to {}, the primary is {}",
+                        route.alias,
+                        route.to.join(", "),
+                        report.primary.as_deref().unwrap_or("?")
+                    ),
+                    &plan,
+                );
+            }
+        }
+    }
+    for operation in report.operations.iter().filter(|operation| !operation.running) {
+        add(format!("operation {} ({}) is unfinished", operation.id, operation.kind), &operation.next);
+    }
+    for profile in &observed.left {
+        add(
+            format!("{}-{} is no longer in the file and still there", cluster.name, profile.node),
+            &format!("pgherd destroy {} --node {}", cluster.name, profile.node),
+        );
+    }
+    found
+}
+
+/// How long `--watch` waits between two looks.
+pub const WATCH: Duration = Duration::from_secs(2);

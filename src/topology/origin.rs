@@ -1,0 +1,211 @@
+//! What a cluster comes to, value by value, each with the line that it comes from: of the cluster, of `defaults`, or of nobody.
+//!
+//! Shows where a secret is and never reads it; of a command it shows the program alone.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::model::{Cluster, Herd, PoolMode, PoolTarget, Promote, SecretReference};
+use super::problem::{Position, Problems};
+use super::yaml::Node;
+
+/// Who said a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    Cluster,
+    Defaults,
+    /// Nobody: the default of pgherd.
+    Pgherd,
+}
+
+/// One value of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Effective {
+    /// The keys that lead to it: `nodes.a.port`.
+    pub path: String,
+    pub value: String,
+    pub source: Source,
+    /// Where it is written.
+    pub at: Option<Position>,
+}
+
+/// Reads a topology and lists every value of a cluster; `None` if there is no such cluster.
+///
+/// # Errors
+/// Every problem of the file.
+pub fn explain(file: &Path, cluster: &str) -> Result<(Herd, Option<Vec<Effective>>), Problems> {
+    let (herd, tree) = super::load_tree(file, &super::read(file)?, &super::directory_of(file))?;
+    let values = herd.cluster(cluster).map(|cluster| {
+        let own = tree.find("clusters").and_then(|clusters| clusters.find(&cluster.name));
+        let mut list = List { own, defaults: tree.find("defaults"), values: Vec::new() };
+        list.cluster(cluster);
+        list.values
+    });
+    Ok((herd, values))
+}
+
+struct List<'a> {
+    own: Option<&'a Node>,
+    defaults: Option<&'a Node>,
+    values: Vec<Effective>,
+}
+
+fn place(tree: Option<&Node>, path: &[&str]) -> Option<Position> {
+    path.iter().try_fold(tree?, |tree, key| tree.find(key)).map(|tree| tree.at)
+}
+
+impl List<'_> {
+    /// Adds a value whose place is that of its own path.
+    fn add(&mut self, path: &[&str], value: impl Into<String>) {
+        self.add_from(path, path, value);
+    }
+
+    /// Adds a value that may be said under another path too.
+    fn add_from(&mut self, path: &[&str], other: &[&str], value: impl Into<String>) {
+        let found = [path, other].into_iter().find_map(|path| {
+            let own = place(self.own, path).map(|at| (Source::Cluster, Some(at)));
+            own.or_else(|| place(self.defaults, path).map(|at| (Source::Defaults, Some(at))))
+        });
+        let (source, at) = found.unwrap_or((Source::Pgherd, None));
+        self.values.push(Effective { path: path.join("."), value: value.into(), source, at });
+    }
+
+    fn cluster(&mut self, cluster: &Cluster) {
+        self.postgres(cluster);
+        for node in &cluster.nodes {
+            let name = node.name.as_str();
+            self.add(&["nodes", name, "host"], &node.host);
+            self.add_from(&["nodes", name, "port"], &["ports", "postgres"], node.port.to_string());
+            self.add(&["nodes", name, "data-directory"], node.data_directory.display().to_string());
+            if node.preferred {
+                self.add(&["nodes", name, "prefer"], "primary");
+            }
+            let promote = match node.promote {
+                Promote::Automatic => "automatic",
+                Promote::ByHand => "by-hand",
+            };
+            self.add(&["nodes", name, "promote"], promote);
+            if let Some(connections) = node.pool_connections {
+                self.add(&["nodes", name, "pool-connections"], connections.to_string());
+            }
+        }
+        match &cluster.synchronous {
+            None => self.add(&["synchronous"], "none"),
+            Some(rule) => {
+                self.add(&["synchronous", "wait-for"], rule.wait_for.to_string());
+                self.add(&["synchronous", "of"], list(&rule.of));
+            }
+        }
+        for database in &cluster.databases {
+            self.add(&["databases", database], "{}");
+        }
+        for schema in &cluster.schemas {
+            let name = schema.name.as_str();
+            self.add(&["schemas", name, "database"], &schema.database);
+            self.add(&["schemas", name, "owner"], &schema.owner);
+            self.add(&["schemas", name, "write"], list(&schema.write));
+            self.add(&["schemas", name, "read"], list(&schema.read));
+        }
+        for role in &cluster.roles {
+            let name = role.name.as_str();
+            self.add(
+                &["roles", name, "password"],
+                role.password.as_ref().map_or("none".to_owned(), reference),
+            );
+            self.add(&["roles", name, "pools"], list(&role.pools));
+            self.add(
+                &["roles", name, "connections"],
+                role.connections.map_or("none".to_owned(), |limit| limit.to_string()),
+            );
+        }
+        self.poolers(cluster);
+        for (scenario, objective) in &cluster.objectives {
+            self.add(&["objectives", scenario, "rpo"], written(objective.rpo));
+            self.add(&["objectives", scenario, "rto"], written(objective.rto));
+        }
+    }
+
+    fn postgres(&mut self, cluster: &Cluster) {
+        let postgres = &cluster.postgres;
+        self.add(&["postgres", "version"], postgres.version.to_string());
+        let directory = postgres.bin_directory.as_ref();
+        self.add(
+            &["postgres", "bin-directory"],
+            directory.map_or("looked for on each host".to_owned(), |path| path.display().to_string()),
+        );
+        self.add(
+            &["postgres", "os-user"],
+            postgres.os_user.as_deref().unwrap_or("owner of the data directory, else postgres or the caller"),
+        );
+        self.add(
+            &["postgres", "tune", "memory"],
+            postgres
+                .tune_memory
+                .map_or("the host's, shared by its nodes".to_owned(), |memory| memory.to_string()),
+        );
+        for (name, value) in &postgres.settings {
+            self.add(&["postgres", "settings", name], value);
+        }
+    }
+
+    fn poolers(&mut self, cluster: &Cluster) {
+        let Some(poolers) = &cluster.poolers else {
+            self.add(&["poolers"], "none");
+            return;
+        };
+        self.add(&["poolers", "hosts"], list(&poolers.hosts));
+        self.add(&["ports", "pooler"], poolers.port.to_string());
+        let mode = match poolers.mode {
+            PoolMode::Transaction => "transaction",
+            PoolMode::Session => "session",
+            PoolMode::Statement => "statement",
+        };
+        self.add(&["poolers", "mode"], mode);
+        self.add(&["poolers", "max-clients"], poolers.max_clients.to_string());
+        for pool in &poolers.pools {
+            let path = |key| ["poolers", "pools", pool.name.as_str(), key];
+            let to = match pool.to {
+                PoolTarget::Primary => "primary",
+                PoolTarget::Standbys => "standbys",
+            };
+            self.add(&path("to"), to);
+            self.add(&path("size"), pool.size.to_string());
+            self.add(&path("reserve"), pool.reserve.to_string());
+            if pool.to == PoolTarget::Standbys {
+                self.add(&path("max-lag"), pool.max_lag.map_or("none".to_owned(), written));
+                self.add(&path("fallback"), if pool.fallback_to_primary { "primary" } else { "none" });
+            }
+        }
+    }
+}
+
+/// Writes a span of time as the file has it: exactly, with its largest unit.
+fn written(span: Duration) -> String {
+    let ms = span.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s")];
+    let unit = units.into_iter().find(|(factor, _)| ms >= *factor && ms.is_multiple_of(*factor));
+    match unit {
+        Some((factor, unit)) => format!("{} {unit}", ms / factor),
+        None if ms == 0 => "0 s".to_owned(),
+        None => format!("{ms} ms"),
+    }
+}
+
+fn list(names: &[String]) -> String {
+    format!("[{}]", names.join(", "))
+}
+
+fn reference(reference: &SecretReference) -> String {
+    match reference {
+        SecretReference::Env(name) => format!("{{env: {name}}}"),
+        SecretReference::File(path) => format!("{{file: {}}}", path.display()),
+        SecretReference::Command(argv) => match argv.as_slice() {
+            [program] => format!("{{command: [{program}]}}"),
+            [program, ..] => format!("{{command: [{program}, ...]}}"),
+            [] => "{command: []}".to_owned(),
+        },
+    }
+}

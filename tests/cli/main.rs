@@ -1,0 +1,14 @@
+//! What a person sees: every verb that reads the topology, through the real binary, and every way in which a file is refused.
+
+mod large;
+mod refusals;
+mod scale;
+mod schema;
+mod verbs;
+
+use std::path::Path;
+
+/// The path of a file of the project.
+fn project(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}

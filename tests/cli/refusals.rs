@@ -1,0 +1,1347 @@
+//! Every rule of the topology file: what is refused, where, why, and what to write instead.
+
+use std::path::Path;
+
+use pgherd::topology::load_text;
+
+/// A cluster of one node; what is appended begins at line 9.
+const ONE: &str = "\
+pgherd: 1
+herd: shop
+regions: {here: {hosts: {local: local}}}
+clusters:
+  inventory:
+    ports: {postgres: 5441, pooler: 6441}
+    postgres: {version: 15}
+    nodes: {a: {host: local}}
+";
+
+/// A cluster of two nodes; what is appended begins at line 11.
+const TWO: &str = "\
+pgherd: 1
+herd: shop
+regions: {here: {hosts: {local: local}}}
+clusters:
+  inventory:
+    ports: {postgres: 5441, pooler: 6441}
+    postgres: {version: 15}
+    nodes:
+      a: {host: local, port: 5441, data-directory: /d/a}
+      b: {host: local, port: 5442, data-directory: /d/b}
+";
+
+/// No cluster yet; what is appended begins at line 4.
+const HEAD: &str = "\
+pgherd: 1
+herd: shop
+regions: {here: {hosts: {local: local}}}
+";
+
+const NOTHING: &str = "";
+
+#[track_caller]
+fn refuses(base: &str, added: &str, told: &str) {
+    let text = format!("{base}{added}");
+    let problems =
+        load_text(Path::new("pgherd.yml"), &text, Path::new("/etc/pgherd")).expect_err("it is refused");
+    assert_eq!(format!("\n{problems}"), told, "in\n{text}");
+    assert!(!problems.to_string().contains("hunter2"), "a secret is shown");
+}
+
+#[track_caller]
+fn accepts(base: &str, added: &str) -> pgherd::topology::model::Herd {
+    let text = format!("{base}{added}");
+    match load_text(Path::new("pgherd.yml"), &text, Path::new("/etc/pgherd")) {
+        Ok(herd) => herd,
+        Err(problems) => panic!("{problems}\nin\n{text}"),
+    }
+}
+
+#[test]
+fn every_problem_is_told_in_one_run_in_the_order_of_the_file() {
+    refuses(
+        NOTHING,
+        "pgherd: 2\nherd: 7\nregions: {here: {hosts: {db1: local}}}\nclusters: {a: {nodes: {x: {host: db2}}, postgres: {version: 99}}}\n",
+        r#"
+ERROR:  pgherd.yml:1:9: unsupported format version 2
+DETAIL: This version of pgherd reads format 1.
+HINT:   Write "pgherd: 1", or use the version of pgherd that the file was written for.
+ERROR:  pgherd.yml:2:7: herd must be a text, found a number
+HINT:   Put quotes around it if it is meant as a text.
+ERROR:  pgherd.yml:4:34: unknown host "db2"
+DETAIL: Declared: db1.
+HINT:   Did you mean "db1"?
+ERROR:  pgherd.yml:4:61: unsupported PostgreSQL version "99"
+DETAIL: pgherd runs PostgreSQL 14 to 19.
+HINT:   Write one of them, such as "version: 18"."#,
+    );
+}
+
+#[test]
+fn what_several_clusters_take_from_defaults_is_told_once() {
+    refuses(
+        HEAD,
+        "defaults: {postgres: {version: 15, settings: {work_mem: 4}}, nodes: {a: {host: locl}}}\nclusters:\n  x: {ports: {postgres: 5441}}\n  y: {ports: {postgres: 5442}}\n",
+        r#"
+ERROR:  pgherd.yml:4:57: work_mem has no unit
+DETAIL: To PostgreSQL, 4 would be 4 times 1 kB.
+HINT:   Write the unit, such as "64 MiB" or "64MB".
+ERROR:  pgherd.yml:4:80: unknown host "locl"
+DETAIL: Declared: local.
+HINT:   Did you mean "local"?"#,
+    );
+}
+
+#[test]
+fn a_cluster_overrides_defaults_key_by_key_and_none_takes_away() {
+    let herd = accepts(
+        HEAD,
+        "\
+defaults:
+  postgres: {version: 15, settings: {max_connections: 60, work_mem: 4 MiB, jit: on}}
+  nodes:
+    a: {host: local, port: 5441, data-directory: /d/a}
+    b: {host: local, port: 5442, data-directory: /d/b}
+  synchronous: {wait-for: 1, of: [a, b]}
+clusters:
+  inventory:
+    postgres: {version: 16, settings: {work_mem: 64 MiB, jit: none}}
+    nodes: {b: none}
+    synchronous: none
+",
+    );
+    let cluster = herd.cluster("inventory").unwrap();
+    let settings: Vec<(&str, &str)> =
+        cluster.postgres.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(settings, [("max_connections", "60"), ("work_mem", "64MB")]);
+    assert_eq!(cluster.postgres.version, 16);
+    assert_eq!(cluster.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(cluster.synchronous, None);
+}
+
+#[test]
+fn a_password_of_a_cluster_replaces_the_whole_reference_of_defaults() {
+    use pgherd::topology::model::SecretReference;
+    let herd = accepts(
+        HEAD,
+        "\
+defaults: {postgres: {version: 15}, roles: {app: {password: {env: APP}}}}
+clusters:
+  one: {nodes: {a: {host: local, port: 5441}}}
+  two: {nodes: {a: {host: local, port: 5442}}, roles: {app: {password: {file: secrets/app}}}}
+",
+    );
+    let password = |cluster: &str| herd.cluster(cluster).unwrap().roles[0].password.clone();
+    assert_eq!(password("one"), Some(SecretReference::Env("APP".into())));
+    assert_eq!(password("two"), Some(SecretReference::File("/etc/pgherd/secrets/app".into())));
+}
+
+#[test]
+fn what_is_not_said_has_its_default() {
+    let herd = accepts(ONE, "");
+    let cluster = herd.cluster("inventory").unwrap();
+    let node = cluster.preferred();
+    assert_eq!((node.name.as_str(), node.port), ("a", 5441));
+    assert_eq!(node.data_directory, Path::new("/var/lib/pgherd/inventory-a"));
+    assert_eq!(cluster.databases, ["inventory"]);
+    assert_eq!((herd.timezone.as_str(), cluster.poolers.is_none()), ("UTC", true));
+}
+
+#[test]
+fn words_of_postgresql_are_texts_and_quoted_none_is_one_of_them() {
+    let herd = accepts(
+        HEAD,
+        "\
+clusters:
+  inventory:
+    postgres:
+      version: 15
+      settings: {jit: off, fsync: on, log_statement: \"none\", wal_level: logical, temp_file_limit: -1, log_min_duration_statement: 1.5s}
+    nodes: {a: {host: local, port: 5441}}
+",
+    );
+    let settings = &herd.clusters[0].postgres.settings;
+    let value = |name: &str| settings[name].as_str();
+    assert_eq!((value("jit"), value("fsync"), value("log_statement")), ("off", "on", "none"));
+    assert_eq!((value("temp_file_limit"), value("log_min_duration_statement")), ("-1", "1.5s"));
+}
+
+#[test]
+fn a_file_from_windows_has_the_same_lines_and_columns() {
+    refuses(
+        NOTHING,
+        "\u{feff}pgherd: 1\r\nherd: shop\r\nregions: {}\r\nclusters: {}\r\nhrd: x\r\n",
+        r#"
+ERROR:  pgherd.yml:5:1: unknown key "hrd" in the file
+DETAIL: Its keys are: clusters, defaults, herd, pgherd, regions, timezone.
+HINT:   Did you mean "herd"?"#,
+    );
+}
+
+#[test]
+fn an_empty_file_says_how_to_begin() {
+    for text in ["", "# only a comment\n", "---\n"] {
+        let problems = load_text(Path::new("pgherd.yml"), text, Path::new("/")).unwrap_err();
+        assert!(problems.to_string().contains("HINT: "), "{problems}");
+        assert!(problems.to_string().starts_with("ERROR:  pgherd.yml:"), "{problems}");
+    }
+}
+
+// YAML itself
+
+#[test]
+fn refuses_an_unknown_key_and_says_what_was_meant() {
+    refuses(
+        ONE,
+        r#"    synchronus: {wait-for: 1, of: [a]}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
+DETAIL: Its keys are: databases, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+HINT:   Did you mean "synchronous"?"#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_key_deep_in_a_mapping() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {conections: 4}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:19: unknown key "conections" in clusters.inventory.roles.app
+DETAIL: Its keys are: connections, password, pools.
+HINT:   Did you mean "connections"?"#,
+    );
+}
+
+#[test]
+fn refuses_a_duplicate_key_and_says_where_the_first_is() {
+    refuses(
+        ONE,
+        r#"    nodes: {b: {host: local}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:5: duplicate key "nodes"
+DETAIL: It was given first at 8:5.
+HINT:   Keep one of the two."#,
+    );
+}
+
+#[test]
+fn refuses_an_anchor() {
+    refuses(
+        ONE,
+        r#"    databases: &all {inventory: {}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:16: an anchor (&name) is not allowed
+DETAIL: Every value of a topology stands where it is read, or in "defaults".
+HINT:   Remove the anchor; put what clusters share into "defaults"."#,
+    );
+}
+
+#[test]
+fn refuses_an_alias() {
+    refuses(
+        TWO,
+        r#"    schemas: &s {}
+    roles: *s
+"#,
+        r#"
+ERROR:  pgherd.yml:11:14: an anchor (&name) is not allowed
+DETAIL: Every value of a topology stands where it is read, or in "defaults".
+HINT:   Remove the anchor; put what clusters share into "defaults".
+ERROR:  pgherd.yml:12:12: an alias (*name) is not allowed
+DETAIL: Every value of a topology stands where it is read, or in "defaults".
+HINT:   Write the value here, or put what clusters share into "defaults"."#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_key_that_is_taken_away() {
+    refuses(
+        ONE,
+        r#"    synchronus: none
+"#,
+        r#"
+ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
+DETAIL: Its keys are: databases, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+HINT:   Did you mean "synchronous"?"#,
+    );
+}
+
+#[test]
+fn refuses_a_merge_key() {
+    refuses(
+        ONE,
+        r#"    schemas: {s: &s {owner: o}}
+    roles: {<<: *s}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:18: an anchor (&name) is not allowed
+DETAIL: Every value of a topology stands where it is read, or in "defaults".
+HINT:   Remove the anchor; put what clusters share into "defaults".
+ERROR:  pgherd.yml:10:13: a merge key (<<) is not allowed
+DETAIL: Clusters inherit from "defaults": mappings merge key by key, everything else is replaced.
+HINT:   Put what clusters share into "defaults"."#,
+    );
+}
+
+#[test]
+fn refuses_a_tag() {
+    refuses(
+        ONE,
+        r#"    databases: !!map {inventory: {}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:16: a tag (!name) is not allowed
+DETAIL: What a value is follows from its key.
+HINT:   Remove the tag; put quotes around what must be a text."#,
+    );
+}
+
+#[test]
+fn refuses_a_second_document() {
+    refuses(
+        ONE,
+        r#"---
+pgherd: 1
+"#,
+        r#"
+ERROR:  pgherd.yml:9:1: a second document in one file
+DETAIL: A topology is one YAML document; a line "---" begins another.
+HINT:   Remove the line, or put the second document into a file of its own."#,
+    );
+}
+
+#[test]
+fn refuses_a_key_that_is_not_a_text() {
+    refuses(
+        ONE,
+        r#"    databases: {1: {}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:16: clusters.inventory.databases names no database
+HINT:   Remove the key: the cluster then has one database that is named like it.
+ERROR:  pgherd.yml:9:17: a key must be a text, found a number
+HINT:   Put quotes around it if it is meant as a name."#,
+    );
+}
+
+#[test]
+fn refuses_interpolation() {
+    refuses(
+        ONE,
+        r#"    schemas: {s: {owner: "${OWNER}"}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:26: interpolation (${…}) is not allowed
+DETAIL: What stands in the file is what is used.
+HINT:   Write the value itself; a secret is given as {env: NAME}, {file: PATH} or {command: [...]}."#,
+    );
+}
+
+#[test]
+fn refuses_what_is_not_yaml() {
+    refuses(
+        ONE,
+        r#"    roles: {app: [
+"#,
+        r#"
+ERROR:  pgherd.yml:10:1: invalid YAML: while parsing a node, did not find expected node content
+HINT:   The file cannot be read further than this. Look at indentation, quotes and colons here and just before."#,
+    );
+}
+
+#[test]
+fn refuses_nesting_without_end() {
+    refuses(
+        ONE,
+        r#"    roles: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[
+"#,
+        r#"
+ERROR:  pgherd.yml:9:41: nested more than 32 levels deep
+HINT:   No key of a topology is so deep. Look for brackets that are not closed."#,
+    );
+}
+
+#[test]
+fn refuses_an_empty_value() {
+    refuses(
+        ONE,
+        r#"    databases:
+"#,
+        r#"
+ERROR:  pgherd.yml:9:14: clusters.inventory.databases must be a mapping, found nothing
+HINT:   Give it a value, or remove the key. An empty mapping is written {}."#,
+    );
+}
+
+#[test]
+fn refuses_a_text_where_a_mapping_belongs() {
+    refuses(
+        ONE,
+        r#"    databases: inventory
+"#,
+        r#"
+ERROR:  pgherd.yml:9:16: clusters.inventory.databases must be a mapping, found a text
+HINT:   "pgherd schema" prints what each key takes."#,
+    );
+}
+
+#[test]
+fn refuses_a_number_where_a_name_belongs() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: 7, port: 5441}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:58: clusters.inventory.nodes.a.host must be a text, found a number
+HINT:   Put quotes around it if it is meant as a text."#,
+    );
+}
+
+// The top of the file
+
+#[test]
+fn refuses_a_format_that_it_does_not_read() {
+    refuses(
+        NOTHING,
+        r#"pgherd: 2
+herd: shop
+regions: {here: {hosts: {local: local}}}
+clusters: {}
+"#,
+        r#"
+ERROR:  pgherd.yml:1:9: unsupported format version 2
+DETAIL: This version of pgherd reads format 1.
+HINT:   Write "pgherd: 1", or use the version of pgherd that the file was written for."#,
+    );
+}
+
+#[test]
+fn refuses_a_file_without_its_required_keys() {
+    refuses(
+        NOTHING,
+        r#"timezone: UTC
+"#,
+        r#"
+ERROR:  pgherd.yml:1:1: the file has no "pgherd"
+HINT:   Add it: pgherd: 1.
+ERROR:  pgherd.yml:1:1: the file has no "herd"
+HINT:   Add it: herd: NAME.
+ERROR:  pgherd.yml:1:1: the file has no "regions"
+HINT:   Add it: regions: {here: {hosts: {local: local}}}.
+ERROR:  pgherd.yml:1:1: the file has no "clusters"
+HINT:   Add it: clusters: {NAME: {...}}."#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_time_zone() {
+    refuses(
+        HEAD,
+        r#"timezone: Europe/Berln
+clusters: {}
+"#,
+        r#"
+ERROR:  pgherd.yml:4:11: unknown time zone "Europe/Berln"
+DETAIL: A zone is an IANA name such as UTC or Europe/Berlin.
+HINT:   Did you mean "Europe/Berlin"?"#,
+    );
+}
+
+#[test]
+fn refuses_a_host_that_needs_ssh() {
+    refuses(
+        NOTHING,
+        r#"pgherd: 1
+herd: shop
+regions: {here: {hosts: {db1: 10.0.0.1, db2: {address: 10.0.0.2}}}}
+clusters: {}
+"#,
+        r#"
+ERROR:  pgherd.yml:3:31: regions.here.hosts.db1 would be reached by ssh, which this version cannot do
+DETAIL: This version runs clusters on the machine that it is started on.
+HINT:   Write "local" for this machine.
+ERROR:  pgherd.yml:3:46: regions.here.hosts.db2 would be reached by ssh, which this version cannot do
+DETAIL: This version runs clusters on the machine that it is started on.
+HINT:   Write "local" for this machine."#,
+    );
+}
+
+#[test]
+fn refuses_a_host_in_two_regions() {
+    refuses(
+        NOTHING,
+        r#"pgherd: 1
+herd: shop
+regions:
+  east: {hosts: {db1: local}}
+  west: {hosts: {db1: local}}
+clusters: {}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:18: host "db1" is in two regions
+DETAIL: It was given first at 4:18.
+HINT:   Keep one of the two."#,
+    );
+}
+
+#[test]
+fn refuses_a_name_that_cannot_be_one() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  Inventory_1: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:3: "Inventory_1" cannot be the name of a cluster
+DETAIL: A name has up to 31 lowercase letters, digits and hyphens, and begins with a letter.
+HINT:   Choose another name, such as "inventory" or "db-1"."#,
+    );
+}
+
+#[test]
+fn refuses_a_key_that_a_later_version_brings() {
+    refuses(
+        ONE,
+        r#"    backups: {repository: main}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:5: unknown key "backups" in clusters.inventory
+DETAIL: Its keys are: databases, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+HINT:   This version of pgherd does not have "backups" yet. Remove it."#,
+    );
+}
+
+#[test]
+fn refuses_none_that_takes_nothing_away_from_settings() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, settings: {log_statement: none}}
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:55: clusters.inventory.postgres.settings.log_statement: none takes nothing away
+DETAIL: In a cluster, none removes what "defaults" say; here there is nothing to remove.
+HINT:   Remove it; or put quotes around "none" if PostgreSQL's word is meant."#,
+    );
+}
+
+// Units, versions and settings
+
+#[test]
+fn refuses_a_time_without_a_unit() {
+    refuses(
+        ONE,
+        r#"    objectives: {lose-primary: {rpo: 5, rto: 1 min}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:38: clusters.inventory.objectives.lose-primary.rpo: "5" has no unit, expected a time such as 30 s, 5 min or 2 h
+HINT:   Write the unit, such as "5 s"."#,
+    );
+}
+
+#[test]
+fn refuses_m_as_a_unit() {
+    refuses(
+        ONE,
+        r#"    objectives: {lose-primary: {rpo: 5 m, rto: 1 min}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:38: clusters.inventory.objectives.lose-primary.rpo: "5 m" is ambiguous: "m" could be minutes or months; write "min" or "months"
+HINT:   Write "min" if minutes are meant."#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_unit() {
+    refuses(
+        ONE,
+        r#"    objectives: {lose-primary: {rpo: 5 weeks, rto: 1 min}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:38: clusters.inventory.objectives.lose-primary.rpo: "5 weeks" has the unknown unit "weeks", expected a time such as 30 s, 5 min or 2 h
+HINT:   Write a whole number and a unit, such as "64 MiB" or "30 s"."#,
+    );
+}
+
+#[test]
+fn refuses_memory_in_decimal_units() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, tune: {memory: 32 GB}}
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:44: clusters.inventory.postgres.tune.memory: "32 GB" has the unknown unit "GB", expected a size such as 64 MiB or 32 GiB
+HINT:   Write a whole number and a unit, such as "64 MiB" or "30 s"."#,
+    );
+}
+
+#[test]
+fn refuses_a_setting_without_its_unit() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, settings: {shared_buffers: 16384, statement_timeout: 30}}
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:56: shared_buffers has no unit
+DETAIL: To PostgreSQL, 16384 would be 16384 times 8 kB.
+HINT:   Write the unit, such as "64 MiB" or "64MB".
+ERROR:  pgherd.yml:6:82: statement_timeout has no unit
+DETAIL: To PostgreSQL, 30 would be 30 times 1 ms.
+HINT:   Write the unit, such as "30 s" or "5min"."#,
+    );
+}
+
+#[test]
+fn refuses_m_in_a_setting() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, settings: {checkpoint_timeout: 5 m}}
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:60: checkpoint_timeout: "5 m" is ambiguous: "m" could be minutes or months
+HINT:   Write "min" if minutes are meant."#,
+    );
+}
+
+#[test]
+fn refuses_a_unit_of_another_kind_in_a_setting() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, settings: {work_mem: 30 s}}
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:50: work_mem must be a size such as 64 MiB or 64MB, found "30 s"
+HINT:   Write a number and one of PostgreSQL's units (kB, MB, GB, TB; ms, s, min, h, d) or a binary one with a space."#,
+    );
+}
+
+#[test]
+fn refuses_a_version_that_is_too_old_or_too_new_or_minor() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  old: {postgres: {version: 13}, nodes: {a: {host: local, port: 5441}}}
+  new: {postgres: {version: 20}, nodes: {a: {host: local, port: 5442}}}
+  minor: {postgres: {version: "15.3"}, nodes: {a: {host: local, port: 5443}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:29: unsupported PostgreSQL version "13"
+DETAIL: pgherd runs PostgreSQL 14 to 19.
+HINT:   Write one of them, such as "version: 18".
+ERROR:  pgherd.yml:6:29: unsupported PostgreSQL version "20"
+DETAIL: pgherd runs PostgreSQL 14 to 19.
+HINT:   Write one of them, such as "version: 18".
+ERROR:  pgherd.yml:7:31: unsupported PostgreSQL version "15.3"
+DETAIL: pgherd runs PostgreSQL 14 to 19.
+HINT:   Write the major version alone: "version: 15". Which minor version runs is up to the packages of each host."#,
+    );
+}
+
+#[test]
+fn refuses_settings_that_are_its_own() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres:
+      version: 15
+      settings:
+        port: 1
+        synchronous_standby_names: b
+        archive_command: cp
+        wal_level: minimal
+        recovery_target_time: now
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:9: setting "port" is pgherd's own
+HINT:   Use "ports: {postgres: ...}", or "port" of a node.
+ERROR:  pgherd.yml:10:9: setting "synchronous_standby_names" is pgherd's own
+HINT:   Use "synchronous: {wait-for: 1, of: [...]}".
+ERROR:  pgherd.yml:11:9: setting "archive_command" is pgherd's own
+HINT:   pgherd archives WAL itself. Remove it.
+ERROR:  pgherd.yml:12:20: wal_level must be "replica" or "logical", found "minimal"
+DETAIL: Standbys and backups need at least replica.
+HINT:   Remove it.
+ERROR:  pgherd.yml:13:9: setting "recovery_target_time" is pgherd's own
+DETAIL: A recovery target belongs to one restore, not to a cluster.
+HINT:   Remove it."#,
+    );
+}
+
+#[test]
+fn refuses_settings_that_postgresql_spells_otherwise() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, settings: {Work_Mem: 4MB, work-mem: 4MB, timezone: UTC}}
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:40: PostgreSQL spells the setting "Work_Mem" as "work_mem"
+HINT:   Write "work_mem".
+ERROR:  pgherd.yml:6:55: "work-mem" is not the name of a setting
+HINT:   Settings have PostgreSQL's spelling: "work_mem".
+ERROR:  pgherd.yml:6:70: PostgreSQL spells the setting "timezone" as "TimeZone"
+HINT:   Write "TimeZone"."#,
+    );
+}
+
+// Names
+
+#[test]
+fn refuses_an_unknown_host() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: locl, port: 5441}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:58: unknown host "locl"
+DETAIL: Declared: local.
+HINT:   Did you mean "local"?"#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_node() {
+    refuses(
+        TWO,
+        r#"    synchronous: {wait-for: 1, of: [a, b, node-c]}
+"#,
+        r#"
+ERROR:  pgherd.yml:11:43: unknown node "node-c" in clusters.inventory.synchronous
+DETAIL: Declared: a, b.
+HINT:   Write one of them, or declare it first."#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_pool() {
+    refuses(
+        TWO,
+        r#"    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}, ro: {to: standbys, size: 5}}}
+    roles: {app: {password: {env: APP}, pools: [rw, roo]}}
+"#,
+        r#"
+ERROR:  pgherd.yml:12:53: unknown pool "roo" of role app
+DETAIL: Declared: rw, ro.
+HINT:   Did you mean "ro"?"#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_role() {
+    refuses(
+        ONE,
+        r#"    schemas: {s: {owner: s_owner, write: [app], read: [bi]}}
+    roles: {apps: {password: {env: APP}}, bi: {}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:43: unknown role "app" in clusters.inventory.schemas.s
+DETAIL: Declared: apps, bi.
+HINT:   Did you mean "apps"?"#,
+    );
+}
+
+#[test]
+fn refuses_an_unknown_database_and_a_schema_without_one() {
+    refuses(
+        ONE,
+        r#"    databases: {one: {}, two: {}}
+    schemas: {s: {owner: s_owner, database: tow}, t: {owner: t_owner}}
+"#,
+        r#"
+ERROR:  pgherd.yml:10:45: unknown database "tow" in clusters.inventory.schemas.s
+DETAIL: Declared: one, two.
+HINT:   Did you mean "two"?
+ERROR:  pgherd.yml:10:51: clusters.inventory.schemas.t has no "database"
+HINT:   Add it: database: NAME, since the cluster has several."#,
+    );
+}
+
+#[test]
+fn refuses_a_role_that_it_has_for_itself() {
+    refuses(
+        ONE,
+        r#"    roles: {replicator: {}}
+    schemas: {s: {owner: postgres}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:13: role "replicator" cannot be declared: pgherd has it for its own use
+HINT:   Choose another name.
+ERROR:  pgherd.yml:10:26: role "postgres" cannot be declared: pgherd has it for its own use
+HINT:   Choose another name."#,
+    );
+}
+
+#[test]
+fn refuses_a_database_that_every_cluster_has() {
+    refuses(
+        ONE,
+        r#"    databases: {template1: {}, pgbouncer: {}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:17: database "template1" cannot be declared
+DETAIL: PostgreSQL or PgBouncer has it for its own use.
+HINT:   Choose another name.
+ERROR:  pgherd.yml:9:32: database "pgbouncer" cannot be declared
+DETAIL: PostgreSQL or PgBouncer has it for its own use.
+HINT:   Choose another name."#,
+    );
+}
+
+#[test]
+fn refuses_a_word_that_is_none_of_the_choices() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441, promote: by-hnd}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:86: clusters.inventory.nodes.a.promote must be "automatic" or "by-hand", found "by-hnd"
+HINT:   Did you mean "by-hand"?"#,
+    );
+}
+
+#[test]
+fn refuses_two_preferred_primaries() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15}
+    nodes:
+      a: {host: local, port: 5441, data-directory: /d/a, prefer: primary}
+      b: {host: local, port: 5442, data-directory: /d/b, prefer: primary}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:66: inventory has two preferred primaries: a and b
+DETAIL: a has it at 8:7.
+HINT:   Keep "prefer: primary" at one node."#,
+    );
+}
+
+#[test]
+fn refuses_two_nodes_with_one_full_name() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  shop:
+    postgres: {version: 15}
+    nodes: {eu-a: {host: local, port: 5441, data-directory: /d/1}}
+  shop-eu:
+    postgres: {version: 15}
+    nodes: {a: {host: local, port: 5442, data-directory: /d/2}}
+"#,
+        r#"
+ERROR:  pgherd.yml:10:13: two nodes are called shop-eu-a
+DETAIL: The other is at 7:13; a node is called CLUSTER-NODE in the whole herd.
+HINT:   Rename one of the clusters or nodes."#,
+    );
+}
+
+#[test]
+fn refuses_two_pools_with_one_alias() {
+    refuses(
+        TWO,
+        r#"    databases: {shop: {}, shop_ro: {}}
+    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}, ro: {to: standbys, size: 5}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:12:67: two pools of inventory have the alias "shop_ro"
+DETAIL: It is database shop_ro through pool rw, and database shop through pool ro.
+HINT:   Rename the pool or the database."#,
+    );
+}
+
+#[test]
+fn refuses_a_database_that_pgbouncer_cannot_name() {
+    refuses(
+        TWO,
+        r#"    databases: {"my shop": {}}
+    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:12:39: PgBouncer cannot have the alias "my shop"
+DETAIL: Its configuration takes letters, digits, "_", "." and "-" in a name, quoted or not.
+HINT:   Rename the database, or write "poolers: none"."#,
+    );
+}
+
+#[test]
+fn refuses_a_pool_role_without_a_password() {
+    refuses(
+        TWO,
+        r#"    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}, ro: {to: standbys, size: 5}}}
+    roles: {app: {pools: [rw]}}
+"#,
+        r#"
+ERROR:  pgherd.yml:12:13: role app may use the pool "rw" but has no password
+DETAIL: Without a password it cannot log in.
+HINT:   Say where its password is: password: {env: NAME} or {file: PATH}; or remove its pools."#,
+    );
+}
+
+// Ports and directories
+
+#[test]
+fn refuses_nodes_that_share_a_host_without_a_port_and_directory_each() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15}
+    ports: {postgres: 5441}
+    nodes:
+      a: {host: local}
+      b: {host: local, port: 5442}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:7: inventory-a must state port and data-directory
+DETAIL: It shares host local with inventory-b.
+HINT:   Write a: {host: local, port: PORT, data-directory: /var/lib/pgherd/inventory-a}.
+ERROR:  pgherd.yml:10:7: inventory-b must state data-directory
+DETAIL: It shares host local with inventory-a.
+HINT:   Write b: {host: local, port: PORT, data-directory: /var/lib/pgherd/inventory-b}."#,
+    );
+}
+
+#[test]
+fn refuses_two_nodes_on_one_port() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441}}}
+  orders: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:68: orders-a and inventory-a both listen on port 5441 of local
+DETAIL: inventory-a has the port at 5:71; hosts that are "local" are one machine.
+HINT:   Give one of them another port."#,
+    );
+}
+
+#[test]
+fn refuses_two_local_hosts_on_one_port_since_they_are_one_machine() {
+    refuses(
+        NOTHING,
+        r#"pgherd: 1
+herd: shop
+regions: {here: {hosts: {db1: local, db2: local}}}
+clusters:
+  inventory: {postgres: {version: 15}, ports: {postgres: 5441}, nodes: {a: {host: db1}, b: {host: db2}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:89: inventory-b and inventory-a both listen on port 5441 of db2
+DETAIL: inventory-a has the port at 5:73; hosts that are "local" are one machine.
+HINT:   Give one of them another port."#,
+    );
+}
+
+#[test]
+fn refuses_a_pooler_on_the_port_of_a_node() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15}
+    ports: {postgres: 5441, pooler: 5441}
+    nodes: {a: {host: local}}
+    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:7:37: the pooler of inventory and inventory-a both listen on port 5441 of local
+DETAIL: inventory-a has the port at 8:13; hosts that are "local" are one machine.
+HINT:   Give one of them another port."#,
+    );
+}
+
+#[test]
+fn refuses_two_nodes_in_one_data_directory() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441, data-directory: /srv/pg}}}
+  orders: {postgres: {version: 15}, nodes: {a: {host: local, port: 5442, data-directory: /srv//pg/}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:90: orders-a and inventory-a have the same data directory
+DETAIL: inventory-a is at /srv/pg, orders-a at /srv/pg.
+HINT:   Give each node a data directory of its own, such as "data-directory: /var/lib/pgherd/CLUSTER-NODE"."#,
+    );
+}
+
+#[test]
+fn refuses_one_data_directory_inside_another() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441, data-directory: /srv/pg/orders}}}
+  orders: {postgres: {version: 15}, nodes: {a: {host: local, port: 5442, data-directory: /srv/pg}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:90: the data directory of inventory-a is inside that of orders-a
+DETAIL: orders-a is at /srv/pg, inventory-a at /srv/pg/orders.
+HINT:   Give each node a data directory of its own, such as "data-directory: /var/lib/pgherd/CLUSTER-NODE"."#,
+    );
+}
+
+#[test]
+fn refuses_a_data_directory_that_is_not_absolute() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441, data-directory: /srv/../pg}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:93: data-directory must be an absolute path without "..", found "/srv/../pg"
+HINT:   Write the whole path from / on."#,
+    );
+}
+
+#[test]
+fn refuses_root_as_the_owner_of_a_data_directory() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15, os-user: root}, nodes: {a: {host: local, port: 5441}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:48: os-user cannot be "root"
+DETAIL: PostgreSQL refuses to run as root.
+HINT:   Write the name of an ordinary user, such as "postgres"."#,
+    );
+}
+
+#[test]
+fn refuses_a_port_below_1024() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 543}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:71: clusters.inventory.nodes.a.port must be a port from 1024 to 65535, found 543
+HINT:   Ports below 1024 need root, which PostgreSQL refuses."#,
+    );
+}
+
+// Rules across values
+
+#[test]
+fn refuses_more_synchronous_standbys_than_nodes_can_give() {
+    refuses(
+        TWO,
+        r#"    synchronous: {wait-for: 2, of: [a, b]}
+"#,
+        r#"
+ERROR:  pgherd.yml:11:29: clusters.inventory.synchronous waits for 2 synchronous standbys, its nodes can give 1
+DETAIL: It names a, b, and one of them is or becomes the primary; every commit would wait forever.
+HINT:   Lower wait-for, name more nodes in "of", or write "synchronous: none"."#,
+    );
+}
+
+#[test]
+fn refuses_a_commit_that_waits_for_nobody() {
+    refuses(
+        TWO,
+        r#"    synchronous: {wait-for: 0, of: [a, b]}
+"#,
+        r#"
+ERROR:  pgherd.yml:11:29: clusters.inventory.synchronous.wait-for must be 1 or more
+HINT:   Write "synchronous: none" if commits are to wait for no standby."#,
+    );
+}
+
+#[test]
+fn refuses_an_rpo_of_nothing_without_a_synchronous_standby() {
+    refuses(
+        TWO,
+        r#"    objectives: {lose-primary: {rpo: 0 s, rto: 1 min}}
+"#,
+        r#"
+ERROR:  pgherd.yml:11:38: inventory cannot lose its primary with an rpo of 0 s: it has no synchronous standby
+DETAIL: A commit is acknowledged before any standby has it, so the newest ones die with the primary.
+HINT:   Declare "synchronous: {wait-for: 1, of: [a, b]}", or an rpo above 0 s."#,
+    );
+}
+
+#[test]
+fn refuses_pools_over_the_budget_of_a_node() {
+    refuses(
+        TWO,
+        r#"    poolers: {hosts: [local], pools: {rw: {to: primary, size: 80, reserve: 10}, ro: {to: standbys, size: 20, fallback: primary}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:11:63: the pools may open 110 connections to a node of inventory, it has 97 for them
+DETAIL: As primary: rw 80 + 10, ro 20 = 110. max_connections 100 - superuser_reserved_connections 3 - reserved_connections 0 = 97.
+HINT:   Lower a size or a reserve, or raise max_connections under "settings"."#,
+    );
+}
+
+#[test]
+fn refuses_pools_over_the_pool_connections_of_a_node() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, settings: {max_connections: 30}}
+    ports: {pooler: 6441}
+    nodes:
+      a: {host: local, port: 5441, data-directory: /d/a, pool-connections: 28}
+      b: {host: local, port: 5442, data-directory: /d/b, pool-connections: 10}
+    poolers: {hosts: [local], pools: {rw: {to: primary, size: 12}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:7: inventory-a has pool-connections 28, more than the 27 that its server has for them
+DETAIL: max_connections 30 - superuser_reserved_connections 3 - reserved_connections 0 = 27.
+HINT:   Lower pool-connections, or raise max_connections under "settings".
+ERROR:  pgherd.yml:10:7: the pools may open 12 connections to inventory-b, its pool-connections are 10
+DETAIL: As primary: rw 12.
+HINT:   Lower a size or a reserve, or raise its pool-connections."#,
+    );
+}
+
+#[test]
+fn refuses_a_pool_for_standbys_that_do_not_exist() {
+    refuses(
+        ONE,
+        r#"    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}, ro: {to: standbys, size: 5}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:76: pool "ro" leads to standbys, and inventory has none
+HINT:   Add a node, or write "fallback: primary"."#,
+    );
+}
+
+#[test]
+fn refuses_a_pooler_without_a_port() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15}
+    nodes: {a: {host: local, port: 5441}}
+    poolers: {hosts: [local], pools: {rw: {to: primary, size: 5}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:3: clusters.inventory.ports has no "pooler"
+HINT:   Add it: ports: {pooler: 6432}."#,
+    );
+}
+
+// What is not managed
+
+#[test]
+fn refuses_redis_as_an_engine() {
+    refuses(
+        ONE,
+        r#"    engine: redis
+"#,
+        r#"
+ERROR:  pgherd.yml:9:5: cannot manage Redis (clusters.inventory)
+DETAIL: pgherd manages PostgreSQL clusters whose data directory it can reach: it starts the server and reads its files.
+HINT:   Remove it from the file, or describe a PostgreSQL cluster with its own nodes on hosts under "regions"."#,
+    );
+}
+
+#[test]
+fn refuses_rds_as_a_type() {
+    refuses(
+        ONE,
+        r#"    type: aws-rds
+"#,
+        r#"
+ERROR:  pgherd.yml:9:5: cannot manage Amazon RDS (clusters.inventory)
+DETAIL: pgherd manages PostgreSQL clusters whose data directory it can reach: it starts the server and reads its files.
+HINT:   Remove it from the file, or describe a PostgreSQL cluster with its own nodes on hosts under "regions"."#,
+    );
+}
+
+#[test]
+fn refuses_citus_as_a_library() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory:
+    postgres: {version: 15, settings: {shared_preload_libraries: "pg_stat_statements, citus"}}
+    nodes: {a: {host: local, port: 5441}}
+"#,
+        r#"
+ERROR:  pgherd.yml:6:66: cannot manage Citus (shared_preload_libraries)
+DETAIL: pgherd manages PostgreSQL clusters whose data directory it can reach: it starts the server and reads its files.
+HINT:   Remove it from the file, or describe a PostgreSQL cluster with its own nodes on hosts under "regions"."#,
+    );
+}
+
+#[test]
+fn refuses_the_host_of_a_service() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: shop.abc.eu-west-1.rds.amazonaws.com, port: 5441}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:58: cannot manage Amazon RDS (host)
+DETAIL: pgherd manages PostgreSQL clusters whose data directory it can reach: it starts the server and reads its files.
+HINT:   Remove it from the file, or describe a PostgreSQL cluster with its own nodes on hosts under "regions"."#,
+    );
+}
+
+#[test]
+fn refuses_a_url_without_showing_it() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  inventory: {postgres: {version: 15}, nodes: {a: {host: "redis://:hunter2@cache:6379", port: 5441}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:5:58: cannot manage Redis (host)
+DETAIL: pgherd manages PostgreSQL clusters whose data directory it can reach: it starts the server and reads its files.
+HINT:   Remove it from the file, or describe a PostgreSQL cluster with its own nodes on hosts under "regions"."#,
+    );
+}
+
+#[test]
+fn refuses_clickhouse_by_its_own_key() {
+    refuses(
+        ONE,
+        r#"    clickhouse: {shards: 3}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:5: cannot manage ClickHouse (clusters.inventory)
+DETAIL: pgherd manages PostgreSQL clusters whose data directory it can reach: it starts the server and reads its files.
+HINT:   Remove it from the file, or describe a PostgreSQL cluster with its own nodes on hosts under "regions"."#,
+    );
+}
+
+// Secrets
+
+#[test]
+fn refuses_a_password_given_as_text() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {password: hunter2}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password is a secret given as text
+DETAIL: The file says where a secret is and never what it is. The value is not shown here.
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+    );
+}
+
+#[test]
+fn refuses_a_password_in_a_list_or_a_number() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {password: [hunter2]}, bi: {password: 20772}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password is a secret given as text
+DETAIL: The file says where a secret is and never what it is. The value is not shown here.
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.
+ERROR:  pgherd.yml:9:56: clusters.inventory.roles.bi.password is a secret given as text
+DETAIL: The file says where a secret is and never what it is. The value is not shown here.
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+    );
+}
+
+#[test]
+fn refuses_a_password_as_a_key() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {password: {hunter2: x}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:30: unknown key in clusters.inventory.roles.app.password
+DETAIL: A secret has env, file or command. What was found is not shown, since it may be a secret.
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+    );
+}
+
+#[test]
+fn refuses_a_password_as_a_key_given_twice() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {password: {hunter2: x, hunter2: x}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:30: unknown key in clusters.inventory.roles.app.password
+DETAIL: A secret has env, file or command. What was found is not shown, since it may be a secret.
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.
+ERROR:  pgherd.yml:9:42: duplicate key
+DETAIL: It was given first at 9:30.
+HINT:   Keep one of the two."#,
+    );
+}
+
+#[test]
+fn refuses_a_password_where_the_name_of_a_variable_belongs() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {password: {env: "hunter2!"}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:35: clusters.inventory.roles.app.password.env is not the name of an environment variable
+DETAIL: A name has letters, digits and underscores. What was found is not shown, since it may be a secret.
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+    );
+}
+
+#[test]
+fn refuses_a_path_that_only_a_shell_knows() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {password: {file: ~/secret}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:36: clusters.inventory.roles.app.password.file begins with "~", which only a shell knows
+HINT:   Write the whole path; a relative one counts from the topology file."#,
+    );
+}
+
+#[test]
+fn refuses_a_password_as_a_whole_role() {
+    refuses(
+        ONE,
+        r#"    roles: {app: hunter2}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:18: clusters.inventory.roles.app must be a mapping, found a text
+HINT:   "pgherd schema" prints what each key takes."#,
+    );
+}
+
+#[test]
+fn refuses_two_places_for_one_password() {
+    refuses(
+        ONE,
+        r#"    roles: {app: {password: {env: APP, file: secrets/app}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password must have exactly one of env, file and command
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+    );
+}
