@@ -213,7 +213,10 @@ async fn a_failure_after_the_pivot_ends_incomplete_says_what_is_left_and_can_be_
     let Ok(outcome @ Outcome::Incomplete { .. }) = outcome else { panic!("{outcome:?}") };
     let error = outcome.into_result(&id).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Incomplete);
-    assert_eq!(error.detail_text(), Some(&*format!("Left to do in operation {id}: publish.")));
+    assert_eq!(
+        error.detail_text(),
+        Some(&*format!("It failed at: publish. Left to do in operation {id}: publish."))
+    );
     assert_eq!(
         error.hint_text(),
         Some(&*format!("Mend the cause, then run \"pgherd operation resume {id}\"."))
@@ -375,6 +378,17 @@ async fn an_unfinished_operation_keeps_others_off_its_cluster_until_it_is_abando
     let lock = Lock::take(&store, CLUSTER, NO_WAIT).await.unwrap();
     Operation::begin(&store, lock, intent(stages())).unwrap();
     assert!(matches!(resume(&site, &id).await, Ok(Outcome::AlreadyEnded(Ended::Abandoned { .. }))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_cannot_be_driven_is_called_off_and_blocks_nobody() {
+    let site = Site::new();
+    let operation = begin(&site, stages()).await;
+    let id = operation.id();
+    operation.call_off(&Error::failed("no door to host db2")).unwrap();
+    assert!(view(&site, &id).is_finished());
+    assert!(site.is_initial());
+    begin(&site, stages()).await;
 }
 
 #[tokio::test(start_paused = true)]
