@@ -1,6 +1,7 @@
 //! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
 
 mod configure;
+pub mod evidence;
 mod follow;
 mod logins;
 mod pooler;
@@ -31,7 +32,7 @@ use crate::engine::store::Store;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::host::{Command, RunAs, programs};
-use crate::ops::apply::step::Evidence;
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};

@@ -9,7 +9,7 @@ use crate::db::queries::ServerRole;
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
 use crate::host::programs::{self, Programs};
-use crate::ops::apply::step::Evidence;
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::PoolerDrift;
