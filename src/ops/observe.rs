@@ -14,7 +14,7 @@ use crate::db::queries::{self, ServerFacts, ServerRole, Setting, Slot, WalSender
 use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
-use crate::host::decorate::{Gated, Layered, Traced};
+use crate::host::decorate::{DryRun, Gated, Layered, Timeout, Traced};
 use crate::host::local::LocalHost;
 use crate::host::programs::{self, Programs};
 use crate::host::{Command, DiskSpace, Host, HostError};
@@ -40,11 +40,30 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Opens the door of every host that `cluster` uses.
+    /// Opens the door of every host that `cluster` uses, to change what is behind it.
     ///
     /// # Errors
     /// When the user that should own the nodes' files does not exist or cannot be acted for.
     pub fn open(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
+        Self::through(cluster, places, gate, |host| Arc::new(host))
+    }
+
+    /// Opens the same doors only to look: what could change a host is refused, and no call takes longer than [`PATIENCE`].
+    ///
+    /// # Errors
+    /// As [`Doors::open`].
+    pub fn look(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
+        Self::through(cluster, places, gate, |host| {
+            Arc::new(Layered::new(Arc::new(Layered::new(Arc::new(host), Timeout(PATIENCE))), DryRun))
+        })
+    }
+
+    fn through(
+        cluster: &Cluster,
+        places: Places,
+        gate: &Arc<dyn Gate>,
+        layer: impl Fn(Layered<Gated>) -> Arc<dyn Host>,
+    ) -> Result<Self> {
         let names: BTreeSet<&String> = cluster
             .nodes
             .iter()
@@ -54,13 +73,8 @@ impl Doors {
         let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
         for name in names {
             let local = LocalHost::new(name, cluster.postgres.os_user.as_deref())?;
-            hosts.insert(
-                name.clone(),
-                Arc::new(Layered::new(
-                    Arc::new(Layered::new(Arc::new(local), Traced)),
-                    Gated(Arc::clone(gate)),
-                )),
-            );
+            let traced = Layered::new(Arc::new(local), Traced);
+            hosts.insert(name.clone(), layer(Layered::new(Arc::new(traced), Gated(Arc::clone(gate)))));
         }
         let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
         Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)), programs })

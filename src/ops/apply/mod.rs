@@ -61,7 +61,7 @@ pub struct Context {
 /// # Errors
 /// Every obstacle at once: a missing program or secret, a directory that is not ours, two primaries, an unreachable primary.
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
-    let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
+    let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut missing: Vec<Error> = Vec::new();
     for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
@@ -69,7 +69,7 @@ pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
     for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
         missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
-    let passwords = match passwords(&doors, cluster).await {
+    let passwords = match passwords(context, cluster).await {
         Ok(passwords) => passwords,
         Err(errors) => {
             missing.extend(errors);
@@ -166,12 +166,14 @@ fn share(all: ByteCount, nodes: u64) -> ByteCount {
 }
 
 /// Resolves the passwords of all declared roles.
-async fn passwords(doors: &Doors, cluster: &Cluster) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
+async fn passwords(context: &Context, cluster: &Cluster) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
+    // A command that asks a vault may take longer than a look at a node.
+    let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut found = BTreeMap::new();
     let mut errors = Vec::new();
     for role in &cluster.roles {
         let Some(reference) = &role.password else { continue };
-        match resolve(doors, cluster, reference).await {
+        match resolve(&doors, cluster, reference).await {
             Ok(secret) => {
                 found.insert(role.name.clone(), secret);
             }
@@ -309,8 +311,7 @@ pub async fn go_on(
 }
 
 async fn open_world(context: &Context, id: &OperationId, input: Input) -> Result<World> {
-    let doors = Doors::open(&input.cluster, context.places.clone(), &context.gate)?;
-    let passwords = passwords(&doors, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
+    let passwords = passwords(context, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
     World::open(id.as_str().to_owned(), input, passwords, context.places.clone(), &context.gate).await
 }
 
