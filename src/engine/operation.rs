@@ -374,7 +374,7 @@ impl<'a, S: Step> Driver<'a, S> {
         if let Some(ended) = self.finished() {
             return Ok(Outcome::AlreadyEnded(ended));
         }
-        if announce {
+        if announce || self.journal().view().ended.is_some() {
             self.record(Record::Resumed { by: Actor::here() }).await?;
         }
         let turned_back = self.journal().view().turned_back.clone();
@@ -408,7 +408,7 @@ impl<'a, S: Step> Driver<'a, S> {
         let turned_back = self.journal().view().turned_back.clone();
         let why = match turned_back {
             Some(TurnedBack { why, .. }) => {
-                if announce {
+                if announce || self.journal().view().ended.is_some() {
                     self.record(Record::Resumed { by: Actor::here() }).await?;
                 }
                 why
