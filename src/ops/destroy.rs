@@ -209,7 +209,13 @@ pub async fn run(
     };
     let mut operation = Operation::begin(&context.store, lock, intent)?;
     let id = operation.id();
-    let world = World::open(context, id.as_str().to_owned(), removal.input).await?;
+    let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
+        Ok(world) => world,
+        Err(error) => {
+            operation.call_off(&error)?;
+            return Err(error);
+        }
+    };
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }

@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock::Lock;
+use crate::engine::lock::{self, Lock};
 use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, Record, TopologyFile};
 use crate::engine::step::Stage;
@@ -63,6 +63,12 @@ pub struct Context {
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut missing: Vec<Error> = Vec::new();
+    // While a process drives an operation the journal is its business; what nobody drives must be ended first.
+    match lock::holder(&context.store, &cluster.name) {
+        Ok(Some(_)) => {}
+        Ok(None) => missing.extend(operation::refuse_beside_unfinished(&context.store, &cluster.name).err()),
+        Err(error) => missing.push(error),
+    }
     for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
     }
@@ -274,7 +280,13 @@ pub async fn run(
     };
     let mut operation = Operation::begin(&context.store, lock, intent)?;
     let id = operation.id();
-    let world = open_world(context, &id, input).await?;
+    let world = match open_world(context, &id, input).await {
+        Ok(world) => world,
+        Err(error) => {
+            operation.call_off(&error)?;
+            return Err(error);
+        }
+    };
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
