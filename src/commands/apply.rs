@@ -58,7 +58,7 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
             None => super::plan::plans(app, &herd).await?,
         };
         if round == 0 || plans.iter().any(|plan| !plan.is_empty()) {
-            ui::plan::print(&mut app.ui, &herd.name, &plans);
+            ui::plan::print_before_apply(&mut app.ui, &herd.name, &plans);
         }
         if plans.iter().all(ClusterPlan::is_empty) {
             return Ok(Exit::Done);

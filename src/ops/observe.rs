@@ -19,7 +19,6 @@ use crate::host::local::LocalHost;
 use crate::host::programs::{self, Programs};
 use crate::host::{Command, DiskSpace, Host, HostError};
 use crate::pg::control_file::ControlFile;
-use crate::pg::guc::ConfFile;
 use crate::topology::claim::{self, Marker, Profile};
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -191,7 +190,7 @@ pub struct Running {
     pub facts: ServerFacts,
     pub senders: Vec<WalSender>,
     pub slots: Vec<Slot>,
-    /// By name; only those that were asked for.
+    /// By name: those that are declared, and all that come from a file.
     pub settings: BTreeMap<String, Setting>,
 }
 
@@ -203,8 +202,8 @@ pub struct Files {
     pub postgresql_conf: String,
     pub pg_hba: String,
     pub pg_ident: String,
-    /// What ALTER SYSTEM left: name and value.
-    pub auto: Vec<declared::Setting>,
+    /// What ALTER SYSTEM left.
+    pub auto_conf: String,
     /// Whether the password file is there.
     pub passfile: bool,
 }
@@ -411,7 +410,7 @@ async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Res
         postgresql_conf: conf?.unwrap_or_default(),
         pg_hba: hba?.unwrap_or_default(),
         pg_ident: ident?.unwrap_or_default(),
-        auto: ConfFile::parse(&auto?.unwrap_or_default()).settings(),
+        auto_conf: auto?.unwrap_or_default(),
         passfile: passfile?.is_some(),
     })
 }
@@ -485,7 +484,7 @@ async fn running(
     let senders = queries::replication(conn).await?;
     let slots = queries::slots(conn).await?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let settings = queries::settings(conn, &names).await?;
+    let settings = queries::settings_and_files(conn, &names).await?;
     Ok(Running {
         facts,
         senders,

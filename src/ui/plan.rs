@@ -9,6 +9,14 @@ use crate::ui::{Format, Tone, Ui, Verbosity};
 const WIDEST_TEXT: usize = 72;
 const MOST_REASONS: usize = 6;
 
+/// Prints the plans that an apply is about to run: as one of its JSON lines, else as [`print`] does.
+pub fn print_before_apply(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
+    match ui.format {
+        Format::Json => ui.json_line("plan", &Document::new(herd, plans)),
+        Format::Human | Format::Markdown => print(ui, herd, plans),
+    }
+}
+
 /// Prints the plans of a herd in the form that was asked for.
 pub fn print(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
     match ui.format {

@@ -238,16 +238,14 @@ pub fn topology_file(file: &Path) -> Result<TopologyFile> {
 /// # Errors
 /// When its journal cannot be read.
 pub fn proof_of(context: &Context, id: &OperationId) -> Result<Option<(Vec<String>, Duration)>> {
-    let proofs = context.store.read(id)?.entries.into_iter().filter_map(|entry| match entry.record {
-        Record::StepDone { evidence, .. } => match serde_json::from_value(evidence) {
-            Ok(Evidence::Proved { nodes, milliseconds }) => {
-                Some((nodes, Duration::from_millis(milliseconds)))
-            }
-            Ok(_) | Err(_) => None,
-        },
-        _ => None,
-    });
-    Ok(proofs.last())
+    for entry in context.store.read(id)?.entries.into_iter().rev() {
+        if let Record::StepDone { evidence, .. } = entry.record
+            && let Ok(Evidence::Proved { nodes, milliseconds }) = serde_json::from_value(evidence)
+        {
+            return Ok(Some((nodes, Duration::from_millis(milliseconds))));
+        }
+    }
+    Ok(None)
 }
 
 /// Drives a plan that was shown and agreed to.
