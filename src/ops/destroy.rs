@@ -241,7 +241,7 @@ impl World {
         let mut programs = BTreeMap::new();
         for profile in &input.profiles {
             let node = cluster.node(&profile.node).expect("as_cluster takes every profile");
-            programs.insert(profile.node.clone(), doors.programs(&cluster, node).await?);
+            programs.insert(profile.node.clone(), doors.programs(&cluster, &node.host).await?.clone());
         }
         Ok(Self { operation, cluster, doors, programs })
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::OnceCell;
 
 use crate::db::queries::{self, ServerFacts, ServerRole, Setting, Slot, WalSender};
 use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
@@ -34,6 +35,8 @@ pub struct Doors {
     pub places: Places,
     hosts: BTreeMap<String, Arc<dyn Host>>,
     pub connector: Connector,
+    /// The programs of each host, looked for once.
+    programs: Arc<BTreeMap<String, OnceCell<Programs>>>,
 }
 
 impl Doors {
@@ -59,7 +62,8 @@ impl Doors {
                 )),
             );
         }
-        Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)) })
+        let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
+        Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)), programs })
     }
 
     /// Returns the door of a host that the cluster uses.
@@ -80,17 +84,18 @@ impl Doors {
         }
     }
 
-    /// Finds the server's programs on the node's host.
+    /// Finds the server's programs on a host that the cluster uses; looks once.
     ///
     /// # Errors
     /// When they are missing or of another major version.
-    pub async fn programs(&self, cluster: &Cluster, node: &Node) -> Result<Programs> {
-        programs::find_postgres(
-            self.host(&node.host),
-            cluster.postgres.version,
-            cluster.postgres.bin_directory.as_deref(),
-        )
-        .await
+    pub async fn programs(&self, cluster: &Cluster, host: &str) -> Result<&Programs> {
+        let found = self.programs.get(host).expect("Doors::open opens every host that the cluster names");
+        let bin = cluster.postgres.bin_directory.as_deref();
+        found
+            .get_or_try_init(|| async {
+                programs::find_postgres(self.host(host), cluster.postgres.version, bin).await
+            })
+            .await
     }
 }
 
@@ -309,8 +314,8 @@ async fn observe_directory(doors: &Doors, cluster: &Cluster, node: &Node) -> Dir
     let host = doors.host(&node.host);
     match directory_contents(host, &node.data_directory).await {
         Ok(Directory::Cluster { version, owner, standby_signal, .. }) => {
-            let control = match doors.programs(cluster, node).await {
-                Ok(programs) => read_control_file(host, &programs, &node.data_directory).await.ok(),
+            let control = match doors.programs(cluster, &node.host).await {
+                Ok(programs) => read_control_file(host, programs, &node.data_directory).await.ok(),
                 Err(_) => None,
             };
             Directory::Cluster { version, owner, control: control.map(Box::new), standby_signal }

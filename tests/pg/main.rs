@@ -3,6 +3,7 @@
 mod apply_life_cycle;
 mod connect;
 mod herd;
+mod objects;
 mod pooler;
 mod queries;
 mod server;

@@ -1,6 +1,7 @@
 //! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
 
 mod configure;
+pub mod evidence;
 mod follow;
 mod logins;
 mod pooler;
@@ -31,7 +32,7 @@ use crate::engine::store::Store;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::host::{Command, RunAs, programs};
-use crate::ops::apply::step::Evidence;
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
@@ -62,7 +63,7 @@ pub struct Context {
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
     let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut missing: Vec<Error> = Vec::new();
-    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, node))).await {
+    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
     }
     for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
