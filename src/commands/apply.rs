@@ -134,7 +134,7 @@ impl Drive<'_> {
                 drop(events);
                 ended
             },
-            ui::operation::draw(&app.ui, stream),
+            ui::operation::draw(&mut app.ui, stream),
         );
         let (id, outcome) = ended?;
         outcome.into_result(&id)?;

@@ -8,6 +8,7 @@ pub mod config;
 pub mod destroy;
 pub mod init;
 pub mod man;
+pub mod operation;
 pub mod plan;
 pub mod schema;
 pub mod status;

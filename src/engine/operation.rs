@@ -145,6 +145,20 @@ impl<S: Step> Operation<S> {
         Ok(operation)
     }
 
+    /// Ends an operation that was begun and cannot be driven; for as long as nothing has been done under it.
+    ///
+    /// # Errors
+    /// As an append to the journal; the operation then stays unfinished.
+    pub fn call_off(self, why: &Error) -> Result<()> {
+        let mut journal = self.journal();
+        if journal.view().steps().all(|step| step.state == StepState::Waiting) {
+            let why = Failure::from(why);
+            journal.append(Record::TurnedBack { by: Actor::here(), why: why.clone() })?;
+            journal.append(Record::Ended { end: End::Restored { why } })?;
+        }
+        Ok(())
+    }
+
     fn opened(store: &Store, id: &OperationId, mut lock: Lock, announce: bool) -> Result<Self> {
         let journal = store.open(id)?;
         let stages =
@@ -360,7 +374,7 @@ impl<'a, S: Step> Driver<'a, S> {
         if let Some(ended) = self.finished() {
             return Ok(Outcome::AlreadyEnded(ended));
         }
-        if announce {
+        if announce || self.journal().view().ended.is_some() {
             self.record(Record::Resumed { by: Actor::here() }).await?;
         }
         let turned_back = self.journal().view().turned_back.clone();
@@ -394,7 +408,7 @@ impl<'a, S: Step> Driver<'a, S> {
         let turned_back = self.journal().view().turned_back.clone();
         let why = match turned_back {
             Some(TurnedBack { why, .. }) => {
-                if announce {
+                if announce || self.journal().view().ended.is_some() {
                     self.record(Record::Resumed { by: Actor::here() }).await?;
                 }
                 why
@@ -816,6 +830,11 @@ impl Outcome {
 fn told(why: &Error, kind: ErrorKind, also: &str, next: Option<&str>) -> Error {
     let mut failure = Failure::from(why);
     failure.kind = kind;
+    if !failure.context.is_empty() {
+        let place: Vec<String> = failure.context.drain(..).rev().collect();
+        failure.detail =
+            Some(joined(failure.detail.as_deref(), &format!("It failed at: {}.", place.join(": "))));
+    }
     failure.detail = Some(joined(failure.detail.as_deref(), also));
     if let Some(next) = next {
         let then = format!("Mend the cause, then run \"{next}\".");
