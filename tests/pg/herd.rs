@@ -255,6 +255,20 @@ impl Herd {
         self.ports[of].number
     }
 
+    /// Returns an output of this herd without what differs from run to run: its ports, its directory, the width of its columns.
+    pub fn settled(&self, output: &str) -> String {
+        let mut text = output.replace(&self.root().display().to_string(), "[herd]");
+        for (of, port) in &self.ports {
+            text = text.replace(&port.number.to_string(), &format!("[{of}'s port]"));
+        }
+        text.lines()
+            .map(|line| match line.split_once("undo:") {
+                Some((before, after)) => format!("{}   undo:{after}\n", before.trim_end()),
+                None => format!("{line}\n"),
+            })
+            .collect()
+    }
+
     /// Prepares a run of pgherd.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
