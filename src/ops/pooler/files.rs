@@ -87,7 +87,7 @@ impl PoolerPaths {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     pub primary: Target,
-    /// In the order of the file.
+    /// The ones to be taken first come first.
     pub standbys: Vec<Standby>,
 }
 
