@@ -1,8 +1,8 @@
 //! apply and destroy on real servers: each call through a door fails, loses its answer or hangs, and each record is followed by
 //! a kill; then the operator resumes or undoes, and what must hold is looked for on the servers themselves.
 //!
-//! A case has a name such as `birth:17:after` or `mend:r5:killed-after`. `PGHERD_FAULT_ONLY` runs one alone (or a list, divided by
-//! commas), `PGHERD_FAULT_SEED` repeats a sample, `PGHERD_SOAK=1` runs all of them.
+//! A case has a name such as `birth:17:after` or `mend:r5:killed-after`. `PGHERD_FAULT_ONLY` runs one alone, all of `birth`, or a
+//! list of both divided by commas, `PGHERD_FAULT_SEED` repeats a sample, `PGHERD_SOAK=1` runs all of them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -831,16 +831,19 @@ fn apply_and_destroy_end_whole_under_any_one_fault_on_real_servers() {
         Err(_) => getrandom::u64().unwrap(),
     };
     let choices: Vec<(Kind, Choice)> = match &only {
-        Some(list) => {
-            let cases: Vec<Case> = list
-                .split(',')
-                .map(|name| {
+        Some(list) => KINDS
+            .into_iter()
+            .map(|kind| {
+                if list.split(',').any(|name| name == kind.name()) {
+                    return (kind, Choice::All);
+                }
+                let named = list.split(',').filter(|name| name.split(':').next() == Some(kind.name()));
+                let parse = |name: &str| {
                     Case::parse(name).unwrap_or_else(|| panic!("PGHERD_FAULT_ONLY: no case {name:?}"))
-                })
-                .collect();
-            let of = |kind: Kind| cases.iter().filter(|case| case.kind == kind).copied().collect::<Vec<_>>();
-            KINDS.map(|kind| (kind, Choice::These(of(kind)))).into()
-        }
+                };
+                (kind, Choice::These(named.map(parse).collect()))
+            })
+            .collect(),
         None if soak => KINDS.map(|kind| (kind, Choice::All)).into(),
         None => {
             eprintln!("PGHERD_FAULT_SEED={seed} repeats this sample");

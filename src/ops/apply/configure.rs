@@ -94,11 +94,18 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
     queries::reload(&conn).await?;
     if wanted.activation == Activation::Restart && pending_restart(&conn, wanted.expect).await? {
         drop(conn);
-        provision::stop(&site).await?;
-        provision::start(&site).await?;
-        if site.node.name != world.input.primary {
-            follow::until_it_streams(&site, &world.primary()?).await?;
-        }
+        restart(world, &site).await?;
+    }
+    Ok(())
+}
+
+async fn restart(world: &World, site: &Site<'_>) -> Result<()> {
+    provision::stop(site).await?;
+    provision::start(site).await?;
+    if site.node.name == world.input.primary {
+        follow::wake_standbys(world).await;
+    } else {
+        follow::until_it_streams(site, &world.primary()?).await?;
     }
     Ok(())
 }
@@ -112,11 +119,7 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
             if standby && wanted.expect.iter().any(|(name, _)| guc::STANDBY_FIVE.contains(&name.as_str())) {
                 catch_up(site, &world.primary()?).await?;
             }
-            provision::stop(site).await?;
-            provision::start(site).await?;
-            if standby {
-                follow::until_it_streams(site, &world.primary()?).await?;
-            }
+            restart(world, site).await?;
         }
     }
     let conn = site.connect().await?;
