@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, completions, config, destroy, init, man, plan, schema, status, validate,
+    Globals, apply, completions, config, destroy, init, man, operation, plan, schema, status, validate,
 };
 use crate::ui::exit;
 
@@ -35,6 +35,7 @@ pub enum Command {
     Apply(apply::ApplyArgs),
     Status(status::StatusArgs),
     Destroy(destroy::DestroyArgs),
+    Operation(operation::OperationArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),

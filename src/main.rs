@@ -53,6 +53,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Schema(args) => commands::schema::run(args, app),
         Command::Plan(args) => commands::plan::run(args, app),
         Command::Apply(args) => commands::apply::run(args, app),
+        Command::Operation(args) => commands::operation::run(args, app),
         Command::Config(args) => commands::config::run(args, app),
         Command::Status(args) => commands::status::run(args, app),
         Command::Destroy(args) => commands::destroy::run(args, app),

@@ -58,7 +58,7 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
             drop(events);
             ended
         },
-        ui::operation::draw(&app.ui, stream),
+        ui::operation::draw(&mut app.ui, stream),
     );
     let (id, outcome) = ended?;
     outcome.into_result(&id)?;

@@ -292,7 +292,7 @@ impl Conn {
     ) -> Result<T, DbError> {
         let call = format!("{}: sql {what}", self.server);
         self.gate.before(&call).await.map_err(|blocked| blocked_error(&self.server, what, blocked))?;
-        if self.client.is_closed() {
+        if self.given_up.load(Ordering::Relaxed) || self.client.is_closed() {
             return Err(DbError::NotSent {
                 server: self.server.clone(),
                 what: what.to_owned(),

@@ -680,6 +680,8 @@ async fn without(
 #[serde(rename_all = "snake_case")]
 pub enum Taken {
     Privilege,
+    /// The privilege, and with it the right to pass it on.
+    Both,
     /// Only the right to pass it on.
     GrantOption,
 }
@@ -687,7 +689,7 @@ pub enum Taken {
 impl Taken {
     fn sql(self) -> &'static str {
         match self {
-            Self::Privilege => "",
+            Self::Privilege | Self::Both => "",
             Self::GrantOption => "GRANT OPTION FOR ",
         }
     }

@@ -2,8 +2,6 @@
 //!
 //! SQL for PostgreSQL 14 to 19. Roles, databases and grants have their own room.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
@@ -446,15 +444,6 @@ pub async fn reload(conn: &Conn) -> Result<(), DbError> {
     conn.execute("reload", "SELECT pg_reload_conf()", &[]).await.map(|_| ())
 }
 
-/// Writes a checkpoint (on a standby a restartpoint), which may take `within`.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn checkpoint(conn: &Conn, within: Duration) -> Result<(), DbError> {
-    conn.set_deadline(within).await?;
-    conn.batch("checkpoint", "CHECKPOINT").await
-}
-
 /// Sets a value in postgresql.auto.conf; in effect after a reload or a restart.
 ///
 /// # Errors
@@ -481,39 +470,6 @@ pub async fn set_system(conn: &Conn, name: &str, value: &str) -> Result<(), DbEr
 pub async fn reset_system(conn: &Conn, name: &str) -> Result<(), DbError> {
     conn.batch(&format!("reset {name}"), &format!("ALTER SYSTEM RESET {}", quote_identifier(name))).await
 }
-
-/// How a transaction ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TransactionStatus {
-    Committed,
-    Aborted,
-    InProgress,
-    /// Too old: the server has forgotten it.
-    Forgotten,
-}
-
-/// Asks how a transaction ended, by its full 64-bit number.
-///
-/// # Errors
-/// [`DbError`]; `Sql` with 22023 for a number that was not given out yet.
-pub async fn transaction_status(conn: &Conn, xid: u64) -> Result<TransactionStatus, DbError> {
-    const WHAT: &str = "read the status of a transaction";
-    let text = xid.to_string();
-    let row = conn
-        .query_one(WHAT, "SELECT pg_xact_status($1::text::xid8) AS status", &[(&text, Type::TEXT)])
-        .await?;
-    match conn.field::<Option<String>>(WHAT, &row, "status")?.as_deref() {
-        Some("committed") => Ok(TransactionStatus::Committed),
-        Some("aborted") => Ok(TransactionStatus::Aborted),
-        Some("in progress") => Ok(TransactionStatus::InProgress),
-        None => Ok(TransactionStatus::Forgotten),
-        Some(other) => Err(conn.unexpected(WHAT, format!("status {other:?}"))),
-    }
-}
-
-/// The role by which pgherd proves that a write arrives; it can do nothing else.
-pub const PROBE_ROLE: &str = "pgherd_probe";
 
 // A lock, since CREATE ROLE has no IF NOT EXISTS and two of us may come at once.
 const ENSURE_PROBE: &str = r#"

@@ -126,6 +126,10 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Option<Content>> {
     else {
         return Ok(None);
     };
+    // A copy that somebody put beside it would be taken for a second operation, and block its cluster for good.
+    if path.file_stem().is_some_and(|name| name != header.operation.as_str()) {
+        return Err(damaged(path, 1, &format!("it is the journal of operation {}", header.operation)));
+    }
     let header = (**header).clone();
     Ok(Some(Content { header, view, entries, last_hash, length }))
 }
@@ -645,6 +649,13 @@ mod tests {
             error.what(),
             "cannot trust the journal 7f3a.jsonl at line 4: its number is 4, expected 3"
         );
+    }
+
+    #[test]
+    fn a_journal_under_another_name_is_refused() {
+        let error = parse(Path::new("7f3a copy.jsonl"), DONE).unwrap_err();
+        let what = "cannot trust the journal 7f3a copy.jsonl at line 1: it is the journal of operation 7f3a";
+        assert_eq!(error.what(), what);
     }
 
     fn created(directory: &Path) -> Journal {

@@ -145,6 +145,20 @@ impl<S: Step> Operation<S> {
         Ok(operation)
     }
 
+    /// Ends an operation that was begun and cannot be driven; for as long as nothing has been done under it.
+    ///
+    /// # Errors
+    /// As an append to the journal; the operation then stays unfinished.
+    pub fn call_off(self, why: &Error) -> Result<()> {
+        let mut journal = self.journal();
+        if journal.view().steps().all(|step| step.state == StepState::Waiting) {
+            let why = Failure::from(why);
+            journal.append(Record::TurnedBack { by: Actor::here(), why: why.clone() })?;
+            journal.append(Record::Ended { end: End::Restored { why } })?;
+        }
+        Ok(())
+    }
+
     fn opened(store: &Store, id: &OperationId, mut lock: Lock, announce: bool) -> Result<Self> {
         let journal = store.open(id)?;
         let stages =
@@ -246,7 +260,11 @@ fn not_understood(id: &OperationId, describe: &str, error: serde_json::Error) ->
     .source(error)
 }
 
-fn refuse_beside_unfinished(store: &Store, cluster: &str) -> Result<()> {
+/// Refuses while an operation of the cluster is unfinished.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] with how it can be ended, [`ErrorKind::Stuck`] if a damaged journal could be one.
+pub fn refuse_beside_unfinished(store: &Store, cluster: &str) -> Result<()> {
     for listed in store.list()? {
         match listed {
             Listed::Readable(view) if view.cluster == cluster && !view.is_finished() => {
@@ -259,7 +277,7 @@ fn refuse_beside_unfinished(store: &Store, cluster: &str) -> Result<()> {
                     ErrorKind::Locked,
                     format!("cluster {cluster} has the unfinished operation {}", view.id),
                 )
-                .detail(format!("It is \"{}\", begun by {} at {}.", view.kind, view.by, view.begun))
+                .detail(format!("It is \"{}\", begun by {} at {:.0}.", view.kind, view.by, view.begun))
                 .hint(format!("{}{back}", view.id.resume_command())));
             }
             Listed::Readable(_) => {}
@@ -360,7 +378,7 @@ impl<'a, S: Step> Driver<'a, S> {
         if let Some(ended) = self.finished() {
             return Ok(Outcome::AlreadyEnded(ended));
         }
-        if announce {
+        if announce || self.journal().view().ended.is_some() {
             self.record(Record::Resumed { by: Actor::here() }).await?;
         }
         let turned_back = self.journal().view().turned_back.clone();
@@ -394,7 +412,7 @@ impl<'a, S: Step> Driver<'a, S> {
         let turned_back = self.journal().view().turned_back.clone();
         let why = match turned_back {
             Some(TurnedBack { why, .. }) => {
-                if announce {
+                if announce || self.journal().view().ended.is_some() {
                     self.record(Record::Resumed { by: Actor::here() }).await?;
                 }
                 why
@@ -816,6 +834,11 @@ impl Outcome {
 fn told(why: &Error, kind: ErrorKind, also: &str, next: Option<&str>) -> Error {
     let mut failure = Failure::from(why);
     failure.kind = kind;
+    if !failure.context.is_empty() {
+        let place: Vec<String> = failure.context.drain(..).rev().collect();
+        failure.detail =
+            Some(joined(failure.detail.as_deref(), &format!("It failed at: {}.", place.join(": "))));
+    }
     failure.detail = Some(joined(failure.detail.as_deref(), also));
     if let Some(next) = next {
         let then = format!("Mend the cause, then run \"{next}\".");

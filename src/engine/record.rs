@@ -58,7 +58,7 @@ impl Actor {
         let user = ["SUDO_USER", "LOGNAME", "USER"]
             .iter()
             .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-            .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+            .unwrap_or_else(|| login_of(rustix::process::getuid().as_raw()));
         Self {
             user,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -66,6 +66,17 @@ impl Actor {
             version: env!("PGHERD_VERSION").to_owned(),
         }
     }
+}
+
+/// Returns the login of a user, for those whom cron gives no environment.
+fn login_of(uid: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let login = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let login = fields.next()?;
+        (fields.nth(1)? == uid.to_string()).then(|| login.to_owned())
+    });
+    login.unwrap_or_else(|| format!("uid {uid}"))
 }
 
 impl fmt::Display for Actor {

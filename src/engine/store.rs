@@ -2,7 +2,6 @@
 //!
 //! Finds and makes journals; reads what is in them through [`journal`](crate::engine::journal).
 
-use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -14,39 +13,6 @@ use crate::engine::journal::{self, Content, Journal, Tap, hex};
 use crate::engine::record::{Header, OperationId};
 use crate::engine::view::OperationView;
 use crate::error::{Error, ErrorKind, Result};
-
-/// Returns the directory for pgherd's state: `$PGHERD_STATE_DIR`, else `/var/lib/pgherd` for root, else `pgherd` below
-/// `$XDG_STATE_HOME` or `~/.local/state`.
-///
-/// # Errors
-/// [`ErrorKind::Usage`] if nothing says where an ordinary user's state is, or the path is relative.
-pub fn state_directory() -> Result<PathBuf> {
-    choose_state_directory(|name| std::env::var_os(name), rustix::process::geteuid().is_root())
-}
-
-fn choose_state_directory(variable: impl Fn(&str) -> Option<OsString>, root: bool) -> Result<PathBuf> {
-    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(stated) = path("PGHERD_STATE_DIR") {
-        if stated.is_relative() {
-            let what = format!("PGHERD_STATE_DIR is {}, expected an absolute path", stated.display());
-            return Err(Error::usage(what).detail(
-                "Two directories of call would otherwise see two states, and not each other's locks.",
-            ));
-        }
-        return Ok(stated);
-    }
-    if root {
-        return Ok(PathBuf::from("/var/lib/pgherd"));
-    }
-    path("XDG_STATE_HOME")
-        .filter(|base| base.is_absolute())
-        .or_else(|| path("HOME").map(|home| home.join(".local/state")))
-        .map(|base| base.join("pgherd"))
-        .ok_or_else(|| {
-            Error::usage("cannot tell where to keep the state: HOME is not set")
-                .hint("Set PGHERD_STATE_DIR to an absolute path.")
-        })
-}
 
 /// The journals and locks below one state directory.
 #[derive(Debug, Clone)]
@@ -267,23 +233,6 @@ fn random_id(length: usize) -> Result<OperationId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn chosen(variables: &[(&str, &str)], root: bool) -> Result<PathBuf> {
-        let value =
-            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-        choose_state_directory(value, root)
-    }
-
-    #[test]
-    fn the_state_is_where_the_environment_says_or_where_the_user_has_a_right() {
-        let home = ("HOME", "/home/ada");
-        assert_eq!(chosen(&[("PGHERD_STATE_DIR", "/s"), home], true).unwrap(), Path::new("/s"));
-        assert_eq!(chosen(&[home], true).unwrap(), Path::new("/var/lib/pgherd"));
-        assert_eq!(chosen(&[home], false).unwrap(), Path::new("/home/ada/.local/state/pgherd"));
-        assert_eq!(chosen(&[home, ("XDG_STATE_HOME", "/x")], false).unwrap(), Path::new("/x/pgherd"));
-        assert_eq!(chosen(&[], false).unwrap_err().kind(), ErrorKind::Usage);
-        assert_eq!(chosen(&[("PGHERD_STATE_DIR", "state")], true).unwrap_err().kind(), ErrorKind::Usage);
-    }
 
     fn store_with(ids: &[&str]) -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();

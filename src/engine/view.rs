@@ -41,9 +41,9 @@ pub struct StepView {
     pub describe: String,
     pub reversal: Reversal,
     pub state: StepState,
-    /// When it was first started.
+    /// When its last attempt began.
     pub started: Option<Timestamp>,
-    /// When its last attempt, probe or undo ended.
+    /// When its last attempt or undo ended; `None` while one runs, or after it was killed.
     pub ended: Option<Timestamp>,
     /// How often `apply` was called.
     pub attempts: u32,
@@ -173,7 +173,7 @@ impl OperationView {
                 }
                 view.state = StepState::Running;
                 view.attempts = *attempt;
-                view.started.get_or_insert(at);
+                view.started = Some(at);
                 view.ended = None;
                 view.error = None;
             }
@@ -198,7 +198,6 @@ impl OperationView {
                         view.describe
                     )));
                 }
-                view.ended = Some(at);
                 view.state = match found {
                     ProbeFound::Done { evidence } => {
                         view.error = None;

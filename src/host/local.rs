@@ -605,7 +605,7 @@ mod tests {
             let daemon = text(&door, command).await;
             assert!(begun.elapsed() < Duration::from_secs(10));
             until("the daemon runs on", || processes_with(&mark) == 1).await;
-            door.host.run(&Command::new("kill").args(["--", &daemon])).await.unwrap();
+            door.host.run(&Command::new("sh").args(["-c", &format!("kill {daemon}")])).await.unwrap();
         }
     }
 

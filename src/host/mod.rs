@@ -51,7 +51,7 @@ pub enum Stdin {
 pub enum RunAs {
     /// The owner of the node's files (the door's `os_user`).
     OsUser,
-    /// Whoever runs pgherd; only to make a directory that belongs to the os-user below one that does not.
+    /// Whoever runs pgherd: only for what the os-user may not do or see, such as a directory below one that is not its own.
     Caller,
 }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::local::LocalHost;
 use crate::host::programs::Programs;
 use crate::host::{Host, HostError};
-use crate::ops::apply::{self, Context};
+use crate::ops::apply::{self, Context, Way};
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
 use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
@@ -215,18 +215,25 @@ pub async fn run(
     };
     let mut operation = Operation::begin(&context.store, lock, intent)?;
     let id = operation.id();
-    let world = World::open(context, id.as_str().to_owned(), removal.input).await?;
+    let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
+        Ok(world) => world,
+        Err(error) => {
+            operation.call_off(&error)?;
+            return Err(error);
+        }
+    };
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
 
-/// Goes on with a removal that no process drives any more.
+/// Goes on with a removal that no process drives any more, or takes it back while nothing is removed.
 ///
 /// # Errors
-/// As [`operation::run`].
+/// As [`operation::run`] and [`operation::undo`].
 pub async fn go_on(
     context: &Context,
     mut operation: Operation<DestroyStep>,
+    way: Way,
     events: &EventSink,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
@@ -237,7 +244,10 @@ pub async fn go_on(
             .source(error)
     })?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    operation::run(&mut operation, &world, events, interrupt).await
+    match way {
+        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
+        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
+    }
 }
 
 impl World {
@@ -247,7 +257,7 @@ impl World {
         let mut programs = BTreeMap::new();
         for profile in &input.profiles {
             let node = cluster.node(&profile.node).expect("as_cluster takes every profile");
-            programs.insert(profile.node.clone(), doors.programs(&cluster, node).await?);
+            programs.insert(profile.node.clone(), doors.programs(&cluster, &node.host).await?.clone());
         }
         Ok(Self { operation, cluster, doors, programs })
     }

@@ -14,14 +14,11 @@ use crate::db::objects::{
     self as sql, Attributes, Class, Container, DefaultGrant, Future, Grant, Grantee, MADE_BY_PGHERD,
     Membership, Owned, Privilege, RelationGrant, Taken, Target, list,
 };
-use crate::db::queries::PROBE_ROLE;
 use crate::db::{Connector, DbError, Login, NodeConn, PrimaryConn, Session, classify};
 use crate::pg::scram::{DEFAULT_ITERATIONS, SALT_LENGTH, Verifier};
 use crate::secret::Secret;
+use crate::topology::declared::{PROBE_ROLE, SUPERUSER};
 use crate::topology::model::Cluster;
-
-/// The bootstrap superuser: owner of the databases, never altered.
-const SUPERUSER: &str = "postgres";
 
 /// What a role in `write` may do.
 const WRITE: [Privilege; 4] = [Privilege::Select, Privilege::Insert, Privilege::Update, Privilege::Delete];
@@ -322,6 +319,13 @@ impl<'a> DatabasePlan<'a> {
     }
 
     fn run(&self, changes: &mut Vec<Change>) {
+        let mut here = Vec::new();
+        self.plan_everything(&mut here);
+        here.sort_by_key(turn);
+        changes.append(&mut here);
+    }
+
+    fn plan_everything(&self, changes: &mut Vec<Change>) {
         self.plan_database(changes);
         if let Some(public) = self.schema_there("public")
             && !self.is_declared("public")
@@ -427,23 +431,30 @@ impl<'a> DatabasePlan<'a> {
     ) {
         let has: Vec<&Grant> = grants.iter().filter(|grant| grant.to == *to).collect();
         let missing = without(declared, |one| has.iter().any(|grant| grant.privilege == one));
-        let extra: Vec<Privilege> =
-            has.iter().map(|grant| grant.privilege).filter(|one| !declared.contains(one)).collect();
+        let extra = |with_option: bool| -> Vec<Privilege> {
+            let too_much = |grant: &&&Grant| {
+                !declared.contains(&grant.privilege) && grant.with_grant_option == with_option
+            };
+            has.iter().filter(too_much).map(|grant| grant.privilege).collect()
+        };
+        let (alone, both) = (extra(false), extra(true));
         let passed_on: Vec<Privilege> = has
             .iter()
             .filter(|grant| grant.with_grant_option && declared.contains(&grant.privilege))
             .map(|grant| grant.privilege)
             .collect();
-        let declared = declared.to_vec();
-        self.push_revoke(on, to, extra, Taken::Privilege, &declared, None, changes);
-        self.push_revoke(on, to, passed_on, Taken::GrantOption, &declared, None, changes);
+        for (privileges, taken) in
+            [(alone, Taken::Privilege), (both, Taken::Both), (passed_on, Taken::GrantOption)]
+        {
+            self.push_revoke(on, to, privileges, taken, declared, None, changes);
+        }
         if let (false, Grantee::Role(name)) = (missing.is_empty(), to) {
             changes.push(Change::Grant {
                 database: self.database.to_owned(),
                 on: on.clone(),
                 to: name.clone(),
                 privileges: missing,
-                declared,
+                declared: declared.to_vec(),
                 extent: None,
             });
         }
@@ -464,15 +475,19 @@ impl<'a> DatabasePlan<'a> {
         let whole = |privilege| has.iter().find(|one| one.privilege == privilege).map_or(0, |one| one.whole);
         let missing = without(&declared, |privilege| whole(privilege) + own >= of);
         let on = Target::All { schema: schema.to_owned(), class };
-        let extra: Vec<&RelationGrant> =
-            has.iter().filter(|one| !declared.contains(&one.privilege)).copied().collect();
-        let extent = extra.iter().max_by_key(|one| one.whole + one.columns).map(|one| Extent {
-            found: one.whole + one.columns,
-            of,
-            example: Some(one.example.clone()),
-        });
-        let words = extra.iter().map(|one| one.privilege).collect();
-        self.push_revoke(&on, to, words, Taken::Privilege, &declared, extent, changes);
+        for (taken, with_option) in [(Taken::Privilege, false), (Taken::Both, true)] {
+            let too_much = |one: &&RelationGrant| {
+                !declared.contains(&one.privilege) && (one.with_grant_option > 0) == with_option
+            };
+            let extra: Vec<&RelationGrant> = has.iter().copied().filter(too_much).collect();
+            let extent = extra.iter().max_by_key(|one| one.whole + one.columns).map(|one| Extent {
+                found: one.whole + one.columns,
+                of,
+                example: Some(one.example.clone()),
+            });
+            let words = extra.iter().map(|one| one.privilege).collect();
+            self.push_revoke(&on, to, words, taken, &declared, extent, changes);
+        }
         let passed_on: Vec<&RelationGrant> = has
             .iter()
             .filter(|one| one.with_grant_option > 0 && declared.contains(&one.privilege))
@@ -578,6 +593,7 @@ impl<'a> DatabasePlan<'a> {
         };
         let extra = words(&|one| !declared.contains(&one.privilege));
         let passed_on = words(&|one| one.with_grant_option && declared.contains(&one.privilege));
+        // Nothing depends on a default, so that both kinds of extra go together.
         for (privileges, taken) in [(extra, Taken::Privilege), (passed_on, Taken::GrantOption)] {
             if !privileges.is_empty() {
                 changes.push(Change::RevokeDefault {
@@ -624,6 +640,25 @@ impl<'a> DatabasePlan<'a> {
 
     fn schema_there(&self, name: &str) -> Option<&Container> {
         self.inside.schemas.iter().find(|there| there.name == name)
+    }
+}
+
+/// What is there comes first. A privilege that was passed on can be revoked only after those that depend on it.
+fn turn(change: &Change) -> u8 {
+    match change {
+        Change::Revoke { taken, .. } | Change::RevokeDefault { taken, .. } => match taken {
+            Taken::Privilege => 1,
+            Taken::Both => 2,
+            Taken::GrantOption => 3,
+        },
+        Change::Grant { .. } | Change::GrantDefault { .. } => 4,
+        Change::CreateRole { .. }
+        | Change::AlterRole { .. }
+        | Change::SetPassword { .. }
+        | Change::RevokeMembership(_)
+        | Change::CreateDatabase { .. }
+        | Change::ChangeOwner { .. }
+        | Change::CreateSchema { .. } => 0,
     }
 }
 
@@ -796,7 +831,7 @@ fn future(database: &str, on: &Future) -> String {
 
 fn option(taken: Taken) -> &'static str {
     match taken {
-        Taken::Privilege => "",
+        Taken::Privilege | Taken::Both => "",
         Taken::GrantOption => "grant option for ",
     }
 }
@@ -804,7 +839,7 @@ fn option(taken: Taken) -> &'static str {
 fn grantable(taken: Taken) -> &'static str {
     match taken {
         Taken::Privilege => "",
-        Taken::GrantOption => " with grant option",
+        Taken::Both | Taken::GrantOption => " with grant option",
     }
 }
 
@@ -1123,11 +1158,11 @@ mod tests {
                 "~ set password of stock_app (SCRAM verifier)",
                 "~ set password of bi (SCRAM verifier)",
                 "+ create database inventory",
+                "+ create schema stock in inventory, owner stock_owner",
                 "~ revoke CONNECT, TEMPORARY on database inventory from PUBLIC",
+                "~ revoke CREATE on schema inventory.public from PUBLIC",
                 "+ grant CONNECT on database inventory to bi",
                 "+ grant CONNECT on database inventory to stock_app",
-                "~ revoke CREATE on schema inventory.public from PUBLIC",
-                "+ create schema stock in inventory, owner stock_owner",
                 "+ grant USAGE on schema inventory.stock to bi",
                 "+ grant USAGE on schema inventory.stock to stock_app",
                 "+ grant SELECT on future tables of stock_owner in inventory.stock to bi",

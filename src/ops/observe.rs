@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::OnceCell;
 
 use crate::db::queries::{self, ServerFacts, ServerRole, Setting, Slot, WalSender};
 use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
-use crate::host::decorate::{Gated, Layered, Traced};
+use crate::host::decorate::{DryRun, Gated, Layered, Timeout, Traced};
 use crate::host::local::LocalHost;
 use crate::host::programs::{self, Programs};
 use crate::host::{Command, DiskSpace, Host, HostError};
@@ -34,14 +35,35 @@ pub struct Doors {
     pub places: Places,
     hosts: BTreeMap<String, Arc<dyn Host>>,
     pub connector: Connector,
+    /// The programs of each host, looked for once.
+    programs: Arc<BTreeMap<String, OnceCell<Programs>>>,
 }
 
 impl Doors {
-    /// Opens the door of every host that `cluster` uses.
+    /// Opens the door of every host that `cluster` uses, to change what is behind it.
     ///
     /// # Errors
     /// When the user that should own the nodes' files does not exist or cannot be acted for.
     pub fn open(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
+        Self::through(cluster, places, gate, |host| Arc::new(host))
+    }
+
+    /// Opens the same doors only to look: what could change a host is refused, and no call takes longer than [`PATIENCE`].
+    ///
+    /// # Errors
+    /// As [`Doors::open`].
+    pub fn look(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
+        Self::through(cluster, places, gate, |host| {
+            Arc::new(Layered::new(Arc::new(Layered::new(Arc::new(host), Timeout(PATIENCE))), DryRun))
+        })
+    }
+
+    fn through(
+        cluster: &Cluster,
+        places: Places,
+        gate: &Arc<dyn Gate>,
+        layer: impl Fn(Layered<Gated>) -> Arc<dyn Host>,
+    ) -> Result<Self> {
         let names: BTreeSet<&String> = cluster
             .nodes
             .iter()
@@ -51,15 +73,11 @@ impl Doors {
         let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
         for name in names {
             let local = LocalHost::new(name, cluster.postgres.os_user.as_deref())?;
-            hosts.insert(
-                name.clone(),
-                Arc::new(Layered::new(
-                    Arc::new(Layered::new(Arc::new(local), Traced)),
-                    Gated(Arc::clone(gate)),
-                )),
-            );
+            let traced = Layered::new(Arc::new(local), Traced);
+            hosts.insert(name.clone(), layer(Layered::new(Arc::new(traced), Gated(Arc::clone(gate)))));
         }
-        Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)) })
+        let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
+        Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)), programs })
     }
 
     /// Returns the door of a host that the cluster uses.
@@ -80,17 +98,18 @@ impl Doors {
         }
     }
 
-    /// Finds the server's programs on the node's host.
+    /// Finds the server's programs on a host that the cluster uses; looks once.
     ///
     /// # Errors
     /// When they are missing or of another major version.
-    pub async fn programs(&self, cluster: &Cluster, node: &Node) -> Result<Programs> {
-        programs::find_postgres(
-            self.host(&node.host),
-            cluster.postgres.version,
-            cluster.postgres.bin_directory.as_deref(),
-        )
-        .await
+    pub async fn programs(&self, cluster: &Cluster, host: &str) -> Result<&Programs> {
+        let found = self.programs.get(host).expect("Doors::open opens every host that the cluster names");
+        let bin = cluster.postgres.bin_directory.as_deref();
+        found
+            .get_or_try_init(|| async {
+                programs::find_postgres(self.host(host), cluster.postgres.version, bin).await
+            })
+            .await
     }
 }
 
@@ -309,8 +328,8 @@ async fn observe_directory(doors: &Doors, cluster: &Cluster, node: &Node) -> Dir
     let host = doors.host(&node.host);
     match directory_contents(host, &node.data_directory).await {
         Ok(Directory::Cluster { version, owner, standby_signal, .. }) => {
-            let control = match doors.programs(cluster, node).await {
-                Ok(programs) => read_control_file(host, &programs, &node.data_directory).await.ok(),
+            let control = match doors.programs(cluster, &node.host).await {
+                Ok(programs) => read_control_file(host, programs, &node.data_directory).await.ok(),
                 Err(_) => None,
             };
             Directory::Cluster { version, owner, control: control.map(Box::new), standby_signal }

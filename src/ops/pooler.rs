@@ -38,6 +38,8 @@ const POLL: Duration = Duration::from_millis(50);
 pub struct PoolerObserved {
     /// The text of pgbouncer.ini, if there is one. It holds no secret.
     pub ini: Option<String>,
+    /// The text of pgbouncer_hba.conf, if there is one.
+    pub hba: Option<String>,
     /// The SHA-256 of userlist.txt, if there is one.
     pub userlist: Option<String>,
     pub process: PoolerProcess,
@@ -77,10 +79,12 @@ impl Pooler<'_> {
     /// Only if its files cannot be read, so that nothing could be said at all.
     pub async fn observe(&self) -> Result<PoolerObserved, Error> {
         let ini = self.host.read(&self.paths.ini()).await?;
+        let hba = self.host.read(&self.paths.hba()).await?;
         let userlist = self.host.read(&self.paths.userlist()).await?;
         let (process, console) = self.observe_process().await;
         Ok(PoolerObserved {
             ini: ini.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            hba: hba.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             userlist: userlist.map(|bytes| fingerprint(&bytes)),
             process,
             console,
@@ -124,16 +128,18 @@ impl Pooler<'_> {
         ConsoleSeen::Unknown { why }
     }
 
-    /// Writes both files where they differ; the process takes them over with [`Pooler::reload_and_verify`].
+    /// Writes its files where they differ; the process takes them over with [`Pooler::reload_and_verify`].
     ///
     /// # Errors
     /// [`HostError`] as told by the host.
     pub async fn install(&self, files: &PoolerFiles) -> Result<(), Error> {
         self.host.make_directory(self.paths.directory(), 0o700).await?;
         // The userlist first: an alias is of no use before its roles can log in.
-        for (path, content) in
-            [(self.paths.userlist(), files.userlist.reveal()), (self.paths.ini(), files.ini.as_str())]
-        {
+        for (path, content) in [
+            (self.paths.userlist(), files.userlist.reveal()),
+            (self.paths.hba(), files.hba.as_str()),
+            (self.paths.ini(), files.ini.as_str()),
+        ] {
             if self.host.read(&path).await?.as_deref() != Some(content.as_bytes()) {
                 self.host.write_atomic(&path, content.as_bytes(), 0o600).await?;
             }

@@ -2,8 +2,6 @@
 //!
 //! Knows how PostgreSQL reads `postgresql.conf`; reads no file itself.
 
-use std::fmt;
-
 /// What a standby must have at least as high as its primary, or it stops replaying.
 ///
 /// Source: PostgreSQL docs, "Hot Standby", section "Administrator's Overview".
@@ -17,7 +15,7 @@ pub const STANDBY_FIVE: [&str; 5] = [
 
 /// The unit that a bare number has in a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
+enum Unit {
     Byte,
     Kibibyte,
     /// A block of 8 KiB, with which every packaged server is built.
@@ -42,34 +40,17 @@ const TIME: [(&str, f64); 6] = [
 
 impl Unit {
     /// Reads the column `unit` of `pg_settings`: `8kB`, `ms`, …
-    pub fn parse(text: &str) -> Option<Self> {
-        let all = [
-            Self::Byte,
-            Self::Kibibyte,
-            Self::Block,
-            Self::Mebibyte,
-            Self::Millisecond,
-            Self::Second,
-            Self::Minute,
-        ];
-        all.into_iter().find(|unit| unit.text() == text)
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Byte => "B",
-            Self::Kibibyte => "kB",
-            Self::Block => "8kB",
-            Self::Mebibyte => "MB",
-            Self::Millisecond => "ms",
-            Self::Second => "s",
-            Self::Minute => "min",
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "B" => Some(Self::Byte),
+            "kB" => Some(Self::Kibibyte),
+            "8kB" => Some(Self::Block),
+            "MB" => Some(Self::Mebibyte),
+            "ms" => Some(Self::Millisecond),
+            "s" => Some(Self::Second),
+            "min" => Some(Self::Minute),
+            _ => None,
         }
-    }
-
-    /// Returns what may be written behind a number, from large to small: `["TB", "GB", "MB", "kB", "B"]`.
-    pub fn accepted(self) -> Vec<&'static str> {
-        self.table().iter().map(|(name, _)| *name).collect()
     }
 
     fn table(self) -> &'static [(&'static str, f64)] {
@@ -92,104 +73,6 @@ impl Unit {
         }
     }
 }
-
-impl fmt::Display for Unit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.text())
-    }
-}
-
-/// Returns the unit that a bare number has in the setting `name`; `None` if it has none, or is not known here.
-///
-/// The table was read from `pg_settings` of PostgreSQL 14.23, 15.18, 16.15, 17.11 and 18.6 (`WHERE unit IS NOT NULL`); a test
-/// compares it with a running server.
-pub fn unit_of(name: &str) -> Option<Unit> {
-    let lower = name.to_ascii_lowercase();
-    UNITS.binary_search_by_key(&lower.as_str(), |(known, _)| known).ok().map(|found| UNITS[found].1)
-}
-
-// Sorted by name.
-const UNITS: [(&str, Unit); 79] = [
-    ("archive_timeout", Unit::Second),
-    ("authentication_timeout", Unit::Second),
-    ("autovacuum_naptime", Unit::Second),
-    ("autovacuum_vacuum_cost_delay", Unit::Millisecond),
-    ("autovacuum_work_mem", Unit::Kibibyte),
-    ("backend_flush_after", Unit::Block),
-    ("bgwriter_delay", Unit::Millisecond),
-    ("bgwriter_flush_after", Unit::Block),
-    ("checkpoint_flush_after", Unit::Block),
-    ("checkpoint_timeout", Unit::Second),
-    ("checkpoint_warning", Unit::Second),
-    ("client_connection_check_interval", Unit::Millisecond),
-    ("commit_timestamp_buffers", Unit::Block),
-    ("deadlock_timeout", Unit::Millisecond),
-    ("effective_cache_size", Unit::Block),
-    ("gin_pending_list_limit", Unit::Kibibyte),
-    ("huge_page_size", Unit::Kibibyte),
-    ("idle_in_transaction_session_timeout", Unit::Millisecond),
-    ("idle_replication_slot_timeout", Unit::Second),
-    ("idle_session_timeout", Unit::Millisecond),
-    ("io_combine_limit", Unit::Block),
-    ("io_max_combine_limit", Unit::Block),
-    ("lock_timeout", Unit::Millisecond),
-    ("log_autovacuum_min_duration", Unit::Millisecond),
-    ("log_min_duration_sample", Unit::Millisecond),
-    ("log_min_duration_statement", Unit::Millisecond),
-    ("log_parameter_max_length", Unit::Byte),
-    ("log_parameter_max_length_on_error", Unit::Byte),
-    ("log_rotation_age", Unit::Minute),
-    ("log_rotation_size", Unit::Kibibyte),
-    ("log_startup_progress_interval", Unit::Millisecond),
-    ("log_temp_files", Unit::Kibibyte),
-    ("logical_decoding_work_mem", Unit::Kibibyte),
-    ("maintenance_work_mem", Unit::Kibibyte),
-    ("max_slot_wal_keep_size", Unit::Mebibyte),
-    ("max_stack_depth", Unit::Kibibyte),
-    ("max_standby_archive_delay", Unit::Millisecond),
-    ("max_standby_streaming_delay", Unit::Millisecond),
-    ("max_wal_size", Unit::Mebibyte),
-    ("min_dynamic_shared_memory", Unit::Mebibyte),
-    ("min_parallel_index_scan_size", Unit::Block),
-    ("min_parallel_table_scan_size", Unit::Block),
-    ("min_wal_size", Unit::Mebibyte),
-    ("multixact_member_buffers", Unit::Block),
-    ("multixact_offset_buffers", Unit::Block),
-    ("notify_buffers", Unit::Block),
-    ("old_snapshot_threshold", Unit::Minute),
-    ("post_auth_delay", Unit::Second),
-    ("pre_auth_delay", Unit::Second),
-    ("recovery_min_apply_delay", Unit::Millisecond),
-    ("segment_size", Unit::Block),
-    ("serializable_buffers", Unit::Block),
-    ("shared_buffers", Unit::Block),
-    ("shared_memory_size", Unit::Mebibyte),
-    ("statement_timeout", Unit::Millisecond),
-    ("subtransaction_buffers", Unit::Block),
-    ("tcp_keepalives_idle", Unit::Second),
-    ("tcp_keepalives_interval", Unit::Second),
-    ("tcp_user_timeout", Unit::Millisecond),
-    ("temp_buffers", Unit::Block),
-    ("temp_file_limit", Unit::Kibibyte),
-    ("track_activity_query_size", Unit::Byte),
-    ("transaction_buffers", Unit::Block),
-    ("transaction_timeout", Unit::Millisecond),
-    ("vacuum_buffer_usage_limit", Unit::Kibibyte),
-    ("vacuum_cost_delay", Unit::Millisecond),
-    ("wal_buffers", Unit::Block),
-    ("wal_decode_buffer_size", Unit::Byte),
-    ("wal_keep_size", Unit::Mebibyte),
-    ("wal_receiver_status_interval", Unit::Second),
-    ("wal_receiver_timeout", Unit::Millisecond),
-    ("wal_retrieve_retry_interval", Unit::Millisecond),
-    ("wal_segment_size", Unit::Byte),
-    ("wal_sender_timeout", Unit::Millisecond),
-    ("wal_skip_threshold", Unit::Kibibyte),
-    ("wal_summary_keep_time", Unit::Minute),
-    ("wal_writer_delay", Unit::Millisecond),
-    ("wal_writer_flush_after", Unit::Block),
-    ("work_mem", Unit::Kibibyte),
-];
 
 /// Tells whether a value as people write it (`4MB`, `on`, `Replica`) means the `setting` that `pg_settings` shows with this `unit`
 /// and `vartype`.
@@ -621,13 +504,6 @@ mod tests {
         assert!(!same_value("1.1", "1.2", None, "real"));
         assert!(same_value("a, b", "a, b", None, "string"));
         assert!(!same_value("A", "a", None, "string"));
-    }
-
-    #[test]
-    fn the_table_of_units_is_sorted() {
-        assert!(UNITS.is_sorted_by_key(|(name, _)| *name));
-        assert_eq!(unit_of("Work_Mem"), Some(Unit::Kibibyte));
-        assert_eq!(unit_of("max_connections"), None);
     }
 
     #[test]

@@ -2,8 +2,14 @@
 //!
 //! Decides nothing and asks nobody: it is handed reports and prints them.
 
+mod events_json;
+mod lines;
+mod progress;
+mod told;
+
 pub mod error;
 pub mod exit;
+pub mod journal;
 pub mod operation;
 pub mod plan;
 pub mod status;

@@ -213,7 +213,10 @@ async fn a_failure_after_the_pivot_ends_incomplete_says_what_is_left_and_can_be_
     let Ok(outcome @ Outcome::Incomplete { .. }) = outcome else { panic!("{outcome:?}") };
     let error = outcome.into_result(&id).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Incomplete);
-    assert_eq!(error.detail_text(), Some(&*format!("Left to do in operation {id}: publish.")));
+    assert_eq!(
+        error.detail_text(),
+        Some(&*format!("It failed at: publish. Left to do in operation {id}: publish."))
+    );
     assert_eq!(
         error.hint_text(),
         Some(&*format!("Mend the cause, then run \"pgherd operation resume {id}\"."))
@@ -378,6 +381,17 @@ async fn an_unfinished_operation_keeps_others_off_its_cluster_until_it_is_abando
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operation_that_cannot_be_driven_is_called_off_and_blocks_nobody() {
+    let site = Site::new();
+    let operation = begin(&site, stages()).await;
+    let id = operation.id();
+    operation.call_off(&Error::failed("no door to host db2")).unwrap();
+    assert!(view(&site, &id).is_finished());
+    assert!(site.is_initial());
+    begin(&site, stages()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_damaged_journal_keeps_everybody_off() {
     let site = Site::new();
     let store = Store::new(&site.state);
@@ -448,4 +462,35 @@ async fn events_fold_into_what_the_journal_holds_also_for_a_slow_reader() {
     assert_eq!(live, view(&site, &operation.id()), "a past journal draws the same picture");
     assert!(live.steps().all(|step| matches!(step.state, StepState::Done(_))));
     assert!(numbers.is_sorted(), "{numbers:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_behind_slows_the_driver_and_one_that_is_gone_does_not() {
+    let id = begin(&Site::new(), stages()).await.id();
+    let (sink, stream) = event::channel();
+    let begun = tokio::time::Instant::now();
+    let flood = async {
+        for _ in 0..1_000 {
+            sink.tell(&id, sink.now(), EventKind::Interrupted).await;
+        }
+        begun.elapsed()
+    };
+    let leave = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        drop(stream);
+    };
+    let (took, ()) = tokio::join!(flood, leave);
+    assert_eq!(took.as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_ended_incomplete_can_be_driven_on_at_once() {
+    let site = Site::new();
+    let mut operation = begin(&site, stages()).await;
+    let world = site.world(Script::new("write report", Act::FailBefore, 2));
+    let (events, interrupt) = (EventSink::none(), Interrupt::new());
+    let first = operation::run(&mut operation, &world, &events, &interrupt).await;
+    assert!(matches!(first, Ok(Outcome::Incomplete { .. })), "{first:?}");
+    let second = operation::run(&mut operation, &world, &events, &interrupt).await;
+    assert!(matches!(second, Ok(Outcome::Done)), "{second:?}");
 }

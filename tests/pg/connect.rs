@@ -2,10 +2,11 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgherd::db::queries::{ensure_probe_table, read_probe, write_probe};
 use pgherd::db::{Connector, DbError, Endpoint, Login};
 use pgherd::gate::{self, Blocked, BoxFuture, Gate};
 
-use crate::server::{Server, newest};
+use crate::server::{Server, free_port, newest};
 
 /// Fails one call, before or after its effect.
 #[derive(Debug)]
@@ -208,4 +209,47 @@ async fn a_tool_session_finds_only_what_postgresql_made() {
     let conn = connector().connect(&plain).await.unwrap();
     let error = conn.simple("compare", "SELECT 'a'::text = 'a'::text AS same").await.unwrap_err();
     assert!(error.is_state("P0001"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_plain_session_works_through_pgbouncer_in_transaction_mode() {
+    let server = Server::start(&newest(), "");
+    ensure_probe_table(&server.primary("postgres").await).await.unwrap();
+    let port = free_port();
+    let Endpoint::Tcp { port: target, .. } = server.tcp_login("postgres", "", "postgres").endpoint else {
+        panic!("not TCP")
+    };
+    let directory = server.socket().display().to_string();
+    let ini = format!(
+        "[databases]\nshop = host={directory} port={target} dbname=postgres user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {port}\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\npool_mode = transaction\n\
+         default_pool_size = 1\npidfile = {directory}/pgbouncer.pid\nlogfile = {directory}/pgbouncer.log\n"
+    );
+    std::fs::write(server.socket().join("pgbouncer.ini"), ini).unwrap();
+    server.as_server("pgbouncer", &["-d", &format!("{directory}/pgbouncer.ini")]).unwrap();
+
+    let login = |database: &str| Login {
+        endpoint: Endpoint::Tcp { host: "127.0.0.1".into(), port },
+        session: pgherd::db::Session::Plain,
+        ..server.login(database)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // Two sessions on one server connection.
+    let one = loop {
+        match connector().connect(&login("shop")).await {
+            Ok(conn) => break conn,
+            Err(error) => assert!(Instant::now() < deadline, "PgBouncer does not start: {error}"),
+        }
+    };
+    let two = connector().connect(&login("shop")).await.unwrap();
+    for nonce in ["first", "second"] {
+        write_probe(&one, nonce).await.unwrap();
+        assert_eq!(read_probe(&two).await.unwrap().as_deref(), Some(nonce));
+    }
+    let console = connector().connect(&login("pgbouncer")).await.unwrap();
+    let rows = console.simple("show databases", "SHOW DATABASES").await.unwrap();
+    let shop = rows.iter().find(|row| row["name"].as_deref() == Some("shop")).unwrap();
+    assert_eq!(shop["port"].as_deref(), Some(target.to_string().as_str()));
+    // It ends at once, without an answer.
+    assert!(console.batch("shut down", "SHUTDOWN").await.is_err());
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgherd::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use pgherd::gate;
 use pgherd::host::Host as _;
+use pgherd::host::decorate::{DryRun, Layered};
 use pgherd::host::local::LocalHost;
 use pgherd::host::programs::{PgBouncerVersion, Programs, find_pgbouncer, find_postgres};
 use pgherd::ops::pooler::{
@@ -17,6 +19,7 @@ use pgherd::ops::pooler::{
 };
 use pgherd::pg::scram::Verifier;
 use pgherd::secret::Secret;
+use pgherd::topology::declared::PROBE_ROLE;
 use pgherd::topology::load_text;
 use pgherd::topology::model::Cluster;
 
@@ -72,7 +75,8 @@ impl House {
         let mut cluster = herd.cluster("shop").unwrap().clone();
         cluster.poolers.as_mut().unwrap().port = free_port();
         let verifier = Verifier::derive(&Secret::new("no-server-here"), b"0123456789abcdef", 4096);
-        let verifiers = BTreeMap::from([("app".to_owned(), verifier)]);
+        let verifiers =
+            BTreeMap::from([("app".to_owned(), verifier.clone()), (PROBE_ROLE.to_owned(), verifier)]);
         Self { host, programs, pgbouncer, version, cluster, verifiers, paths, _directory: directory }
     }
 
@@ -186,7 +190,7 @@ async fn clients_reach_both_aliases_and_a_reload_leads_them_elsewhere() {
         .await
         .unwrap();
     let verifier = Verifier::parse(rows[0]["v"].as_ref().unwrap()).unwrap();
-    house.verifiers = BTreeMap::from([("app".to_owned(), verifier)]);
+    house.verifiers.insert("app".to_owned(), verifier);
 
     let (a, b) = (primary.port(), replica.port());
     let mut layout = Layout { primary: target("a", a), standbys: vec![standby("b", b)] };
@@ -195,6 +199,15 @@ async fn clients_reach_both_aliases_and_a_reload_leads_them_elsewhere() {
     assert_eq!(house.leads_to("shop").await, a);
     assert_eq!(house.leads_to("shop_ro").await, b);
     assert_eq!(house.drift(&files).await, Vec::<String>::new());
+
+    house.cluster.roles[0].pools = vec!["ro".to_owned()];
+    let narrow = house.files(&layout);
+    house.door().install(&narrow).await.unwrap();
+    house.door().reload_and_verify(&narrow).await.unwrap();
+    let refused = house.login("shop").await.unwrap_err();
+    assert!(format!("{refused:?}").contains("login rejected"), "{refused:?}");
+    assert_eq!(house.leads_to("shop_ro").await, b);
+    house.cluster.roles[0].pools = vec!["rw".to_owned(), "ro".to_owned()];
 
     layout.standbys = vec![standby("b", a)];
     let files = house.files(&layout);
@@ -232,7 +245,7 @@ async fn a_transaction_may_end_before_pgbouncer_does() {
         .await
         .unwrap();
     let verifier = Verifier::parse(rows[0]["v"].as_ref().unwrap()).unwrap();
-    house.verifiers = BTreeMap::from([("app".to_owned(), verifier)]);
+    house.verifiers.insert("app".to_owned(), verifier);
     let files = house.files(&Layout { primary: target("a", server.port()), standbys: Vec::new() });
     house.start(&files).await;
 
@@ -271,7 +284,12 @@ async fn a_hand_edit_is_seen_and_mended() {
     house.door().install(&files).await.unwrap();
     house.door().reload_and_verify(&files).await.unwrap();
     assert_eq!(house.drift(&files).await, Vec::<String>::new());
-    assert_eq!(pid(&house.observe().await), first);
+    let observed = house.observe().await;
+    assert_eq!(pid(&observed), first);
+    let only_looking = Layered::new(Arc::new(house.host.clone()), DryRun);
+    let looked = Pooler { host: &only_looking, ..house.door() }.observe().await.unwrap();
+    assert_eq!(looked, observed);
+    assert!(Pooler { host: &only_looking, ..house.door() }.reload_and_verify(&files).await.is_err());
     let mode = std::fs::metadata(house.paths.userlist()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }

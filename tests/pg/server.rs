@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use pgherd::db::{Conn, Connector, Endpoint, Login, NodeConn, PrimaryConn, Session, classify};
@@ -30,6 +31,13 @@ pub fn installations() -> Vec<Installation> {
     let named = std::env::var("PGHERD_TEST_PG").unwrap_or_default();
     let mut directories: Vec<PathBuf> =
         named.split(':').filter(|text| !text.is_empty()).map(PathBuf::from).collect();
+    for directory in &directories {
+        assert!(
+            directory.join("bin/initdb").exists(),
+            "PGHERD_TEST_PG: no PostgreSQL in {}",
+            directory.display()
+        );
+    }
     if directories.is_empty() {
         let found =
             fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed: scripts/setup --test");
@@ -55,6 +63,18 @@ pub fn installations() -> Vec<Installation> {
 /// The newest installed major version.
 pub fn newest() -> Installation {
     installations().pop().expect("one is installed")
+}
+
+/// Finds a port below those that the kernel gives to outgoing connections, which could take it before the server does.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next = std::process::id().wrapping_mul(37) % 12_000 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(20_000 + next % 12_000).expect("below 32000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A server in a directory of its own. Over the socket everybody is trusted, over TCP nobody without a password.
@@ -120,9 +140,7 @@ impl Server {
         let directory =
             tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").expect("a directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("open the directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        Self { installation: installation.clone(), directory, port }
+        Self { installation: installation.clone(), directory, port: free_port() }
     }
 
     pub fn port(&self) -> u16 {

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use crate::db::queries::{self, ServerFacts, ServerRole};
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
-use crate::ops::apply::step::Evidence;
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::provision::{self, Site};
 

@@ -11,7 +11,7 @@ use crate::db::queries::ServerRole;
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
 use crate::host::programs::{self, Programs};
-use crate::ops::apply::step::Evidence;
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::PoolerDrift;
@@ -36,15 +36,14 @@ struct Place<'a> {
     doors: &'a Doors,
     cluster: &'a Cluster,
     host: &'a str,
-    programs: Programs,
+    programs: &'a Programs,
     paths: PoolerPaths,
     port: u16,
 }
 
 impl<'a> Place<'a> {
     async fn find(doors: &'a Doors, cluster: &'a Cluster, host: &'a str) -> Result<Self> {
-        let bin = cluster.postgres.bin_directory.as_deref();
-        let programs = programs::find_postgres(doors.host(host), cluster.postgres.version, bin).await?;
+        let programs = doors.programs(cluster, host).await?;
         let paths = PoolerPaths::new(doors.places.pooler(&cluster.name, host))?;
         let port = cluster.poolers.as_ref().map_or(0, |poolers| poolers.port);
         Ok(Self { doors, cluster, host, programs, paths, port })
@@ -53,7 +52,7 @@ impl<'a> Place<'a> {
     fn door(&self) -> Pooler<'_> {
         Pooler {
             host: self.doors.host(self.host),
-            programs: &self.programs,
+            programs: self.programs,
             paths: &self.paths,
             listen: LISTEN,
             port: self.port,

@@ -53,7 +53,7 @@ impl World {
         let doors = Doors::open(&input.cluster, places, gate)?;
         let mut programs = BTreeMap::new();
         for node in &input.cluster.nodes {
-            programs.insert(node.name.clone(), doors.programs(&input.cluster, node).await?);
+            programs.insert(node.name.clone(), doors.programs(&input.cluster, &node.host).await?.clone());
         }
         Ok(Self { operation, input, doors, programs, passwords })
     }

@@ -147,7 +147,7 @@ pub(super) fn configure(
         sign: if activation == Activation::Restart { Sign::Disrupt } else { Sign::Change },
         subject: situation.cluster.full_name(&node.name),
         text: doing.join(", "),
-        reason: Some(reasons.join("; ")),
+        reason: Some(reasons.join("\n")),
         impact: (activation == Activation::Restart).then(|| {
             format!("restart for {}: its connections end; needs --allow-restart", restart.join(", "))
         }),
@@ -236,7 +236,7 @@ fn setting_changes(name: &str, before: Option<&str>, after: &str) -> String {
             (Some(_), Some(_)) | (None, None) => None,
         })
         .collect();
-    if told.is_empty() { format!("{name} was edited by hand") } else { told.join("; ") }
+    if told.is_empty() { format!("{name} was edited by hand") } else { told.join("\n") }
 }
 
 /// Returns what ALTER SYSTEM set against the declaration.

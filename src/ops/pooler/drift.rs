@@ -18,10 +18,10 @@ pub enum Drift {
     Stopped,
     /// Whether it runs, or what it does, could not be told.
     Unknown { why: String },
-    /// An entry of pgbouncer.ini, such as `[databases] inventory`.
-    Entry { entry: String, declared: Option<String>, found: Option<String> },
-    /// Comments or the order of entries.
-    Wording,
+    /// An entry of a file, such as `[databases] inventory`.
+    Entry { file: String, entry: String, declared: Option<String>, found: Option<String> },
+    /// Comments or the order of entries in a file.
+    Wording { file: String },
     /// Names or verifiers in userlist.txt, which are not shown.
     Userlist,
     /// What an alias does in the running process.
@@ -36,10 +36,10 @@ impl fmt::Display for Drift {
         match self {
             Self::Stopped => f.write_str("PgBouncer does not run"),
             Self::Unknown { why } => write!(f, "PgBouncer's state is unknown: {why}"),
-            Self::Entry { entry, declared, found } => {
-                write!(f, "pgbouncer.ini {entry}: {} -> {}", or_nothing(found), or_nothing(declared))
+            Self::Entry { file, entry, declared, found } => {
+                write!(f, "{file} {entry}: {} -> {}", or_nothing(found), or_nothing(declared))
             }
-            Self::Wording => f.write_str("pgbouncer.ini: comments or order"),
+            Self::Wording { file } => write!(f, "{file}: comments or order"),
             Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
             Self::Route { alias, what, declared, found } => {
                 write!(f, "alias {alias}: {what} {found} -> {declared}")
@@ -54,7 +54,8 @@ impl fmt::Display for Drift {
 
 /// Lists the differences, files first.
 pub fn drift(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<Drift> {
-    let mut found = ini_drift(&files.ini, observed.ini.as_deref());
+    let mut found = file_drift("pgbouncer.ini", &files.ini, observed.ini.as_deref());
+    found.extend(file_drift("pgbouncer_hba.conf", &files.hba, observed.hba.as_deref()));
     if observed.userlist.as_deref() != Some(fingerprint(files.userlist.reveal().as_bytes()).as_str()) {
         found.push(Drift::Userlist);
     }
@@ -70,7 +71,7 @@ pub fn drift(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<Drift> {
     found
 }
 
-fn ini_drift(declared: &str, found: Option<&str>) -> Vec<Drift> {
+fn file_drift(file: &str, declared: &str, found: Option<&str>) -> Vec<Drift> {
     if found == Some(declared) {
         return Vec::new();
     }
@@ -82,23 +83,28 @@ fn ini_drift(declared: &str, found: Option<&str>) -> Vec<Drift> {
         .into_iter()
         .filter(|name| declared.get(*name) != found.get(*name))
         .map(|name| Drift::Entry {
+            file: file.to_owned(),
             entry: name.clone(),
             declared: declared.get(name).cloned(),
             found: found.get(name).cloned(),
         })
         .collect();
-    if differences.is_empty() { vec![Drift::Wording] } else { differences }
+    if differences.is_empty() { vec![Drift::Wording { file: file.to_owned() }] } else { differences }
 }
 
-/// Reads `[section] key` and its last value.
-fn entries(ini: &str) -> BTreeMap<String, String> {
-    let mut section = "";
+/// Reads `[section] key` with its last value, and a line without an equals sign as something that is there.
+fn entries(text: &str) -> BTreeMap<String, String> {
+    let mut section = String::new();
     let mut entries = BTreeMap::new();
-    for line in ini.lines().map(str::trim) {
+    for line in text.lines().map(str::trim) {
         if line.starts_with('[') {
-            section = line;
-        } else if let (false, Some((key, value))) = (line.starts_with([';', '#']), line.split_once('=')) {
-            entries.insert(format!("{section} {}", key.trim()), value.trim().to_owned());
+            section = format!("{line} ");
+        } else if line.is_empty() || line.starts_with([';', '#']) {
+            continue;
+        } else if let Some((key, value)) = line.split_once('=') {
+            entries.insert(format!("{section}{}", key.trim()), value.trim().to_owned());
+        } else {
+            entries.insert(format!("{section}{line}"), "there".to_owned());
         }
     }
     entries
@@ -193,6 +199,7 @@ mod tests {
         });
         PoolerObserved {
             ini: Some(files.ini.clone()),
+            hba: Some(files.hba.clone()),
             userlist: Some(fingerprint(files.userlist.reveal().as_bytes())),
             process: PoolerProcess::Running { pid: 7 },
             console: ConsoleSeen::Answered(Console {
@@ -234,9 +241,14 @@ mod tests {
         );
         observed.ini = Some(format!("; mine\n{}", files.ini));
         observed.userlist = None;
+        observed.hba = Some("host all all 0.0.0.0/0 trust\n".to_owned() + &files.hba);
         assert_eq!(
             shown(&files, &observed),
-            ["pgbouncer.ini: comments or order", "userlist.txt: roles or verifiers"]
+            [
+                "pgbouncer.ini: comments or order",
+                "pgbouncer_hba.conf host all all 0.0.0.0/0 trust: there -> nothing",
+                "userlist.txt: roles or verifiers"
+            ]
         );
     }
 

@@ -1,4 +1,5 @@
-//! What PgBouncer is to read, from what is declared and where each pool leads now: pgbouncer.ini and userlist.txt.
+//! What PgBouncer is to read, from what is declared and where each pool leads now: pgbouncer.ini, its
+//! access lines and userlist.txt.
 //!
 //! Pure: who may serve a pool is decided here, from facts that are handed in. Knows no process and no console.
 
@@ -61,6 +62,11 @@ impl PoolerPaths {
 
     pub fn userlist(&self) -> PathBuf {
         self.directory.join("userlist.txt")
+    }
+
+    /// Which role may use which alias.
+    pub fn hba(&self) -> PathBuf {
+        self.directory.join("pgbouncer_hba.conf")
     }
 
     pub fn pidfile(&self) -> PathBuf {
@@ -148,6 +154,8 @@ pub struct PoolerFiles {
     /// Section [pgbouncer]: name and value.
     pub settings: Vec<(String, String)>,
     pub ini: String,
+    /// Which role may use which alias: one line each.
+    pub hba: String,
     /// Names and verifiers; a verifier is as good as a password to whoever wants to guess it.
     pub userlist: Secret,
 }
@@ -185,7 +193,7 @@ pub fn render(declared: &Declared<'_>) -> Result<PoolerFiles, Error> {
             settings: settings.iter().map(as_setting).collect(),
         },
     )?;
-    Ok(PoolerFiles { routes, settings, ini, userlist: userlist(declared)? })
+    Ok(PoolerFiles { routes, settings, ini, hba: access(declared, poolers), userlist: userlist(declared)? })
 }
 
 /// Which part of a size that is declared for a whole node falls to this PgBouncer and one of its databases.
@@ -300,13 +308,12 @@ fn connection_string(route: &Route) -> String {
 
 /// Section [users]: a role that has a limit on the server must not be sent there more often than that.
 fn limits(cluster: &Cluster, share: &Share) -> Result<Vec<(String, String)>, Error> {
-    // The write proof needs one connection an alias, and never more.
-    let mut users = vec![(PROBE_ROLE.to_owned(), "max_user_connections=4".to_owned())];
-    for role in cluster.roles.iter().filter(|role| !role.pools.is_empty()) {
+    let mut users = Vec::new();
+    for role in clients(cluster) {
         if let Some(connections) = role.connections {
-            check_name("role", &role.name)?;
+            check_name("role", role.name)?;
             users.push((
-                role.name.clone(),
+                role.name.to_owned(),
                 format!("max_user_connections={}", share.take(connections).max(1)),
             ));
         }
@@ -329,7 +336,9 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("unix_socket_mode", "0700".to_owned()),
         ("logfile", path(&paths.log())),
         ("pidfile", path(&paths.pidfile())),
-        ("auth_type", "scram-sha-256".to_owned()),
+        // By SCRAM, and only those pairs of role and alias that are declared.
+        ("auth_type", "hba".to_owned()),
+        ("auth_hba_file", path(&paths.hba())),
         ("auth_file", path(&paths.userlist())),
         ("pool_mode", mode.to_owned()),
         ("max_client_conn", poolers.max_clients.to_string()),
@@ -357,12 +366,54 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// Lets each role through its pools and no other; the console needs no line.
+fn access(declared: &Declared<'_>, poolers: &Poolers) -> String {
+    let everywhere = if declared.listen.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    let doubled = |name: &str| name.replace('"', "\"\"");
+    let mut lines = String::new();
+    for role in clients(declared.cluster) {
+        for pool in poolers.pools.iter().filter(|pool| role.pools.contains(&pool.name.as_str())) {
+            for database in &declared.cluster.databases {
+                let (alias, role) = (doubled(&pool.alias(database)), doubled(role.name));
+                lines.push_str(&format!("host \"{alias}\" \"{role}\" {everywhere} scram-sha-256\n"));
+            }
+        }
+    }
+    lines
+}
+
+/// A role that may come through PgBouncer.
+struct Client<'a> {
+    name: &'a str,
+    pools: Vec<&'a str>,
+    connections: Option<u32>,
+}
+
+/// Server connections of the write proof: it needs one an alias, and never more.
+const PROBE_CONNECTIONS: u32 = 4;
+
+/// The declared roles that have pools and a password, and the login of the write proof, which has every pool.
+fn clients(cluster: &Cluster) -> impl Iterator<Item = Client<'_>> {
+    let declared = cluster.roles.iter().filter(|role| !role.pools.is_empty() && role.password.is_some());
+    let pools = cluster.poolers.iter().flat_map(|poolers| &poolers.pools);
+    let probe = Client {
+        name: PROBE_ROLE,
+        pools: pools.map(|pool| pool.name.as_str()).collect(),
+        connections: Some(PROBE_CONNECTIONS),
+    };
+    declared
+        .map(|role| Client {
+            name: &role.name,
+            pools: role.pools.iter().map(String::as_str).collect(),
+            connections: role.connections,
+        })
+        .chain([probe])
+}
+
 fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
     let mut lines = String::new();
     let mut expected = Vec::new();
-    let clients =
-        declared.cluster.roles.iter().filter(|role| !role.pools.is_empty() && role.password.is_some());
-    for role in clients.map(|role| role.name.as_str()).chain([PROBE_ROLE]) {
+    for role in clients(declared.cluster).map(|client| client.name) {
         let verifier = declared.verifiers.get(role).ok_or_else(|| {
             Error::failed(format!(
                 "the primary of {} has no SCRAM verifier for role {role}",
@@ -437,7 +488,8 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::topology::model::{Postgres, Role, SecretReference};
+    use crate::topology::model::Role;
+    use crate::topology::model::{Postgres, SecretReference};
 
     pub(in crate::ops::pooler) const V1_18: PgBouncerVersion =
         PgBouncerVersion { major: 1, minor: 18, patch: 0 };
@@ -511,7 +563,8 @@ pub(super) mod tests {
         host: &str,
         version: PgBouncerVersion,
     ) -> Result<PoolerFiles, Error> {
-        let verifiers = cluster.roles.iter().map(|role| (role.name.clone(), verifier(&role.name))).collect();
+        let names = cluster.roles.iter().map(|role| role.name.as_str()).chain([PROBE_ROLE]);
+        let verifiers = names.map(|name| (name.to_owned(), verifier(name))).collect();
         let paths = PoolerPaths::new(PathBuf::from("/var/lib/pgherd/poolers/inventory")).unwrap();
         let listen = Ipv4Addr::LOCALHOST.into();
         render(&Declared { cluster, host, listen, layout, paths: &paths, version, verifiers: &verifiers })
@@ -603,7 +656,7 @@ pub(super) mod tests {
         let files = rendered(&cluster, &layout()).unwrap();
         let read = read_userlist(files.userlist.reveal()).unwrap();
         assert_eq!(read[0], ("we\"ird; na'me".to_owned(), verifier("we\"ird; na'me").text()));
-        assert_eq!(read.len(), 2);
+        assert_eq!(read.len(), 3);
         cluster.roles[0].name = "two\nlines".to_owned();
         assert!(rendered(&cluster, &layout()).is_err());
     }
@@ -629,8 +682,23 @@ pub(super) mod tests {
         let files = rendered(&cluster, &layout()).unwrap();
         let names: Vec<String> =
             read_userlist(files.userlist.reveal()).unwrap().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["inventory_app"]);
-        assert!(!files.ini.contains("[users]"));
+        assert_eq!(names, ["inventory_app", PROBE_ROLE]);
+        assert!(!files.ini.contains("bi ="), "{}", files.ini);
+    }
+
+    #[test]
+    fn a_role_may_use_its_own_pools_and_no_other() {
+        let mut cluster = cluster();
+        cluster.roles[0].pools.push("ro".to_owned());
+        cluster.roles[1].name = "b\"i".to_owned();
+        let expected = "host \"inventory\" \"inventory_app\" 0.0.0.0/0 scram-sha-256
+host \"inventory_ro\" \"inventory_app\" 0.0.0.0/0 scram-sha-256
+host \"inventory\" \"b\"\"i\" 0.0.0.0/0 scram-sha-256
+host \"inventory\" \"pgherd_probe\" 0.0.0.0/0 scram-sha-256
+host \"inventory_ro\" \"pgherd_probe\" 0.0.0.0/0 scram-sha-256
+";
+        cluster.roles[1].connections = None;
+        assert_eq!(rendered(&cluster, &layout()).unwrap().hba, expected);
     }
 
     #[test]
