@@ -19,7 +19,7 @@ use crate::topology::declared::{self, Setting};
 
 /// How long a reload may take until every value is seen.
 const TAKE: Duration = Duration::from_secs(10);
-/// How long a standby may take to replay what its primary has written before it restarts, and to stream again after the primary has.
+/// How long a standby may take to replay what its primary has written before it restarts.
 const CATCH_UP: Duration = Duration::from_secs(60);
 /// How long a session may take to see that a reload asks for a restart.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -102,11 +102,18 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
     queries::reload(&conn).await?;
     if wanted.activation == Activation::Restart && pending_restart(&conn, wanted.expect).await? {
         drop(conn);
-        provision::stop(&site).await?;
-        provision::start(&site).await?;
-        if site.node.name != world.input.primary {
-            follow::until_it_streams(&site, &world.primary()?).await?;
-        }
+        restart(world, &site).await?;
+    }
+    Ok(())
+}
+
+async fn restart(world: &World, site: &Site<'_>) -> Result<()> {
+    provision::stop(site).await?;
+    provision::start(site).await?;
+    if site.node.name == world.input.primary {
+        follow::wake_standbys(world).await;
+    } else {
+        follow::until_it_streams(site, &world.primary()?).await?;
     }
     Ok(())
 }
@@ -120,13 +127,7 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
             if standby && wanted.expect.iter().any(|(name, _)| guc::STANDBY_FIVE.contains(&name.as_str())) {
                 catch_up(site, &world.primary()?).await?;
             }
-            let followers = if standby { Vec::new() } else { followers(site).await? };
-            provision::stop(site).await?;
-            provision::start(site).await?;
-            if standby {
-                follow::until_it_streams(site, &world.primary()?).await?;
-            }
-            until_they_are_back(site, &followers).await?;
+            restart(world, site).await?;
         }
     }
     let conn = site.connect().await?;
@@ -159,30 +160,6 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
         }
         sleep(PAUSE).await;
     }
-}
-
-/// Returns the names of the standbys that stream from a node.
-async fn followers(site: &Site<'_>) -> Result<Vec<String>> {
-    let senders = queries::replication(&site.connect().await?).await?;
-    Ok(senders
-        .into_iter()
-        .filter(|sender| sender.state == "streaming")
-        .map(|sender| sender.application_name)
-        .collect())
-}
-
-/// Waits until the standbys that streamed from a node stream again. One that stays away is no reason to take the values back: what
-/// is missing is told by the proof and by the status.
-async fn until_they_are_back(site: &Site<'_>, names: &[String]) -> Result<()> {
-    let deadline = Instant::now() + CATCH_UP;
-    while Instant::now() < deadline {
-        let back = followers(site).await?;
-        if names.iter().all(|name| back.contains(name)) {
-            return Ok(());
-        }
-        sleep(PAUSE).await;
-    }
-    Ok(())
 }
 
 /// Waits until a standby has replayed what its primary has written: a lowered setting of the five is in that WAL, and a standby
