@@ -263,11 +263,11 @@ async fn drive(
     let kind = context.store.read(id)?.header.kind;
     match kind.as_str() {
         apply::KIND => {
-            let operation: Operation<ApplyStep> = claimed(context, id, claim).await?;
+            let operation: Operation<ApplyStep> = claimed(context, id, claim, interrupt).await?;
             apply::go_on(context, operation, way, &events, interrupt).await
         }
         destroy::KIND => {
-            let operation: Operation<DestroyStep> = claimed(context, id, claim).await?;
+            let operation: Operation<DestroyStep> = claimed(context, id, claim, interrupt).await?;
             destroy::go_on(context, operation, way, &events, interrupt).await
         }
         other => Err(Error::new(
@@ -279,9 +279,23 @@ async fn drive(
     }
 }
 
-async fn claimed<S: Step>(context: &Context, id: &OperationId, claim: &Claim) -> Result<Operation<S>> {
-    match claim {
-        Claim::Wait(wait) => Operation::open(&context.store, id, *wait).await,
-        Claim::Force(reason) => Operation::take_over(&context.store, id, reason).await,
+async fn claimed<S: Step>(
+    context: &Context,
+    id: &OperationId,
+    claim: &Claim,
+    interrupt: &Interrupt,
+) -> Result<Operation<S>> {
+    let claimed = async {
+        match claim {
+            Claim::Wait(wait) => Operation::open(&context.store, id, *wait).await,
+            Claim::Force(reason) => Operation::take_over(&context.store, id, reason).await,
+        }
+    };
+    tokio::select! {
+        () = interrupt.asked(1) => {
+            Err(Error::new(ErrorKind::Interrupted, format!("interrupted while waiting for operation {id}"))
+                .detail("Nothing was changed."))
+        }
+        claimed = claimed => claimed,
     }
 }

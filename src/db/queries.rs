@@ -2,8 +2,6 @@
 //!
 //! SQL for PostgreSQL 14 to 19. Roles, databases and grants have their own room.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
@@ -335,7 +333,7 @@ const SETTINGS: &str = "
 SELECT name, setting, unit, vartype, context, source, sourcefile, sourceline, reset_val, boot_val, pending_restart,
        current_setting(name, true) AS shown
   FROM pg_settings
- WHERE lower(name) = ANY (SELECT lower(n) FROM unnest($1::text[]) n)
+ WHERE lower(name) = ANY (SELECT lower(n) FROM unnest($1::text[]) n) OR (sourcefile IS NOT NULL AND $2::bool)
  ORDER BY name";
 
 /// Reads settings by name; one that the server does not know, or hides from this role, is missing in the answer.
@@ -343,8 +341,20 @@ SELECT name, setting, unit, vartype, context, source, sourcefile, sourceline, re
 /// # Errors
 /// [`DbError`].
 pub async fn settings(conn: &Conn, names: &[&str]) -> Result<Vec<Setting>, DbError> {
+    read_settings(conn, names, false).await
+}
+
+/// Reads settings by name, and all those whose value comes from a configuration file.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn settings_and_files(conn: &Conn, names: &[&str]) -> Result<Vec<Setting>, DbError> {
+    read_settings(conn, names, true).await
+}
+
+async fn read_settings(conn: &Conn, names: &[&str], from_files: bool) -> Result<Vec<Setting>, DbError> {
     const WHAT: &str = "read pg_settings";
-    let rows = conn.query(WHAT, SETTINGS, &[(&names, Type::TEXT_ARRAY)]).await?;
+    let rows = conn.query(WHAT, SETTINGS, &[(&names, Type::TEXT_ARRAY), (&from_files, Type::BOOL)]).await?;
     rows.iter()
         .map(|row| {
             let f = Fields { conn, what: WHAT, row };
@@ -446,15 +456,6 @@ pub async fn reload(conn: &Conn) -> Result<(), DbError> {
     conn.execute("reload", "SELECT pg_reload_conf()", &[]).await.map(|_| ())
 }
 
-/// Writes a checkpoint (on a standby a restartpoint), which may take `within`.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn checkpoint(conn: &Conn, within: Duration) -> Result<(), DbError> {
-    conn.set_deadline(within).await?;
-    conn.batch("checkpoint", "CHECKPOINT").await
-}
-
 /// Sets a value in postgresql.auto.conf; in effect after a reload or a restart.
 ///
 /// # Errors
@@ -481,39 +482,6 @@ pub async fn set_system(conn: &Conn, name: &str, value: &str) -> Result<(), DbEr
 pub async fn reset_system(conn: &Conn, name: &str) -> Result<(), DbError> {
     conn.batch(&format!("reset {name}"), &format!("ALTER SYSTEM RESET {}", quote_identifier(name))).await
 }
-
-/// How a transaction ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TransactionStatus {
-    Committed,
-    Aborted,
-    InProgress,
-    /// Too old: the server has forgotten it.
-    Forgotten,
-}
-
-/// Asks how a transaction ended, by its full 64-bit number.
-///
-/// # Errors
-/// [`DbError`]; `Sql` with 22023 for a number that was not given out yet.
-pub async fn transaction_status(conn: &Conn, xid: u64) -> Result<TransactionStatus, DbError> {
-    const WHAT: &str = "read the status of a transaction";
-    let text = xid.to_string();
-    let row = conn
-        .query_one(WHAT, "SELECT pg_xact_status($1::text::xid8) AS status", &[(&text, Type::TEXT)])
-        .await?;
-    match conn.field::<Option<String>>(WHAT, &row, "status")?.as_deref() {
-        Some("committed") => Ok(TransactionStatus::Committed),
-        Some("aborted") => Ok(TransactionStatus::Aborted),
-        Some("in progress") => Ok(TransactionStatus::InProgress),
-        None => Ok(TransactionStatus::Forgotten),
-        Some(other) => Err(conn.unexpected(WHAT, format!("status {other:?}"))),
-    }
-}
-
-/// The role by which pgherd proves that a write arrives; it can do nothing else.
-pub const PROBE_ROLE: &str = "pgherd_probe";
 
 // A lock, since CREATE ROLE has no IF NOT EXISTS and two of us may come at once.
 const ENSURE_PROBE: &str = r#"

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::clock::{Clock, SystemClock};
@@ -46,7 +46,7 @@ pub enum EventKind {
     },
 }
 
-const CHANNEL: usize = 256;
+const UNREAD: usize = 256;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 type Newest = BTreeMap<(OperationId, usize, usize), (Timestamp, ProgressView)>;
@@ -56,28 +56,31 @@ struct Shared {
     seq: AtomicU64,
     newest: Mutex<Newest>,
     changed: Notify,
+    /// How many more lifecycle events may lie unread.
+    room: Semaphore,
     clock: Arc<dyn Clock>,
 }
 
 /// Where a driver tells its events; cloned for several operations at once.
 #[derive(Debug, Clone)]
-pub struct EventSink(Option<(mpsc::Sender<Event>, Arc<Shared>)>);
+pub struct EventSink(Option<(mpsc::UnboundedSender<Event>, Arc<Shared>)>);
 
 /// Where a reader gets them.
 #[derive(Debug)]
 pub struct EventStream {
-    lifecycle: mpsc::Receiver<Event>,
+    lifecycle: mpsc::UnboundedReceiver<Event>,
     shared: Arc<Shared>,
     progress_from: Instant,
 }
 
 /// Makes a sink and its stream.
 pub fn channel() -> (EventSink, EventStream) {
-    let (sender, lifecycle) = mpsc::channel(CHANNEL);
+    let (sender, lifecycle) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         seq: AtomicU64::new(0),
         newest: Mutex::default(),
         changed: Notify::new(),
+        room: Semaphore::new(UNREAD),
         clock: Arc::new(SystemClock),
     });
     let stream = EventStream { lifecycle, shared: shared.clone(), progress_from: Instant::now() };
@@ -97,11 +100,16 @@ impl EventSink {
     }
 
     /// Tells a lifecycle event; waits while the reader is behind, and goes on without one that is gone.
+    ///
+    /// The event takes its place in the stream before the first wait, so that the steps of a stage tell theirs in the order of
+    /// the journal.
     pub async fn tell(&self, operation: &OperationId, at: Timestamp, kind: EventKind) {
         if let Some((sender, shared)) = &self.0
-            && let Ok(permit) = sender.reserve().await
+            && sender.send(shared.event(at, operation.clone(), kind)).is_ok()
+            && let Ok(room) = shared.room.acquire().await
         {
-            permit.send(shared.event(at, operation.clone(), kind));
+            // The reader gives it back.
+            room.forget();
         }
     }
 
@@ -127,7 +135,10 @@ impl EventStream {
         loop {
             tokio::select! {
                 biased;
-                event = self.lifecycle.recv() => return event,
+                event = self.lifecycle.recv() => {
+                    self.shared.room.add_permits(usize::from(event.is_some()));
+                    return event;
+                }
                 () = wait_for_progress(&self.shared, self.progress_from) => {
                     let mut newest = self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner);
                     if let Some(((operation, stage, step), (at, progress))) = newest.pop_first() {
@@ -140,6 +151,12 @@ impl EventStream {
                 }
             }
         }
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.shared.room.close();
     }
 }
 

@@ -14,14 +14,11 @@ use crate::db::objects::{
     self as sql, Attributes, Class, Container, DefaultGrant, Future, Grant, Grantee, MADE_BY_PGHERD,
     Membership, Owned, Privilege, RelationGrant, Taken, Target, list,
 };
-use crate::db::queries::PROBE_ROLE;
 use crate::db::{Connector, DbError, Login, NodeConn, PrimaryConn, Session, classify};
 use crate::pg::scram::{DEFAULT_ITERATIONS, SALT_LENGTH, Verifier};
 use crate::secret::Secret;
+use crate::topology::declared::{PROBE_ROLE, SUPERUSER};
 use crate::topology::model::Cluster;
-
-/// The bootstrap superuser: owner of the databases, never altered.
-const SUPERUSER: &str = "postgres";
 
 /// What a role in `write` may do.
 const WRITE: [Privilege; 4] = [Privilege::Select, Privilege::Insert, Privilege::Update, Privilege::Delete];

@@ -12,8 +12,9 @@ use crate::engine::view::OperationView;
 pub(super) async fn draw(ui: &mut Ui, mut stream: EventStream) {
     let mut live = Live::default();
     while let Some(event) = stream.next().await {
-        let line = line(live.fold(&event), &event);
-        ui.line(line);
+        if let Some(line) = live.fold(&event).map(|view| line(view, &event)) {
+            ui.line(line);
+        }
     }
 }
 

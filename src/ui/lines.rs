@@ -22,7 +22,7 @@ pub(super) async fn draw(ui: &Ui, mut stream: EventStream) {
         tokio::select! {
             event = stream.next() => {
                 let Some(event) = event else { return };
-                let line = told(live.fold(&event), &event.kind, ui.stderr_color);
+                let line = live.fold(&event).and_then(|view| told(view, &event.kind, ui.stderr_color));
                 if let Some(line) = line {
                     ui.note(line);
                     next = Instant::now() + EVERY;

@@ -22,7 +22,7 @@ pub(super) async fn draw(ui: &Ui, mut stream: EventStream) {
     let mut bars =
         Bars { all: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), running: BTreeMap::new() };
     while let Some(event) = stream.next().await {
-        let view = live.fold(&event);
+        let Some(view) = live.fold(&event) else { continue };
         bars.follow(view);
         if let Some(line) = told(view, &event.kind, ui.stderr_color) {
             bars.all.suspend(|| ui.note(line));

@@ -19,20 +19,19 @@ use crate::units::{ByteCount, human_duration};
 pub(super) struct Live(BTreeMap<OperationId, OperationView>);
 
 impl Live {
-    /// Takes an event in and returns its operation as it is now.
-    pub(super) fn fold(&mut self, event: &Event) -> &OperationView {
+    /// Takes an event in and returns its operation as it is now; `None` for one that did not say that it begins.
+    pub(super) fn fold(&mut self, event: &Event) -> Option<&OperationView> {
         if let EventKind::Begun(view) = &event.kind {
             self.0.insert(event.operation.clone(), (**view).clone());
         }
-        let view = self.0.get_mut(&event.operation).expect("an operation's first event says that it begins");
+        let view = self.0.get_mut(&event.operation)?;
         match &event.kind {
-            EventKind::Recorded(record) => {
-                view.fold(event.at, record).expect("the driver folded this record before it told it");
-            }
+            // The driver has folded this record before it told it; a picture that fails must not stop an operation.
+            EventKind::Recorded(record) => view.fold(event.at, record).unwrap_or(()),
             EventKind::Progress { stage, step, progress } => view.note_progress(*stage, *step, *progress),
             EventKind::Begun(_) | EventKind::Pausing { .. } | EventKind::Interrupted => {}
         }
-        view
+        Some(view)
     }
 
     pub(super) fn operations(&self) -> impl Iterator<Item = &OperationView> {
@@ -180,7 +179,7 @@ mod tests {
         let mut lines = Vec::new();
         for (at, kind) in std::iter::once((first.begun, EventKind::Begun(first))).chain(later) {
             let event = Event { seq: 0, at, operation: operation.clone(), kind };
-            lines.extend(told(live.fold(&event), &event.kind, false));
+            lines.extend(told(live.fold(&event).unwrap(), &event.kind, false));
         }
         (live, lines)
     }

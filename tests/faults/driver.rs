@@ -463,3 +463,34 @@ async fn events_fold_into_what_the_journal_holds_also_for_a_slow_reader() {
     assert!(live.steps().all(|step| matches!(step.state, StepState::Done(_))));
     assert!(numbers.is_sorted(), "{numbers:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_behind_slows_the_driver_and_one_that_is_gone_does_not() {
+    let id = begin(&Site::new(), stages()).await.id();
+    let (sink, stream) = event::channel();
+    let begun = tokio::time::Instant::now();
+    let flood = async {
+        for _ in 0..1_000 {
+            sink.tell(&id, sink.now(), EventKind::Interrupted).await;
+        }
+        begun.elapsed()
+    };
+    let leave = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        drop(stream);
+    };
+    let (took, ()) = tokio::join!(flood, leave);
+    assert_eq!(took.as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_ended_incomplete_can_be_driven_on_at_once() {
+    let site = Site::new();
+    let mut operation = begin(&site, stages()).await;
+    let world = site.world(Script::new("write report", Act::FailBefore, 2));
+    let (events, interrupt) = (EventSink::none(), Interrupt::new());
+    let first = operation::run(&mut operation, &world, &events, &interrupt).await;
+    assert!(matches!(first, Ok(Outcome::Incomplete { .. })), "{first:?}");
+    let second = operation::run(&mut operation, &world, &events, &interrupt).await;
+    assert!(matches!(second, Ok(Outcome::Done)), "{second:?}");
+}

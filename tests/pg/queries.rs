@@ -6,6 +6,7 @@ use pgherd::db::{Conn, Connector, NodeConn, classify};
 use pgherd::gate;
 use pgherd::pg::scram::{DEFAULT_ITERATIONS, Verifier};
 use pgherd::secret::Secret;
+use pgherd::topology::declared::PROBE_ROLE;
 
 use crate::server::{Server, installations, newest};
 
@@ -77,7 +78,7 @@ async fn a_primary_and_its_standby_tell_what_they_are_on_every_major() {
         let NodeConn::Primary(promoted) = classify(standby).await.unwrap() else { panic!("not promoted") };
         let facts = server_facts(&promoted).await.unwrap();
         assert_eq!((facts.timeline.as_u32(), facts.timeline_from), (2, TimelineSource::WalFile));
-        checkpoint(&promoted, Duration::from_secs(60)).await.unwrap();
+        promoted.batch("checkpoint", "CHECKPOINT").await.unwrap();
     }
 }
 
@@ -171,23 +172,4 @@ async fn settings_are_set_read_and_reset() {
         errors.iter().map(|error| (error.name.as_deref(), error.context.as_deref())).collect();
     assert!(named.contains(&(Some("work_mem"), Some("user"))), "{errors:?}");
     assert!(named.contains(&(Some("max_connections"), Some("postmaster"))), "{errors:?}");
-}
-
-#[tokio::test]
-async fn the_end_of_a_transaction_can_be_asked_for() {
-    let server = Server::start(&newest(), "");
-    let (one, two) = (server.connect("postgres").await, server.connect("postgres").await);
-    let begin = async |sql: &str| -> u64 {
-        one.batch("begin", sql).await.unwrap();
-        let rows = one.simple("ask its number", "SELECT pg_current_xact_id() AS xid").await.unwrap();
-        rows[0]["xid"].as_deref().unwrap().parse().unwrap()
-    };
-    let first = begin("BEGIN").await;
-    assert_eq!(transaction_status(&two, first).await.unwrap(), TransactionStatus::InProgress);
-    one.batch("end", "COMMIT").await.unwrap();
-    assert_eq!(transaction_status(&two, first).await.unwrap(), TransactionStatus::Committed);
-    let second = begin("BEGIN").await;
-    one.batch("end", "ROLLBACK").await.unwrap();
-    assert_eq!(transaction_status(&two, second).await.unwrap(), TransactionStatus::Aborted);
-    assert!(transaction_status(&two, second + 1000).await.unwrap_err().is_state("22023"));
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use crate::db::queries::{self, ServerFacts, ServerRole};
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
-use crate::ops::apply::step::Evidence;
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::provision::{self, Site};
 
@@ -41,6 +41,18 @@ pub(super) async fn until_it_streams(site: &Site<'_>, upstream: &Site<'_>) -> Re
                 .hint(format!("Its log is in {}.", site.places().log.display())));
         }
         sleep(PAUSE).await;
+    }
+}
+
+/// Has the standbys look for their upstream at once: one that lost it tries again only every `wal_retrieve_retry_interval` (5 s),
+/// during which a commit that waits for it hangs, and a reload wakes its startup process.
+pub(super) async fn wake_standbys(world: &World) {
+    for node in world.input.cluster.nodes.iter().filter(|node| node.name != world.input.primary) {
+        let Ok(site) = world.site(&node.name) else { continue };
+        // One that does not answer has nothing to be woken from.
+        if let Ok(conn) = site.connect().await {
+            queries::reload(&conn).await.ok();
+        }
     }
 }
 

@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use crate::db::objects as sql;
 use crate::db::queries::ServerRole;
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
 use crate::host::programs::{self, Programs};
-use crate::ops::apply::step::Evidence;
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::PoolerDrift;
 use crate::ops::pooler::{
-    self, Declared, Drift, Layout, Pooler, PoolerFiles, PoolerObserved, PoolerPaths, PoolerProcess, Standby,
-    Target,
+    self, ConsoleSeen, Declared, Drift, Layout, Pooler, PoolerFiles, PoolerObserved, PoolerPaths,
+    PoolerProcess, Standby, Target,
 };
 use crate::pg::scram::Verifier;
 use crate::topology::claim::{self, PoolerProfile};
@@ -25,6 +27,9 @@ use crate::topology::model::{Cluster, Node};
 const LISTEN: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// How long the transactions of a pooler that is restarted may take to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a standby may take to find its upstream again: longer than `wal_retrieve_retry_interval` by default.
+const SETTLE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What one pooler is, by name.
 struct Place<'a> {
@@ -54,10 +59,16 @@ impl<'a> Place<'a> {
         }
     }
 
-    async fn files(&self, primary: &Node, observed: &ClusterObserved) -> Result<PoolerFiles> {
+    async fn files(
+        &self,
+        primary: &Node,
+        observed: &ClusterObserved,
+        seen: &PoolerObserved,
+    ) -> Result<PoolerFiles> {
         let (_, version) = programs::find_pgbouncer(self.doors.host(self.host)).await?;
         let verifiers = verifiers(self.doors, self.cluster, primary).await?;
-        let layout = layout(self.cluster, primary, observed);
+        let mut layout = layout(self.cluster, primary, observed);
+        keep_route(&mut layout, &seen.console);
         pooler::render(&Declared {
             cluster: self.cluster,
             host: self.host,
@@ -105,7 +116,7 @@ async fn one_drift(
     if let Some(foreign) = foreign(&seen, place.port).await {
         return Ok(foreign);
     }
-    let files = place.files(primary, observed).await?;
+    let files = place.files(primary, observed, &seen).await?;
     let drift = pooler::drift(&files, &seen);
     Ok(if drift.is_empty() {
         PoolerDrift::Right
@@ -169,6 +180,17 @@ fn layout(cluster: &Cluster, primary: &Node, observed: &ClusterObserved) -> Layo
     Layout { primary: target(primary), standbys }
 }
 
+/// Puts the standbys of the port that an alias leads to now before the others: clients are not moved to another standby only
+/// because it came back.
+fn keep_route(layout: &mut Layout, console: &ConsoleSeen) {
+    let ConsoleSeen::Answered(console) = console else { return };
+    let leads_to = |port: u16| console.databases.iter().any(|row| row.port == port);
+    if let Some(kept) = layout.standbys.iter().map(|standby| standby.target.port).find(|port| leads_to(*port))
+    {
+        layout.standbys.sort_by_key(|standby| standby.target.port != kept);
+    }
+}
+
 fn streams(running: &Running) -> bool {
     match &running.facts.role {
         ServerRole::Standby { receiver: Some(receiver), .. } => receiver.status == "streaming",
@@ -198,9 +220,10 @@ async fn verifiers(doors: &Doors, cluster: &Cluster, primary: &Node) -> Result<B
 pub(super) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
     let cluster = &world.input.cluster;
     let place = Place::find(&world.doors, cluster, host).await?;
-    let observed = observe::observe(&world.doors, cluster, Depth::Servers).await;
-    let files = place.files(world.primary()?.node, &observed).await?;
-    let drift = pooler::drift(&files, &place.door().observe().await?);
+    let observed = settled(world).await;
+    let seen = place.door().observe().await?;
+    let files = place.files(world.primary()?.node, &observed, &seen).await?;
+    let drift = pooler::drift(&files, &seen);
     Ok(if drift.is_empty() { Found::Done(answers(&files)) } else { Found::NotDone })
 }
 
@@ -208,12 +231,12 @@ pub(super) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
 pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let cluster = &world.input.cluster;
     let place = Place::find(&world.doors, cluster, host).await?;
-    let observed = observe::observe(&world.doors, cluster, Depth::Servers).await;
-    let files = place.files(world.primary()?.node, &observed).await?;
-    let (program, _) = programs::find_pgbouncer(world.doors.host(host)).await?;
+    let observed = settled(world).await;
     let door = place.door();
-    write_profile(world, &place).await?;
     let before = door.observe().await?;
+    let files = place.files(world.primary()?.node, &observed, &before).await?;
+    let (program, _) = programs::find_pgbouncer(world.doors.host(host)).await?;
+    write_profile(world, &place).await?;
     door.install(&files).await?;
     if matches!(before.process, PoolerProcess::Running { .. }) {
         let restart = door.reload_and_verify(&files).await?;
@@ -224,6 +247,24 @@ pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     }
     door.ensure_started(&program, &files).await?;
     Ok(answers(&files))
+}
+
+/// Observes the nodes, and gives a standby that runs and does not stream a moment: a primary that was just restarted is looked for
+/// again after a while, and an alias that was led away from the standby by then would have to be led back.
+async fn settled(world: &World) -> ClusterObserved {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let observed = observe::observe(&world.doors, &world.input.cluster, Depth::Servers).await;
+        let looking = observed
+            .nodes
+            .iter()
+            .filter_map(NodeObserved::running)
+            .any(|running| matches!(running.facts.role, ServerRole::Standby { .. }) && !streams(running));
+        if !looking || Instant::now() >= deadline {
+            return observed;
+        }
+        sleep(PAUSE).await;
+    }
 }
 
 fn answers(files: &PoolerFiles) -> Evidence {

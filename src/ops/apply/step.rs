@@ -2,49 +2,19 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::db::{Login, queries};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError, Unit};
 use crate::error::{Error, Result};
+use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::apply::{configure, follow, logins, pooler, proof};
 use crate::ops::objects::{self, ToPrimary};
 use crate::ops::observe::{self, Claim};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::provision::{self, Site};
-use crate::pg::lsn::Lsn;
-use crate::pg::system::SystemIdentifier;
-use crate::pg::timeline::TimelineId;
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::Node;
 use crate::units::ByteCount;
-
-/// What a step leaves in the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Evidence {
-    /// A data directory is complete.
-    Made { system_identifier: SystemIdentifier },
-    /// The server answers.
-    Answers { system_identifier: SystemIdentifier },
-    /// The logins are as the password files say.
-    LoginsSet {},
-    /// The slot is there; `created` tells whether this operation made it.
-    SlotThere { created: bool },
-    /// The standby streams.
-    Streams { timeline: TimelineId, lsn: Option<Lsn> },
-    /// Files, resets and values are as planned.
-    Configured {},
-    /// Roles, databases, schemas and grants are as planned.
-    Granted {},
-    /// Every declared role has its password.
-    Opened {},
-    /// The pooler answers through each of these aliases.
-    PoolerAnswers { aliases: Vec<String> },
-    /// The row was read on these nodes.
-    Proved { nodes: Vec<String>, milliseconds: u64 },
-}
 
 impl Step for ApplyStep {
     type World = World;

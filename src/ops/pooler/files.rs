@@ -87,7 +87,7 @@ impl PoolerPaths {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     pub primary: Target,
-    /// In the order of the file.
+    /// The ones to be taken first come first.
     pub standbys: Vec<Standby>,
 }
 
@@ -656,7 +656,7 @@ pub(super) mod tests {
         let files = rendered(&cluster, &layout()).unwrap();
         let read = read_userlist(files.userlist.reveal()).unwrap();
         assert_eq!(read[0], ("we\"ird; na'me".to_owned(), verifier("we\"ird; na'me").text()));
-        assert_eq!(read.len(), 2);
+        assert_eq!(read.len(), 3);
         cluster.roles[0].name = "two\nlines".to_owned();
         assert!(rendered(&cluster, &layout()).is_err());
     }

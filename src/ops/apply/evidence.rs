@@ -1,0 +1,33 @@
+//! What the steps of an apply leave in its journal. Persisted: a change is a new format. Never holds a secret.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pg::lsn::Lsn;
+use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
+
+/// What a step leaves in the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Evidence {
+    /// A data directory is complete.
+    Made { system_identifier: SystemIdentifier },
+    /// The server answers.
+    Answers { system_identifier: SystemIdentifier },
+    /// The logins are as the password files say.
+    LoginsSet {},
+    /// The slot is there; `created` tells whether this operation made it.
+    SlotThere { created: bool },
+    /// The standby streams.
+    Streams { timeline: TimelineId, lsn: Option<Lsn> },
+    /// Files, resets and values are as planned.
+    Configured {},
+    /// Roles, databases, schemas and grants are as planned.
+    Granted {},
+    /// Every declared role has its password.
+    Opened {},
+    /// The pooler answers through each of these aliases.
+    PoolerAnswers { aliases: Vec<String> },
+    /// The row was read on these nodes.
+    Proved { nodes: Vec<String>, milliseconds: u64 },
+}
