@@ -50,7 +50,6 @@ pub fn run(args: &ApplyArgs, app: &mut App) -> Outcome {
 async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;
-    let interrupt = Interrupt::on_signals()?;
     let saved = args.plan.as_deref().map(|file| SavedPlan::read(file, &herd)).transpose()?;
     let begun = Instant::now();
     for round in 0..ROUNDS {
@@ -59,22 +58,22 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
             None => super::plan::plans(app, &herd).await?,
         };
         if round == 0 || plans.iter().any(|plan| !plan.is_empty()) {
-            ui::plan::print(&mut app.ui, &herd.name, &plans);
+            ui::plan::print_before_apply(&mut app.ui, &herd.name, &plans);
         }
         if plans.iter().all(ClusterPlan::is_empty) {
             return Ok(Exit::Done);
         }
         allowed(args, &plans)?;
         confirm(app, &herd)?;
-        for plan in plans.iter().filter(|plan| !plan.is_empty()) {
-            let drive = Drive {
-                context: &context,
-                herd: &herd,
-                wait: args.wait_lock.unwrap_or_default(),
-                interrupt: &interrupt,
-            };
-            drive.run(app, plan).await?;
-        }
+        // From here on an interrupt is an operation's business; before, it just ends pgherd.
+        let interrupt = Interrupt::on_signals()?;
+        let drive = Drive {
+            context: &context,
+            herd: &herd,
+            wait: args.wait_lock.unwrap_or_default(),
+            interrupt: &interrupt,
+        };
+        drive.all(app, &plans).await?;
         if saved.is_some() || !plans.iter().any(|plan| plan.more) {
             break;
         }
@@ -118,7 +117,22 @@ struct Drive<'a> {
 }
 
 impl Drive<'_> {
-    async fn run(&self, app: &mut App, plan: &ClusterPlan) -> Result<(), Failure> {
+    /// Runs one operation a cluster; one that fails does not keep the others from what they are to be.
+    async fn all(&self, app: &mut App, plans: &[ClusterPlan]) -> Result<(), Failure> {
+        let mut failed = Vec::new();
+        for plan in plans.iter().filter(|plan| !plan.is_empty()) {
+            match self.run(app, plan).await {
+                Ok(()) => {}
+                Err(error) => failed.push(error),
+            }
+            if self.interrupt.is_asked() {
+                break;
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(Failure::Errors(failed)) }
+    }
+
+    async fn run(&self, app: &mut App, plan: &ClusterPlan) -> Result<(), Error> {
         let cluster = super::find_cluster(self.herd, &plan.cluster)?;
         let request = apply::Request {
             herd: self.herd,

@@ -153,10 +153,7 @@ impl App {
     /// When nothing says where an ordinary user's files belong.
     pub fn context(&self) -> Result<Context, Error> {
         let root = rustix::process::geteuid().is_root();
-        let places = Places::decide(root, |name| std::env::var(name).ok()).map_err(|why| {
-            Error::usage(format!("cannot tell where to keep pgherd's files: {why}"))
-                .hint("Set PGHERD_CONFIG_DIR and PGHERD_STATE_DIR to absolute paths.")
-        })?;
+        let places = Places::decide(root, |name| std::env::var(name).ok())?;
         let store = Store::new(places.state());
         Ok(Context { places, gate: gate::open(), store })
     }

@@ -67,10 +67,12 @@ fn planned(args: &PlanArgs, app: &mut App) -> Result<Vec<ClusterPlan>, super::Fa
 /// The obstacles of all of them.
 pub async fn plans(app: &App, herd: &Herd) -> Result<Vec<ClusterPlan>, super::Failure> {
     let context = app.context()?;
+    let clusters = app.clusters(herd)?;
+    let looks = clusters.iter().map(|cluster| apply::prepare(&context, herd, cluster));
     let mut plans = Vec::new();
     let mut obstacles: Vec<Error> = Vec::new();
-    for cluster in app.clusters(herd)? {
-        match apply::prepare(&context, herd, cluster).await {
+    for planned in futures_util::future::join_all(looks).await {
+        match planned {
             Ok(plan) => plans.push(plan),
             Err(errors) => obstacles.extend(errors),
         }

@@ -333,7 +333,7 @@ const SETTINGS: &str = "
 SELECT name, setting, unit, vartype, context, source, sourcefile, sourceline, reset_val, boot_val, pending_restart,
        current_setting(name, true) AS shown
   FROM pg_settings
- WHERE lower(name) = ANY (SELECT lower(n) FROM unnest($1::text[]) n)
+ WHERE lower(name) = ANY (SELECT lower(n) FROM unnest($1::text[]) n) OR (sourcefile IS NOT NULL AND $2::bool)
  ORDER BY name";
 
 /// Reads settings by name; one that the server does not know, or hides from this role, is missing in the answer.
@@ -341,8 +341,20 @@ SELECT name, setting, unit, vartype, context, source, sourcefile, sourceline, re
 /// # Errors
 /// [`DbError`].
 pub async fn settings(conn: &Conn, names: &[&str]) -> Result<Vec<Setting>, DbError> {
+    read_settings(conn, names, false).await
+}
+
+/// Reads settings by name, and all those whose value comes from a configuration file.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn settings_and_files(conn: &Conn, names: &[&str]) -> Result<Vec<Setting>, DbError> {
+    read_settings(conn, names, true).await
+}
+
+async fn read_settings(conn: &Conn, names: &[&str], from_files: bool) -> Result<Vec<Setting>, DbError> {
     const WHAT: &str = "read pg_settings";
-    let rows = conn.query(WHAT, SETTINGS, &[(&names, Type::TEXT_ARRAY)]).await?;
+    let rows = conn.query(WHAT, SETTINGS, &[(&names, Type::TEXT_ARRAY), (&from_files, Type::BOOL)]).await?;
     rows.iter()
         .map(|row| {
             let f = Fields { conn, what: WHAT, row };

@@ -260,7 +260,11 @@ fn not_understood(id: &OperationId, describe: &str, error: serde_json::Error) ->
     .source(error)
 }
 
-fn refuse_beside_unfinished(store: &Store, cluster: &str) -> Result<()> {
+/// Refuses while an operation of the cluster is unfinished.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] with how it can be ended, [`ErrorKind::Stuck`] if a damaged journal could be one.
+pub fn refuse_beside_unfinished(store: &Store, cluster: &str) -> Result<()> {
     for listed in store.list()? {
         match listed {
             Listed::Readable(view) if view.cluster == cluster && !view.is_finished() => {
@@ -273,7 +277,7 @@ fn refuse_beside_unfinished(store: &Store, cluster: &str) -> Result<()> {
                     ErrorKind::Locked,
                     format!("cluster {cluster} has the unfinished operation {}", view.id),
                 )
-                .detail(format!("It is \"{}\", begun by {} at {}.", view.kind, view.by, view.begun))
+                .detail(format!("It is \"{}\", begun by {} at {:.0}.", view.kind, view.by, view.begun))
                 .hint(format!("{}{back}", view.id.resume_command())));
             }
             Listed::Readable(_) => {}

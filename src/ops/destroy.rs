@@ -33,6 +33,8 @@ pub const KIND: &str = "destroy";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum DestroyStep {
+    /// The pivot: changes nothing. What is removed by half cannot be put back, so from here on there is only forward.
+    Begin {},
     /// Stop a PgBouncer and remove its files.
     Pooler { host: String },
     /// Drop the slot of a node that leaves a cluster which stays.
@@ -115,7 +117,10 @@ fn whole(input: Input) -> Removal {
     let lines = input.poolers.iter().map(pooler_line).chain(input.profiles.iter().map(node_line)).collect();
     Removal {
         input,
-        stages: vec![poolers, nodes].into_iter().filter(|stage| !stage.is_empty()).collect(),
+        stages: vec![vec![DestroyStep::Begin {}], poolers, nodes]
+            .into_iter()
+            .filter(|stage| !stage.is_empty())
+            .collect(),
         lines,
     }
 }
@@ -161,6 +166,7 @@ fn one(observed: &ClusterObserved, input: Input, node: &str) -> Result<Removal> 
     lines.push(node_line(&profile));
     // The node goes first: while it streams, its slot is in use.
     stages.insert(0, vec![DestroyStep::Node { node: node.to_owned() }]);
+    stages.insert(0, vec![DestroyStep::Begin {}]);
     Ok(Removal { input, stages, lines })
 }
 
@@ -209,7 +215,13 @@ pub async fn run(
     };
     let mut operation = Operation::begin(&context.store, lock, intent)?;
     let id = operation.id();
-    let world = World::open(context, id.as_str().to_owned(), removal.input).await?;
+    let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
+        Ok(world) => world,
+        Err(error) => {
+            operation.call_off(&error)?;
+            return Err(error);
+        }
+    };
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
@@ -352,6 +364,7 @@ impl Step for DestroyStep {
 
     fn describe(&self) -> String {
         match self {
+            Self::Begin {} => "begin: from here on there is only forward".to_owned(),
             Self::Pooler { host } => format!("remove the pooler on {host}"),
             Self::Slot { on, slot } => format!("drop slot {slot} on {on}"),
             Self::Node { node } => format!("stop and remove {node}"),
@@ -370,7 +383,7 @@ impl Step for DestroyStep {
         match self {
             // The sender of a standby that was just stopped may still hold the slot.
             Self::Slot { .. } => Retry { attempts: 6, pause: Duration::from_millis(250) },
-            Self::Pooler { .. } | Self::Node { .. } => Retry::NEVER,
+            Self::Begin {} | Self::Pooler { .. } | Self::Node { .. } => Retry::NEVER,
         }
     }
 
@@ -382,6 +395,7 @@ impl Step for DestroyStep {
     async fn apply(&self, cx: &Cx<'_, Self>) -> Result<Gone, StepError> {
         let world = cx.world;
         match self {
+            Self::Begin {} => {}
             Self::Pooler { host } => {
                 apply::remove_pooler(&world.doors, &world.cluster, host).await?;
             }

@@ -14,12 +14,11 @@ use crate::db::queries::{self, ServerFacts, ServerRole, Setting, Slot, WalSender
 use crate::db::{Conn, Connector, DbError, Endpoint, Login, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
-use crate::host::decorate::{Gated, Layered, Traced};
+use crate::host::decorate::{DryRun, Gated, Layered, Timeout, Traced};
 use crate::host::local::LocalHost;
 use crate::host::programs::{self, Programs};
 use crate::host::{Command, DiskSpace, Host, HostError};
 use crate::pg::control_file::ControlFile;
-use crate::pg::guc::ConfFile;
 use crate::topology::claim::{self, Marker, Profile};
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -40,11 +39,30 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Opens the door of every host that `cluster` uses.
+    /// Opens the door of every host that `cluster` uses, to change what is behind it.
     ///
     /// # Errors
     /// When the user that should own the nodes' files does not exist or cannot be acted for.
     pub fn open(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
+        Self::through(cluster, places, gate, |host| Arc::new(host))
+    }
+
+    /// Opens the same doors only to look: what could change a host is refused, and no call takes longer than [`PATIENCE`].
+    ///
+    /// # Errors
+    /// As [`Doors::open`].
+    pub fn look(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
+        Self::through(cluster, places, gate, |host| {
+            Arc::new(Layered::new(Arc::new(Layered::new(Arc::new(host), Timeout(PATIENCE))), DryRun))
+        })
+    }
+
+    fn through(
+        cluster: &Cluster,
+        places: Places,
+        gate: &Arc<dyn Gate>,
+        layer: impl Fn(Layered<Gated>) -> Arc<dyn Host>,
+    ) -> Result<Self> {
         let names: BTreeSet<&String> = cluster
             .nodes
             .iter()
@@ -54,13 +72,8 @@ impl Doors {
         let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
         for name in names {
             let local = LocalHost::new(name, cluster.postgres.os_user.as_deref())?;
-            hosts.insert(
-                name.clone(),
-                Arc::new(Layered::new(
-                    Arc::new(Layered::new(Arc::new(local), Traced)),
-                    Gated(Arc::clone(gate)),
-                )),
-            );
+            let traced = Layered::new(Arc::new(local), Traced);
+            hosts.insert(name.clone(), layer(Layered::new(Arc::new(traced), Gated(Arc::clone(gate)))));
         }
         let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
         Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)), programs })
@@ -177,7 +190,7 @@ pub struct Running {
     pub facts: ServerFacts,
     pub senders: Vec<WalSender>,
     pub slots: Vec<Slot>,
-    /// By name; only those that were asked for.
+    /// By name: those that are declared, and all that come from a file.
     pub settings: BTreeMap<String, Setting>,
 }
 
@@ -189,8 +202,8 @@ pub struct Files {
     pub postgresql_conf: String,
     pub pg_hba: String,
     pub pg_ident: String,
-    /// What ALTER SYSTEM left: name and value.
-    pub auto: Vec<declared::Setting>,
+    /// What ALTER SYSTEM left.
+    pub auto_conf: String,
     /// Whether the password file is there.
     pub passfile: bool,
 }
@@ -397,7 +410,7 @@ async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Res
         postgresql_conf: conf?.unwrap_or_default(),
         pg_hba: hba?.unwrap_or_default(),
         pg_ident: ident?.unwrap_or_default(),
-        auto: ConfFile::parse(&auto?.unwrap_or_default()).settings(),
+        auto_conf: auto?.unwrap_or_default(),
         passfile: passfile?.is_some(),
     })
 }
@@ -471,7 +484,7 @@ async fn running(
     let senders = queries::replication(conn).await?;
     let slots = queries::slots(conn).await?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let settings = queries::settings(conn, &names).await?;
+    let settings = queries::settings_and_files(conn, &names).await?;
     Ok(Running {
         facts,
         senders,

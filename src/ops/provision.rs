@@ -213,10 +213,11 @@ async fn claim_directory(site: &Site<'_>) -> Result<()> {
             .await
             .map_err(|error| could_not("make the directories of", site, error))?;
     }
-    let directory_existed = match &marker {
-        observe::Claim::Ours(marker) if mine => marker.directory_existed,
-        _ => existing.is_some(),
+    let before = match &marker {
+        observe::Claim::Ours(marker) => Some(marker.directory_existed),
+        observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => None,
     };
+    let directory_existed = before.filter(|_| mine).unwrap_or(existing.is_some());
     write_marker(site, None, directory_existed).await?;
     host.make_directory(site.directory(), 0o700)
         .await

@@ -152,7 +152,7 @@ pub async fn status(context: &Context, herd: &Herd, clusters: &[&Cluster]) -> Re
 }
 
 async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterStatus> {
-    let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
+    let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
     let (observed, poolers) =
         tokio::join!(observe::observe(&doors, cluster, Depth::Servers), poolers(&doors, cluster));
     let operations = operations(context, cluster);

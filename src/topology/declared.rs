@@ -14,6 +14,8 @@ use crate::units::ByteCount;
 pub const SHARED_FILE: &str = "pgherd.conf";
 /// Settings that depend on the node or on its role, in the data directory; written anew after each clone.
 pub const NODE_FILE: &str = "pgherd.node.conf";
+/// What ALTER SYSTEM writes; it wins over every other file.
+pub const AUTO_FILE: &str = "postgresql.auto.conf";
 
 /// The login role of standbys.
 pub const REPLICATION_ROLE: &str = "replicator";
@@ -167,6 +169,11 @@ pub fn with_includes(postgresql_conf: &str) -> String {
     }
     text.push_str(&format!("{INCLUDE_MARK}\n{}\n{}\n", ours[0], ours[1]));
     text
+}
+
+/// Returns postgresql.auto.conf without what ALTER SYSTEM set; for a server that is stopped.
+pub fn without_alter_system(auto_conf: &str) -> String {
+    auto_conf.split_inclusive('\n').filter(|line| line.trim_start().starts_with('#')).collect()
 }
 
 /// Returns pg_hba.conf with our block first: the superuser over the Unix socket, standbys over loopback.

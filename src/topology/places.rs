@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
+
 /// The two roots below which pgherd writes, apart from data directories.
 ///
 /// As root `/etc/pgherd` and `/var/lib/pgherd`; otherwise the XDG directories. `PGHERD_CONFIG_DIR` and `PGHERD_STATE_DIR` override
@@ -17,20 +19,27 @@ pub struct Places {
 impl Places {
     /// Decides from the environment; `variable` looks one up, `root` says whether the caller is root.
     ///
-    /// Returns the name of the missing variable when an ordinary user has no `HOME`.
-    pub fn decide(root: bool, variable: impl Fn(&str) -> Option<String>) -> Result<Self, &'static str> {
+    /// # Errors
+    /// When an ordinary user has no `HOME`, or an override is not an absolute path: from another directory the same command would
+    /// then see other nodes and not see each other's locks.
+    pub fn decide(root: bool, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let below_home = |xdg: &str, fallback: &str| {
             variable(xdg)
                 .filter(|path| path.starts_with('/'))
                 .map(PathBuf::from)
                 .or_else(|| variable("HOME").map(|home| Path::new(&home).join(fallback)))
                 .map(|path| path.join("pgherd"))
-                .ok_or("HOME")
+                .ok_or_else(|| {
+                    Error::usage("cannot tell where to keep pgherd's files: HOME is not set")
+                        .hint("Set PGHERD_CONFIG_DIR and PGHERD_STATE_DIR to absolute paths.")
+                })
         };
         let chosen = |name: &str, system: &str, xdg: &str, fallback: &str| match variable(name) {
             Some(path) if path.starts_with('/') => Ok(PathBuf::from(path)),
-            Some(_) | None if root => Ok(PathBuf::from(system)),
-            Some(_) | None => below_home(xdg, fallback),
+            Some(path) => Err(Error::usage(format!("{name} is {path}, expected an absolute path"))),
+            None if root => Ok(PathBuf::from(system)),
+            None => below_home(xdg, fallback),
         };
         Ok(Self {
             config: chosen("PGHERD_CONFIG_DIR", "/etc/pgherd", "XDG_CONFIG_HOME", ".config")?,
@@ -93,7 +102,7 @@ mod tests {
     fn root_uses_the_system_directories_and_others_their_own() {
         let none = |_: &str| None;
         assert_eq!(Places::decide(true, none).unwrap().nodes(), Path::new("/etc/pgherd/nodes"));
-        assert_eq!(Places::decide(false, none), Err("HOME"));
+        assert!(Places::decide(false, none).is_err());
         let home = |name: &str| (name == "HOME").then(|| "/home/dba".to_owned());
         let places = Places::decide(false, home).unwrap();
         assert_eq!(
@@ -104,8 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_override_is_not_taken() {
+    fn a_relative_override_is_refused() {
         let relative = |name: &str| (name == "PGHERD_STATE_DIR").then(|| "state".to_owned());
-        assert_eq!(Places::decide(true, relative).unwrap().state(), Path::new("/var/lib/pgherd"));
+        let error = Places::decide(true, relative).unwrap_err();
+        assert_eq!(error.what(), "PGHERD_STATE_DIR is state, expected an absolute path");
     }
 }

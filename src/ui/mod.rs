@@ -122,6 +122,17 @@ impl Ui {
         self.line(serde_json::to_string_pretty(&document).expect("a JSON value can be written"));
     }
 
+    /// Writes one line of JSON lines to stdout: `message_type`, then the fields of `body`, an object.
+    pub fn json_line(&mut self, message_type: &str, body: &impl Serialize) {
+        let mut line = serde_json::Map::new();
+        line.insert("message_type".to_owned(), message_type.into());
+        if let serde_json::Value::Object(fields) = serde_json::to_value(body).expect("reports have text keys")
+        {
+            line.extend(fields);
+        }
+        self.line(versioned(&line));
+    }
+
     /// Writes a message to stderr, unless the run is quiet.
     pub fn note(&self, text: impl Display) {
         if self.verbosity > Verbosity::Quiet {

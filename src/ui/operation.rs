@@ -3,10 +3,12 @@
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::{Format, Ui, Verbosity, events_json, lines, progress};
 use crate::engine::event::EventStream;
 use crate::topology::declared::LOOPBACK;
-use crate::topology::model::{Cluster, Role};
+use crate::topology::model::Cluster;
 use crate::units::human_duration;
 
 /// Shows operations while they run, until every sink of the stream is gone: bars on a terminal, lines elsewhere, JSON lines on
@@ -25,39 +27,79 @@ async fn drain(mut stream: EventStream) {
     while stream.next().await.is_some() {}
 }
 
+/// One way for clients into a cluster.
+#[derive(Debug, Serialize)]
+struct WayIn<'a> {
+    pool: &'a str,
+    roles: Vec<&'a str>,
+    host: &'a str,
+    port: u16,
+    database: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Up<'a> {
+    herd: &'a str,
+    cluster: &'a str,
+    write_seen_on: &'a [String],
+    seconds: f64,
+    ways_in: Vec<WayIn<'a>>,
+}
+
 /// Says that a cluster is up, where a write was seen, and how clients come in.
-pub fn print_up(ui: &mut Ui, herd: &str, cluster: &Cluster, primary: &str, nodes: &[String], seen: Duration) {
+pub fn print_up(ui: &mut Ui, herd: &str, cluster: &Cluster, nodes: &[String], seen: Duration) {
+    let ways_in = ways_in(cluster);
     if ui.format == Format::Json {
+        let name = cluster.name.as_str();
+        let seconds = seen.as_secs_f64();
+        ui.json_line("cluster_up", &Up { herd, cluster: name, write_seen_on: nodes, seconds, ways_in });
         return;
     }
-    let place = if nodes.is_empty() { String::new() } else { format!(" on {}", nodes.join(", ")) };
-    ui.remark(format!("{herd}/{} is up   write seen{place} after {}", cluster.name, human_duration(seen)));
-    for line in ways_in(cluster, primary) {
-        ui.remark(line);
+    let on = if nodes.is_empty() {
+        "there is no standby".to_owned()
+    } else {
+        format!("seen on {}", nodes.join(", "))
+    };
+    ui.remark(format!("{herd}/{} is up   write done, {on} after {}", cluster.name, human_duration(seen)));
+    let width = ways_in.iter().map(|way| way.pool.len()).max().unwrap_or_default();
+    for way in &ways_in {
+        let user = way.roles.first().map(|role| format!(" user={role}")).unwrap_or_default();
+        ui.remark(format!(
+            "  {:<width$}   psql \"host={} port={} dbname={}{user}\"",
+            way.pool, way.host, way.port, way.database
+        ));
     }
 }
 
-/// Returns a line for each way in: `rw     psql "host=127.0.0.1 port=6441 user=app dbname=inventory"`.
-fn ways_in(cluster: &Cluster, primary: &str) -> Vec<String> {
-    let line = |way: &str, port: u16, user: Option<&str>, database: &str| {
-        let user = user.map(|user| format!(" user={user}")).unwrap_or_default();
-        format!("  {way:<6} psql \"host={LOOPBACK} port={port}{user} dbname={database}\"")
+/// Lists the aliases of the poolers; without poolers the databases on the nodes' own ports.
+fn ways_in(cluster: &Cluster) -> Vec<WayIn<'_>> {
+    let Some(poolers) = &cluster.poolers else {
+        let roles = cluster.roles.iter().filter(|role| role.password.is_some());
+        let roles: Vec<&str> = roles.map(|role| role.name.as_str()).collect();
+        let all =
+            cluster.nodes.iter().flat_map(|node| cluster.databases.iter().map(move |name| (node, name)));
+        return all
+            .map(|(node, database)| WayIn {
+                pool: &node.name,
+                roles: roles.clone(),
+                host: LOOPBACK,
+                port: node.port,
+                database: database.clone(),
+            })
+            .collect();
     };
-    let with_login = |pool: Option<&str>| {
-        let may = |role: &&Role| {
-            role.password.is_some() && pool.is_none_or(|pool| role.pools.iter().any(|name| name == pool))
-        };
-        cluster.roles.iter().find(may).map(|role| role.name.as_str())
-    };
-    let mut lines = Vec::new();
+    let mut ways = Vec::new();
     for database in &cluster.databases {
-        match &cluster.poolers {
-            Some(poolers) => lines.extend(poolers.pools.iter().map(|pool| {
-                line(&pool.name, poolers.port, with_login(Some(&pool.name)), &pool.alias(database))
-            })),
-            None => lines
-                .extend(cluster.node(primary).map(|node| line("rw", node.port, with_login(None), database))),
+        for pool in &poolers.pools {
+            let roles = cluster.roles.iter().filter(|role| role.pools.contains(&pool.name));
+            ways.push(WayIn {
+                pool: &pool.name,
+                roles: roles.map(|role| role.name.as_str()).collect(),
+                host: LOOPBACK,
+                port: poolers.port,
+                database: pool.alias(database),
+            });
         }
     }
-    lines
+    ways
 }

@@ -4,9 +4,18 @@ use serde::Serialize;
 
 use crate::ops::plan::ClusterPlan;
 use crate::ops::plan::step::{PlannedStep, Sign};
-use crate::ui::{Format, Tone, Ui};
+use crate::ui::{Format, Tone, Ui, Verbosity};
 
 const WIDEST_TEXT: usize = 72;
+const MOST_REASONS: usize = 6;
+
+/// Prints the plans that an apply is about to run: as one of its JSON lines, else as [`print`] does.
+pub fn print_before_apply(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
+    match ui.format {
+        Format::Json => ui.json_line("plan", &Document::new(herd, plans)),
+        Format::Human | Format::Markdown => print(ui, herd, plans),
+    }
+}
 
 /// Prints the plans of a herd in the form that was asked for.
 pub fn print(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
@@ -99,7 +108,7 @@ fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
                 ui.paint(Tone::Faint, &format!("undo: {}", step.undo)),
             ));
             let indent = " ".repeat(subject_width + 10);
-            lines.extend(step.reason.iter().map(|reason| format!("{indent}because {reason}")));
+            lines.extend(reasons(ui, step).into_iter().map(|reason| format!("{indent}because {reason}")));
             lines.extend(
                 step.impact.iter().map(|impact| format!("{indent}{}", ui.paint(Tone::Warning, impact))),
             );
@@ -108,8 +117,20 @@ fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
     lines
 }
 
+/// Returns the reasons of a step; a long list is cut, unless more was asked for.
+fn reasons(ui: &Ui, step: &PlannedStep) -> Vec<String> {
+    let mut reasons: Vec<String> =
+        step.reason.iter().flat_map(|reason| reason.lines()).map(str::to_owned).collect();
+    if ui.verbosity < Verbosity::Verbose && reasons.len() > MOST_REASONS {
+        let more = reasons.len() - MOST_REASONS + 1;
+        reasons.truncate(MOST_REASONS - 1);
+        reasons.push(format!("{more} more differences (-v shows them)"));
+    }
+    reasons
+}
+
 fn markdown(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
-    let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+    let cell = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
     for plan in plans {
         ui.line(format!("### {herd}/{}\n\n{}\n", plan.cluster, plan.headline));
         if !plan.is_empty() {

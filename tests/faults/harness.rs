@@ -315,7 +315,7 @@ pub fn with_one_more_fault(case: &Case, trace: &Trace) -> Vec<Case> {
 }
 
 /// Returns `count` of the cases, chosen by `seed`; the same ones for the same seed.
-pub fn sample(mut cases: Vec<Case>, count: usize, seed: u64) -> Vec<Case> {
+pub fn sample<T>(mut cases: Vec<T>, count: usize, seed: u64) -> Vec<T> {
     // SplitMix64 (Steele, Lea, Flood 2014): one multiply-xorshift a number, good enough to shuffle test cases.
     let mut state = seed;
     let mut random = || {

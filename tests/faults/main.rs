@@ -1,10 +1,13 @@
 //! What befalls an operation: calls that fail, answers that are lost, hangs, kills, full disks, second operators.
 //!
-//! [`harness`] knows no operation; [`toy`] is one over real files, on which the engine's mechanics are shown case by case.
+//! [`harness`] knows no operation; [`toy`] is one over real files, on which the engine's mechanics are shown case by case;
+//! [`apply`] shows the operations themselves on real servers, in a place that [`site`] makes.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod apply;
 mod driver;
 mod harness;
+mod site;
 mod sweep;
 mod toy;

@@ -1,5 +1,6 @@
 //! A node's files and settings put right: written, taken, and seen in effect.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -14,11 +15,11 @@ use crate::ops::apply::world::World;
 use crate::ops::plan::step::{Activation, FileChange};
 use crate::ops::provision::{self, Site};
 use crate::pg::guc;
-use crate::topology::declared::Setting;
+use crate::topology::declared::{self, Setting};
 
 /// How long a reload may take until every value is seen.
 const TAKE: Duration = Duration::from_secs(10);
-/// How long a standby may take to replay what its primary has written before it restarts, and to stream again after the primary has.
+/// How long a standby may take to replay what its primary has written before it restarts.
 const CATCH_UP: Duration = Duration::from_secs(60);
 /// How long a session may take to see that a reload asks for a restart.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -41,11 +42,18 @@ pub(super) async fn look(
     expect: &[Setting],
 ) -> Result<Found<Evidence>> {
     for change in files {
-        if read(site, change).await?.as_deref() != Some(change.after.as_str()) {
+        if read(site, &change.path).await?.as_deref() != Some(change.after.as_str()) {
             return Ok(Found::NotDone);
         }
     }
-    if resets.is_empty() && expect.is_empty() {
+    if !resets.is_empty() {
+        let auto = read(site, &site.node.data_directory.join(declared::AUTO_FILE)).await?;
+        let left = guc::ConfFile::parse(&auto.unwrap_or_default()).settings();
+        if resets.iter().any(|(name, _)| left.iter().any(|(found, _)| found == name)) {
+            return Ok(Found::NotDone);
+        }
+    }
+    if expect.is_empty() {
         return Ok(Found::Done(Evidence::Configured {}));
     }
     let Ok(conn) = site.connect().await else { return Ok(Found::NotDone) };
@@ -73,7 +81,7 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
     let site = world.site(node)?;
     for change in wanted.files {
         // What is neither ours nor what we saw belongs to somebody else by now.
-        if read(&site, change).await?.as_deref() == Some(change.after.as_str()) {
+        if read(&site, &change.path).await?.as_deref() == Some(change.after.as_str()) {
             match &change.before {
                 Some(before) => provision::write(&site, &change.path, before.as_bytes(), 0o600).await?,
                 None => site.host().remove_file(&change.path).await.map_err(|error| {
@@ -94,11 +102,18 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
     queries::reload(&conn).await?;
     if wanted.activation == Activation::Restart && pending_restart(&conn, wanted.expect).await? {
         drop(conn);
-        provision::stop(&site).await?;
-        provision::start(&site).await?;
-        if site.node.name != world.input.primary {
-            follow::until_it_streams(&site, &world.primary()?).await?;
-        }
+        restart(world, &site).await?;
+    }
+    Ok(())
+}
+
+async fn restart(world: &World, site: &Site<'_>) -> Result<()> {
+    provision::stop(site).await?;
+    provision::start(site).await?;
+    if site.node.name == world.input.primary {
+        follow::wake_standbys(world).await;
+    } else {
+        follow::until_it_streams(site, &world.primary()?).await?;
     }
     Ok(())
 }
@@ -112,13 +127,7 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
             if standby && wanted.expect.iter().any(|(name, _)| guc::STANDBY_FIVE.contains(&name.as_str())) {
                 catch_up(site, &world.primary()?).await?;
             }
-            let followers = if standby { Vec::new() } else { followers(site).await? };
-            provision::stop(site).await?;
-            provision::start(site).await?;
-            if standby {
-                follow::until_it_streams(site, &world.primary()?).await?;
-            }
-            until_they_are_back(site, &followers).await?;
+            restart(world, site).await?;
         }
     }
     let conn = site.connect().await?;
@@ -151,30 +160,6 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
         }
         sleep(PAUSE).await;
     }
-}
-
-/// Returns the names of the standbys that stream from a node.
-async fn followers(site: &Site<'_>) -> Result<Vec<String>> {
-    let senders = queries::replication(&site.connect().await?).await?;
-    Ok(senders
-        .into_iter()
-        .filter(|sender| sender.state == "streaming")
-        .map(|sender| sender.application_name)
-        .collect())
-}
-
-/// Waits until the standbys that streamed from a node stream again. One that stays away is no reason to take the values back: what
-/// is missing is told by the proof and by the status.
-async fn until_they_are_back(site: &Site<'_>, names: &[String]) -> Result<()> {
-    let deadline = Instant::now() + CATCH_UP;
-    while Instant::now() < deadline {
-        let back = followers(site).await?;
-        if names.iter().all(|name| back.contains(name)) {
-            return Ok(());
-        }
-        sleep(PAUSE).await;
-    }
-    Ok(())
 }
 
 /// Waits until a standby has replayed what its primary has written: a lowered setting of the five is in that WAL, and a standby
@@ -233,17 +218,18 @@ async fn pending_restart(conn: &Conn, expect: &[Setting]) -> Result<bool> {
     }
 }
 
-async fn read(site: &Site<'_>, change: &FileChange) -> Result<Option<String>> {
-    let bytes =
-        site.host().read(&change.path).await.map_err(|error| {
-            Error::failed(format!("could not read {}", change.path.display())).source(error)
-        })?;
+async fn read(site: &Site<'_>, path: &Path) -> Result<Option<String>> {
+    let bytes = site
+        .host()
+        .read(path)
+        .await
+        .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Replaces a file, unless it is neither what the plan saw nor what the plan wants: then somebody was here in between.
 async fn write(site: &Site<'_>, change: &FileChange) -> Result<()> {
-    let present = read(site, change).await?;
+    let present = read(site, &change.path).await?;
     if present.as_deref() == Some(change.after.as_str()) {
         return Ok(());
     }

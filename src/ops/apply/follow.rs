@@ -44,6 +44,18 @@ pub(super) async fn until_it_streams(site: &Site<'_>, upstream: &Site<'_>) -> Re
     }
 }
 
+/// Has the standbys look for their upstream at once: one that lost it tries again only every `wal_retrieve_retry_interval` (5 s),
+/// during which a commit that waits for it hangs, and a reload wakes its startup process.
+pub(super) async fn wake_standbys(world: &World) {
+    for node in world.input.cluster.nodes.iter().filter(|node| node.name != world.input.primary) {
+        let Ok(site) = world.site(&node.name) else { continue };
+        // One that does not answer has nothing to be woken from.
+        if let Ok(conn) = site.connect().await {
+            queries::reload(&conn).await.ok();
+        }
+    }
+}
+
 /// Looks whether a standby streams.
 pub(super) async fn look(world: &World, node: &str, upstream: &str) -> Result<Found<Evidence>> {
     // Whatever it does now, `start` starts it or waits for it.

@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock::Lock;
+use crate::engine::lock::{self, Lock};
 use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, Record, TopologyFile};
 use crate::engine::step::Stage;
@@ -61,15 +61,21 @@ pub struct Context {
 /// # Errors
 /// Every obstacle at once: a missing program or secret, a directory that is not ours, two primaries, an unreachable primary.
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
-    let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
+    let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut missing: Vec<Error> = Vec::new();
+    // While a process drives an operation the journal is its business; what nobody drives must be ended first.
+    match lock::holder(&context.store, &cluster.name) {
+        Ok(Some(_)) => {}
+        Ok(None) => missing.extend(operation::refuse_beside_unfinished(&context.store, &cluster.name).err()),
+        Err(error) => missing.push(error),
+    }
     for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
     }
     for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
         missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
-    let passwords = match passwords(&doors, cluster).await {
+    let passwords = match passwords(context, cluster).await {
         Ok(passwords) => passwords,
         Err(errors) => {
             missing.extend(errors);
@@ -166,12 +172,14 @@ fn share(all: ByteCount, nodes: u64) -> ByteCount {
 }
 
 /// Resolves the passwords of all declared roles.
-async fn passwords(doors: &Doors, cluster: &Cluster) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
+async fn passwords(context: &Context, cluster: &Cluster) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
+    // A command that asks a vault may take longer than a look at a node.
+    let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut found = BTreeMap::new();
     let mut errors = Vec::new();
     for role in &cluster.roles {
         let Some(reference) = &role.password else { continue };
-        match resolve(doors, cluster, reference).await {
+        match resolve(&doors, cluster, reference).await {
             Ok(secret) => {
                 found.insert(role.name.clone(), secret);
             }
@@ -230,16 +238,14 @@ pub fn topology_file(file: &Path) -> Result<TopologyFile> {
 /// # Errors
 /// When its journal cannot be read.
 pub fn proof_of(context: &Context, id: &OperationId) -> Result<Option<(Vec<String>, Duration)>> {
-    let proofs = context.store.read(id)?.entries.into_iter().filter_map(|entry| match entry.record {
-        Record::StepDone { evidence, .. } => match serde_json::from_value(evidence) {
-            Ok(Evidence::Proved { nodes, milliseconds }) => {
-                Some((nodes, Duration::from_millis(milliseconds)))
-            }
-            Ok(_) | Err(_) => None,
-        },
-        _ => None,
-    });
-    Ok(proofs.last())
+    for entry in context.store.read(id)?.entries.into_iter().rev() {
+        if let Record::StepDone { evidence, .. } = entry.record
+            && let Ok(Evidence::Proved { nodes, milliseconds }) = serde_json::from_value(evidence)
+        {
+            return Ok(Some((nodes, Duration::from_millis(milliseconds))));
+        }
+    }
+    Ok(None)
 }
 
 /// Drives a plan that was shown and agreed to.
@@ -272,7 +278,13 @@ pub async fn run(
     };
     let mut operation = Operation::begin(&context.store, lock, intent)?;
     let id = operation.id();
-    let world = open_world(context, &id, input).await?;
+    let world = match open_world(context, &id, input).await {
+        Ok(world) => world,
+        Err(error) => {
+            operation.call_off(&error)?;
+            return Err(error);
+        }
+    };
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
@@ -309,8 +321,7 @@ pub async fn go_on(
 }
 
 async fn open_world(context: &Context, id: &OperationId, input: Input) -> Result<World> {
-    let doors = Doors::open(&input.cluster, context.places.clone(), &context.gate)?;
-    let passwords = passwords(&doors, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
+    let passwords = passwords(context, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
     World::open(id.as_str().to_owned(), input, passwords, context.places.clone(), &context.gate).await
 }
 

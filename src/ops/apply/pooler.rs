@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use crate::db::objects as sql;
 use crate::db::queries::ServerRole;
 use crate::engine::step::Found;
@@ -25,6 +27,9 @@ use crate::topology::model::{Cluster, Node};
 const LISTEN: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// How long the transactions of a pooler that is restarted may take to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a standby may take to find its upstream again: longer than `wal_retrieve_retry_interval` by default.
+const SETTLE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What one pooler is, by name.
 struct Place<'a> {
@@ -215,7 +220,7 @@ async fn verifiers(doors: &Doors, cluster: &Cluster, primary: &Node) -> Result<B
 pub(super) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
     let cluster = &world.input.cluster;
     let place = Place::find(&world.doors, cluster, host).await?;
-    let observed = observe::observe(&world.doors, cluster, Depth::Servers).await;
+    let observed = settled(world).await;
     let seen = place.door().observe().await?;
     let files = place.files(world.primary()?.node, &observed, &seen).await?;
     let drift = pooler::drift(&files, &seen);
@@ -226,7 +231,7 @@ pub(super) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
 pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let cluster = &world.input.cluster;
     let place = Place::find(&world.doors, cluster, host).await?;
-    let observed = observe::observe(&world.doors, cluster, Depth::Servers).await;
+    let observed = settled(world).await;
     let door = place.door();
     let before = door.observe().await?;
     let files = place.files(world.primary()?.node, &observed, &before).await?;
@@ -242,6 +247,24 @@ pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     }
     door.ensure_started(&program, &files).await?;
     Ok(answers(&files))
+}
+
+/// Observes the nodes, and gives a standby that runs and does not stream a moment: a primary that was just restarted is looked for
+/// again after a while, and an alias that was led away from the standby by then would have to be led back.
+async fn settled(world: &World) -> ClusterObserved {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let observed = observe::observe(&world.doors, &world.input.cluster, Depth::Servers).await;
+        let looking = observed
+            .nodes
+            .iter()
+            .filter_map(NodeObserved::running)
+            .any(|running| matches!(running.facts.role, ServerRole::Standby { .. }) && !streams(running));
+        if !looking || Instant::now() >= deadline {
+            return observed;
+        }
+        sleep(PAUSE).await;
+    }
 }
 
 fn answers(files: &PoolerFiles) -> Evidence {

@@ -322,7 +322,10 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
             .flat_map(|database| poolers.pools.iter().map(move |pool| pool.alias(database)))
             .collect();
         let steps = poolers.hosts.iter().map(|host| PlannedStep {
-            sign: Sign::Create,
+            sign: match situation.poolers.get(host) {
+                None | Some(PoolerDrift::Missing | PoolerDrift::Stopped) => Sign::Create,
+                Some(_) => Sign::Change,
+            },
             subject: "pooler".to_owned(),
             text: format!("PgBouncer on {host}:{}, aliases {}", poolers.port, aliases.join(", ")),
             reason: None,

@@ -1,5 +1,6 @@
 //! What of a node's files and settings differs from what is declared, and what it takes to put it right.
 
+use crate::db::queries;
 use crate::ops::observe::{Files, NodeObserved, Running};
 use crate::ops::plan::Situation;
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
@@ -18,7 +19,8 @@ pub(super) struct Desired {
 #[derive(Debug)]
 pub(super) struct Difference {
     pub name: String,
-    pub declared: String,
+    /// `None` if it is no longer declared: the server's own value is right again.
+    pub declared: Option<String>,
     pub running: String,
     /// Only a restart changes it.
     pub restart: bool,
@@ -48,8 +50,8 @@ impl Desired {
         self.shared.iter().chain(&self.own)
     }
 
-    fn value(&self, name: &str) -> &str {
-        self.all().find(|(found, _)| found == name).map_or("", |(_, value)| value)
+    fn value(&self, name: &str) -> Option<&str> {
+        self.all().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -103,20 +105,32 @@ pub(super) fn configure(
 ) -> Option<PlannedStep> {
     let files = seen.files.as_ref()?;
     let running = seen.running();
-    let differences = running.map(|running| differences(running, node, files, desired)).unwrap_or_default();
-    let (changes, mut reasons) = file_changes(situation, node, files, desired);
-    let resets = if running.is_some() { overridden(files, desired) } else { Vec::new() };
-    if changes.is_empty() && resets.is_empty() && differences.is_empty() {
+    let differences = running.map(|running| differences(running, node, desired)).unwrap_or_default();
+    let (mut changes, mut reasons) = file_changes(situation, node, files, desired);
+    let altered = guc::ConfFile::parse(&files.auto_conf).settings();
+    if !altered.is_empty() && running.is_none() {
+        changes.push(FileChange {
+            path: node.data_directory.join(declared::AUTO_FILE),
+            before: Some(files.auto_conf.clone()),
+            after: declared::without_alter_system(&files.auto_conf),
+        });
+    }
+    if changes.is_empty() && altered.is_empty() && differences.is_empty() {
         return None;
     }
-    for (name, before) in &resets {
+    for (name, before) in &altered {
         reasons.push(format!(
             "ALTER SYSTEM set {name} = {}, declared is {}",
             shown(before),
-            shown(desired.value(name))
+            desired.value(name).map_or("nothing", shown)
         ));
     }
-    let told: Vec<String> = differences.iter().map(Difference::tell).collect();
+    let resets = if running.is_some() { altered } else { Vec::new() };
+    let told: Vec<String> = differences
+        .iter()
+        .filter(|d| !resets.iter().any(|(name, _)| *name == d.name))
+        .map(Difference::tell)
+        .collect();
     // The files already say it where nothing but a reload is missing; say a value once.
     reasons.extend(
         told.into_iter()
@@ -147,7 +161,7 @@ pub(super) fn configure(
         sign: if activation == Activation::Restart { Sign::Disrupt } else { Sign::Change },
         subject: situation.cluster.full_name(&node.name),
         text: doing.join(", "),
-        reason: Some(reasons.join("; ")),
+        reason: Some(reasons.join("\n")),
         impact: (activation == Activation::Restart).then(|| {
             format!("restart for {}: its connections end; needs --allow-restart", restart.join(", "))
         }),
@@ -161,7 +175,7 @@ pub(super) fn configure(
             files: changes,
             resets,
             activation,
-            expect: differences.iter().map(|d| (d.name.clone(), d.declared.clone())).collect(),
+            expect: differences.iter().filter_map(|d| Some((d.name.clone(), d.declared.clone()?))).collect(),
         },
     })
 }
@@ -169,12 +183,13 @@ pub(super) fn configure(
 impl Difference {
     fn tell(&self) -> String {
         let origin = self.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
-        format!("{} {} → {}{origin}", self.name, shown(&self.running), shown(&self.declared))
+        let declared = self.declared.as_deref().map_or("(not declared)", shown);
+        format!("{} {} → {declared}{origin}", self.name, shown(&self.running))
     }
 }
 
-fn shown(value: &str) -> String {
-    if value.is_empty() { "''".to_owned() } else { value.to_owned() }
+fn shown(value: &str) -> &str {
+    if value.is_empty() { "''" } else { value }
 }
 
 fn file_name(change: &FileChange) -> Option<String> {
@@ -236,47 +251,42 @@ fn setting_changes(name: &str, before: Option<&str>, after: &str) -> String {
             (Some(_), Some(_)) | (None, None) => None,
         })
         .collect();
-    if told.is_empty() { format!("{name} was edited by hand") } else { told.join("; ") }
+    if told.is_empty() { format!("{name} was edited by hand") } else { told.join("\n") }
 }
 
-/// Returns what ALTER SYSTEM set against the declaration.
-fn overridden(files: &Files, desired: &Desired) -> Vec<Setting> {
-    files
-        .auto
-        .iter()
-        .filter(|(name, _)| desired.all().any(|(declared, _)| declared == name))
-        .cloned()
-        .collect()
-}
-
-/// Compares the running settings with the declared ones.
-fn differences(running: &Running, node: &Node, files: &Files, desired: &Desired) -> Vec<Difference> {
-    desired
-        .all()
-        .filter_map(|(name, value)| {
-            let row = running.settings.get(name)?;
-            if guc::same_value(value, &row.setting, row.unit.as_deref(), &row.vartype) {
-                return None;
-            }
-            let file = row.sourcefile.as_deref().unwrap_or_default();
-            let ours = [declared::SHARED_FILE, declared::NODE_FILE, "postgresql.auto.conf"]
-                .iter()
-                .any(|ours| node.data_directory.join(ours).as_os_str() == file);
-            let auto = files.auto.iter().any(|(found, _)| found == name);
-            let origin = match (ours || auto, row.source.as_str()) {
+/// Compares the running settings with the declared ones, and finds those that files of ours or ALTER SYSTEM still set although
+/// they are not declared.
+fn differences(running: &Running, node: &Node, desired: &Desired) -> Vec<Difference> {
+    let in_ours = |row: &queries::Setting| {
+        [declared::SHARED_FILE, declared::NODE_FILE, declared::AUTO_FILE]
+            .iter()
+            .any(|name| row.sourcefile.as_deref() == node.data_directory.join(name).to_str())
+    };
+    let declared = desired.all().filter_map(|(name, value)| {
+        let row = running.settings.get(name)?;
+        let same = guc::same_value(value, &row.setting, row.unit.as_deref(), &row.vartype);
+        (!same).then(|| (row, Some(value.clone())))
+    });
+    let left = running.settings.values().filter_map(|row| {
+        let known = desired.all().any(|(name, _)| name.eq_ignore_ascii_case(&row.name));
+        (!known && in_ours(row)).then_some((row, None))
+    });
+    declared
+        .chain(left)
+        .map(|(row, declared)| Difference {
+            name: row.name.clone(),
+            declared,
+            running: row.shown.clone(),
+            restart: row.context == "postmaster",
+            origin: match (in_ours(row), row.source.as_str()) {
                 (true, _) | (false, "default") => None,
-                (false, "configuration file") => {
-                    Some(format!("from {file}:{}", row.sourceline.unwrap_or_default()))
-                }
+                (false, "configuration file") => Some(format!(
+                    "from {}:{}",
+                    row.sourcefile.as_deref().unwrap_or_default(),
+                    row.sourceline.unwrap_or_default()
+                )),
                 (false, source) => Some(format!("from {source}")),
-            };
-            Some(Difference {
-                name: name.clone(),
-                declared: value.clone(),
-                running: row.shown.clone(),
-                restart: row.context == "postmaster",
-                origin,
-            })
+            },
         })
         .collect()
 }

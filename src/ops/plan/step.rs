@@ -115,7 +115,7 @@ pub struct PlannedStep {
     pub subject: String,
     /// What is done.
     pub text: String,
-    /// Why, with the value found and the value declared.
+    /// Why, with the value found and the value declared; a line each.
     pub reason: Option<String>,
     /// What it locks, restarts or interrupts; `None` if nothing.
     pub impact: Option<String>,

@@ -1,0 +1,883 @@
+//! apply and destroy on real servers: each call through a door fails, loses its answer or hangs, and each record is followed by
+//! a kill; then the operator resumes or undoes, and what must hold is looked for on the servers themselves.
+//!
+//! A case has a name such as `birth:17:after` or `mend:r5:killed-after`. `PGHERD_FAULT_ONLY` runs one alone, all of `birth`, or a
+//! list of both divided by commas, `PGHERD_FAULT_SEED` repeats a sample, `PGHERD_SOAK=1` runs all of them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pgherd::engine::event::EventSink;
+use pgherd::engine::interrupt::Interrupt;
+use pgherd::engine::journal::{Mishap, Tap};
+use pgherd::engine::operation::{Operation, Outcome};
+use pgherd::engine::record::{End, OperationId, Record};
+use pgherd::engine::store::{Listed, Store};
+use pgherd::engine::view::{Ended, StepState};
+use pgherd::error::{Error, ErrorKind};
+use pgherd::gate::{self, Blocked, BoxFuture, Gate};
+use pgherd::ops::apply::{self, ConfirmedPlan, Way};
+use pgherd::ops::destroy;
+use pgherd::ops::plan::ClusterPlan;
+use pgherd::ops::plan::step::ApplyStep;
+use pgherd::topology::model::{Cluster, Herd};
+
+use crate::harness::sample;
+use crate::site::{CLUSTER, NODES, Shape, Site};
+
+/// How long a call that hangs is waited for until its door gives it up.
+const HANG: Duration = Duration::from_millis(300);
+/// How long a drive may take; what takes longer hangs.
+const DRIVE: Duration = Duration::from_secs(180);
+/// A drive that takes longer than this is told of, although it ended well.
+const SLOW: Duration = Duration::from_secs(20);
+const WORKERS: usize = 2;
+const SAMPLE: usize = 3;
+
+/// What is done to which herd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A primary, its synchronous standby and a pooler, from nothing.
+    Birth,
+    /// A birth that fails where it would open to clients: what befalls the way back.
+    Back,
+    /// A standby for a primary that runs.
+    Add,
+    /// A pair with six things wrong.
+    Mend,
+    /// A pair that restarts for a setting, the standby first.
+    Restart,
+    /// The removal of a pair.
+    Destroy,
+}
+
+const KINDS: [Kind; 6] = [Kind::Birth, Kind::Back, Kind::Add, Kind::Mend, Kind::Restart, Kind::Destroy];
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Birth => "birth",
+            Self::Back => "back",
+            Self::Add => "add",
+            Self::Mend => "mend",
+            Self::Restart => "restart",
+            Self::Destroy => "destroy",
+        }
+    }
+
+    /// What the topology declares when the operation begins.
+    fn shape(self) -> Shape {
+        match self {
+            Self::Birth | Self::Back | Self::Add | Self::Mend | Self::Destroy => Shape::Pair,
+            Self::Restart => Shape::Larger,
+        }
+    }
+
+    /// What is there before, if anything.
+    fn before(self) -> Option<Shape> {
+        match self {
+            Self::Birth | Self::Back => None,
+            Self::Add => Some(Shape::Single),
+            Self::Mend | Self::Restart | Self::Destroy => Some(Shape::Pair),
+        }
+    }
+}
+
+/// What befalls a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Before,
+    After,
+    Hangs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    Call(usize, Mode),
+    Record(u64, Mishap),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Case {
+    kind: Kind,
+    fault: Fault,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind.name();
+        match self.fault {
+            Fault::None => write!(f, "{kind}:clean"),
+            Fault::Call(at, mode) => {
+                let mode = match mode {
+                    Mode::Before => "before",
+                    Mode::After => "after",
+                    Mode::Hangs => "hangs",
+                };
+                write!(f, "{kind}:{at}:{mode}")
+            }
+            Fault::Record(at, mishap) => {
+                let mishap = if mishap == Mishap::KilledBefore { "killed-before" } else { "killed-after" };
+                write!(f, "{kind}:r{at}:{mishap}")
+            }
+        }
+    }
+}
+
+impl Case {
+    fn parse(text: &str) -> Option<Self> {
+        let (name, fault) = text.trim().split_once(':')?;
+        let kind = KINDS.into_iter().find(|kind| kind.name() == name)?;
+        if fault == "clean" {
+            return Some(Self { kind, fault: Fault::None });
+        }
+        let (at, mode) = fault.split_once(':')?;
+        let fault = match (at.strip_prefix('r'), mode) {
+            (Some(at), "killed-before") => Fault::Record(at.parse().ok()?, Mishap::KilledBefore),
+            (Some(at), "killed-after") => Fault::Record(at.parse().ok()?, Mishap::KilledAfter),
+            (None, "before") => Fault::Call(at.parse().ok()?, Mode::Before),
+            (None, "after") => Fault::Call(at.parse().ok()?, Mode::After),
+            (None, "hangs") => Fault::Call(at.parse().ok()?, Mode::Hangs),
+            (_, _) => return None,
+        };
+        Some(Self { kind, fault })
+    }
+
+    /// Every second case tries to take the operation back before it goes on.
+    fn undoes(&self) -> bool {
+        match self.fault {
+            Fault::None => false,
+            Fault::Call(at, mode) => (at + mode as usize) % 2 == 1,
+            Fault::Record(at, mishap) => (at + u64::from(mishap == Mishap::KilledAfter)) % 2 == 1,
+        }
+    }
+}
+
+/// Counts the calls of a drive and lets one fault befall one of them.
+#[derive(Debug)]
+struct Faulty {
+    fault: Option<(usize, Mode)>,
+    /// The first call with these words fails, and only the calls after it count.
+    trigger: Option<&'static str>,
+    state: Mutex<Calls>,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    counted: Vec<String>,
+    triggered: bool,
+    /// The call whose answer will be lost.
+    armed: Option<String>,
+    hit: Option<String>,
+}
+
+impl Faulty {
+    fn new(case: &Case) -> Arc<Self> {
+        let fault = match case.fault {
+            Fault::Call(at, mode) => Some((at, mode)),
+            Fault::None | Fault::Record(..) => None,
+        };
+        // The statement that sets the passwords of the declared roles: the pivot of a birth.
+        let trigger = (case.kind == Kind::Back).then_some(PIVOT);
+        Arc::new(Self { fault, trigger, state: Mutex::default() })
+    }
+
+    fn begin(&self, call: &str) -> Option<Mode> {
+        let mut state = self.state.lock().unwrap();
+        if self.trigger.is_some() && !state.triggered {
+            if !self.trigger.is_some_and(|words| call.ends_with(words)) {
+                return None;
+            }
+            state.triggered = true;
+            return Some(Mode::Before);
+        }
+        let index = state.counted.len();
+        state.counted.push(call.to_owned());
+        let (_, mode) = self.fault.filter(|(at, _)| *at == index)?;
+        state.hit = Some(call.to_owned());
+        if mode == Mode::After {
+            state.armed = Some(call.to_owned());
+            return None;
+        }
+        Some(mode)
+    }
+
+    fn loses(&self, call: &str) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let loses = state.armed.as_deref() == Some(call);
+        if loses {
+            state.armed = None;
+        }
+        loses
+    }
+}
+
+const PIVOT: &str = "sql set password of toys_app";
+
+impl Gate for Faulty {
+    fn before<'a>(&'a self, call: &'a str) -> BoxFuture<'a, Result<(), Blocked>> {
+        Box::pin(async move {
+            match self.begin(call) {
+                None | Some(Mode::After) => Ok(()),
+                Some(Mode::Before) => Err(Blocked::Before(call.to_owned())),
+                Some(Mode::Hangs) => {
+                    tokio::time::sleep(HANG).await;
+                    Err(Blocked::After(call.to_owned()))
+                }
+            }
+        })
+    }
+
+    fn after<'a>(&'a self, call: &'a str) -> BoxFuture<'a, Result<(), Blocked>> {
+        Box::pin(std::future::ready(if self.loses(call) {
+            Err(Blocked::After(call.to_owned()))
+        } else {
+            Ok(())
+        }))
+    }
+}
+
+/// A call that only looks: to lose its answer and to hang are one and the same.
+fn only_looks(call: &str) -> bool {
+    const LOOKS: [&str; 12] = [
+        ": read ",
+        ": look ",
+        ": list ",
+        ": measure ",
+        ": connect",
+        ": sql read ",
+        ": sql look ",
+        ": sql ask ",
+        ": pgrep",
+        ": pg_controldata",
+        ": printenv",
+        ": postgres",
+    ];
+    LOOKS.iter().any(|words| call.contains(words))
+}
+
+/// How a case went.
+#[derive(Debug, Default, Clone)]
+struct Ran {
+    calls: Vec<String>,
+    records: u64,
+    /// The first drive ended without a journal, and nothing had happened.
+    refused: bool,
+    /// How the first drive ended.
+    first: &'static str,
+    resumed: bool,
+    undone: bool,
+    /// The fault befell nothing: there were fewer calls this time.
+    missed: bool,
+    hit: Option<String>,
+    took: Duration,
+}
+
+/// One worker's place, with what it has prepared there.
+struct Bench {
+    site: Site,
+    prepared: Vec<Kind>,
+    /// The place is still as it was prepared for this kind.
+    fresh_for: Option<Kind>,
+}
+
+/// Everything that a case needs to know.
+struct Scene<'a> {
+    site: &'a Site,
+    case: &'a Case,
+    herd: Herd,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { site: Site::new(), prepared: Vec::new(), fresh_for: None }
+    }
+
+    /// Puts the place into the state that the operation starts from.
+    async fn make_fresh(&mut self, kind: Kind) {
+        if self.fresh_for == Some(kind) {
+            return;
+        }
+        if let Some(shape) = kind.before()
+            && !self.prepared.contains(&kind)
+        {
+            self.site.restore("nothing");
+            let herd = self.site.declare(shape);
+            let context = self.site.context(gate::open(), self.site.store());
+            let (_, outcome) = run_apply(&context, &herd).await.unwrap();
+            assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
+            if kind == Kind::Mend {
+                spoil(&self.site, herd.cluster(CLUSTER).unwrap()).await;
+            }
+            self.site.keep(kind.name());
+            self.prepared.push(kind);
+        }
+        self.site.restore(kind.name());
+        self.fresh_for = Some(kind);
+    }
+
+    /// Runs a case; what is wrong comes back with everything that one wants to see of it.
+    async fn run(&mut self, case: &Case) -> Result<Ran, String> {
+        self.make_fresh(case.kind).await;
+        let herd = self.site.declare(case.kind.shape());
+        let scene = Scene { site: &self.site, case, herd };
+        let begun = Instant::now();
+        let ended = scene.play().await;
+        self.fresh_for = ended.as_ref().ok().filter(|ran| ran.refused).map(|_| case.kind);
+        ended
+            .map(|ran| Ran { took: begun.elapsed(), ..ran })
+            .map_err(|wrong| format!("{case}: {wrong}\n{}", self.site.evidence()))
+    }
+}
+
+/// Does to a running pair what operators and accidents do, behind pgherd's back.
+async fn spoil(site: &Site, cluster: &Cluster) {
+    let conn = site.connect(cluster, "a", CLUSTER).await.unwrap();
+    conn.batch("override a setting", "ALTER SYSTEM SET work_mem = '9MB'").await.unwrap();
+    conn.batch("revoke", &format!("REVOKE USAGE ON SCHEMA {CLUSTER} FROM toys_app")).await.unwrap();
+    site.stop("b");
+    conn.batch("drop the slot", &format!("SELECT pg_drop_replication_slot('{CLUSTER}_b')")).await.unwrap();
+    drop(conn);
+    for node in NODES {
+        let file = site.data(node).join("pgherd.conf");
+        let text = std::fs::read_to_string(&file).unwrap();
+        // In place, so that the file keeps its owner.
+        std::fs::write(&file, text.replace("log_lock_waits = 'on'", "log_lock_waits = 'off'")).unwrap();
+    }
+    site.stop_pooler();
+}
+
+async fn run_apply(context: &apply::Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
+    let cluster = herd.cluster(CLUSTER).unwrap();
+    let looking = apply::Context { gate: gate::open(), ..context.clone() };
+    let plan = apply::prepare(&looking, herd, cluster).await.map_err(|mut errors| errors.remove(0))?;
+    let request = apply::Request {
+        herd,
+        cluster,
+        plan: ConfirmedPlan::new(plan),
+        topology: apply::topology_file(&herd.file)?,
+        wait: Duration::ZERO,
+    };
+    apply::run(context, request, &EventSink::none(), &Interrupt::new()).await
+}
+
+async fn run_destroy(context: &apply::Context) -> Result<(OperationId, Outcome), Error> {
+    let looking = apply::Context { gate: gate::open(), ..context.clone() };
+    let removal = destroy::plan(&looking, CLUSTER, None).await?;
+    destroy::run(context, removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
+}
+
+impl Scene<'_> {
+    fn cluster(&self) -> &Cluster {
+        self.herd.cluster(CLUSTER).unwrap()
+    }
+
+    /// Runs the operation under its fault, goes on as an operator would, and looks after each drive.
+    async fn play(&self) -> Result<Ran, String> {
+        let before = self.site.picture(self.cluster()).await;
+        let planned = self.plan().await?;
+        let old: Vec<OperationId> = self.operations();
+        let mut ran = Ran::default();
+        let gate = Faulty::new(self.case);
+        let (store, records) = self.tapped_store();
+        let context = self.site.context(gate.clone(), store);
+        let first = self
+            .limited(async {
+                if self.case.kind == Kind::Destroy {
+                    run_destroy(&context).await
+                } else {
+                    run_apply(&context, &self.herd).await
+                }
+            })
+            .await;
+        {
+            let state = gate.state.lock().unwrap();
+            (ran.calls, ran.hit) = (state.counted.clone(), state.hit.clone());
+        }
+        ran.records = *records.lock().unwrap();
+        let first = first.map_err(|late| self.told(&ran, &late, &[]))?;
+        ran.missed = match self.case.fault {
+            Fault::None => false,
+            Fault::Call(..) => ran.hit.is_none(),
+            Fault::Record(at, _) => ran.records <= at,
+        };
+        ran.first = match &first {
+            Ok((_, Outcome::Done)) => "done",
+            Ok((_, Outcome::Restored { .. })) => "restored",
+            Ok((_, Outcome::Incomplete { .. })) => "incomplete",
+            Ok((_, Outcome::Stuck { .. })) => "stuck",
+            Ok((_, Outcome::AlreadyEnded(_))) => "ended before",
+            Err(_) => "stopped",
+        };
+        let mut story = vec![format!("first drive: {first:?}")];
+        let id = self.operations().into_iter().find(|id| !old.contains(id));
+        let Some(id) = id else {
+            ran.refused = true;
+            if first.is_ok() {
+                return Err(self.told(&ran, "no journal and no error", &story));
+            }
+            self.same_as_before(&before, &planned).await.map_err(|wrong| self.told(&ran, &wrong, &story))?;
+            return Ok(ran);
+        };
+        let mut open = self.site.is_open(self.cluster()).await;
+        let wrong = self.go_on(&id, &mut ran, &mut story, &mut open).await.and_then(|ended| {
+            match (&ended, self.case.kind) {
+                (Ended::By(End::Done), Kind::Back) if !ran.missed => {
+                    Err("a birth that failed is done".to_owned())
+                }
+                (Ended::By(End::Restored { .. }), _) if open && self.case.kind.before().is_none() => {
+                    Err("it was undone after it had been opened to clients".to_owned())
+                }
+                _ => Ok(ended),
+            }
+        });
+        let ended = wrong.map_err(|wrong| self.told(&ran, &wrong, &story))?;
+        let looked = match ended {
+            Ended::By(End::Done) if self.case.kind == Kind::Destroy => self.nothing_left().await,
+            Ended::By(End::Done) => self.as_declared().await,
+            Ended::By(End::Restored { .. }) => self.same_as_before(&before, &planned).await,
+            other => Err(format!("it ended as {other:?}")),
+        };
+        looked.map_err(|wrong| self.told(&ran, &wrong, &story))?;
+        self.second_resume_changes_nothing(&id).await.map_err(|wrong| self.told(&ran, &wrong, &story))?;
+        Ok(ran)
+    }
+
+    /// Resumes or undoes without faults until the operation has ended, and looks after each drive.
+    async fn go_on(
+        &self,
+        id: &OperationId,
+        ran: &mut Ran,
+        story: &mut Vec<String>,
+        open: &mut bool,
+    ) -> Result<Ended, String> {
+        for drive in 0..3 {
+            let view = self
+                .site
+                .store()
+                .read(id)
+                .map_err(|error| format!("the journal does not fold: {error:?}"))?
+                .view;
+            self.between_drives(&view, open).await?;
+            if view.is_finished() {
+                return Ok(view.ended.expect("what is finished has ended"));
+            }
+            let undo = drive == 0 && self.case.undoes() && self.case.kind != Kind::Destroy;
+            let way = if undo { Way::Back } else { Way::Forward };
+            let ended = self.limited(self.drive(id, way)).await?;
+            story.push(format!("{way:?}: {ended:?}"));
+            match (way, &ended) {
+                (Way::Back, Err(error)) if error.kind() == ErrorKind::Refused => {}
+                (Way::Back, _) => ran.undone = true,
+                (Way::Forward, _) => ran.resumed = true,
+            }
+        }
+        Err("three drives without a fault did not end the operation".to_owned())
+    }
+
+    async fn drive(&self, id: &OperationId, way: Way) -> Result<Outcome, Error> {
+        let context = self.site.context(gate::open(), self.site.store());
+        let (events, interrupt) = (EventSink::none(), Interrupt::new());
+        if self.case.kind == Kind::Destroy {
+            let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
+            return destroy::go_on(&context, operation, &events, &interrupt).await;
+        }
+        let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
+        apply::go_on(&context, operation, way, &events, &interrupt).await
+    }
+
+    async fn limited<T>(&self, drive: impl Future<Output = T>) -> Result<T, String> {
+        tokio::time::timeout(DRIVE, drive)
+            .await
+            .map_err(|_| format!("a drive took longer than {} s", DRIVE.as_secs()))
+    }
+
+    fn tapped_store(&self) -> (Store, Arc<Mutex<u64>>) {
+        let records: Arc<Mutex<u64>> = Arc::default();
+        let (seen, fault) = (records.clone(), self.case.fault);
+        let tap = Tap(Arc::new(move |seq| {
+            *seen.lock().unwrap() = seq + 1;
+            match fault {
+                Fault::Record(at, mishap) if at == seq => Some(mishap),
+                Fault::Record(..) | Fault::Call(..) | Fault::None => None,
+            }
+        }));
+        (self.site.store().with_tap(tap), records)
+    }
+
+    fn operations(&self) -> Vec<OperationId> {
+        let listed = self.site.store().list().unwrap();
+        let ids = listed.into_iter().map(|listed| match listed {
+            Listed::Readable(view) => view.id,
+            Listed::Damaged { file, error } => panic!("{} is damaged: {error:?}", file.display()),
+        });
+        ids.collect()
+    }
+
+    async fn plan(&self) -> Result<Option<ClusterPlan>, String> {
+        if self.case.kind == Kind::Destroy {
+            return Ok(None);
+        }
+        let context = self.site.context(gate::open(), self.site.store());
+        let plan = apply::prepare(&context, &self.herd, self.cluster()).await;
+        plan.map(Some).map_err(|errors| format!("no plan can be made: {errors:?}"))
+    }
+
+    /// What holds at any time.
+    async fn between_drives(
+        &self,
+        view: &pgherd::engine::view::OperationView,
+        open: &mut bool,
+    ) -> Result<(), String> {
+        let mut primaries = Vec::new();
+        for node in NODES {
+            let rows = self.site.ask(self.cluster(), node, "SELECT pg_is_in_recovery()::text").await;
+            primaries.extend((rows == Some(vec!["false".to_owned()])).then_some(node));
+        }
+        if primaries.len() > 1 {
+            return Err(format!("two primaries accept writes: {}", primaries.join(", ")));
+        }
+        *open |= self.site.is_open(self.cluster()).await;
+        *open |= view.steps().any(|step| {
+            step.describe.contains("open to clients") && matches!(step.state, StepState::Done(_))
+        });
+        let data = self.site.data(NODES[0]).join("PG_VERSION");
+        if *open && self.case.kind != Kind::Destroy && !data.exists() {
+            return Err("the data of a cluster that was open to clients is gone".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What holds when it is done: everything is as declared, clients come in, and there is nothing more to plan.
+    async fn as_declared(&self) -> Result<(), String> {
+        let plan = self.plan().await?.expect("an apply has a plan");
+        if !plan.is_empty() || !plan.notes.is_empty() {
+            let steps: Vec<String> = plan
+                .steps()
+                .map(|step| format!("{} {}: {:?}", step.subject, step.text, step.reason))
+                .collect();
+            return Err(format!("done, and there is more to do: {steps:?}, notes {:?}", plan.notes));
+        }
+        let expected = ["pgbouncer", "postgres a", "postgres b"];
+        if self.site.running() != expected {
+            return Err(format!("done, and there run: {:?}", self.site.running()));
+        }
+        for (alias, in_recovery) in [(CLUSTER.to_owned(), "f"), (format!("{CLUSTER}_ro"), "t")] {
+            let conn = self
+                .site
+                .enter(self.cluster(), &alias)
+                .await
+                .map_err(|error| format!("done, and {error}"))?;
+            let sql = format!(
+                "SELECT pg_is_in_recovery() FROM (SELECT has_schema_privilege('{CLUSTER}', 'usage') AS may) s WHERE may"
+            );
+            let rows = conn.simple("ask", &sql).await.map_err(|error| format!("done, and {error}"))?;
+            let answer: Vec<String> = rows.into_iter().flat_map(|row| row.into_values().flatten()).collect();
+            if answer != [in_recovery] {
+                return Err(format!("done, and {alias} answers {answer:?}"));
+            }
+        }
+        self.whole_or_absent()
+    }
+
+    fn whole_or_absent(&self) -> Result<(), String> {
+        for node in NODES {
+            let marker =
+                std::fs::read_to_string(self.site.facts(node).join("marker.json")).unwrap_or_default();
+            let claimed =
+                marker.contains("\"system_identifier\"") && !marker.contains("\"system_identifier\": null");
+            let data = self.site.data(node).join("global/pg_control").exists();
+            if claimed != data {
+                return Err(format!("{node} is half made: marker {marker:?}, pg_control there: {data}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What holds when nothing happened or everything was undone.
+    async fn same_as_before(&self, before: &str, planned: &Option<ClusterPlan>) -> Result<(), String> {
+        let now = self.site.picture(self.cluster()).await;
+        if now != before {
+            return Err(format!("it is not as before:\n{}", differences(before, &now)));
+        }
+        self.whole_or_absent()?;
+        // A grant or a login that was put right stays right.
+        let steps = |plan: &ClusterPlan| -> Vec<ApplyStep> {
+            let lasting =
+                |step: &&ApplyStep| !matches!(step, ApplyStep::Mend { .. } | ApplyStep::Logins { .. });
+            plan.steps().map(|planned| &planned.step).filter(lasting).cloned().collect()
+        };
+        match (planned, &self.plan().await?) {
+            (Some(planned), Some(now)) if steps(planned) != steps(now) => {
+                Err(format!("another plan is needed now: {:?}", steps(now)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn nothing_left(&self) -> Result<(), String> {
+        let left = self.site.picture(self.cluster()).await;
+        // The directory above the data directories is the operator's.
+        if left == "data: " { Ok(()) } else { Err(format!("removed, and there is left:\n{left}")) }
+    }
+
+    async fn second_resume_changes_nothing(&self, id: &OperationId) -> Result<(), String> {
+        let look = async || {
+            let journal = std::fs::read(self.site.store().path(id)).unwrap();
+            (journal, self.site.picture(self.cluster()).await, self.site.running_exactly())
+        };
+        let before = look().await;
+        let again = self.limited(self.drive(id, Way::Forward)).await?;
+        if !matches!(again, Ok(Outcome::AlreadyEnded(_))) {
+            return Err(format!("the second resume: {again:?}"));
+        }
+        if look().await != before { Err("the second resume changed something".to_owned()) } else { Ok(()) }
+    }
+
+    /// Says what was wrong, with the way there.
+    fn told(&self, ran: &Ran, wrong: &str, story: &[String]) -> String {
+        let at = match self.case.fault {
+            Fault::Call(at, _) => at.min(ran.calls.len()),
+            Fault::None | Fault::Record(..) => ran.calls.len(),
+        };
+        let calls = &ran.calls[at.saturating_sub(12)..(at + 12).min(ran.calls.len())];
+        let journal: Vec<String> = self
+            .operations()
+            .last()
+            .and_then(|id| self.site.store().read(id).ok())
+            .map(|content| content.entries)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|entry| match entry.record {
+                Record::Header(header) => format!("{} header of {}", entry.seq, header.operation),
+                record => format!("{} {record:?}", entry.seq),
+            })
+            .collect();
+        format!(
+            "{wrong}\nhit: {:?}\ncalls around it:\n  {}\n{}\njournal:\n  {}",
+            ran.hit,
+            calls.join("\n  "),
+            story.join("\n"),
+            journal.join("\n  ")
+        )
+    }
+}
+
+fn differences(before: &str, now: &str) -> String {
+    let only = |a: &str, b: &str, sign: char| -> Vec<String> {
+        a.lines()
+            .filter(|line| !b.lines().any(|other| other == *line))
+            .map(|line| format!("{sign} {line}"))
+            .collect()
+    };
+    [only(before, now, '-'), only(now, before, '+')].concat().join("\n")
+}
+
+/// Returns every case of a kind, as the clean run shows its calls and records.
+fn cases_of(kind: Kind, clean: &Ran) -> Vec<Case> {
+    let calls = clean.calls.iter().enumerate().flat_map(|(at, call)| {
+        let modes: &[Mode] = if only_looks(call) {
+            &[Mode::Before, Mode::After]
+        } else {
+            &[Mode::Before, Mode::After, Mode::Hangs]
+        };
+        modes.iter().map(move |mode| Fault::Call(at, *mode))
+    });
+    let records = (0..clean.records)
+        .flat_map(|at| [Mishap::KilledBefore, Mishap::KilledAfter].map(|mishap| Fault::Record(at, mishap)));
+    calls.chain(records).map(|fault| Case { kind, fault }).collect()
+}
+
+/// What came of the cases of one kind.
+#[derive(Debug, Default)]
+struct Tally {
+    calls: usize,
+    records: u64,
+    cases: usize,
+    first: std::collections::BTreeMap<&'static str, usize>,
+    refused: usize,
+    missed: usize,
+    resumed: usize,
+    undone: usize,
+    seconds: f64,
+    failed: Vec<String>,
+    slow: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, case: &Case, ran: &Ran) {
+        self.cases += 1;
+        if ran.refused {
+            self.refused += 1;
+        } else {
+            *self.first.entry(ran.first).or_default() += 1;
+        }
+        self.missed += usize::from(ran.missed);
+        self.resumed += usize::from(ran.resumed);
+        self.undone += usize::from(ran.undone);
+        if ran.took > SLOW {
+            self.slow.push(format!("{case} took {:.0} s ({:?})", ran.took.as_secs_f64(), ran.hit));
+        }
+    }
+
+    fn row(&self, kind: Kind) -> String {
+        let first = |word: &str| self.first.get(word).copied().unwrap_or_default();
+        format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
+            kind.name(),
+            self.calls,
+            self.records,
+            self.cases,
+            self.refused,
+            first("done"),
+            first("restored"),
+            first("incomplete"),
+            first("stuck"),
+            first("stopped"),
+            self.resumed,
+            self.undone,
+            self.failed.len(),
+            self.seconds
+        )
+    }
+}
+
+const HEAD: &str = "| operation | calls | records | cases | not begun | done | restored | incomplete | stuck | killed | resumed | undone | failed | seconds |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|";
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Which cases of a kind to run, once its calls are known.
+enum Choice {
+    All,
+    /// So many, chosen by the seed.
+    Some(usize, u64),
+    These(Vec<Case>),
+}
+
+/// Runs the cases of a kind with the benches side by side.
+fn run_kind(kind: Kind, benches: &mut [Bench], choice: &Choice) -> Tally {
+    let begun = Instant::now();
+    let mut tally = Tally::default();
+    let clean = Case { kind, fault: Fault::None };
+    let cases = match choice {
+        Choice::These(cases) => cases.clone(),
+        Choice::All | Choice::Some(..) => {
+            let ran = match block_on(benches[0].run(&clean)) {
+                Ok(ran) => ran,
+                Err(wrong) => panic!("{wrong}"),
+            };
+            (tally.calls, tally.records) = (ran.calls.len(), ran.records);
+            tally.add(&clean, &ran);
+            let all = cases_of(kind, &ran);
+            if let Choice::Some(count, seed) = choice { sample(all, *count, *seed) } else { all }
+        }
+    };
+    let total = cases.len();
+    let queue = Mutex::new(VecDeque::from(cases));
+    let shared = Mutex::new(&mut tally);
+    std::thread::scope(|scope| {
+        for bench in benches {
+            scope.spawn(|| {
+                loop {
+                    let Some(case) = queue.lock().unwrap().pop_front() else { return };
+                    let ended = block_on(bench.run(&case));
+                    let mut tally = shared.lock().unwrap();
+                    match ended {
+                        Ok(ran) => {
+                            tally.add(&case, &ran);
+                            if total < 20 {
+                                let first = if ran.refused { "not begun" } else { ran.first };
+                                eprintln!(
+                                    "{case}: {first} in {:.1} s ({:?})",
+                                    ran.took.as_secs_f64(),
+                                    ran.hit
+                                );
+                            }
+                        }
+                        Err(wrong) => {
+                            tally.cases += 1;
+                            tally.failed.push(case.to_string());
+                            eprintln!("FAILED {wrong}\n");
+                        }
+                    }
+                    if tally.cases % 50 == 0 {
+                        let (cases, failed) = (tally.cases, tally.failed.len());
+                        eprintln!(
+                            "{}: {cases} of {total}, {failed} failed, {:.0} s",
+                            kind.name(),
+                            begun.elapsed().as_secs_f64()
+                        );
+                    }
+                }
+            });
+        }
+    });
+    tally.seconds = begun.elapsed().as_secs_f64();
+    tally
+}
+
+#[test]
+fn apply_and_destroy_end_whole_under_any_one_fault_on_real_servers() {
+    let only = std::env::var("PGHERD_FAULT_ONLY").ok();
+    let soak = std::env::var("PGHERD_SOAK").is_ok_and(|value| !value.is_empty() && value != "0");
+    let seed = match std::env::var("PGHERD_FAULT_SEED") {
+        Ok(seed) => seed.parse().expect("PGHERD_FAULT_SEED is a number"),
+        Err(_) => getrandom::u64().unwrap(),
+    };
+    let choices: Vec<(Kind, Choice)> = match &only {
+        Some(list) => KINDS
+            .into_iter()
+            .map(|kind| {
+                if list.split(',').any(|name| name == kind.name()) {
+                    return (kind, Choice::All);
+                }
+                let named = list.split(',').filter(|name| name.split(':').next() == Some(kind.name()));
+                let parse = |name: &str| {
+                    Case::parse(name).unwrap_or_else(|| panic!("PGHERD_FAULT_ONLY: no case {name:?}"))
+                };
+                (kind, Choice::These(named.map(parse).collect()))
+            })
+            .collect(),
+        None if soak => KINDS.map(|kind| (kind, Choice::All)).into(),
+        None => {
+            eprintln!("PGHERD_FAULT_SEED={seed} repeats this sample");
+            KINDS.map(|kind| (kind, Choice::Some(SAMPLE, seed))).into()
+        }
+    };
+    let begun = Instant::now();
+    let mut benches: Vec<Bench> = (0..WORKERS).map(|_| Bench::new()).collect();
+    let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    for (kind, choice) in &choices {
+        if matches!(choice, Choice::These(cases) if cases.is_empty()) {
+            continue;
+        }
+        let tally = run_kind(*kind, &mut benches, choice);
+        eprintln!("{HEAD}\n{}", tally.row(*kind));
+        for slow in &tally.slow {
+            eprintln!("slow: {slow}");
+        }
+        if tally.missed > 0 {
+            eprintln!(
+                "{}: {} faults befell nothing, there were fewer calls than in the clean run",
+                kind.name(),
+                tally.missed
+            );
+        }
+        rows.push(tally.row(*kind));
+        failed.extend(tally.failed);
+    }
+    eprintln!("\n{HEAD}\n{}\nin {:.0} s", rows.join("\n"), begun.elapsed().as_secs_f64());
+    assert!(
+        failed.is_empty(),
+        "{} cases failed; again: PGHERD_FAULT_ONLY={}",
+        failed.len(),
+        failed.join(",")
+    );
+}
