@@ -153,7 +153,7 @@ impl Drive<'_> {
         let (id, outcome) = ended?;
         outcome.into_result(&id)?;
         if let Some((nodes, seen)) = apply::proof_of(self.context, &id)? {
-            ui::operation::print_up(&mut app.ui, &self.herd.name, cluster, &plan.primary, &nodes, seen);
+            ui::operation::print_up(&mut app.ui, &self.herd.name, cluster, &nodes, seen);
         }
         Ok(())
     }
