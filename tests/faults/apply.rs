@@ -483,7 +483,7 @@ impl Scene<'_> {
         let (events, interrupt) = (EventSink::none(), Interrupt::new());
         if self.case.kind == Kind::Destroy {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
-            return destroy::go_on(&context, operation, &events, &interrupt).await;
+            return destroy::go_on(&context, operation, way, &events, &interrupt).await;
         }
         let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
         apply::go_on(&context, operation, way, &events, &interrupt).await
