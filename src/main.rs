@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     };
     let mut app = App::new(cli.globals);
     report_panics_as_bugs();
+    app.ui.begin_log();
     let ended = panic::catch_unwind(AssertUnwindSafe(|| dispatch(&cli.command, &mut app)));
     let exit = match ended {
         Ok(Ok(exit)) => exit,

@@ -66,7 +66,7 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
         allowed(args, &plans)?;
         confirm(app, &herd)?;
         // From here on an interrupt is an operation's business; before, it just ends pgherd.
-        let interrupt = Interrupt::on_signals()?;
+        let interrupt = app.interrupt()?;
         let drive = Drive {
             context: &context,
             herd: &herd,

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{App, Outcome};
 use crate::engine::event;
-use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind};
 use crate::ops::destroy::{self, Removal};
 use crate::ui;
@@ -49,7 +48,7 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
         app.ui.note(format!("  - {line}"));
     }
     confirm(args, app, &removal)?;
-    let interrupt = Interrupt::on_signals()?;
+    let interrupt = app.interrupt()?;
     let (events, stream) = event::channel();
     let wait = args.wait_lock.unwrap_or_default();
     let (ended, ()) = tokio::join!(

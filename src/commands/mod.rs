@@ -17,6 +17,7 @@ pub mod validate;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::engine::interrupt::Interrupt;
 use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind};
 use crate::gate;
@@ -47,7 +48,7 @@ pub struct Globals {
     /// Print more
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Give up after this time, such as 30s or 5min
+    /// Give up after this time, such as 30s or 5min; an operation that runs is then undone or left to be resumed
     #[arg(long, global = true, value_name = "TIME", value_parser = units::parse_duration)]
     pub timeout: Option<Duration>,
     /// Answer every question with yes
@@ -164,6 +165,35 @@ impl App {
     /// Every problem of the file, or that there is none.
     pub fn herd(&self) -> Result<Herd, Failure> {
         Ok(topology::load(&self.topology_file()?)?)
+    }
+
+    /// Waits for a look at the herd, no longer than `--timeout`.
+    ///
+    /// # Errors
+    /// When the time is up; a look changes nothing.
+    pub async fn within<F: Future>(&self, look: F) -> Result<F::Output, Error> {
+        let Some(limit) = self.globals.timeout else { return Ok(look.await) };
+        tokio::time::timeout(limit, look).await.map_err(|_| {
+            Error::new(ErrorKind::NotFound, format!("no answer within {}", units::human_duration(limit)))
+                .detail("Nothing was changed.")
+                .hint("Give it more time with --timeout, or see which node is slow: pgherd status")
+        })
+    }
+
+    /// Returns what interrupts an operation: SIGINT, SIGTERM, and the end of `--timeout`.
+    ///
+    /// # Errors
+    /// When the operating system gives no signal handler.
+    pub fn interrupt(&self) -> Result<Interrupt, Error> {
+        let interrupt = Interrupt::on_signals()?;
+        if let Some(limit) = self.globals.timeout {
+            let late = interrupt.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(limit).await;
+                late.ask();
+            });
+        }
+        Ok(interrupt)
     }
 
     /// Returns the clusters that were asked for: the one of `--cluster`, else all.

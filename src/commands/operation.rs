@@ -232,7 +232,7 @@ enum Claim {
 async fn go_on(app: &mut App, id: &str, claim: &Claim, way: Way) -> Outcome {
     let context = app.context()?;
     let id = context.store.find(id)?;
-    let interrupt = Interrupt::on_signals()?;
+    let interrupt = app.interrupt()?;
     let (events, stream) = event::channel();
     let drive = drive(&context, &id, claim, way, events, &interrupt);
     let (ended, ()) = tokio::join!(drive, ui::operation::draw(&mut app.ui, stream));

@@ -38,7 +38,7 @@ pub fn run(args: &PlanArgs, app: &mut App) -> Outcome {
     }
     match planned {
         Ok(plans) if plans.iter().all(ClusterPlan::is_empty) => Ok(Exit::Done),
-        Ok(_) => Ok(Exit::Usage),
+        Ok(_) => Ok(Exit::Changes),
         Err(failure) => {
             failure.print(&app.ui);
             Ok(Exit::Failed)
@@ -71,7 +71,7 @@ pub async fn plans(app: &App, herd: &Herd) -> Result<Vec<ClusterPlan>, super::Fa
     let looks = clusters.iter().map(|cluster| apply::prepare(&context, herd, cluster));
     let mut plans = Vec::new();
     let mut obstacles: Vec<Error> = Vec::new();
-    for planned in futures_util::future::join_all(looks).await {
+    for planned in app.within(futures_util::future::join_all(looks)).await? {
         match planned {
             Ok(plan) => plans.push(plan),
             Err(errors) => obstacles.extend(errors),

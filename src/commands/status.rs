@@ -33,7 +33,7 @@ async fn execute(args: &StatusArgs, app: &mut App) -> Outcome {
     let context = app.context()?;
     loop {
         let clusters = app.clusters(&herd)?;
-        let reports = status::status(&context, &herd, &clusters).await?;
+        let reports = app.within(status::status(&context, &herd, &clusters)).await??;
         if args.watch.is_some() {
             app.ui.clear_screen();
         }

@@ -10,6 +10,8 @@ pub enum Exit {
     Done,
     Failed,
     Usage,
+    /// Only `plan --detailed-exitcode` ends like this.
+    Changes,
     Partial,
     Refused,
     Locked,
@@ -21,10 +23,11 @@ pub enum Exit {
 }
 
 impl Exit {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
+        Self::Changes,
         Self::Partial,
         Self::Refused,
         Self::Locked,
@@ -39,7 +42,7 @@ impl Exit {
         match self {
             Self::Done => 0,
             Self::Failed => 1,
-            Self::Usage => 2,
+            Self::Usage | Self::Changes => 2,
             Self::Partial => 3,
             Self::Refused => 4,
             Self::Locked => 5,
@@ -57,6 +60,7 @@ impl Exit {
             Self::Done => "done",
             Self::Failed => "failed; nothing changed, or everything was undone",
             Self::Usage => "bad usage, or an invalid topology",
+            Self::Changes => "with `plan --detailed-exitcode`: there are changes (and every error is 1)",
             Self::Partial => "some parts succeeded, others did not",
             Self::Refused => "refused by a safety gate",
             Self::Locked => "locked by another operation",

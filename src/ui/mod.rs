@@ -150,6 +150,17 @@ impl Ui {
         paint(self.stdout_color, tone, text)
     }
 
+    /// Sends the log of doors and statements to stderr, if `$PGHERD_LOG` asks for it (`debug`, or a filter of tracing's).
+    pub fn begin_log(&self) {
+        let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("PGHERD_LOG") else { return };
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .with_ansi(self.stderr_color);
+        // Only a second call in one process could fail, and then the first one's log goes on.
+        log.try_init().unwrap_or(());
+    }
+
     /// Asks on stderr and returns the answer's line, trimmed.
     ///
     /// # Errors

@@ -465,7 +465,7 @@ impl Scene<'_> {
             if view.is_finished() {
                 return Ok(view.ended.expect("what is finished has ended"));
             }
-            let undo = drive == 0 && self.case.undoes() && self.case.kind != Kind::Destroy;
+            let undo = drive == 0 && self.case.undoes();
             let way = if undo { Way::Back } else { Way::Forward };
             let ended = self.limited(self.drive(id, way)).await?;
             story.push(format!("{way:?}: {ended:?}"));
@@ -483,7 +483,7 @@ impl Scene<'_> {
         let (events, interrupt) = (EventSink::none(), Interrupt::new());
         if self.case.kind == Kind::Destroy {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
-            return destroy::go_on(&context, operation, &events, &interrupt).await;
+            return destroy::go_on(&context, operation, way, &events, &interrupt).await;
         }
         let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
         apply::go_on(&context, operation, way, &events, &interrupt).await

@@ -57,7 +57,10 @@ impl Site {
         let memory = Path::new("/dev/shm");
         let place = if memory.is_dir() { memory } else { Path::new("/tmp") };
         // A Unix socket's path may have about 100 bytes.
-        let directory = tempfile::Builder::new().prefix("pgherd-").tempdir_in(place).unwrap();
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("pgherd-{}-", std::process::id()))
+            .tempdir_in(place)
+            .unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = |name: &str| Some(directory.path().join("live").join(name).display().to_string());
         let places = Places::decide(rustix::process::geteuid().is_root(), |variable| match variable {

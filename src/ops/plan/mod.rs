@@ -364,6 +364,7 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
     for (node, seen) in cluster.nodes.iter().zip(&situation.observed.nodes) {
         let name = cluster.full_name(&node.name);
         found.extend(change::claim_obstacle(cluster, node, seen));
+        found.extend(socket_obstacle(situation, node));
         if let Server::Foreign { what } = &seen.server {
             found.push(
                 Error::refused(format!("cannot use port {} for {name}: {what}", node.port))
@@ -399,6 +400,19 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
         }
     }
     found
+}
+
+/// A Unix socket's path has at most 107 bytes (`sockaddr_un`); PostgreSQL would not start with a longer one.
+fn socket_obstacle(situation: &Situation<'_>, node: &Node) -> Option<Error> {
+    const LONGEST: usize = 107;
+    let name = situation.cluster.full_name(&node.name);
+    let socket = situation.places.node(&name).socket.join(format!(".s.PGSQL.{}", node.port));
+    let length = socket.as_os_str().len();
+    (length > LONGEST).then(|| {
+        Error::usage(format!("the path of the Unix socket of {name} is too long"))
+            .detail(format!("{} has {length} bytes, the system takes {LONGEST}.", socket.display()))
+            .hint("Set PGHERD_STATE_DIR to a shorter directory, or shorten the name of the cluster.")
+    })
 }
 
 fn split_brain(situation: &Situation<'_>, names: &[String]) -> Error {
