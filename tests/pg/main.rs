@@ -1,6 +1,10 @@
 //! Real servers, of every major version that is installed (`PGHERD_TEST_PG`, or /usr/lib/postgresql).
 
+mod apply_interrupts;
+mod apply_kills;
 mod apply_life_cycle;
+mod apply_refusals;
+mod apply_split;
 mod connect;
 mod herd;
 mod objects;

@@ -35,7 +35,7 @@ impl Step for ApplyStep {
             Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
             Self::Pooler { host } => format!("pooler on {host}"),
-            Self::Prove {} => "prove a write".to_owned(),
+            Self::Prove { .. } => "prove a write".to_owned(),
         }
     }
 
@@ -48,7 +48,7 @@ impl Step for ApplyStep {
             | Self::Follow { .. }
             | Self::Configure { .. } => Reversal::Undo,
             // A login or a grant that was put right stays right: undoing would bring the drift back.
-            Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove {} => {
+            Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove { .. } => {
                 Reversal::NothingToUndo
             }
             Self::Open { .. } | Self::Pooler { .. } => Reversal::ForwardOnly,
@@ -68,14 +68,16 @@ impl Step for ApplyStep {
             | Self::Open { .. }
             | Self::Mend { .. }
             | Self::Pooler { .. }
-            | Self::Prove {} => Duration::from_secs(300),
+            | Self::Prove { .. } => Duration::from_secs(300),
         }
     }
 
     fn retry(&self) -> Retry {
         match self {
             // Both look until a deadline of their own; a second try helps against a connection that broke in between.
-            Self::Pooler { .. } | Self::Prove {} => Retry { attempts: 2, pause: Duration::from_millis(500) },
+            Self::Pooler { .. } | Self::Prove { .. } => {
+                Retry { attempts: 2, pause: Duration::from_millis(500) }
+            }
             Self::Initdb { .. }
             | Self::Start { .. }
             | Self::Logins { .. }
@@ -130,7 +132,7 @@ impl Step for ApplyStep {
             }
             Self::Pooler { host } => pooler::look(world, host).await?,
             // A proof is of its own moment: what was proved before the crash is proved again.
-            Self::Prove {} => Found::NotDone,
+            Self::Prove { .. } => Found::NotDone,
         })
     }
 
@@ -195,7 +197,7 @@ impl Step for ApplyStep {
                 Evidence::Granted {}
             }
             Self::Pooler { host } => pooler::ensure(world, host).await?,
-            Self::Prove {} => proof::prove(world).await?,
+            Self::Prove { nodes } => proof::prove(world, nodes).await?,
         })
     }
 
@@ -214,7 +216,7 @@ impl Step for ApplyStep {
             Self::Logins { .. }
             | Self::Objects { .. }
             | Self::Mend { .. }
-            | Self::Prove {}
+            | Self::Prove { .. }
             | Self::Open { .. }
             | Self::Pooler { .. } => {}
         }

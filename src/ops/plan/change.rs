@@ -86,7 +86,13 @@ pub(super) fn plan(
         }
     }
     let nodes_move = plan.steps().any(|step| moves_a_node(&step.step));
-    pooler_and_proof(situation, plan, nodes_move);
+    // On a standby that is left alone nothing can be proved.
+    let proved = standbys
+        .iter()
+        .filter(|(_, fate)| !matches!(fate, Fate::Leave(_)))
+        .map(|(node, _)| node.name.clone())
+        .collect();
+    pooler_and_proof(situation, plan, nodes_move, proved);
     Ok(())
 }
 
@@ -103,7 +109,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Objects { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
-        | ApplyStep::Prove {} => false,
+        | ApplyStep::Prove { .. } => false,
     }
 }
 
@@ -281,7 +287,12 @@ fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     }
 }
 
-fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_move: bool) {
+fn pooler_and_proof(
+    situation: &Situation<'_>,
+    plan: &mut ClusterPlan,
+    nodes_move: bool,
+    proved: Vec<String>,
+) {
     let cluster = situation.cluster;
     let wrong: Vec<(&String, String, bool)> = situation
         .poolers
@@ -296,7 +307,7 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_mov
         .collect();
     // Nodes that come or go change where the aliases point; what was seen of the pooler is then of the past.
     if nodes_move && cluster.poolers.is_some() {
-        add_pooler_and_proof(situation, plan);
+        add_pooler_and_proof(situation, plan, proved);
         return;
     }
     if !wrong.is_empty() {
@@ -316,9 +327,9 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_mov
                 })
                 .collect(),
         );
-        plan.stages.push(vec![proof(cluster)]);
+        plan.stages.push(vec![proof(cluster, proved)]);
     } else if nodes_move {
-        plan.stages.push(vec![proof(cluster)]);
+        plan.stages.push(vec![proof(cluster, proved)]);
     }
 }
 

@@ -242,7 +242,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         open.impact = Some("pivot: from here on there is only forward".to_owned());
         plan.stages.push(vec![open]);
     }
-    add_pooler_and_proof(situation, plan);
+    add_pooler_and_proof(situation, plan, standbys.iter().map(|node| node.name.clone()).collect());
 }
 
 fn objects_text(cluster: &Cluster) -> String {
@@ -313,7 +313,7 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
 }
 
 /// The pooler on each of its hosts, then a write that goes through it.
-fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
+fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, proved: Vec<String>) {
     let cluster = situation.cluster;
     if let Some(poolers) = &cluster.poolers {
         let aliases: Vec<String> = cluster
@@ -335,19 +335,25 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
         });
         plan.stages.push(steps.collect());
     }
-    plan.stages.push(vec![proof(cluster)]);
+    plan.stages.push(vec![proof(cluster, proved)]);
 }
 
-fn proof(cluster: &Cluster) -> PlannedStep {
+fn proof(cluster: &Cluster, nodes: Vec<String>) -> PlannedStep {
     let through = if cluster.poolers.is_some() { "the pooler" } else { "the primary's port" };
     PlannedStep {
         sign: Sign::Look,
         subject: cluster.name.clone(),
-        text: format!("write a row through {through}, read it on every standby"),
+        text: if nodes.is_empty() {
+            format!("write a row through {through}")
+        } else if nodes.len() + 1 == cluster.nodes.len() {
+            format!("write a row through {through}, read it on every standby")
+        } else {
+            format!("write a row through {through}, read it on {}", nodes.join(", "))
+        },
         reason: None,
         impact: None,
         undo: "nothing to undo".to_owned(),
-        step: ApplyStep::Prove {},
+        step: ApplyStep::Prove { nodes },
     }
 }
 
