@@ -131,6 +131,23 @@ pub fn holder(store: &Store, cluster: &str) -> Result<Option<Holder>> {
     }
 }
 
+/// Waits up to `wait` until nobody holds the lock of a cluster; who plans before that sees a world that is still being changed.
+///
+/// Only looks, and makes no file.
+///
+/// # Errors
+/// As [`Lock::take`].
+pub async fn until_free(store: &Store, cluster: &str, wait: Duration) -> Result<()> {
+    let deadline = Instant::now() + wait.max(GLANCE);
+    while let Some(found) = holder(store, cluster)? {
+        if Instant::now() >= deadline {
+            return Err(locked(cluster, Some(&found), wait));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
 fn path(store: &Store, cluster: &str) -> PathBuf {
     store.locks().join(format!("{cluster}.lock"))
 }

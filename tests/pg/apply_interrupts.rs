@@ -25,7 +25,12 @@ fn a_second_apply_names_the_holder_or_waits_for_it() {
     let pid = first.pid().as_raw_nonzero();
     until("the primary runs", || herd.postmaster("a"));
     let second = herd.apply().ends_with(5);
-    second.tells(&["ERROR:  inventory is locked", &format!("pid {pid}"), "HINT:"]);
+    let second = second.tells(&[
+        "ERROR:  cluster inventory is locked by operation ",
+        &format!("(pid {pid})"),
+        "HINT:   Wait for it",
+    ]);
+    assert_eq!(second.stdout, "");
     herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(5);
     let third = herd.run(&["apply", "--yes", "--wait-lock", "2min"]);
     first.end().ends_with(0);

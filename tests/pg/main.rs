@@ -1,5 +1,7 @@
 //! Real servers, of every major version that is installed (`PGHERD_TEST_PG`, or /usr/lib/postgresql).
 
+mod apply_drift;
+mod apply_five;
 mod apply_interrupts;
 mod apply_kills;
 mod apply_life_cycle;

@@ -5,6 +5,8 @@
 mod change;
 mod settings;
 pub mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
