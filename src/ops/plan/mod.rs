@@ -312,6 +312,8 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
     }));
 }
 
+const POOLER_RESTARTS: &str = "PgBouncer restarts: its clients are disconnected; needs --allow-restart";
+
 /// The pooler on each of its hosts, then a write that goes through it.
 fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, proved: Vec<String>) {
     let cluster = situation.cluster;
@@ -324,12 +326,16 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, prove
         let steps = poolers.hosts.iter().map(|host| PlannedStep {
             sign: match situation.poolers.get(host) {
                 None | Some(PoolerDrift::Missing | PoolerDrift::Stopped) => Sign::Create,
+                Some(PoolerDrift::Differs { restart: true, .. }) => Sign::Disrupt,
                 Some(_) => Sign::Change,
             },
             subject: "pooler".to_owned(),
             text: format!("PgBouncer on {host}:{}, aliases {}", poolers.port, aliases.join(", ")),
             reason: None,
-            impact: None,
+            impact: match situation.poolers.get(host) {
+                Some(PoolerDrift::Differs { restart: true, .. }) => Some(POOLER_RESTARTS.to_owned()),
+                Some(_) | None => None,
+            },
             undo: "none, clients may be connected".to_owned(),
             step: ApplyStep::Pooler { host: host.clone() },
         });
