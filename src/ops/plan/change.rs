@@ -7,7 +7,7 @@ use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
 use crate::ops::plan::{
-    ClusterPlan, Logins, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, proof,
+    ClusterPlan, Logins, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep, proof,
 };
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -109,6 +109,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Objects { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
+        | ApplyStep::Keep {}
         | ApplyStep::Prove { .. } => false,
     }
 }
@@ -305,6 +306,9 @@ fn pooler_and_proof(
             PoolerDrift::Unknown { why } => Some((host, format!("unknown: {why}"), false)),
         })
         .collect();
+    if nodes_move || !wrong.is_empty() {
+        plan.stages.push(vec![keep(cluster)]);
+    }
     // Nodes that come or go change where the aliases point; what was seen of the pooler is then of the past.
     if nodes_move && cluster.poolers.is_some() {
         add_pooler_and_proof(situation, plan, proved);
