@@ -17,6 +17,14 @@ pub fn print_before_apply(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
     }
 }
 
+/// Prints plans that were saved, read before, and agreed to with --yes: only what they come to.
+pub fn print_agreed(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
+    match ui.format {
+        Format::Json => print_before_apply(ui, herd, plans),
+        Format::Human | Format::Markdown => ui.remark(summary(plans)),
+    }
+}
+
 /// Prints the plans of a herd in the form that was asked for.
 pub fn print(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
     match ui.format {
