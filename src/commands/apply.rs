@@ -62,7 +62,9 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
             Some(saved) => saved.plans.clone(),
             None => super::plan::plans(app, &herd).await?,
         };
-        if round == 0 || plans.iter().any(|plan| !plan.is_empty()) {
+        if saved.is_some() && app.globals.yes {
+            ui::plan::print_agreed(&mut app.ui, &herd.name, &plans);
+        } else if round == 0 || plans.iter().any(|plan| !plan.is_empty()) {
             ui::plan::print_before_apply(&mut app.ui, &herd.name, &plans);
         }
         if plans.iter().all(ClusterPlan::is_empty) {

@@ -420,7 +420,7 @@ impl Step for DestroyStep {
             Self::Node { node } => {
                 let site = world.site(node)?;
                 match observe::observe_claim(site.host(), &site.places(), site.node).await {
-                    Claim::None => {}
+                    Claim::None => provision::remove_bare_facts(&site).await?,
                     Claim::Ours(marker) => {
                         provision::stop(&site).await?;
                         provision::remove(&site, marker.directory_existed).await?;

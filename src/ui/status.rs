@@ -106,10 +106,7 @@ fn row(ui: &Ui, cluster: &ClusterStatus, node: &NodeStatus) -> Vec<String> {
         (Some(total), Some(free)) if total > 0 => format!("{} %", 100 - free * 100 / total),
         _ => unknown(),
     };
-    let up = node
-        .up_seconds
-        .and_then(|seconds| u64::try_from(seconds).ok())
-        .map_or_else(unknown, |seconds| human_duration(std::time::Duration::from_secs(seconds)));
+    let up = node.up_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or_else(unknown, uptime);
     let mut notes: Vec<String> = Vec::new();
     if node.preferred && node.role != NodeRole::Primary {
         notes.push("preferred primary".to_owned());
@@ -134,6 +131,15 @@ fn row(ui: &Ui, cluster: &ClusterStatus, node: &NodeStatus) -> Vec<String> {
         up,
         notes.join("; "),
     ]
+}
+
+fn uptime(seconds: u64) -> String {
+    // A server tells its start to the second, so there are no tenths to show.
+    if seconds < 60 {
+        format!("{seconds} s")
+    } else {
+        human_duration(std::time::Duration::from_secs(seconds))
+    }
 }
 
 fn pooler_line(ui: &Ui, pooler: &PoolerStatus) -> String {

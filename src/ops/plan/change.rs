@@ -7,7 +7,8 @@ use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
 use crate::ops::plan::{
-    ClusterPlan, Logins, POOLER_RESTARTS, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, proof,
+    ClusterPlan, Logins, POOLER_RESTARTS, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep,
+    proof,
 };
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -110,6 +111,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Objects { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
+        | ApplyStep::Keep {}
         | ApplyStep::Prove { .. } => false,
     }
 }
@@ -314,7 +316,11 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Re
         })
         .collect();
     // Nodes that come or go change where the aliases point, passwords who may come in; what was seen of the pooler is then of the past.
-    if (reach.nodes_move || reach.passwords_change) && cluster.poolers.is_some() {
+    let reached = reach.nodes_move || (reach.passwords_change && cluster.poolers.is_some());
+    if reached || !wrong.is_empty() {
+        plan.stages.push(vec![keep(cluster)]);
+    }
+    if reached && cluster.poolers.is_some() {
         add_pooler_and_proof(situation, plan, proved);
         return;
     }

@@ -5,6 +5,8 @@
 mod change;
 mod settings;
 pub mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -231,7 +233,9 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         "goes with the data directory",
         ApplyStep::Objects { changes },
     )]);
-    if !roles.is_empty() {
+    if roles.is_empty() {
+        plan.stages.push(vec![keep(cluster)]);
+    } else {
         let mut open = step(
             Sign::Create,
             cluster.name.clone(),
@@ -342,6 +346,19 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, prove
         plan.stages.push(steps.collect());
     }
     plan.stages.push(vec![proof(cluster, proved)]);
+}
+
+/// From here on a failure leaves what is done and says what is left.
+fn keep(cluster: &Cluster) -> PlannedStep {
+    PlannedStep {
+        sign: Sign::Look,
+        subject: cluster.name.clone(),
+        text: "keep what is done so far".to_owned(),
+        reason: None,
+        impact: Some("pivot: from here on there is only forward".to_owned()),
+        undo: "none".to_owned(),
+        step: ApplyStep::Keep {},
+    }
 }
 
 fn proof(cluster: &Cluster, nodes: Vec<String>) -> PlannedStep {
