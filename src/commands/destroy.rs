@@ -17,7 +17,7 @@ use crate::units;
 /// the topology file still names it or not. A data directory that is not what its marker says is refused and left alone. With --node
 /// only that node goes, and its slot on the primary; the primary of nodes that stay is refused.
 ///
-/// Asks for the cluster's name; there is no undo. A killed run is finished by `pgherd operation resume`, or by running it again.
+/// Asks for the cluster's name; there is no undo. A killed run is finished by `pgherd operation resume`.
 ///
 /// Exit codes: 0 removed, 4 refused, 5 another operation holds the cluster, 7 something is left, 10 nothing has that name.
 ///

@@ -76,9 +76,10 @@ pub struct World {
 /// Finds what carries the name of the cluster, or of one of its nodes.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] if nothing does, `Refused` if a directory is not what its marker says or the node is the primary of
+/// [`ErrorKind::Locked`] beside an unfinished operation, [`ErrorKind::NotFound`] if nothing carries it, `Refused` if a directory is not what its marker says or the node is the primary of
 /// others.
 pub async fn plan(context: &Context, cluster: &str, node: Option<&str>) -> Result<Removal> {
+    operation::refuse_beside_unfinished(&context.store, cluster)?;
     let host = LocalHost::new("local", None)?;
     let mut profiles: Vec<Profile> = observe::profiles(&host, &context.places)
         .await?
@@ -420,7 +421,7 @@ impl Step for DestroyStep {
             Self::Node { node } => {
                 let site = world.site(node)?;
                 match observe::observe_claim(site.host(), &site.places(), site.node).await {
-                    Claim::None => {}
+                    Claim::None => provision::remove_bare_facts(&site).await?,
                     Claim::Ours(marker) => {
                         provision::stop(&site).await?;
                         provision::remove(&site, marker.directory_existed).await?;

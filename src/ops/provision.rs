@@ -25,6 +25,8 @@ use crate::topology::places::NodePlaces;
 pub const START: Duration = Duration::from_secs(600);
 /// How long a fast stop may take.
 pub const STOP: Duration = Duration::from_secs(120);
+/// How long the processes of a postmaster that was killed may take to go.
+const RELEASE: Duration = Duration::from_secs(10);
 const MAKE: Duration = Duration::from_secs(300);
 const CLONE: Duration = Duration::from_secs(24 * 3600);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -208,20 +210,21 @@ async fn claim_directory(site: &Site<'_>) -> Result<()> {
         (_, true) => empty_directory(site).await?,
         (_, false) => {}
     }
-    for (path, mode) in [(&places.facts, 0o750), (&places.socket, 0o755), (&places.log, 0o750)] {
-        host.make_directory(path, mode)
-            .await
-            .map_err(|error| could_not("make the directories of", site, error))?;
-    }
+    let make = async |path: &Path, mode: u32| {
+        let made = host.make_directory(path, mode).await;
+        made.map_err(|error| could_not("make the directories of", site, error))
+    };
     let before = match &marker {
         observe::Claim::Ours(marker) => Some(marker.directory_existed),
         observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => None,
     };
     let directory_existed = before.filter(|_| mine).unwrap_or(existing.is_some());
+    // The marker first: what no marker claims, no undo removes.
+    make(&places.facts, 0o750).await?;
     write_marker(site, None, directory_existed).await?;
-    host.make_directory(site.directory(), 0o700)
-        .await
-        .map_err(|error| could_not("make the data directory of", site, error))
+    make(&places.socket, 0o755).await?;
+    make(&places.log, 0o750).await?;
+    make(site.directory(), 0o700).await
 }
 
 async fn write_marker(
@@ -337,13 +340,28 @@ pub async fn start(site: &Site<'_>) -> Result<()> {
         let command = Command::new(site.programs.path("pg_ctl"))
             .args(["start", "-D", directory.as_str(), "-l", log.as_str(), "-w", "-t", seconds.as_str(), "-s"])
             .timeout(START + Duration::from_secs(5));
-        if let Err(error) = site.host().run(&command).await {
-            let lines = last_log_lines(site).await;
-            let failed = could_not("start", site, error);
-            return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
+        let deadline = Instant::now() + RELEASE;
+        while let Err(error) = site.host().run(&command).await {
+            if Instant::now() >= deadline || !lock_file_is_left(site).await? {
+                let lines = last_log_lines(site).await;
+                let failed = could_not("start", site, error);
+                return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
+            }
+            sleep(PAUSE).await;
         }
     }
     wait_until_it_answers(site).await
+}
+
+/// A postmaster that was killed can hold its lock file and its shared memory until the last of its processes has gone, and no other
+/// starts before that. One that fails for another reason removes its lock file.
+async fn lock_file_is_left(site: &Site<'_>) -> Result<bool> {
+    let found = site
+        .host()
+        .stat(&site.directory().join("postmaster.pid"))
+        .await
+        .map_err(|error| could_not("look at the lock file of", site, error))?;
+    Ok(found.is_some())
 }
 
 async fn wait_until_it_answers(site: &Site<'_>) -> Result<()> {
@@ -418,7 +436,7 @@ pub async fn stop(site: &Site<'_>) -> Result<()> {
 /// [`ErrorKind::Refused`] if the marker names another operation, and when the host cannot.
 pub async fn remove_made(site: &Site<'_>) -> Result<()> {
     match observe::observe_claim(site.host(), &site.places(), site.node).await {
-        observe::Claim::None => Ok(()),
+        observe::Claim::None => remove_bare_facts(site).await,
         observe::Claim::Ours(marker) if marker.operation == site.operation => {
             end_leftovers(site).await?;
             stop(site).await?;
@@ -453,6 +471,24 @@ pub async fn remove(site: &Site<'_>, keep_directory: bool) -> Result<()> {
     }
     remove_contents(site, &places.facts).await?;
     remove_directory(site, &places.facts).await
+}
+
+/// Removes what is left of the facts of a node when its marker is not there yet, or not any more: their empty directory.
+///
+/// # Errors
+/// When the host cannot.
+pub async fn remove_bare_facts(site: &Site<'_>) -> Result<()> {
+    let facts = site.places().facts;
+    let names =
+        site.host().list(&facts).await.map_err(|error| could_not("look at the files of", site, error))?;
+    // A write that was killed leaves its temporary file.
+    let bare =
+        |names: Vec<String>| names.iter().all(|name| name.starts_with('.') && name.contains(".pgherd-"));
+    if !names.is_some_and(bare) {
+        return Ok(());
+    }
+    remove_contents(site, &facts).await?;
+    remove_directory(site, &facts).await
 }
 
 async fn empty_directory(site: &Site<'_>) -> Result<()> {

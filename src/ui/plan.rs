@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::ops::plan::ClusterPlan;
-use crate::ops::plan::step::{PlannedStep, Sign};
+use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ui::{Format, Tone, Ui, Verbosity};
 
 const WIDEST_TEXT: usize = 72;
@@ -107,6 +107,10 @@ fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
                 Sign::Remove | Sign::Disrupt => Tone::Bad,
                 Sign::Look => Tone::Faint,
             };
+            if let ApplyStep::Keep {} = step.step {
+                lines.push(ui.paint(Tone::Faint, "     ── pivot: from here on there is only forward ──"));
+                continue;
+            }
             let sign = ui.paint(tone, &step.sign.mark().to_string());
             lines.push(format!(
                 "{:>3}  {sign} {:<subject_width$}   {:<text_width$}   {}",

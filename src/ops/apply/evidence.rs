@@ -26,6 +26,8 @@ pub enum Evidence {
     Granted {},
     /// Every declared role has its password.
     Opened {},
+    /// Nothing is taken back any more.
+    Kept {},
     /// The pooler answers through each of these aliases.
     PoolerAnswers { aliases: Vec<String> },
     /// The row was read on these nodes.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::db::{Login, queries};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError, Unit};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::apply::{configure, follow, logins, pooler, proof};
@@ -34,6 +34,7 @@ impl Step for ApplyStep {
             Self::Objects { .. } => "roles, databases, schemas, grants".to_owned(),
             Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
+            Self::Keep {} => "keep what is done".to_owned(),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Prove { .. } => "prove a write".to_owned(),
         }
@@ -51,7 +52,7 @@ impl Step for ApplyStep {
             Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove { .. } => {
                 Reversal::NothingToUndo
             }
-            Self::Open { .. } | Self::Pooler { .. } => Reversal::ForwardOnly,
+            Self::Open { .. } | Self::Keep {} | Self::Pooler { .. } => Reversal::ForwardOnly,
         }
     }
 
@@ -67,6 +68,7 @@ impl Step for ApplyStep {
             | Self::Objects { .. }
             | Self::Open { .. }
             | Self::Mend { .. }
+            | Self::Keep {}
             | Self::Pooler { .. }
             | Self::Prove { .. } => Duration::from_secs(300),
         }
@@ -87,7 +89,8 @@ impl Step for ApplyStep {
             | Self::Configure { .. }
             | Self::Objects { .. }
             | Self::Open { .. }
-            | Self::Mend { .. } => Retry::NEVER,
+            | Self::Mend { .. }
+            | Self::Keep {} => Retry::NEVER,
         }
     }
 
@@ -130,6 +133,7 @@ impl Step for ApplyStep {
                     )),
                 }
             }
+            Self::Keep {} => Found::Done(Evidence::Kept {}),
             Self::Pooler { host } => pooler::look(world, host).await?,
             // A proof is of its own moment: what was proved before the crash is proved again.
             Self::Prove { .. } => Found::NotDone,
@@ -196,8 +200,9 @@ impl Step for ApplyStep {
                 objects::apply(change, to(world, &login), &world.passwords).await.map_err(Error::from)?;
                 Evidence::Granted {}
             }
-            Self::Pooler { host } => pooler::ensure(world, host).await?,
-            Self::Prove { nodes } => proof::prove(world, nodes).await?,
+            Self::Keep {} => Evidence::Kept {},
+            Self::Pooler { host } => pooler::ensure(world, host).await.map_err(maybe_passing)?,
+            Self::Prove { nodes } => proof::prove(world, nodes).await.map_err(maybe_passing)?,
         })
     }
 
@@ -218,10 +223,17 @@ impl Step for ApplyStep {
             | Self::Mend { .. }
             | Self::Prove { .. }
             | Self::Open { .. }
+            | Self::Keep {}
             | Self::Pooler { .. } => {}
         }
         Ok(())
     }
+}
+
+/// Has a step that may be done twice tried once more, unless it was refused for good.
+fn maybe_passing(error: Error) -> StepError {
+    let again = !matches!(error.kind(), ErrorKind::Refused | ErrorKind::Usage);
+    StepError { error, again }
 }
 
 fn wish<'a>(world: &World, node: &Node, upstream: Option<&'a Node>, synchronous: String) -> NodeWish<'a> {

@@ -7,7 +7,8 @@ use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
 use crate::ops::plan::{
-    ClusterPlan, Logins, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, proof,
+    ClusterPlan, Logins, POOLER_RESTARTS, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep,
+    proof,
 };
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -86,13 +87,14 @@ pub(super) fn plan(
         }
     }
     let nodes_move = plan.steps().any(|step| moves_a_node(&step.step));
+    let passwords_change = plan.steps().any(|step| changes_a_password(&step.step));
     // On a standby that is left alone nothing can be proved.
     let proved = standbys
         .iter()
         .filter(|(_, fate)| !matches!(fate, Fate::Leave(_)))
         .map(|(node, _)| node.name.clone())
         .collect();
-    pooler_and_proof(situation, plan, nodes_move, proved);
+    pooler_and_proof(situation, plan, Reach { nodes_move, passwords_change }, proved);
     Ok(())
 }
 
@@ -109,8 +111,21 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Objects { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
+        | ApplyStep::Keep {}
         | ApplyStep::Prove { .. } => false,
     }
+}
+
+/// PgBouncer has the verifiers of all who come through it in a file of its own.
+fn changes_a_password(step: &ApplyStep) -> bool {
+    matches!(step, ApplyStep::Logins { .. } | ApplyStep::Mend { change: objects::Change::SetPassword { .. } })
+}
+
+/// What of a plan reaches beyond the nodes.
+#[derive(Debug, Clone, Copy)]
+struct Reach {
+    nodes_move: bool,
+    passwords_change: bool,
 }
 
 /// Decides what has to happen to a standby.
@@ -287,12 +302,7 @@ fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     }
 }
 
-fn pooler_and_proof(
-    situation: &Situation<'_>,
-    plan: &mut ClusterPlan,
-    nodes_move: bool,
-    proved: Vec<String>,
-) {
+fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Reach, proved: Vec<String>) {
     let cluster = situation.cluster;
     let wrong: Vec<(&String, String, bool)> = situation
         .poolers
@@ -305,8 +315,12 @@ fn pooler_and_proof(
             PoolerDrift::Unknown { why } => Some((host, format!("unknown: {why}"), false)),
         })
         .collect();
-    // Nodes that come or go change where the aliases point; what was seen of the pooler is then of the past.
-    if nodes_move && cluster.poolers.is_some() {
+    // Nodes that come or go change where the aliases point, passwords who may come in; what was seen of the pooler is then of the past.
+    let reached = reach.nodes_move || (reach.passwords_change && cluster.poolers.is_some());
+    if reached || !wrong.is_empty() {
+        plan.stages.push(vec![keep(cluster)]);
+    }
+    if reached && cluster.poolers.is_some() {
         add_pooler_and_proof(situation, plan, proved);
         return;
     }
@@ -319,16 +333,14 @@ fn pooler_and_proof(
                     subject: "pooler".to_owned(),
                     text: format!("PgBouncer on {host}: write its files, reload or start it"),
                     reason: Some(why),
-                    impact: restart.then(|| {
-                        "PgBouncer restarts: its clients are disconnected; needs --allow-restart".to_owned()
-                    }),
+                    impact: restart.then(|| POOLER_RESTARTS.to_owned()),
                     undo: "none, clients may be connected".to_owned(),
                     step: ApplyStep::Pooler { host: host.clone() },
                 })
                 .collect(),
         );
         plan.stages.push(vec![proof(cluster, proved)]);
-    } else if nodes_move {
+    } else if reach.nodes_move {
         plan.stages.push(vec![proof(cluster, proved)]);
     }
 }

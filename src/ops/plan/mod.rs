@@ -233,7 +233,9 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         "goes with the data directory",
         ApplyStep::Objects { changes },
     )]);
-    if !roles.is_empty() {
+    if roles.is_empty() {
+        plan.stages.push(vec![keep(cluster)]);
+    } else {
         let mut open = step(
             Sign::Create,
             cluster.name.clone(),
@@ -314,6 +316,8 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
     }));
 }
 
+const POOLER_RESTARTS: &str = "PgBouncer restarts: its clients are disconnected; needs --allow-restart";
+
 /// The pooler on each of its hosts, then a write that goes through it.
 fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, proved: Vec<String>) {
     let cluster = situation.cluster;
@@ -326,18 +330,35 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, prove
         let steps = poolers.hosts.iter().map(|host| PlannedStep {
             sign: match situation.poolers.get(host) {
                 None | Some(PoolerDrift::Missing | PoolerDrift::Stopped) => Sign::Create,
+                Some(PoolerDrift::Differs { restart: true, .. }) => Sign::Disrupt,
                 Some(_) => Sign::Change,
             },
             subject: "pooler".to_owned(),
             text: format!("PgBouncer on {host}:{}, aliases {}", poolers.port, aliases.join(", ")),
             reason: None,
-            impact: None,
+            impact: match situation.poolers.get(host) {
+                Some(PoolerDrift::Differs { restart: true, .. }) => Some(POOLER_RESTARTS.to_owned()),
+                Some(_) | None => None,
+            },
             undo: "none, clients may be connected".to_owned(),
             step: ApplyStep::Pooler { host: host.clone() },
         });
         plan.stages.push(steps.collect());
     }
     plan.stages.push(vec![proof(cluster, proved)]);
+}
+
+/// From here on a failure leaves what is done and says what is left.
+fn keep(cluster: &Cluster) -> PlannedStep {
+    PlannedStep {
+        sign: Sign::Look,
+        subject: cluster.name.clone(),
+        text: "keep what is done so far".to_owned(),
+        reason: None,
+        impact: Some("pivot: from here on there is only forward".to_owned()),
+        undo: "none".to_owned(),
+        step: ApplyStep::Keep {},
+    }
 }
 
 fn proof(cluster: &Cluster, nodes: Vec<String>) -> PlannedStep {

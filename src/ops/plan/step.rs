@@ -42,6 +42,9 @@ pub enum ApplyStep {
     Open { roles: Vec<String> },
     /// One role, database, schema or grant of a cluster that is already open.
     Mend { change: Change },
+    /// The pivot of a change: does nothing. Standbys that stream and settings that are in effect are not taken back because a
+    /// pooler, or the write through it, fails.
+    Keep {},
     /// PgBouncer on a host: its files, its process, where its aliases point.
     Pooler { host: String },
     /// A row written through the pooler and read on these standbys.

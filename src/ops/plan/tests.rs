@@ -143,10 +143,8 @@ impl World {
     }
 
     fn server(&mut self, name: &str) -> &mut Running {
-        match &mut self.node(name).server {
-            Server::Up(running) => running,
-            other => panic!("{other:?}"),
-        }
+        let Server::Up(running) = &mut self.node(name).server else { panic!("{name} does not run") };
+        running
     }
 
     /// Says in pgherd.conf and in the server what is declared, but for one setting.
@@ -311,6 +309,7 @@ fn birth_opens_to_clients_only_after_the_standbys_stream() {
             ApplyStep::Configure { node, expect, .. } => format!("configure {node}: {}", expect[0].0),
             ApplyStep::Objects { .. } => "objects".to_owned(),
             ApplyStep::Open { .. } => "open".to_owned(),
+            ApplyStep::Keep {} => "pivot".to_owned(),
             ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
             ApplyStep::Prove { .. } => "prove".to_owned(),
         })
@@ -329,6 +328,7 @@ fn birth_opens_to_clients_only_after_the_standbys_stream() {
             "c follows a",
             "configure a: synchronous_standby_names",
             "objects",
+            "pivot",
             "prove"
         ]
     );
@@ -349,6 +349,7 @@ fn a_new_standby_is_all_that_is_planned_for_it() {
             "+ inventory-a: slot inventory_c",
             "+ inventory-c: clone from inventory-a to /srv/c",
             "+ inventory-c: start on port 5443, wait until it streams from inventory-a",
+            ". inventory: keep what is done so far",
             ". inventory: write a row through the primary's port, read it on every standby"
         ]
     );
@@ -370,11 +371,8 @@ fn what_alter_system_set_is_taken_from_a_stopped_node_before_it_starts() {
     world.node("b").files.as_mut().unwrap().auto_conf = "# header\nprimary_conninfo = ''\n".to_owned();
     world.node("b").server = Server::Stopped;
     let plan = world.plan().unwrap();
-    let files = plan.steps().find_map(|step| match &step.step {
-        ApplyStep::Configure { files, .. } => Some(files.clone()),
-        _ => None,
-    });
-    assert_eq!(files.unwrap()[0].after, "# header\n");
+    let ApplyStep::Configure { files, .. } = &plan.stages[0][0].step else { panic!("{:?}", lines(&plan)) };
+    assert_eq!(files[0].after, "# header\n");
     assert!(
         lines(&plan)
             .iter()
