@@ -2,6 +2,7 @@
 
 mod apply_drift;
 mod apply_five;
+mod apply_full_disk;
 mod apply_interrupts;
 mod apply_kills;
 mod apply_life_cycle;
@@ -17,4 +18,5 @@ mod queries;
 mod secrets;
 mod server;
 mod settings;
+mod status;
 mod verifiers;
