@@ -274,8 +274,9 @@ impl Pooler<'_> {
             }
         };
         // SIGINT waits for servers to be released in every version. SIGTERM ends it at once up to 1.22 and waits for its clients
-        // from 1.23 on, where SIGQUIT is what SIGTERM was; older ones do not catch SIGQUIT, which ends them all the same.
-        for (signal, limit) in [("INT", grace), ("QUIT", STOP_LIMIT)] {
+        // from 1.23 on, where SIGQUIT is what SIGTERM was; older ones do not catch SIGQUIT, which ends them all the same, unless they
+        // were started below a background job of a shell, which ignores it.
+        for (signal, limit) in [("INT", grace), ("QUIT", STOP_LIMIT), ("TERM", STOP_LIMIT)] {
             if self.pidfile_process().await? != Some(pid) {
                 break;
             }

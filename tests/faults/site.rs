@@ -214,7 +214,7 @@ clusters:
     /// Stops PgBouncer behind pgherd's back.
     pub fn stop_pooler(&self) {
         for process in self.processes().iter().filter(|process| process.name == "pgbouncer") {
-            rustix::process::kill_process(process.pid, Signal::QUIT).ok();
+            rustix::process::kill_process(process.pid, Signal::TERM).ok();
         }
         self.until("PgBouncer ends", || !self.running().iter().any(|name| name == "pgbouncer"));
     }
@@ -323,22 +323,23 @@ clusters:
 
     /// Ends every process of this place by its number: servers with `signal`, and with SIGKILL what does not heed it.
     fn end_all(&self, signal: Signal) {
-        let begun = Instant::now();
-        let mut told = Vec::new();
+        let mut signal = signal;
         loop {
             let processes = self.processes();
             if processes.is_empty() {
                 return;
             }
-            for process in processes {
-                let late = begun.elapsed() > Duration::from_secs(10);
-                if late || !told.contains(&process.pid) {
-                    told.push(process.pid);
-                    let signal = if late { Signal::KILL } else { signal };
-                    rustix::process::kill_process(process.pid, signal).ok();
-                }
+            for process in &processes {
+                rustix::process::kill_process(process.pid, process.signal(signal)).ok();
             }
-            std::thread::sleep(Duration::from_millis(10));
+            let begun = Instant::now();
+            let lives = |process: &Process| rustix::process::test_kill_process(process.pid).is_ok();
+            while processes.iter().any(lives) && begun.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if begun.elapsed() >= Duration::from_secs(10) {
+                signal = Signal::KILL;
+            }
         }
     }
 
@@ -442,6 +443,18 @@ impl Drop for Site {
 struct Process {
     pid: Pid,
     name: String,
+}
+
+impl Process {
+    /// Which signal ends it as fast as `server` ends a server. PgBouncer before 1.23 does not catch SIGQUIT, which a shell has its
+    /// background jobs ignore.
+    fn signal(&self, server: Signal) -> Signal {
+        match self.name.as_str() {
+            "pgbouncer" if server == Signal::QUIT => Signal::TERM,
+            name if name == "pgbouncer" || name.starts_with("postgres ") => server,
+            _ => Signal::KILL,
+        }
+    }
 }
 
 fn run(command: &mut Command) {
