@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{App, Failure, Outcome};
 use crate::engine::event;
 use crate::engine::interrupt::Interrupt;
+use crate::engine::lock;
 use crate::error::{Error, ErrorKind};
 use crate::ops::apply::{self, ConfirmedPlan, Context, SavedPlan};
 use crate::ops::plan::ClusterPlan;
@@ -52,12 +53,18 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
     let context = app.context()?;
     let saved = args.plan.as_deref().map(|file| SavedPlan::read(file, &herd)).transpose()?;
     let begun = Instant::now();
+    let wait = args.wait_lock.unwrap_or_default();
+    for cluster in app.clusters(&herd)? {
+        lock::until_free(&context.store, &cluster.name, wait).await?;
+    }
     for round in 0..ROUNDS {
         let plans = match &saved {
             Some(saved) => saved.plans.clone(),
             None => super::plan::plans(app, &herd).await?,
         };
-        if round == 0 || plans.iter().any(|plan| !plan.is_empty()) {
+        if saved.is_some() && app.globals.yes {
+            ui::plan::print_agreed(&mut app.ui, &herd.name, &plans);
+        } else if round == 0 || plans.iter().any(|plan| !plan.is_empty()) {
             ui::plan::print_before_apply(&mut app.ui, &herd.name, &plans);
         }
         if plans.iter().all(ClusterPlan::is_empty) {
@@ -67,12 +74,7 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
         confirm(app, &herd)?;
         // From here on an interrupt is an operation's business; before, it just ends pgherd.
         let interrupt = app.interrupt()?;
-        let drive = Drive {
-            context: &context,
-            herd: &herd,
-            wait: args.wait_lock.unwrap_or_default(),
-            interrupt: &interrupt,
-        };
+        let drive = Drive { context: &context, herd: &herd, wait, interrupt: &interrupt };
         drive.all(app, &plans).await?;
         if saved.is_some() || !plans.iter().any(|plan| plan.more) {
             break;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{App, Outcome};
 use crate::engine::event;
+use crate::engine::lock;
 use crate::error::{Error, ErrorKind};
 use crate::ops::destroy::{self, Removal};
 use crate::ui;
@@ -16,7 +17,7 @@ use crate::units;
 /// the topology file still names it or not. A data directory that is not what its marker says is refused and left alone. With --node
 /// only that node goes, and its slot on the primary; the primary of nodes that stay is refused.
 ///
-/// Asks for the cluster's name; there is no undo. A killed run is finished by `pgherd operation resume`, or by running it again.
+/// Asks for the cluster's name; there is no undo. A killed run is finished by `pgherd operation resume`.
 ///
 /// Exit codes: 0 removed, 4 refused, 5 another operation holds the cluster, 7 something is left, 10 nothing has that name.
 ///
@@ -43,6 +44,8 @@ pub fn run(args: &DestroyArgs, app: &mut App) -> Outcome {
 
 async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
     let context = app.context()?;
+    let wait = args.wait_lock.unwrap_or_default();
+    lock::until_free(&context.store, &args.name, wait).await?;
     let removal = destroy::plan(&context, &args.name, args.node.as_deref()).await?;
     for line in &removal.lines {
         app.ui.note(format!("  - {line}"));
@@ -50,7 +53,6 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
     confirm(args, app, &removal)?;
     let interrupt = app.interrupt()?;
     let (events, stream) = event::channel();
-    let wait = args.wait_lock.unwrap_or_default();
     let (ended, ()) = tokio::join!(
         async {
             let ended = destroy::run(&context, removal, wait, &events, &interrupt).await;

@@ -1,6 +1,6 @@
 //! `pgherd init`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{App, Outcome};
 use crate::error::Error;
@@ -31,6 +31,9 @@ pub struct InitArgs {
     /// Port of the first node; the others follow, and the pooler is 1000 above it
     #[arg(long, value_name = "PORT", default_value_t = 5441, value_parser = clap::value_parser!(u16).range(1024..))]
     port: u16,
+    /// Where the data directories go; else /var/lib/pgherd for root and ~/.local/share/pgherd for others
+    #[arg(long, value_name = "DIRECTORY")]
+    data_root: Option<PathBuf>,
 }
 
 pub fn run(args: &InitArgs, app: &mut App) -> Outcome {
@@ -47,7 +50,10 @@ pub fn run(args: &InitArgs, app: &mut App) -> Outcome {
         cluster,
         nodes: args.nodes,
         port: args.port,
-        data_root: data_root()?,
+        data_root: match &args.data_root {
+            Some(stated) => absolute(stated)?,
+            None => data_root()?,
+        },
         directory: PathBuf::from("."),
     };
     let written = write(&wish)?;
@@ -64,6 +70,13 @@ pub fn run(args: &InitArgs, app: &mut App) -> Outcome {
     app.ui.remark(format!("password {} (only you can read it)", written.password_file));
     app.ui.remark("next     pgherd plan");
     Ok(Exit::Done)
+}
+
+/// Makes a stated directory absolute: the topology takes no other.
+fn absolute(stated: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(stated).map_err(|error| {
+        Error::usage(format!("cannot use {} for data directories", stated.display())).source(error)
+    })
 }
 
 /// Where data directories go: the system's place for root, the user's own for everybody else.

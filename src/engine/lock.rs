@@ -39,6 +39,18 @@ pub struct Lock {
     holder: Holder,
 }
 
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a program that is being started has it open as well, from fork until exec.
+        give_back(&self.file);
+    }
+}
+
+fn give_back(file: &File) {
+    // It can only fail for a file that is not open.
+    rustix::fs::flock(file, FlockOperation::Unlock).unwrap_or(());
+}
+
 const POLL: Duration = Duration::from_millis(50);
 /// Others look whether a lock is held by holding it for an instant; that is no reason to refuse.
 const GLANCE: Duration = Duration::from_millis(200);
@@ -125,10 +137,30 @@ pub fn holder(store: &Store, cluster: &str) -> Result<Option<Holder>> {
         Err(error) => return Err(unopened(&path, error)),
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(None),
+        Ok(()) => {
+            give_back(&file);
+            Ok(None)
+        }
         Err(Errno::WOULDBLOCK) => Ok(read_holder(&path)),
         Err(error) => Err(unopened(&path, error.into())),
     }
+}
+
+/// Waits up to `wait` until nobody holds the lock of a cluster; who plans before that sees a world that is still being changed.
+///
+/// Only looks, and makes no file.
+///
+/// # Errors
+/// As [`Lock::take`].
+pub async fn until_free(store: &Store, cluster: &str, wait: Duration) -> Result<()> {
+    let deadline = Instant::now() + wait.max(GLANCE);
+    while let Some(found) = holder(store, cluster)? {
+        if Instant::now() >= deadline {
+            return Err(locked(cluster, Some(&found), wait));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 fn path(store: &Store, cluster: &str) -> PathBuf {

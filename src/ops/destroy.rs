@@ -56,6 +56,8 @@ pub struct Input {
 /// What will be removed, in words, and the steps that do it.
 #[derive(Debug)]
 pub struct Removal {
+    /// The one node that goes; `None` for the whole cluster.
+    node: Option<String>,
     pub input: Input,
     pub stages: Vec<Vec<DestroyStep>>,
     /// One line for each thing that goes.
@@ -74,9 +76,10 @@ pub struct World {
 /// Finds what carries the name of the cluster, or of one of its nodes.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] if nothing does, `Refused` if a directory is not what its marker says or the node is the primary of
+/// [`ErrorKind::Locked`] beside an unfinished operation, [`ErrorKind::NotFound`] if nothing carries it, `Refused` if a directory is not what its marker says or the node is the primary of
 /// others.
 pub async fn plan(context: &Context, cluster: &str, node: Option<&str>) -> Result<Removal> {
+    operation::refuse_beside_unfinished(&context.store, cluster)?;
     let host = LocalHost::new("local", None)?;
     let mut profiles: Vec<Profile> = observe::profiles(&host, &context.places)
         .await?
@@ -116,6 +119,7 @@ fn whole(input: Input) -> Removal {
         input.profiles.iter().map(|profile| DestroyStep::Node { node: profile.node.clone() }).collect();
     let lines = input.poolers.iter().map(pooler_line).chain(input.profiles.iter().map(node_line)).collect();
     Removal {
+        node: None,
         input,
         stages: vec![vec![DestroyStep::Begin {}], poolers, nodes]
             .into_iter()
@@ -167,7 +171,7 @@ fn one(observed: &ClusterObserved, input: Input, node: &str) -> Result<Removal> 
     // The node goes first: while it streams, its slot is in use.
     stages.insert(0, vec![DestroyStep::Node { node: node.to_owned() }]);
     stages.insert(0, vec![DestroyStep::Begin {}]);
-    Ok(Removal { input, stages, lines })
+    Ok(Removal { node: Some(node.to_owned()), input, stages, lines })
 }
 
 fn is_primary(cluster: &str, node: &str) -> Error {
@@ -202,6 +206,15 @@ pub async fn run(
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
     let lock = Lock::take(&context.store, &removal.input.cluster, wait).await?;
+    let fresh = plan(context, &removal.input.cluster, removal.node.as_deref()).await?;
+    if fresh.input != removal.input || fresh.stages != removal.stages {
+        return Err(Error::refused(format!(
+            "{} has changed since it was asked about",
+            removal.input.cluster
+        ))
+        .detail("What is there now is not what was to be removed. Nothing was changed.")
+        .hint("Look at it again: pgherd status"));
+    }
     let input = serde_json::to_value(&removal.input)
         .map_err(|error| Error::failed("could not write the input down").source(error))?;
     let digest =

@@ -363,9 +363,13 @@ impl<'a> DatabasePlan<'a> {
         };
         self.plan_container(&Target::Database, &Grantee::Public, &[], &grants, changes);
         for name in self.managed.keys() {
-            let connect: &[Privilege] =
-                if self.has_part_in_database(name) { &[Privilege::Connect] } else { &[] };
-            self.plan_container(&Target::Database, &role(name), connect, &grants, changes);
+            // What PostgreSQL gives to everybody, for those who have a part in the database.
+            let part: &[Privilege] = if self.has_part_in_database(name) {
+                &[Privilege::Connect, Privilege::Temporary]
+            } else {
+                &[]
+            };
+            self.plan_container(&Target::Database, &role(name), part, &grants, changes);
         }
         if self.observed.roles.contains_key(PROBE_ROLE) {
             let on = Target::Database;
@@ -1161,8 +1165,8 @@ mod tests {
                 "+ create schema stock in inventory, owner stock_owner",
                 "~ revoke CONNECT, TEMPORARY on database inventory from PUBLIC",
                 "~ revoke CREATE on schema inventory.public from PUBLIC",
-                "+ grant CONNECT on database inventory to bi",
-                "+ grant CONNECT on database inventory to stock_app",
+                "+ grant CONNECT, TEMPORARY on database inventory to bi",
+                "+ grant CONNECT, TEMPORARY on database inventory to stock_app",
                 "+ grant USAGE on schema inventory.stock to bi",
                 "+ grant USAGE on schema inventory.stock to stock_app",
                 "+ grant SELECT on future tables of stock_owner in inventory.stock to bi",

@@ -204,8 +204,6 @@ pub struct Files {
     pub pg_ident: String,
     /// What ALTER SYSTEM left.
     pub auto_conf: String,
-    /// Whether the password file is there.
-    pub passfile: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -280,8 +278,7 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             observe_server(doors, cluster, node, &places),
         );
         let ours = matches!(marker, Claim::Ours(_)) && matches!(directory, Directory::Cluster { .. });
-        let files =
-            if depth == Depth::Files && ours { observe_files(host, node, &places).await.ok() } else { None };
+        let files = if depth == Depth::Files && ours { observe_files(host, node).await.ok() } else { None };
         NodeObserved {
             node: node.name.clone(),
             marker,
@@ -390,19 +387,18 @@ pub async fn read_control_file(
     })
 }
 
-async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Result<Files, HostError> {
+async fn observe_files(host: &dyn Host, node: &Node) -> Result<Files, HostError> {
     let text = |name: &'static str| async move {
         let bytes = host.read(&node.data_directory.join(name)).await?;
         Ok::<_, HostError>(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     };
-    let (shared, own, conf, hba, ident, auto, passfile) = futures_util::join!(
+    let (shared, own, conf, hba, ident, auto) = futures_util::join!(
         text(declared::SHARED_FILE),
         text(declared::NODE_FILE),
         text("postgresql.conf"),
         text("pg_hba.conf"),
         text("pg_ident.conf"),
         text("postgresql.auto.conf"),
-        host.stat(&places.passfile),
     );
     Ok(Files {
         shared: shared?,
@@ -411,7 +407,6 @@ async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Res
         pg_hba: hba?.unwrap_or_default(),
         pg_ident: ident?.unwrap_or_default(),
         auto_conf: auto?.unwrap_or_default(),
-        passfile: passfile?.is_some(),
     })
 }
 

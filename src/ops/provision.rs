@@ -25,6 +25,8 @@ use crate::topology::places::NodePlaces;
 pub const START: Duration = Duration::from_secs(600);
 /// How long a fast stop may take.
 pub const STOP: Duration = Duration::from_secs(120);
+/// How long the processes of a postmaster that was killed may take to go.
+const RELEASE: Duration = Duration::from_secs(10);
 const MAKE: Duration = Duration::from_secs(300);
 const CLONE: Duration = Duration::from_secs(24 * 3600);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -338,13 +340,28 @@ pub async fn start(site: &Site<'_>) -> Result<()> {
         let command = Command::new(site.programs.path("pg_ctl"))
             .args(["start", "-D", directory.as_str(), "-l", log.as_str(), "-w", "-t", seconds.as_str(), "-s"])
             .timeout(START + Duration::from_secs(5));
-        if let Err(error) = site.host().run(&command).await {
-            let lines = last_log_lines(site).await;
-            let failed = could_not("start", site, error);
-            return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
+        let deadline = Instant::now() + RELEASE;
+        while let Err(error) = site.host().run(&command).await {
+            if Instant::now() >= deadline || !lock_file_is_left(site).await? {
+                let lines = last_log_lines(site).await;
+                let failed = could_not("start", site, error);
+                return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
+            }
+            sleep(PAUSE).await;
         }
     }
     wait_until_it_answers(site).await
+}
+
+/// A postmaster that was killed can hold its lock file and its shared memory until the last of its processes has gone, and no other
+/// starts before that. One that fails for another reason removes its lock file.
+async fn lock_file_is_left(site: &Site<'_>) -> Result<bool> {
+    let found = site
+        .host()
+        .stat(&site.directory().join("postmaster.pid"))
+        .await
+        .map_err(|error| could_not("look at the lock file of", site, error))?;
+    Ok(found.is_some())
 }
 
 async fn wait_until_it_answers(site: &Site<'_>) -> Result<()> {

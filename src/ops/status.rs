@@ -264,6 +264,9 @@ fn state(seen: &NodeObserved) -> (NodeState, Option<String>) {
         Server::Foreign { what } => (NodeState::Unknown, Some(what.clone())),
         Server::Unknown { why } => (NodeState::Unknown, Some(why.clone())),
         Server::Stopped => match (&seen.directory, &seen.marker) {
+            (_, Claim::Ours(marker)) if marker.system_identifier.is_none() => {
+                (NodeState::Missing, Some("an operation was making it and has not ended".to_owned()))
+            }
             (Directory::Missing | Directory::Empty, Claim::Ours(_)) => {
                 (NodeState::Missing, Some("its data directory is gone".to_owned()))
             }

@@ -109,6 +109,19 @@ mod tests {
     }
 
     #[test]
+    fn the_golden_profiles_read_and_write_byte_for_byte() {
+        let golden = include_str!("testdata/profile-1.json");
+        let profile: Profile = read(golden.as_bytes()).unwrap();
+        assert_eq!(profile.slot, "inventory_b");
+        assert_eq!(String::from_utf8(write(&profile)).unwrap(), golden);
+
+        let golden = include_str!("testdata/pooler-profile-1.json");
+        let pooler: PoolerProfile = read(golden.as_bytes()).unwrap();
+        assert_eq!(pooler.port, 6441);
+        assert_eq!(String::from_utf8(write(&pooler)).unwrap(), golden);
+    }
+
+    #[test]
     fn refuses_another_format_and_an_unknown_field() {
         let newer = GOLDEN.replace("\"format\": 1", "\"format\": 2");
         assert!(matches!(read::<Marker>(newer.as_bytes()), Err(ClaimError::Format(2))));

@@ -12,6 +12,7 @@ use super::render::{FirstNode, FirstTopology, Template, render};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pg::version::{NEWEST_MAJOR, OLDEST_MAJOR, PgVersion};
 use crate::secret::Secret;
+use crate::units::ByteCount;
 
 /// What the first topology is made from.
 #[derive(Debug, Clone)]
@@ -66,6 +67,7 @@ pub fn write(wish: &Wish) -> Result<Written> {
         cluster: wish.cluster.clone(),
         version: postgres.major,
         bin_directory: (!usual).then(|| bin_directory.display().to_string()),
+        memory: memory_of_one(host_memory(), wish.nodes).to_string(),
         nodes: nodes(wish),
         pooler_port,
         schema,
@@ -112,6 +114,25 @@ fn nodes(wish: &Wish) -> Vec<FirstNode> {
             }
         })
         .collect()
+}
+
+/// Returns what one of `nodes` is tuned for: they share half of the host's memory, the rest is for everybody else's work. It is
+/// stated in the file, and not left to be derived, so that one more node on the host makes no other one restart.
+fn memory_of_one(host: ByteCount, nodes: u8) -> ByteCount {
+    // Whole numbers of a unit, as the file wants them.
+    const STEPS: [u64; 2] = [1 << 30, 256 << 20];
+    let share = host.0 / 2 / u64::from(nodes);
+    let step = STEPS.into_iter().find(|step| share >= *step).unwrap_or(STEPS[1]);
+    ByteCount((share / step * step).max(step))
+}
+
+/// Reads the host's memory; none where the kernel does not tell.
+fn host_memory() -> ByteCount {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    ByteCount(total.unwrap_or_default() << 10)
 }
 
 struct Ports {
@@ -262,6 +283,15 @@ mod tests {
         assert_eq!(version_in(&program, "postgres (PostgreSQL) ").as_deref(), Some("15.18"));
         assert_eq!(version_in(&program, "PgBouncer "), None);
         assert_eq!(version_in(&directory.path().join("missing"), "PgBouncer "), None);
+    }
+
+    #[test]
+    fn nodes_share_half_of_the_host_in_round_numbers() {
+        let gib = |count: u64| ByteCount(count << 30);
+        assert_eq!(memory_of_one(gib(24), 3), gib(4));
+        assert_eq!(memory_of_one(gib(16), 3).to_string(), "2 GiB");
+        assert_eq!(memory_of_one(gib(4), 3).to_string(), "512 MiB");
+        assert_eq!(memory_of_one(ByteCount(0), 3).to_string(), "256 MiB");
     }
 
     #[test]

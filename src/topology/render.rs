@@ -90,6 +90,8 @@ pub struct FirstTopology {
     pub version: u32,
     /// Stated where the programs are in no usual place.
     pub bin_directory: Option<String>,
+    /// What one node is tuned for, as it is written in the file.
+    pub memory: String,
     pub nodes: Vec<FirstNode>,
     /// `None` if there is no PgBouncer.
     pub pooler_port: Option<u16>,

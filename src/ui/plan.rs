@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::ops::plan::ClusterPlan;
-use crate::ops::plan::step::{PlannedStep, Sign};
+use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ui::{Format, Tone, Ui, Verbosity};
 
 const WIDEST_TEXT: usize = 72;
@@ -14,6 +14,14 @@ pub fn print_before_apply(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
     match ui.format {
         Format::Json => ui.json_line("plan", &Document::new(herd, plans)),
         Format::Human | Format::Markdown => print(ui, herd, plans),
+    }
+}
+
+/// Prints plans that were saved, read before, and agreed to with --yes: only what they come to.
+pub fn print_agreed(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
+    match ui.format {
+        Format::Json => print_before_apply(ui, herd, plans),
+        Format::Human | Format::Markdown => ui.remark(summary(plans)),
     }
 }
 
@@ -99,6 +107,10 @@ fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
                 Sign::Remove | Sign::Disrupt => Tone::Bad,
                 Sign::Look => Tone::Faint,
             };
+            if let ApplyStep::Keep {} = step.step {
+                lines.push(ui.paint(Tone::Faint, "     ── pivot: from here on there is only forward ──"));
+                continue;
+            }
             let sign = ui.paint(tone, &step.sign.mark().to_string());
             lines.push(format!(
                 "{:>3}  {sign} {:<subject_width$}   {:<text_width$}   {}",

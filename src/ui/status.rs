@@ -106,10 +106,7 @@ fn row(ui: &Ui, cluster: &ClusterStatus, node: &NodeStatus) -> Vec<String> {
         (Some(total), Some(free)) if total > 0 => format!("{} %", 100 - free * 100 / total),
         _ => unknown(),
     };
-    let up = node
-        .up_seconds
-        .and_then(|seconds| u64::try_from(seconds).ok())
-        .map_or_else(unknown, |seconds| human_duration(std::time::Duration::from_secs(seconds)));
+    let up = node.up_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or_else(unknown, uptime);
     let mut notes: Vec<String> = Vec::new();
     if node.preferred && node.role != NodeRole::Primary {
         notes.push("preferred primary".to_owned());
@@ -136,6 +133,15 @@ fn row(ui: &Ui, cluster: &ClusterStatus, node: &NodeStatus) -> Vec<String> {
     ]
 }
 
+fn uptime(seconds: u64) -> String {
+    // A server tells its start to the second, so there are no tenths to show.
+    if seconds < 60 {
+        format!("{seconds} s")
+    } else {
+        human_duration(std::time::Duration::from_secs(seconds))
+    }
+}
+
 fn pooler_line(ui: &Ui, pooler: &PoolerStatus) -> String {
     let (state, tone) = match pooler.state {
         PoolerState::Up => ("up", Tone::Good),
@@ -152,4 +158,107 @@ fn pooler_line(ui: &Ui, pooler: &PoolerStatus) -> String {
     }
     parts.extend(pooler.why.clone());
     parts.join("   ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::status::{OperationStatus, Problem, RouteStatus, SlotStatus};
+    use crate::ui::versioned;
+
+    fn node(name: &str, port: u16, role: NodeRole, state: NodeState) -> NodeStatus {
+        NodeStatus {
+            node: name.to_owned(),
+            host: "local".to_owned(),
+            port,
+            role,
+            preferred: role == NodeRole::Primary,
+            state,
+            why: None,
+            timeline: Some(3),
+            lsn: None,
+            lag_bytes: None,
+            lag_seconds: None,
+            sync_state: None,
+            slot: None,
+            version: None,
+            up_seconds: None,
+            disk_total_bytes: None,
+            disk_free_bytes: None,
+        }
+    }
+
+    fn cluster() -> ClusterStatus {
+        let primary = NodeStatus {
+            lsn: Some("0/7A41F028".to_owned()),
+            version: Some("15.18".to_owned()),
+            up_seconds: Some(1_036_800),
+            disk_total_bytes: Some(270_553_174_016),
+            disk_free_bytes: Some(56_711_753_728),
+            ..node("a", 5441, NodeRole::Primary, NodeState::Up)
+        };
+        let standby = NodeStatus {
+            lsn: Some("0/7A41E000".to_owned()),
+            lag_bytes: Some(4_136),
+            lag_seconds: Some(0.25),
+            sync_state: Some("quorum".to_owned()),
+            slot: Some(SlotStatus {
+                name: "inventory_b".to_owned(),
+                active: true,
+                wal_status: Some("reserved".to_owned()),
+                retained_bytes: Some(4_136),
+            }),
+            version: Some("15.18".to_owned()),
+            up_seconds: Some(59),
+            ..node("b", 5442, NodeRole::Standby, NodeState::Streaming)
+        };
+        let silent = NodeStatus {
+            timeline: None,
+            why: Some("it did not answer within 2.0 s".to_owned()),
+            ..node("c", 5443, NodeRole::Unknown, NodeState::Unknown)
+        };
+        ClusterStatus {
+            cluster: "inventory".to_owned(),
+            version: Some("15.18".to_owned()),
+            system_identifier: Some("7398812045532218841".to_owned()),
+            primary: Some("a".to_owned()),
+            timeline: Some(3),
+            synchronous: Some("any 1 of (a, b, c)".to_owned()),
+            nodes: vec![primary, standby, silent],
+            poolers: vec![PoolerStatus {
+                host: "local".to_owned(),
+                port: 6441,
+                state: PoolerState::Up,
+                why: None,
+                routes: vec![RouteStatus {
+                    alias: "inventory".to_owned(),
+                    to: vec!["a".to_owned()],
+                    paused: false,
+                }],
+                clients: 212,
+                max_clients: 1000,
+                waiting: 0,
+            }],
+            operations: vec![OperationStatus {
+                id: "7f3a".to_owned(),
+                kind: "apply".to_owned(),
+                by: "ada on db1 (pid 4711)".to_owned(),
+                begun: "2026-11-21T09:41:07.123Z".parse().unwrap(),
+                running: false,
+                next: "pgherd operation resume 7f3a".to_owned(),
+            }],
+            problems: vec![Problem {
+                what: "c is unknown: it did not answer within 2.0 s".to_owned(),
+                next: "pgherd status -v".to_owned(),
+            }],
+        }
+    }
+
+    #[test]
+    fn the_json_of_a_status_is_what_it_was() {
+        let clusters = [cluster()];
+        let document = versioned(&Document { herd: "shop", clusters: &clusters });
+        let text = serde_json::to_string_pretty(&document).unwrap() + "\n";
+        assert_eq!(text, include_str!("../../tests/golden/status-v1.json"));
+    }
 }

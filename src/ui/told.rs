@@ -91,7 +91,7 @@ fn headline(view: &OperationView) -> String {
     format!("operation {}   {} {}   {steps}", view.id, view.kind, view.cluster)
 }
 
-const WIDEST_STEP: usize = 48;
+const WIDEST_STEP: usize = 64;
 
 /// Returns a step with its number in the plan, aligned with the others of its operation.
 pub(super) fn step_name(view: &OperationView, stage: usize, step: usize) -> String {

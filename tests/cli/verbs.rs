@@ -255,6 +255,7 @@ fn init_writes_a_topology_that_is_valid_at_once() {
     settings.add_filter(r"PostgreSQL 1\d\.\d+", "PostgreSQL [VERSION]");
     settings.add_filter(r"PgBouncer \d+\.\d+\.\d+", "PgBouncer [VERSION]");
     settings.add_filter(r"version: 1\d", "version: [MAJOR]");
+    settings.add_filter(r"memory: [\d.]+ [MG]iB\} *", "memory: [SIZE]} ");
     settings.add_filter(
         r"\[DIR\]/\.local/share/pgherd|/tmp/[^ ,}]*/\.local/share/pgherd|/var/lib/pgherd",
         "[DATA]",

@@ -22,10 +22,10 @@ fn born(herd: &Herd) {
     let apply = herd
         .apply()
         .ends_with(0)
-        .says(&["shop/inventory is up   write seen on inventory-b, inventory-c after"]);
+        .says(&["shop/inventory is up   write done, seen on inventory-b, inventory-c after"]);
     apply.says(&[
-        &format!("psql \"host=127.0.0.1 port={} user=app dbname=inventory\"", herd.port("pooler")),
-        &format!("psql \"host=127.0.0.1 port={} user=app dbname=inventory_ro\"", herd.port("pooler")),
+        &format!("psql \"host=127.0.0.1 port={} dbname=inventory user=app\"", herd.port("pooler")),
+        &format!("psql \"host=127.0.0.1 port={} dbname=inventory_ro user=app\"", herd.port("pooler")),
     ]);
     let streaming = "SELECT application_name, state, sync_state FROM pg_stat_replication ORDER BY 1";
     assert_eq!(herd.sql("a", streaming), "inventory-b|streaming|quorum\ninventory-c|streaming|quorum");
@@ -92,7 +92,7 @@ fn grown(herd: &mut Herd) {
     herd.add_node("d");
     let plan = herd.plan().ends_with(0);
     insta::assert_snapshot!("a_standby_is_added", herd.settled(&plan.stdout));
-    herd.apply().ends_with(0).says(&["write seen on inventory-b, inventory-c, inventory-d after"]);
+    herd.apply().ends_with(0).says(&["write done, seen on inventory-b, inventory-c, inventory-d after"]);
     assert_eq!(herd.sql("a", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"), "3");
     herd.is_as_declared();
 }

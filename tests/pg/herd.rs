@@ -395,7 +395,8 @@ impl Herd {
     /// Returns the process number of a node's postmaster, if it runs.
     pub fn postmaster(&self, node: &str) -> Option<Pid> {
         let text = fs::read_to_string(self.data(node).join("postmaster.pid")).ok()?;
-        let pid = Pid::from_raw(text.lines().next()?.trim().parse().ok()?)?;
+        // A standalone server, as initdb runs one, writes its number with a minus.
+        let pid = Pid::from_raw(text.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0)?)?;
         let data = self.data(node).display().to_string();
         command_line(pid).contains(&data).then_some(pid)
     }

@@ -1,11 +1,28 @@
 //! Real servers, of every major version that is installed (`PGHERD_TEST_PG`, or /usr/lib/postgresql).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test ends by panicking, with what it found"
+)]
+
+mod apply_drift;
+mod apply_five;
+mod apply_full_disk;
+mod apply_interrupts;
+mod apply_kills;
 mod apply_life_cycle;
+mod apply_refusals;
+mod apply_split;
 mod connect;
+mod destroy;
 mod herd;
 mod objects;
+mod plan_file;
 mod pooler;
 mod queries;
+mod secrets;
 mod server;
 mod settings;
+mod status;
 mod verifiers;

@@ -169,11 +169,12 @@ async fn every_role_reaches_what_is_declared_and_nothing_else_on_every_major() {
             ("bi", "SELECT * FROM catalog.items"),
             ("bi", "INSERT INTO campaigns.sent (text) VALUES ('x')"),
             ("bi", "CREATE TABLE public.mine ()"),
-            ("bi", "CREATE TEMPORARY TABLE mine ()"),
             ("bi", "CREATE SCHEMA mine"),
         ] {
             place.refused(role, sql).await;
         }
+        // What PostgreSQL gives to everybody stays with those who have a part in the database.
+        place.allowed("bi", "CREATE TEMPORARY TABLE mine ()").await;
 
         // A role that is not declared does not even get into the database.
         place.sql("postgres", "CREATE ROLE stranger LOGIN PASSWORD 'x'").await;
@@ -289,9 +290,9 @@ fn damages() -> Vec<(&'static str, Vec<&'static str>)> {
             "ALTER DATABASE reporting OWNER TO bi; GRANT ALL ON DATABASE reporting TO PUBLIC; REVOKE CONNECT ON DATABASE reporting FROM catalog_app",
             vec![
                 "owner is bi, declared: postgres",
-                "bi lacks CONNECT on database reporting, declared: CONNECT",
+                "bi lacks CONNECT, TEMPORARY on database reporting, declared: CONNECT, TEMPORARY",
                 "PUBLIC has CONNECT, CREATE, TEMPORARY on database reporting, declared: none",
-                "catalog_app lacks CONNECT on database reporting, declared: CONNECT",
+                "catalog_app lacks CONNECT on database reporting, declared: CONNECT, TEMPORARY",
             ],
         ),
         (
@@ -386,7 +387,7 @@ async fn strangers_and_what_left_the_file_are_told_and_left_alone() {
         reasons,
         [
             "catalog_app has LOGIN, declared: NOLOGIN",
-            "catalog_app has CONNECT on database reporting, declared: none",
+            "catalog_app has CONNECT, TEMPORARY on database reporting, declared: none",
         ]
     );
     assert_eq!(
@@ -395,7 +396,7 @@ async fn strangers_and_what_left_the_file_are_told_and_left_alone() {
             "Role Weird \"one_app was made by pgherd and is no longer declared.",
             "Role Weird \"one_owner was made by pgherd and is no longer declared.",
             "Schema reporting.Weird \"one was made by pgherd and is no longer declared.",
-            "Role Weird \"one_app, which is not declared, has CONNECT on database reporting.",
+            "Role Weird \"one_app, which is not declared, has CONNECT, TEMPORARY on database reporting.",
             "Role bi has USAGE on schema reporting.Weird \"one, which is not declared.",
             "Role bi has SELECT on tables of reporting.Weird \"one, which is not declared.",
         ]

@@ -388,10 +388,14 @@ impl SavedPlan {
         let could_not = |error: std::io::Error| {
             Error::failed(format!("could not write {}", file.display())).source(error)
         };
-        let text = serde_json::to_vec_pretty(self).expect("a plan is plain data");
+        let text = self.text();
         let mut open = std::fs::OpenOptions::new();
         open.write(true).create(true).truncate(true).mode(0o600);
-        open.open(file).and_then(|mut out| out.write_all(&text)).map_err(could_not)
+        open.open(file).and_then(|mut out| out.write_all(text.as_bytes())).map_err(could_not)
+    }
+
+    fn text(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a plan is plain data") + "\n"
     }
 
     /// Reads plans that were saved for this herd and this very file.
@@ -430,6 +434,14 @@ impl SavedPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_golden_plan_reads_and_writes_byte_for_byte() {
+        let golden = include_str!("../../../tests/golden/plan-v1.json");
+        let saved: SavedPlan = serde_json::from_str(golden).unwrap();
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [14, 7, 0]);
+        assert_eq!(saved.text(), golden);
+    }
 
     #[test]
     fn a_little_less_memory_after_a_boot_changes_no_share() {

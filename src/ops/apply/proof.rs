@@ -11,7 +11,7 @@ use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::logins;
 use crate::ops::apply::world::World;
 use crate::topology::declared;
-use crate::topology::model::{Node, PoolTarget};
+use crate::topology::model::PoolTarget;
 
 /// How long the row may take to be written, and to be seen everywhere.
 const SEEN: Duration = Duration::from_secs(30);
@@ -24,18 +24,18 @@ struct Door {
     alias: String,
 }
 
-/// Proves every database of the cluster, and returns where the row was read.
-pub(super) async fn prove(world: &World) -> Result<Evidence> {
+/// Proves every database of the cluster: a row written through each way in is read on `standbys`.
+pub(super) async fn prove(world: &World, standbys: &[String]) -> Result<Evidence> {
     let begun = Instant::now();
-    let mut nodes = Vec::new();
     for database in &world.input.cluster.databases {
-        nodes = prove_database(world, database).await?;
+        prove_database(world, database, standbys).await?;
     }
+    let nodes = standbys.iter().map(|node| world.input.cluster.full_name(node)).collect();
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Evidence::Proved { nodes, milliseconds })
 }
 
-async fn prove_database(world: &World, database: &str) -> Result<Vec<String>> {
+async fn prove_database(world: &World, database: &str, standbys: &[String]) -> Result<()> {
     let primary = world.primary()?;
     let conn = logins::as_primary(primary.connect_to(database).await?, &primary.name()).await?;
     queries::ensure_probe_table(&conn).await?;
@@ -52,10 +52,8 @@ async fn prove_database(world: &World, database: &str) -> Result<Vec<String>> {
             .await
             .map_err(|error| not_proved(&format!("could not write through {}", door.what), error))?;
     }
-    let standbys: Vec<&Node> =
-        world.input.cluster.nodes.iter().filter(|node| node.name != world.input.primary).collect();
-    for node in &standbys {
-        let site = world.site(&node.name)?;
+    for node in standbys {
+        let site = world.site(node)?;
         let read = until(deadline, || async { arrived(&site.connect_to(database).await?, &nonce).await });
         read.await
             .map_err(|error| not_proved(&format!("the row did not arrive on {}", site.name()), error))?;
@@ -64,7 +62,7 @@ async fn prove_database(world: &World, database: &str) -> Result<Vec<String>> {
         let read = until(deadline, || async { arrived(&enter(world, &door).await?, &nonce).await });
         read.await.map_err(|error| not_proved(&format!("could not read through {}", door.what), error))?;
     }
-    Ok(standbys.iter().map(|node| world.input.cluster.full_name(&node.name)).collect())
+    Ok(())
 }
 
 /// Returns the ways in for what a pool is meant for; without a pooler the primary's own port.
@@ -147,6 +145,6 @@ async fn until<F: Future<Output = Result<(), DbError>>>(
 fn not_proved(what: &str, error: DbError) -> Error {
     Error::failed(what.to_owned())
         .detail(format!("Tried for {} s. {error}.", SEEN.as_secs()))
-        .hint("See where it stands: pgherd status")
+        .hint("\"pgherd status\" shows where it stands.")
         .source(error)
 }

@@ -36,7 +36,7 @@ impl Step for ApplyStep {
             Self::Mend { change } => change.describe(),
             Self::Keep {} => "keep what is done".to_owned(),
             Self::Pooler { host } => format!("pooler on {host}"),
-            Self::Prove {} => "prove a write".to_owned(),
+            Self::Prove { .. } => "prove a write".to_owned(),
         }
     }
 
@@ -49,7 +49,7 @@ impl Step for ApplyStep {
             | Self::Follow { .. }
             | Self::Configure { .. } => Reversal::Undo,
             // A login or a grant that was put right stays right: undoing would bring the drift back.
-            Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove {} => {
+            Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove { .. } => {
                 Reversal::NothingToUndo
             }
             Self::Open { .. } | Self::Keep {} | Self::Pooler { .. } => Reversal::ForwardOnly,
@@ -70,14 +70,16 @@ impl Step for ApplyStep {
             | Self::Mend { .. }
             | Self::Keep {}
             | Self::Pooler { .. }
-            | Self::Prove {} => Duration::from_secs(300),
+            | Self::Prove { .. } => Duration::from_secs(300),
         }
     }
 
     fn retry(&self) -> Retry {
         match self {
             // Both look until a deadline of their own; a second try helps against a connection that broke in between.
-            Self::Pooler { .. } | Self::Prove {} => Retry { attempts: 2, pause: Duration::from_millis(500) },
+            Self::Pooler { .. } | Self::Prove { .. } => {
+                Retry { attempts: 2, pause: Duration::from_millis(500) }
+            }
             Self::Initdb { .. }
             | Self::Start { .. }
             | Self::Logins { .. }
@@ -134,7 +136,7 @@ impl Step for ApplyStep {
             Self::Keep {} => Found::Done(Evidence::Kept {}),
             Self::Pooler { host } => pooler::look(world, host).await?,
             // A proof is of its own moment: what was proved before the crash is proved again.
-            Self::Prove {} => Found::NotDone,
+            Self::Prove { .. } => Found::NotDone,
         })
     }
 
@@ -200,7 +202,7 @@ impl Step for ApplyStep {
             }
             Self::Keep {} => Evidence::Kept {},
             Self::Pooler { host } => pooler::ensure(world, host).await.map_err(maybe_passing)?,
-            Self::Prove {} => proof::prove(world).await.map_err(maybe_passing)?,
+            Self::Prove { nodes } => proof::prove(world, nodes).await.map_err(maybe_passing)?,
         })
     }
 
@@ -219,7 +221,7 @@ impl Step for ApplyStep {
             Self::Logins { .. }
             | Self::Objects { .. }
             | Self::Mend { .. }
-            | Self::Prove {}
+            | Self::Prove { .. }
             | Self::Open { .. }
             | Self::Keep {}
             | Self::Pooler { .. } => {}

@@ -7,7 +7,8 @@ use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
 use crate::ops::plan::{
-    ClusterPlan, Logins, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep, proof,
+    ClusterPlan, Logins, POOLER_RESTARTS, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep,
+    proof,
 };
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -86,7 +87,14 @@ pub(super) fn plan(
         }
     }
     let nodes_move = plan.steps().any(|step| moves_a_node(&step.step));
-    pooler_and_proof(situation, plan, nodes_move);
+    let passwords_change = plan.steps().any(|step| changes_a_password(&step.step));
+    // On a standby that is left alone nothing can be proved.
+    let proved = standbys
+        .iter()
+        .filter(|(_, fate)| !matches!(fate, Fate::Leave(_)))
+        .map(|(node, _)| node.name.clone())
+        .collect();
+    pooler_and_proof(situation, plan, Reach { nodes_move, passwords_change }, proved);
     Ok(())
 }
 
@@ -104,8 +112,20 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
         | ApplyStep::Keep {}
-        | ApplyStep::Prove {} => false,
+        | ApplyStep::Prove { .. } => false,
     }
+}
+
+/// PgBouncer has the verifiers of all who come through it in a file of its own.
+fn changes_a_password(step: &ApplyStep) -> bool {
+    matches!(step, ApplyStep::Logins { .. } | ApplyStep::Mend { change: objects::Change::SetPassword { .. } })
+}
+
+/// What of a plan reaches beyond the nodes.
+#[derive(Debug, Clone, Copy)]
+struct Reach {
+    nodes_move: bool,
+    passwords_change: bool,
 }
 
 /// Decides what has to happen to a standby.
@@ -282,7 +302,7 @@ fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     }
 }
 
-fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_move: bool) {
+fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Reach, proved: Vec<String>) {
     let cluster = situation.cluster;
     let wrong: Vec<(&String, String, bool)> = situation
         .poolers
@@ -295,12 +315,13 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_mov
             PoolerDrift::Unknown { why } => Some((host, format!("unknown: {why}"), false)),
         })
         .collect();
-    if nodes_move || !wrong.is_empty() {
+    // Nodes that come or go change where the aliases point, passwords who may come in; what was seen of the pooler is then of the past.
+    let reached = reach.nodes_move || (reach.passwords_change && cluster.poolers.is_some());
+    if reached || !wrong.is_empty() {
         plan.stages.push(vec![keep(cluster)]);
     }
-    // Nodes that come or go change where the aliases point; what was seen of the pooler is then of the past.
-    if nodes_move && cluster.poolers.is_some() {
-        add_pooler_and_proof(situation, plan);
+    if reached && cluster.poolers.is_some() {
+        add_pooler_and_proof(situation, plan, proved);
         return;
     }
     if !wrong.is_empty() {
@@ -312,17 +333,15 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, nodes_mov
                     subject: "pooler".to_owned(),
                     text: format!("PgBouncer on {host}: write its files, reload or start it"),
                     reason: Some(why),
-                    impact: restart.then(|| {
-                        "PgBouncer restarts: its clients are disconnected; needs --allow-restart".to_owned()
-                    }),
+                    impact: restart.then(|| POOLER_RESTARTS.to_owned()),
                     undo: "none, clients may be connected".to_owned(),
                     step: ApplyStep::Pooler { host: host.clone() },
                 })
                 .collect(),
         );
-        plan.stages.push(vec![proof(cluster)]);
-    } else if nodes_move {
-        plan.stages.push(vec![proof(cluster)]);
+        plan.stages.push(vec![proof(cluster, proved)]);
+    } else if reach.nodes_move {
+        plan.stages.push(vec![proof(cluster, proved)]);
     }
 }
 

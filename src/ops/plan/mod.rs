@@ -5,6 +5,8 @@
 mod change;
 mod settings;
 pub mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -244,7 +246,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         open.impact = Some("pivot: from here on there is only forward".to_owned());
         plan.stages.push(vec![open]);
     }
-    add_pooler_and_proof(situation, plan);
+    add_pooler_and_proof(situation, plan, standbys.iter().map(|node| node.name.clone()).collect());
 }
 
 fn objects_text(cluster: &Cluster) -> String {
@@ -314,8 +316,10 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
     }));
 }
 
+const POOLER_RESTARTS: &str = "PgBouncer restarts: its clients are disconnected; needs --allow-restart";
+
 /// The pooler on each of its hosts, then a write that goes through it.
-fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
+fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, proved: Vec<String>) {
     let cluster = situation.cluster;
     if let Some(poolers) = &cluster.poolers {
         let aliases: Vec<String> = cluster
@@ -326,18 +330,22 @@ fn add_pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan) {
         let steps = poolers.hosts.iter().map(|host| PlannedStep {
             sign: match situation.poolers.get(host) {
                 None | Some(PoolerDrift::Missing | PoolerDrift::Stopped) => Sign::Create,
+                Some(PoolerDrift::Differs { restart: true, .. }) => Sign::Disrupt,
                 Some(_) => Sign::Change,
             },
             subject: "pooler".to_owned(),
             text: format!("PgBouncer on {host}:{}, aliases {}", poolers.port, aliases.join(", ")),
             reason: None,
-            impact: None,
+            impact: match situation.poolers.get(host) {
+                Some(PoolerDrift::Differs { restart: true, .. }) => Some(POOLER_RESTARTS.to_owned()),
+                Some(_) | None => None,
+            },
             undo: "none, clients may be connected".to_owned(),
             step: ApplyStep::Pooler { host: host.clone() },
         });
         plan.stages.push(steps.collect());
     }
-    plan.stages.push(vec![proof(cluster)]);
+    plan.stages.push(vec![proof(cluster, proved)]);
 }
 
 /// From here on a failure leaves what is done and says what is left.
@@ -353,16 +361,22 @@ fn keep(cluster: &Cluster) -> PlannedStep {
     }
 }
 
-fn proof(cluster: &Cluster) -> PlannedStep {
+fn proof(cluster: &Cluster, nodes: Vec<String>) -> PlannedStep {
     let through = if cluster.poolers.is_some() { "the pooler" } else { "the primary's port" };
     PlannedStep {
         sign: Sign::Look,
         subject: cluster.name.clone(),
-        text: format!("write a row through {through}, read it on every standby"),
+        text: if nodes.is_empty() {
+            format!("write a row through {through}")
+        } else if nodes.len() + 1 == cluster.nodes.len() {
+            format!("write a row through {through}, read it on every standby")
+        } else {
+            format!("write a row through {through}, read it on {}", nodes.join(", "))
+        },
         reason: None,
         impact: None,
         undo: "nothing to undo".to_owned(),
-        step: ApplyStep::Prove {},
+        step: ApplyStep::Prove { nodes },
     }
 }
 

@@ -78,9 +78,9 @@ pub(super) fn change_synchronous(
     vec![vec![PlannedStep {
         sign: if before.is_empty() { Sign::Create } else { Sign::Change },
         subject,
-        text: format!("synchronous_standby_names = '{after}', reload: from here on a commit waits for them"),
+        text: format!("synchronous_standby_names = '{after}', reload"),
         reason: (!before.is_empty()).then(|| format!("it is '{before}'")),
-        impact: None,
+        impact: Some("from here on a commit waits for them".to_owned()),
         undo: "take it back".to_owned(),
         step: ApplyStep::Configure {
             node: primary.name.clone(),
@@ -120,9 +120,12 @@ pub(super) fn configure(
     }
     for (name, before) in &altered {
         reasons.push(format!(
-            "ALTER SYSTEM set {name} = {}, declared is {}",
+            "ALTER SYSTEM set {name} = {}, {}",
             shown(before),
-            desired.value(name).map_or("nothing", shown)
+            desired.value(name).map_or_else(
+                || "and the file says nothing of it".to_owned(),
+                |value| format!("declared is {}", shown(value))
+            )
         ));
     }
     let resets = if running.is_some() { altered } else { Vec::new() };

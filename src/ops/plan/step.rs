@@ -47,8 +47,8 @@ pub enum ApplyStep {
     Keep {},
     /// PgBouncer on a host: its files, its process, where its aliases point.
     Pooler { host: String },
-    /// A row written through the pooler and read on every standby.
-    Prove {},
+    /// A row written through the pooler and read on these standbys.
+    Prove { nodes: Vec<String> },
 }
 
 /// How a server takes new values.

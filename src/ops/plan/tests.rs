@@ -1,0 +1,538 @@
+//! The planner on herds that were never there: every fact is made up, so each decision stands alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use crate::db::queries::{
+    ServerFacts, ServerRole, Setting, Slot, SlotKind, TimelineSource, WalReceiver, WalSender,
+};
+use crate::error::{Error, ErrorKind};
+use crate::ops::objects::ObjectsObserved;
+use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
+use crate::ops::plan::step::{ApplyStep, PlannedStep};
+use crate::ops::plan::{ClusterPlan, Fixed, Logins, PoolerDrift, Situation, plan};
+use crate::pg::control_file::ControlFile;
+use crate::pg::lsn::Lsn;
+use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
+use crate::pg::version::PgVersion;
+use crate::topology::claim::{FORMAT, Marker};
+use crate::topology::declared::{self, NodeWish};
+use crate::topology::load_text;
+use crate::topology::model::Cluster;
+use crate::topology::places::Places;
+use crate::units::ByteCount;
+
+const CONTROL: &str = include_str!("../../../tests/data/pg_controldata/15-in-archive-recovery.txt");
+
+const HERD: &str = "
+pgherd: 1
+herd: shop
+regions: {here: {hosts: {local: local}}}
+clusters:
+  inventory:
+    postgres: {version: 15, tune: {memory: 512 MiB}, settings: {max_connections: 60, work_mem: 4 MiB}}
+    nodes:
+      a: {host: local, port: 5441, data-directory: /srv/a, prefer: primary}
+      b: {host: local, port: 5442, data-directory: /srv/b}
+      c: {host: local, port: 5443, data-directory: /srv/c}
+    synchronous: {wait-for: 1, of: [a, b, c]}
+    poolers: none
+";
+
+/// A herd of which every fact can be set.
+struct World {
+    cluster: Cluster,
+    places: Places,
+    fixed: Fixed,
+    observed: ClusterObserved,
+    poolers: BTreeMap<String, PoolerDrift>,
+}
+
+impl World {
+    /// Nothing is there yet.
+    fn unborn() -> Self {
+        let herd = load_text(Path::new("/pgherd.yml"), HERD, Path::new("/")).unwrap();
+        let cluster = herd.cluster("inventory").unwrap().clone();
+        let places = Places::decide(true, |_| None).unwrap();
+        let fixed = Fixed {
+            memory: cluster.nodes.iter().map(|node| (node.name.clone(), ByteCount(512 << 20))).collect(),
+            users: BTreeMap::from([("local".to_owned(), vec!["postgres".to_owned(), "root".to_owned()])]),
+        };
+        let nodes = cluster
+            .nodes
+            .iter()
+            .map(|node| NodeObserved {
+                node: node.name.clone(),
+                marker: Claim::None,
+                directory: Directory::Missing,
+                server: Server::Stopped,
+                files: None,
+                disk: None,
+            })
+            .collect();
+        let observed = ClusterObserved { cluster: cluster.name.clone(), nodes, left: Vec::new() };
+        Self { cluster, places, fixed, observed, poolers: BTreeMap::new() }
+    }
+
+    /// Everything is as declared, `a` is primary.
+    fn running() -> Self {
+        let mut world = Self::unborn();
+        for name in ["a", "b", "c"] {
+            world.make(name);
+        }
+        world
+    }
+
+    /// Makes a node as it is declared.
+    fn make(&mut self, name: &str) {
+        let (shared, own) = self.declared(name);
+        let node = self.cluster.node(name).unwrap();
+        let primary = name == "a";
+        let (directory, marker) = (node.data_directory.clone(), marker(node.data_directory.as_path()));
+        let settings = shared
+            .iter()
+            .chain(&own)
+            .map(|(name, value)| {
+                let file = directory.join(declared::SHARED_FILE).display().to_string();
+                (name.clone(), setting(name, value, &file))
+            })
+            .collect();
+        let seen = self.node(name);
+        seen.marker = Claim::Ours(marker);
+        seen.directory = Directory::Cluster {
+            version: "15".to_owned(),
+            owner: "postgres".to_owned(),
+            control: Some(Box::new(ControlFile::parse(CONTROL).unwrap())),
+            standby_signal: !primary,
+        };
+        seen.files = Some(Files {
+            shared: Some(declared::settings_file(&shared)),
+            node: Some(declared::settings_file(&own)),
+            postgresql_conf: declared::with_includes("# mine\n"),
+            pg_hba: declared::with_access("# mine\n"),
+            pg_ident: declared::with_users("", &["postgres", "root"]),
+            auto_conf: String::new(),
+        });
+        seen.server = Server::Up(Box::new(Running {
+            facts: facts(primary),
+            senders: if primary { vec![sender("inventory-b"), sender("inventory-c")] } else { Vec::new() },
+            slots: if primary { vec![slot("inventory_b"), slot("inventory_c")] } else { Vec::new() },
+            settings,
+        }));
+    }
+
+    fn declared(&self, name: &str) -> (Vec<declared::Setting>, Vec<declared::Setting>) {
+        let node = self.cluster.node(name).unwrap();
+        let wish = NodeWish {
+            upstream: (name != "a").then(|| self.cluster.node("a").unwrap()),
+            synchronous: declared::synchronous_names(&self.cluster, node),
+            memory: ByteCount(512 << 20),
+        };
+        let places = self.places.node(&self.cluster.full_name(name));
+        (
+            declared::shared_settings(&self.cluster),
+            declared::node_settings(&self.cluster, node, &wish, &places),
+        )
+    }
+
+    fn node(&mut self, name: &str) -> &mut NodeObserved {
+        self.observed.nodes.iter_mut().find(|node| node.node == name).unwrap()
+    }
+
+    fn server(&mut self, name: &str) -> &mut Running {
+        let Server::Up(running) = &mut self.node(name).server else { panic!("{name} does not run") };
+        running
+    }
+
+    /// Says in pgherd.conf and in the server what is declared, but for one setting.
+    fn runs_with(&mut self, name: &str, value: &str) {
+        for node in ["a", "b", "c"] {
+            let row = self.server(node).settings.get_mut(name).unwrap();
+            value.clone_into(&mut row.setting);
+            value.clone_into(&mut row.shown);
+        }
+    }
+
+    fn plan(&self) -> Result<ClusterPlan, Vec<Error>> {
+        plan(&Situation {
+            cluster: &self.cluster,
+            places: &self.places,
+            fixed: &self.fixed,
+            observed: &self.observed,
+            objects: None::<&ObjectsObserved>,
+            logins: Some(Logins::Right),
+            poolers: &self.poolers,
+        })
+    }
+
+    fn refusal(&self) -> Error {
+        let mut errors = self.plan().unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        errors.remove(0)
+    }
+}
+
+fn marker(directory: &Path) -> Marker {
+    Marker {
+        format: FORMAT,
+        host: "local".to_owned(),
+        data_directory: directory.to_owned(),
+        system_identifier: Some(system()),
+        operation: "7f3a".to_owned(),
+        directory_existed: false,
+    }
+}
+
+fn system() -> SystemIdentifier {
+    ControlFile::parse(CONTROL).unwrap().system_identifier
+}
+
+fn facts(primary: bool) -> ServerFacts {
+    let lsn = Lsn::new(0x400_0000);
+    let receiver = WalReceiver {
+        status: "streaming".to_owned(),
+        received_timeline: TimelineId::new(1),
+        written_lsn: Some(lsn),
+        flushed_lsn: Some(lsn),
+        latest_end_lsn: Some(lsn),
+        latest_end_at: None,
+        last_message_at: None,
+        sender_host: None,
+        sender_port: None,
+        slot: None,
+    };
+    ServerFacts {
+        version: PgVersion { major: 15, minor: 18 },
+        system_identifier: system(),
+        timeline: TimelineId::new(1).unwrap(),
+        timeline_from: if primary { TimelineSource::WalFile } else { TimelineSource::WalReceiver },
+        role: if primary {
+            ServerRole::Primary { written_lsn: lsn }
+        } else {
+            ServerRole::Standby {
+                received_lsn: Some(lsn),
+                replayed_lsn: Some(lsn),
+                replay_paused: false,
+                last_replayed: None,
+                receiver: Some(Box::new(receiver)),
+            }
+        },
+        started: Timestamp::UNIX_EPOCH,
+        now: Timestamp::UNIX_EPOCH,
+        data_checksums: true,
+        synchronous_standby_names: "ANY 1 (\"inventory-b\", \"inventory-c\")".to_owned(),
+    }
+}
+
+fn setting(name: &str, value: &str, file: &str) -> Setting {
+    let restart = ["max_connections", "shared_buffers", "max_wal_senders", "port"].contains(&name);
+    Setting {
+        name: name.to_owned(),
+        setting: value.to_owned(),
+        unit: None,
+        vartype: "string".to_owned(),
+        context: if restart { "postmaster" } else { "sighup" }.to_owned(),
+        source: "configuration file".to_owned(),
+        sourcefile: Some(file.to_owned()),
+        sourceline: Some(1),
+        reset_val: None,
+        boot_val: None,
+        pending_restart: false,
+        shown: value.to_owned(),
+    }
+}
+
+fn slot(name: &str) -> Slot {
+    Slot {
+        name: name.to_owned(),
+        kind: SlotKind::Physical,
+        active: true,
+        restart_lsn: None,
+        wal_status: None,
+        retained: None,
+        safe_wal_size: None,
+    }
+}
+
+fn sender(name: &str) -> WalSender {
+    WalSender {
+        application_name: name.to_owned(),
+        user: "replicator".to_owned(),
+        client_address: None,
+        slot: None,
+        state: "streaming".to_owned(),
+        sync_state: "quorum".to_owned(),
+        sent_lsn: None,
+        written_lsn: None,
+        flushed_lsn: None,
+        replayed_lsn: None,
+        replied_at: None,
+    }
+}
+
+fn lines(plan: &ClusterPlan) -> Vec<String> {
+    plan.steps().map(|step| format!("{} {}: {}", step.sign.mark(), step.subject, step.text)).collect()
+}
+
+fn reasons(plan: &ClusterPlan) -> Vec<String> {
+    plan.steps().filter_map(|step| step.reason.clone()).collect()
+}
+
+fn only(plan: &ClusterPlan) -> &PlannedStep {
+    let steps: Vec<&PlannedStep> = plan.steps().collect();
+    assert_eq!(steps.len(), 1, "{:?}", lines(plan));
+    steps[0]
+}
+
+#[test]
+fn a_herd_that_is_as_declared_needs_nothing() {
+    let plan = World::running().plan().unwrap();
+    assert!(plan.is_empty(), "{:?}", lines(&plan));
+    assert_eq!(plan.headline, "primary a, 3 of 3 nodes answer");
+}
+
+#[test]
+fn birth_opens_to_clients_only_after_the_standbys_stream() {
+    let plan = World::unborn().plan().unwrap();
+    let steps: Vec<String> = plan
+        .steps()
+        .map(|step| match &step.step {
+            ApplyStep::Initdb { node } => format!("initdb {node}"),
+            ApplyStep::Start { node } => format!("start {node}"),
+            ApplyStep::Logins { .. } => "logins".to_owned(),
+            ApplyStep::Slot { slot, .. } => format!("slot {slot}"),
+            ApplyStep::Clone { node, from } => format!("clone {node} from {from}"),
+            ApplyStep::Follow { node, upstream } => format!("{node} follows {upstream}"),
+            ApplyStep::Configure { node, expect, .. } => format!("configure {node}: {}", expect[0].0),
+            ApplyStep::Objects { .. } => "objects".to_owned(),
+            ApplyStep::Open { .. } => "open".to_owned(),
+            ApplyStep::Keep {} => "pivot".to_owned(),
+            ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
+            ApplyStep::Prove { .. } => "prove".to_owned(),
+        })
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            "initdb a",
+            "start a",
+            "logins",
+            "slot inventory_b",
+            "slot inventory_c",
+            "clone b from a",
+            "clone c from a",
+            "b follows a",
+            "c follows a",
+            "configure a: synchronous_standby_names",
+            "objects",
+            "pivot",
+            "prove"
+        ]
+    );
+}
+
+#[test]
+fn a_new_standby_is_all_that_is_planned_for_it() {
+    let mut world = World::running();
+    let c = world.node("c");
+    c.marker = Claim::None;
+    c.directory = Directory::Missing;
+    c.server = Server::Stopped;
+    c.files = None;
+    world.server("a").slots.retain(|slot| slot.name != "inventory_c");
+    assert_eq!(
+        lines(&world.plan().unwrap()),
+        [
+            "+ inventory-a: slot inventory_c",
+            "+ inventory-c: clone from inventory-a to /srv/c",
+            "+ inventory-c: start on port 5443, wait until it streams from inventory-a",
+            ". inventory: keep what is done so far",
+            ". inventory: write a row through the primary's port, read it on every standby"
+        ]
+    );
+}
+
+#[test]
+fn what_alter_system_set_is_taken_back_and_both_values_are_told() {
+    let mut world = World::running();
+    world.node("b").files.as_mut().unwrap().auto_conf = "work_mem = '1GB'\n".to_owned();
+    let plan = world.plan().unwrap();
+    let step = only(&plan);
+    assert_eq!(step.text, "ALTER SYSTEM RESET work_mem, reload");
+    assert_eq!(step.reason.as_deref(), Some("ALTER SYSTEM set work_mem = 1GB, declared is 4MB"));
+}
+
+#[test]
+fn what_alter_system_set_is_taken_from_a_stopped_node_before_it_starts() {
+    let mut world = World::running();
+    world.node("b").files.as_mut().unwrap().auto_conf = "# header\nprimary_conninfo = ''\n".to_owned();
+    world.node("b").server = Server::Stopped;
+    let plan = world.plan().unwrap();
+    let ApplyStep::Configure { files, .. } = &plan.stages[0][0].step else { panic!("{:?}", lines(&plan)) };
+    assert_eq!(files[0].after, "# header\n");
+    assert!(
+        lines(&plan)
+            .iter()
+            .any(|line| line == "+ inventory-b: start, wait until it streams from inventory-a")
+    );
+}
+
+#[test]
+fn a_raised_setting_that_standbys_must_match_restarts_the_standbys_first() {
+    let mut world = World::running();
+    world.runs_with("max_connections", "50");
+    let order: Vec<String> =
+        world.plan().unwrap().restarts().iter().map(|step| step.subject.clone()).collect();
+    assert_eq!(order, ["inventory-b", "inventory-c", "inventory-a"]);
+}
+
+#[test]
+fn a_lowered_setting_that_standbys_must_match_restarts_the_primary_first() {
+    let mut world = World::running();
+    world.runs_with("max_connections", "90");
+    let order: Vec<String> =
+        world.plan().unwrap().restarts().iter().map(|step| step.subject.clone()).collect();
+    assert_eq!(order, ["inventory-a", "inventory-b", "inventory-c"]);
+}
+
+#[test]
+fn raising_and_lowering_what_standbys_must_match_is_refused_in_one_go() {
+    let mut world = World::running();
+    world.runs_with("max_connections", "50");
+    world.runs_with("max_wal_senders", "90");
+    let refusal = world.refusal();
+    assert_eq!(refusal.kind(), ErrorKind::Refused);
+    assert!(refusal.detail_text().unwrap().starts_with("Raised: max_connections. Lowered: max_wal_senders."));
+}
+
+#[test]
+fn a_setting_that_left_the_file_is_taken_out_and_restarted_for_if_it_must() {
+    let mut world = World::running();
+    let a = world.node("a");
+    let files = a.files.as_mut().unwrap();
+    files.shared.as_mut().unwrap().push_str("wal_buffers = '32MB'\n");
+    let file = "/srv/a/pgherd.conf";
+    let mut row = setting("wal_buffers", "32MB", file);
+    row.context = "postmaster".to_owned();
+    world.server("a").settings.insert("wal_buffers".to_owned(), row);
+    let plan = world.plan().unwrap();
+    assert_eq!(plan.restarts().len(), 1);
+    assert!(reasons(&plan)[0].contains("wal_buffers 32MB → (not declared)"), "{:?}", reasons(&plan));
+}
+
+#[test]
+fn a_dropped_slot_is_made_again() {
+    let mut world = World::running();
+    world.server("a").slots.clear();
+    assert_eq!(
+        lines(&world.plan().unwrap()),
+        ["~ inventory-a: slot inventory_b", "~ inventory-a: slot inventory_c"]
+    );
+}
+
+#[test]
+fn a_second_primary_is_never_started() {
+    let mut world = World::running();
+    let b = world.node("b");
+    b.server = Server::Stopped;
+    let Directory::Cluster { standby_signal, .. } = &mut b.directory else { panic!() };
+    *standby_signal = false;
+    let plan = world.plan().unwrap();
+    assert!(
+        plan.steps().all(|step| !matches!(&step.step, ApplyStep::Follow { .. } | ApplyStep::Start { .. }))
+    );
+    assert!(plan.notes[0].contains("would come back as a second primary"), "{:?}", plan.notes);
+}
+
+#[test]
+fn two_primaries_are_refused_with_the_evidence() {
+    let mut world = World::running();
+    world.server("b").facts.role = ServerRole::Primary { written_lsn: Lsn::new(0x500_0000) };
+    world.server("b").facts.timeline = TimelineId::new(2).unwrap();
+    let refusal = world.refusal();
+    assert_eq!(
+        (refusal.kind(), refusal.what()),
+        (ErrorKind::Refused, "inventory has more than one primary: a, b")
+    );
+    assert!(refusal.detail_text().unwrap().contains("b: timeline 2, LSN 0/5000000"));
+}
+
+#[test]
+fn a_stopped_primary_is_started_unless_somebody_is_ahead_of_it() {
+    let mut world = World::running();
+    world.node("a").server = Server::Stopped;
+    let plan = world.plan().unwrap();
+    assert!(plan.more);
+    assert!(lines(&plan).contains(&"+ inventory-a: start, wait until it answers".to_owned()));
+
+    world.server("b").facts.timeline = TimelineId::new(2).unwrap();
+    let refusal = world.refusal();
+    assert_eq!(refusal.kind(), ErrorKind::NotFound);
+    assert!(refusal.detail_text().unwrap().contains("b is already on timeline 2"), "{refusal:?}");
+}
+
+#[test]
+fn an_unknown_node_may_be_the_primary_so_nothing_is_planned() {
+    let mut world = World::running();
+    world.node("a").server = Server::Unknown { why: "it did not answer within 2 s".to_owned() };
+    let refusal = world.refusal();
+    assert_eq!(refusal.kind(), ErrorKind::NotFound);
+    assert!(refusal.detail_text().unwrap().contains("a may be the primary: it did not answer within 2 s"));
+}
+
+#[test]
+fn an_unknown_standby_is_left_alone_and_told() {
+    let mut world = World::running();
+    world.node("c").server = Server::Unknown { why: "it did not answer within 2 s".to_owned() };
+    let plan = world.plan().unwrap();
+    assert!(plan.is_empty());
+    assert_eq!(plan.notes, ["inventory-c is left as it is: unknown, it did not answer within 2 s"]);
+}
+
+#[test]
+fn a_directory_that_no_marker_claims_is_refused_and_named() {
+    let mut world = World::unborn();
+    world.node("b").directory = Directory::Foreign { names: vec!["photos".to_owned()] };
+    let refusal = world.refusal();
+    assert_eq!((refusal.kind(), refusal.what()), (ErrorKind::Refused, "cannot use /srv/b: it is not empty"));
+}
+
+#[test]
+fn every_obstacle_is_told_at_once() {
+    let mut world = World::unborn();
+    world.node("b").directory = Directory::Foreign { names: vec!["photos".to_owned()] };
+    world.node("c").server = Server::Foreign { what: "something else listens there".to_owned() };
+    assert_eq!(world.plan().unwrap_err().len(), 2);
+}
+
+#[test]
+fn another_major_version_is_refused() {
+    let mut world = World::running();
+    let Directory::Cluster { version, .. } = &mut world.node("c").directory else { panic!() };
+    *version = "14".to_owned();
+    assert_eq!(world.refusal().what(), "cannot use /srv/c for inventory-c: it is of another major version");
+}
+
+#[test]
+fn a_lost_data_directory_of_the_only_primary_is_never_made_anew() {
+    let mut world = World::running();
+    for name in ["a", "b", "c"] {
+        world.node(name).server = Server::Stopped;
+    }
+    world.node("a").directory = Directory::Missing;
+    let refusal = world.refusal();
+    assert_eq!(refusal.kind(), ErrorKind::NotFound, "{refusal:?}");
+}
+
+#[test]
+fn the_fingerprint_moves_with_roles_and_not_with_the_wal() {
+    let mut world = World::running();
+    let before = world.plan().unwrap().fingerprint;
+    world.server("a").facts.role = ServerRole::Primary { written_lsn: Lsn::new(0x900_0000) };
+    assert_eq!(world.plan().unwrap().fingerprint, before);
+    world.node("c").server = Server::Stopped;
+    assert_ne!(world.plan().unwrap().fingerprint, before);
+}

@@ -1,0 +1,132 @@
+//! `apply` killed with SIGKILL at random moments: one command ends it, forwards or backwards, and the herd is whole afterwards.
+//!
+//! A sample by default, every count with PGHERD_SOAK=1. PGHERD_SEED repeats a run.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::herd::{Herd, PAIR, SINGLE, newest_or_15, until};
+
+/// A small generator of its own (xorshift64*): the numbers must be the same in every run of one seed.
+struct Dice(u64);
+
+impl Dice {
+    fn new(turn: u64) -> Self {
+        let seed = std::env::var("PGHERD_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7719_u64);
+        Self((seed ^ (turn + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
+    }
+}
+
+fn kills() -> u64 {
+    if std::env::var_os("PGHERD_SOAK").is_some() { 10 } else { 2 }
+}
+
+/// Runs `apply` and kills it after a random part of `usual`, the time that it takes in all. Returns the operation that it left.
+fn killed(herd: &Herd, dice: &mut Dice, usual: Duration) -> Option<String> {
+    let after = usual * u32::try_from(dice.below(1000)).expect("small") / 1000;
+    let begun = Instant::now();
+    let mut apply = herd.start(&["apply", "--yes"]);
+    while begun.elapsed() < after && !apply.has_ended() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    apply.signal(Signal::KILL);
+    apply.end();
+    let report = herd.run(&["status", "--format", "json"]).ends_with(0).json();
+    let left = report["clusters"][0]["operations"].as_array().expect("operations").clone();
+    assert!(left.len() <= 1, "{left:?}");
+    let id = left.first()?["id"].as_str()?.to_owned();
+    // Nothing else changes the cluster until it is ended, and the refusal names it.
+    herd.apply().ends_with(5).tells(&[&id]);
+    Some(id)
+}
+
+/// Ends an operation by `resume` or by `undo`, and then once more: the second time changes nothing.
+fn ended(herd: &Herd, id: &str, dice: &mut Dice) {
+    let verb = if dice.below(2) == 0 { "resume" } else { "undo" };
+    let first = herd.run(&["operation", verb, id, "--yes"]);
+    // Past the pivot there is only forward: undo says so, and resume is the way.
+    if first.code == 4 && verb == "undo" {
+        herd.run(&["operation", "resume", id, "--yes"]).ends_with(0);
+    } else {
+        assert!(first.code == 0, "operation {verb} {id}: {first:?}");
+    }
+    let journal = herd.run(&["operation", "show", id]).ends_with(0).stdout;
+    herd.run(&["operation", "resume", id, "--yes"]);
+    assert_eq!(herd.run(&["operation", "show", id]).ends_with(0).stdout, journal);
+}
+
+fn whole(herd: &Herd) {
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(0);
+    herd.is_as_declared();
+    assert_eq!(herd.primaries(), ["a"]);
+}
+
+#[test]
+fn a_birth_that_was_killed_is_resumed_or_undone_without_a_trace() {
+    for turn in 0..kills() {
+        let mut dice = Dice::new(turn);
+        let herd = Herd::declare(&newest_or_15(u32::try_from(turn).expect("small")), &PAIR);
+        if let Some(id) = killed(&herd, &mut dice, Duration::from_secs(4)) {
+            if dice.below(2) == 0 {
+                let undo = herd.run(&["operation", "undo", &id, "--yes"]);
+                if undo.code == 0 {
+                    herd.nothing_is_left();
+                } else {
+                    herd.run(&["operation", "resume", &id, "--yes"]).ends_with(0);
+                }
+            } else {
+                ended(&herd, &id, &mut dice);
+            }
+        }
+        whole(&herd);
+    }
+}
+
+#[test]
+fn a_standby_that_was_being_added_when_apply_was_killed_is_there_in_the_end() {
+    let mut herd = Herd::up(&newest_or_15(0), &SINGLE);
+    for turn in 0..kills() {
+        let mut dice = Dice::new(100 + turn);
+        herd.add_node("b");
+        if let Some(id) = killed(&herd, &mut dice, Duration::from_secs(2)) {
+            ended(&herd, &id, &mut dice);
+        }
+        whole(&herd);
+        assert_eq!(herd.sql("a", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"), "1");
+        herd.leave_out("b");
+        herd.run(&["destroy", "inventory", "--node", "b", "--confirm", "inventory-b"]).ends_with(0);
+        assert_eq!(herd.sql("a", "SELECT count(*) FROM pg_replication_slots"), "0");
+    }
+}
+
+#[test]
+fn a_mend_that_was_killed_is_whole_in_the_end() {
+    let herd = Herd::up(&newest_or_15(1), &PAIR);
+    for turn in 0..kills() {
+        let mut dice = Dice::new(200 + turn);
+        herd.sql("a", "ALTER SYSTEM SET work_mem = '9MB'");
+        herd.sql("a", "SELECT pg_reload_conf()");
+        herd.sql_in("a", "inventory", "REVOKE ALL ON SCHEMA inventory FROM bi; ALTER ROLE app CREATEDB");
+        herd.stop("b", "fast");
+        herd.sql("a", "SELECT pg_drop_replication_slot('inventory_b')");
+        if dice.below(2) == 0 {
+            rustix::process::kill_process(herd.pgbouncer().expect("it runs"), Signal::KILL).expect("it runs");
+            until("the pooler is gone", || herd.pgbouncer().is_none().then_some(()));
+        }
+        if let Some(id) = killed(&herd, &mut dice, Duration::from_millis(2500)) {
+            ended(&herd, &id, &mut dice);
+        }
+        whole(&herd);
+        assert_eq!(herd.sql("a", "SHOW work_mem"), "4MB");
+        assert_eq!(herd.sql("a", "SELECT rolcreatedb FROM pg_roles WHERE rolname = 'app'"), "f");
+        assert_eq!(herd.sql("a", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"), "1");
+    }
+}

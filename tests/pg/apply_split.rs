@@ -1,0 +1,90 @@
+//! Two primaries, and a primary that was overtaken: shown, and never made worse.
+
+use crate::herd::{Herd, WHOLE, hash_of, newest_or_15, text, until};
+
+/// What `apply` could have changed on a node.
+fn files(herd: &Herd, node: &str) -> Vec<String> {
+    ["postgresql.conf", "pgherd.conf", "pgherd.node.conf", "pg_hba.conf", "postgresql.auto.conf"]
+        .iter()
+        .map(|name| hash_of(&herd.data(node).join(name)))
+        .collect()
+}
+
+fn promote(herd: &Herd, node: &str) {
+    herd.program("pg_ctl", &["-D", text(&herd.data(node)), "-w", "promote"]);
+    until("it is promoted", || (herd.sql(node, "SELECT pg_is_in_recovery()") == "f").then_some(()));
+}
+
+#[test]
+fn two_primaries_are_shown_and_nothing_is_changed_and_the_overtaken_one_is_never_started() {
+    let mut herd = Herd::up(&newest_or_15(0), &WHOLE);
+    // One standby that can follow either of them: it has nothing that c has not.
+    herd.stop("b", "fast");
+    let written = herd.sql("a", "SELECT pg_current_wal_lsn()");
+    until("c has replayed all", || {
+        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        (herd.sql("c", &replayed) == "t").then_some(())
+    });
+    promote(&herd, "c");
+    herd.edit("work_mem: 4 MiB", "work_mem: 5 MiB");
+    herd.status().ends_with(0).says(&["WARNING  a and c are primaries at the same time: keep clients away."]);
+    let before: Vec<_> = ["a", "b", "c"].map(|node| files(&herd, node)).into();
+    let says = [
+        "ERROR:  inventory has more than one primary: a, c",
+        "a: timeline 1, LSN",
+        "c: timeline 2, LSN",
+        "Nothing was changed.",
+        "HINT:   Keep clients away, decide which one is right",
+    ];
+    herd.plan().ends_with(4).tells(&says);
+    herd.apply().ends_with(4).tells(&says);
+    herd.run(&["plan", "--detailed-exitcode"]).ends_with(1).tells(&says);
+    let after: Vec<_> = ["a", "b", "c"].map(|node| files(&herd, node)).into();
+    assert_eq!(after, before);
+    assert_eq!(herd.primaries(), ["a", "c"]);
+
+    // The operator decides: c is right.
+    herd.stop("a", "fast");
+    herd.status().ends_with(0).says(&["a is stopped"]);
+    let note =
+        "inventory-a is left stopped: it has no standby.signal and would come back as a second primary";
+    herd.plan().ends_with(0).says(&[note]).does_not_say("inventory-a   start");
+    herd.apply().ends_with(0).says(&[note]);
+    assert_eq!(herd.primaries(), ["c"]);
+    assert_eq!(herd.postmaster("a"), None);
+    assert_eq!(herd.sql("c", "SHOW work_mem"), "5MB");
+    assert_eq!(
+        herd.sql("c", "SELECT application_name, state FROM pg_stat_replication"),
+        "inventory-b|streaming"
+    );
+    assert_eq!(
+        herd.client("pooler", "app", crate::herd::APP_PASSWORD, "inventory", "SHOW port"),
+        Ok(herd.port("c").to_string())
+    );
+    herd.apply().ends_with(0).says(&["No changes.", note]);
+
+    // With the new primary down as well, the old one is still not taken for it.
+    herd.stop("c", "fast");
+    let apply = herd.apply();
+    assert!(apply.code != 0, "{apply:?}");
+    assert_eq!(herd.postmaster("a"), None);
+    assert_eq!(herd.postmaster("c"), None);
+
+    // And the way back that the note names.
+    herd.program(
+        "pg_ctl",
+        &[
+            "-D",
+            text(&herd.data("c")),
+            "-w",
+            "-l",
+            text(&herd.path("state/log/inventory-c/startup.log")),
+            "start",
+        ],
+    );
+    herd.run(&["destroy", "inventory", "--node", "a", "--confirm", "inventory-a"]).ends_with(0);
+    herd.apply().ends_with(0);
+    assert_eq!(herd.primaries(), ["c"]);
+    assert_eq!(herd.sql("a", "SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+    herd.is_as_declared();
+}
