@@ -238,12 +238,21 @@ pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let (program, _) = programs::find_pgbouncer(world.doors.host(host)).await?;
     write_profile(world, &place).await?;
     door.install(&files).await?;
-    if matches!(before.process, PoolerProcess::Running { .. }) {
-        let restart = door.reload_and_verify(&files).await?;
-        if restart.is_empty() {
-            return Ok(answers(&files));
+    match before.process {
+        PoolerProcess::Running { .. } => {
+            let restart = door.reload_and_verify(&files).await?;
+            if restart.is_empty() {
+                return Ok(answers(&files));
+            }
+            door.stop(GRACE).await?;
         }
-        door.stop(GRACE).await?;
+        PoolerProcess::Stopped => {}
+        // One that runs all the same would go on with what it has read before.
+        PoolerProcess::Unknown { why } => {
+            return Err(
+                Error::failed(format!("could not tell whether the pooler on {host} runs")).detail(why)
+            );
+        }
     }
     door.ensure_started(&program, &files).await?;
     Ok(answers(&files))
