@@ -63,13 +63,10 @@ fn stopped_primary(observed: &ClusterObserved) -> Lead {
         })
         .collect();
     match stopped.as_slice() {
-        [one] => match overtaken_by(one, observed) {
+        [one] => match doubt(one, observed) {
             None => Lead::StoppedPrimary(one.node.clone()),
-            Some((who, timeline)) => Lead::Unknown {
-                why: format!(
-                    "{} is stopped and would start as a primary, but {who} is already on timeline {timeline}",
-                    one.node
-                ),
+            Some(doubt) => Lead::Unknown {
+                why: format!("{} is stopped and would start as a primary, but {doubt}", one.node),
             },
         },
         [] => Lead::Unknown { why: "no node is primary, and every data directory is a standby's".to_owned() },
@@ -82,17 +79,103 @@ fn stopped_primary(observed: &ClusterObserved) -> Lead {
     }
 }
 
-/// Returns a node whose timeline is ahead of `node`'s, or whose timeline cannot be read.
-fn overtaken_by(node: &NodeObserved, observed: &ClusterObserved) -> Option<(String, String)> {
-    let own = timeline(node)?;
+/// Says why a stopped node may not be taken for the primary: another one is ahead of it, or a timeline cannot be read.
+fn doubt(node: &NodeObserved, observed: &ClusterObserved) -> Option<String> {
+    let Some(own) = timeline(node) else { return Some("its pg_control could not be read".to_owned()) };
     observed.nodes.iter().filter(|other| other.node != node.node).find_map(|other| {
-        timeline(other).filter(|theirs| *theirs > own).map(|theirs| (other.node.clone(), theirs.to_string()))
+        match (timeline(other), &other.directory) {
+            (Some(theirs), _) if theirs > own => {
+                Some(format!("{} is already on timeline {theirs}", other.node))
+            }
+            (Some(_), _) | (None, Directory::Missing | Directory::Empty | Directory::Foreign { .. }) => None,
+            (None, Directory::Cluster { .. }) => {
+                Some(format!("the pg_control of {} could not be read", other.node))
+            }
+            (None, Directory::Unknown { why }) => {
+                Some(format!("the data directory of {} could not be read: {why}", other.node))
+            }
+        }
     })
 }
 
 /// Returns the timeline that a node is on: the running server's word, else the control file's.
 pub fn timeline(node: &NodeObserved) -> Option<TimelineId> {
-    node.running()
-        .map(|running| running.facts.timeline)
-        .or_else(|| node.control().map(|control| control.checkpoint_timeline))
+    node.running().map(|running| running.facts.timeline).or_else(|| {
+        // A standby follows its primary to a new timeline long before its next restartpoint.
+        node.control().map(|control| {
+            let replayed = control.minimum_recovery.map(|(_, timeline)| timeline);
+            replayed.map_or(control.checkpoint_timeline, |replayed| replayed.max(control.checkpoint_timeline))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::control_file::ControlFile;
+    use crate::topology::claim::{self, Marker};
+
+    const STANDBY: &str = include_str!("../../tests/data/pg_controldata/15-in-archive-recovery.txt");
+
+    /// A stopped node of ours; `timelines` are those of its last checkpoint and of what it has replayed.
+    fn stopped(name: &str, standby_signal: bool, timelines: Option<(u32, u32)>) -> NodeObserved {
+        let control = timelines.map(|(checkpoint, replayed)| {
+            let mut control = ControlFile::parse(STANDBY).unwrap();
+            control.checkpoint_timeline = TimelineId::new(checkpoint).unwrap();
+            let (lsn, _) = control.minimum_recovery.unwrap();
+            control.minimum_recovery = standby_signal.then(|| (lsn, TimelineId::new(replayed).unwrap()));
+            Box::new(control)
+        });
+        NodeObserved {
+            node: name.to_owned(),
+            marker: Claim::Ours(Marker {
+                format: claim::FORMAT,
+                host: "local".to_owned(),
+                data_directory: format!("/srv/{name}").into(),
+                system_identifier: ControlFile::parse(STANDBY).ok().map(|control| control.system_identifier),
+                operation: "7f3a".to_owned(),
+                directory_existed: false,
+            }),
+            directory: Directory::Cluster {
+                version: "15".to_owned(),
+                owner: "postgres".to_owned(),
+                control,
+                standby_signal,
+            },
+            server: Server::Stopped,
+            files: None,
+            disk: None,
+        }
+    }
+
+    fn lead_of(nodes: Vec<NodeObserved>) -> Lead {
+        lead(&ClusterObserved { cluster: "inventory".to_owned(), nodes, left: Vec::new() })
+    }
+
+    fn why(lead: &Lead) -> &str {
+        match lead {
+            Lead::Unknown { why } => why,
+            Lead::Unborn | Lead::Primary(_) | Lead::StoppedPrimary(_) | Lead::Split(_) => panic!("{lead:?}"),
+        }
+    }
+
+    #[test]
+    fn a_stopped_primary_whose_standbys_are_not_ahead_is_the_primary() {
+        let nodes = vec![stopped("a", false, Some((1, 1))), stopped("b", true, Some((1, 1)))];
+        assert_eq!(lead_of(nodes), Lead::StoppedPrimary("a".to_owned()));
+    }
+
+    #[test]
+    fn a_standby_that_has_replayed_a_newer_timeline_forbids_the_old_primary() {
+        let lead = lead_of(vec![stopped("a", false, Some((1, 1))), stopped("b", true, Some((1, 2)))]);
+        assert!(why(&lead).ends_with("but b is already on timeline 2"), "{lead:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_fine() {
+        let lead = lead_of(vec![stopped("a", false, None), stopped("b", true, Some((1, 1)))]);
+        assert!(why(&lead).ends_with("but its pg_control could not be read"), "{lead:?}");
+        let lead = lead_of(vec![stopped("a", false, Some((1, 1))), stopped("b", true, None)]);
+        assert!(why(&lead).ends_with("but the pg_control of b could not be read"), "{lead:?}");
+    }
 }

@@ -49,7 +49,7 @@ fn a_cluster_that_pgherd_did_not_make_is_refused_and_left_alone() {
     let herd = Herd::declare(&newest_or_15(1), &PAIR);
     make_directory(&herd.data("a"));
     herd.program("initdb", &["-D", text(&herd.data("a")), "-U", "postgres", "--no-sync"]);
-    let major = format!("PG_VERSION {}, system identifier ", herd.installation().major);
+    let major = format!("PG_VERSION {}, ", herd.installation().major);
     refused(
         &herd,
         4,

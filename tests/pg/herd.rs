@@ -212,10 +212,6 @@ impl Herd {
         fs::write(self.path("pgherd.yml"), &self.text).expect("write the topology");
     }
 
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
     /// Sets or, with `None`, takes away a variable of pgherd's environment.
     pub fn variable(&mut self, name: &'static str, value: Option<&str>) {
         match value {
