@@ -127,6 +127,8 @@ pub struct ClusterObserved {
 pub struct NodeObserved {
     pub node: String,
     pub marker: Claim,
+    /// What it was made as; `None` if it was not, or that cannot be read.
+    pub profile: Option<Profile>,
     pub directory: Directory,
     pub server: Server,
     /// Text of the files of which pgherd writes a part; `None` where the directory holds no cluster of ours.
@@ -271,8 +273,9 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
     let host = doors.host(&node.host);
     let places = doors.places.node(&cluster.full_name(&node.name));
     let seen = async {
-        let (marker, directory, disk, server) = futures_util::join!(
+        let (marker, profile, directory, disk, server) = futures_util::join!(
             observe_claim(host, &places, node),
+            host.read(&places.profile),
             observe_directory(doors, cluster, node),
             host.disk(&node.data_directory),
             observe_server(doors, cluster, node, &places),
@@ -282,6 +285,7 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
         NodeObserved {
             node: node.name.clone(),
             marker,
+            profile: profile.ok().flatten().and_then(|bytes| claim::read(&bytes).ok()),
             directory,
             server,
             files,
@@ -296,6 +300,7 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             NodeObserved {
                 node: node.name.clone(),
                 marker: Claim::Unknown { why: why.clone() },
+                profile: None,
                 directory: Directory::Unknown { why: why.clone() },
                 server: Server::Unknown { why },
                 files: None,

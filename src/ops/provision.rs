@@ -20,6 +20,7 @@ use crate::topology::claim::{self, Marker, Profile};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
+use crate::units::ByteCount;
 
 /// How long a server may take to start: crash recovery replays what a checkpoint interval has written.
 pub const START: Duration = Duration::from_secs(600);
@@ -111,7 +112,7 @@ pub async fn initdb(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<SystemIdenti
         .timeout(MAKE);
     site.host().run(&command).await.map_err(|error| could_not("initdb", site, error))?;
     write_files(site, wish).await?;
-    complete_claim(site).await
+    complete_claim(site, wish.memory).await
 }
 
 /// Copies the primary into the node's data directory and gives it its own files; `progress` takes kilobytes done and in all.
@@ -156,7 +157,7 @@ pub async fn clone(
     }
     write_files(site, wish).await?;
     write(site, &site.directory().join("standby.signal"), b"", 0o600).await?;
-    complete_claim(site).await
+    complete_claim(site, wish.memory).await
 }
 
 /// Gives the node the same password file as another node of the cluster has.
@@ -244,18 +245,22 @@ async fn write_marker(
 }
 
 /// Writes the profile and then the marker with its system identifier: from here on the directory is a node's.
-async fn complete_claim(site: &Site<'_>) -> Result<SystemIdentifier> {
+async fn complete_claim(site: &Site<'_>, memory: ByteCount) -> Result<SystemIdentifier> {
     let control = control_file(site).await?;
     let existed = match observe::observe_claim(site.host(), &site.places(), site.node).await {
         observe::Claim::Ours(marker) => marker.directory_existed,
         observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => true,
     };
-    write_profile(site, control.system_identifier).await?;
+    write_profile(site, control.system_identifier, memory).await?;
     write_marker(site, Some(control.system_identifier), existed).await?;
     Ok(control.system_identifier)
 }
 
-async fn write_profile(site: &Site<'_>, system_identifier: SystemIdentifier) -> Result<()> {
+async fn write_profile(
+    site: &Site<'_>,
+    system_identifier: SystemIdentifier,
+    memory: ByteCount,
+) -> Result<()> {
     let places = site.places();
     let profile = Profile {
         format: claim::FORMAT,
@@ -273,6 +278,7 @@ async fn write_profile(site: &Site<'_>, system_identifier: SystemIdentifier) -> 
         passfile: places.passfile.clone(),
         port: site.node.port,
         slot: site.cluster.slot_name(&site.node.name),
+        memory,
     };
     write(site, &places.profile, &claim::write(&profile), 0o640).await
 }

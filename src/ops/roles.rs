@@ -128,6 +128,7 @@ mod tests {
         });
         NodeObserved {
             node: name.to_owned(),
+            profile: None,
             marker: Claim::Ours(Marker {
                 format: claim::FORMAT,
                 host: "local".to_owned(),

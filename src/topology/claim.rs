@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::pg::system::SystemIdentifier;
+use crate::units::ByteCount;
 
 /// The format that this pgherd reads and writes.
 pub const FORMAT: u32 = 1;
@@ -48,6 +49,8 @@ pub struct Profile {
     pub passfile: PathBuf,
     pub port: u16,
     pub slot: String,
+    /// What it was tuned for when it was made; stays, so that a node that comes to the host later restarts nobody.
+    pub memory: ByteCount,
 }
 
 /// What is known of one PgBouncer: enough to stop and remove it without the topology.

@@ -14,6 +14,7 @@ mod apply_kills;
 mod apply_life_cycle;
 mod apply_refusals;
 mod apply_split;
+mod apply_tune;
 mod connect;
 mod destroy;
 mod herd;

@@ -85,8 +85,8 @@ pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
     if !missing.is_empty() {
         return Err(missing);
     }
-    let fixed = fix(&doors, herd, cluster).await.map_err(|error| vec![error])?;
     let observed = observe::observe(&doors, cluster, Depth::Files).await;
+    let fixed = fix(&doors, herd, cluster, &observed).await.map_err(|error| vec![error])?;
     let seen = look_closer(&doors, cluster, &observed, &passwords).await.map_err(|error| vec![error])?;
     plan::plan(&Situation {
         cluster,
@@ -139,14 +139,18 @@ async fn look_closer(
 }
 
 /// Finds what stays the same for the whole operation.
-async fn fix(doors: &Doors, herd: &Herd, cluster: &Cluster) -> Result<Fixed> {
+async fn fix(doors: &Doors, herd: &Herd, cluster: &Cluster, observed: &ClusterObserved) -> Result<Fixed> {
     let mut fixed = Fixed { memory: BTreeMap::new(), users: BTreeMap::new() };
     for node in &cluster.nodes {
         let host = doors.host(&node.host);
         let mut users = vec![host.os_user().to_owned(), host.caller().to_owned()];
         users.dedup();
         fixed.users.insert(node.host.clone(), users);
-        let memory = match cluster.postgres.tune_memory {
+        let made_for =
+            observed.node(&node.name).and_then(|seen| seen.profile.as_ref()).map(|profile| profile.memory);
+        // What was shared out when a node was made stays: a node that comes to the host later, or a machine that has grown, is no
+        // reason to restart it.
+        let memory = match cluster.postgres.tune_memory.or(made_for) {
             Some(stated) => stated,
             None => {
                 let all = host.memory().await.map_err(|error| {

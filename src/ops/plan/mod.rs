@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
 use crate::ops::objects::{self, Change, ObjectsObserved};
-use crate::ops::observe::{ClusterObserved, Directory, Server};
+use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
 use crate::topology::declared;
@@ -140,7 +140,9 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
             return Err(obstacles);
         }
         Lead::Unknown { why } => {
-            obstacles.push(no_lead(situation, why));
+            if obstacles.is_empty() {
+                obstacles.push(no_lead(situation, why));
+            }
             return Err(obstacles);
         }
     };
@@ -388,6 +390,7 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
         let name = cluster.full_name(&node.name);
         found.extend(change::claim_obstacle(cluster, node, seen));
         found.extend(socket_obstacle(situation, node));
+        found.extend(moved_port(situation, node, seen));
         if let Server::Foreign { what } = &seen.server {
             found.push(
                 Error::refused(format!("cannot use port {} for {name}: {what}", node.port))
@@ -423,6 +426,20 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
         }
     }
     found
+}
+
+/// Where a node listens is part of how it, its standbys and the pooler find each other: it stays what it was made with.
+fn moved_port(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Option<Error> {
+    let was = seen.profile.as_ref().map(|profile| profile.port).filter(|port| *port != node.port)?;
+    let name = situation.cluster.full_name(&node.name);
+    Some(
+        Error::refused(format!("cannot move {name} to port {}: it was made for port {was}", node.port))
+            .detail("Nothing was changed.")
+            .hint(format!(
+                "Declare port {was} again; or remove the node by name and let apply clone it anew: pgherd destroy {} --node {}",
+                situation.cluster.name, node.name
+            )),
+    )
 }
 
 /// A Unix socket's path has at most 107 bytes (`sockaddr_un`); PostgreSQL would not start with a longer one.

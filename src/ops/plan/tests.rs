@@ -67,6 +67,7 @@ impl World {
             .map(|node| NodeObserved {
                 node: node.name.clone(),
                 marker: Claim::None,
+                profile: None,
                 directory: Directory::Missing,
                 server: Server::Stopped,
                 files: None,
@@ -445,6 +446,18 @@ fn a_second_primary_is_never_started() {
         plan.steps().all(|step| !matches!(&step.step, ApplyStep::Follow { .. } | ApplyStep::Start { .. }))
     );
     assert!(plan.notes[0].contains("would come back as a second primary"), "{:?}", plan.notes);
+}
+
+#[test]
+fn a_node_does_not_move_to_another_port() {
+    let mut world = World::running();
+    let profile = include_bytes!("../../topology/testdata/profile-1.json");
+    let b = world.node("b");
+    b.profile = Some(crate::topology::claim::read(profile).unwrap());
+    assert!(world.plan().is_ok());
+    world.cluster.nodes[1].port = 5999;
+    world.node("b").server = Server::Unknown { why: "its socket does not answer".to_owned() };
+    assert_eq!(world.refusal().what(), "cannot move inventory-b to port 5999: it was made for port 5442");
 }
 
 #[test]
