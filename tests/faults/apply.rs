@@ -2,7 +2,8 @@
 //! a kill; then the operator resumes or undoes, and what must hold is looked for on the servers themselves.
 //!
 //! A case has a name such as `birth:17:after` or `mend:r5:killed-after`. `PGHERD_FAULT_ONLY` runs one alone, all of `birth`, or a
-//! list of both divided by commas, `PGHERD_FAULT_SEED` repeats a sample, `PGHERD_SOAK=1` runs all of them.
+//! list of both divided by commas, `PGHERD_FAULT_SEED` repeats a sample of `PGHERD_FAULT_COUNT` cases of each operation,
+//! `PGHERD_SOAK=1` runs all of them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -846,12 +847,16 @@ fn apply_and_destroy_end_whole_under_any_one_fault_on_real_servers() {
         Ok(seed) => seed.parse().expect("PGHERD_FAULT_SEED is a number"),
         Err(_) => getrandom::u64().unwrap(),
     };
+    let count = std::env::var("PGHERD_FAULT_COUNT").ok();
+    let count: Option<usize> = count.map(|count| count.parse().expect("PGHERD_FAULT_COUNT is a number"));
+    let size = count.unwrap_or(SAMPLE);
+    eprintln!("PGHERD_FAULT_SEED={seed} PGHERD_FAULT_COUNT={size} repeats a sample");
     let choices: Vec<(Kind, Choice)> = match &only {
         Some(list) => KINDS
             .into_iter()
             .map(|kind| {
                 if list.split(',').any(|name| name == kind.name()) {
-                    return (kind, Choice::All);
+                    return (kind, count.map_or(Choice::All, |count| Choice::Some(count, seed)));
                 }
                 let named = list.split(',').filter(|name| name.split(':').next() == Some(kind.name()));
                 let parse = |name: &str| {
@@ -861,10 +866,7 @@ fn apply_and_destroy_end_whole_under_any_one_fault_on_real_servers() {
             })
             .collect(),
         None if soak => KINDS.map(|kind| (kind, Choice::All)).into(),
-        None => {
-            eprintln!("PGHERD_FAULT_SEED={seed} repeats this sample");
-            KINDS.map(|kind| (kind, Choice::Some(SAMPLE, seed))).into()
-        }
+        None => KINDS.map(|kind| (kind, Choice::Some(size, seed))).into(),
     };
     let begun = Instant::now();
     let mut benches: Vec<Bench> = (0..WORKERS).map(|_| Bench::new()).collect();
