@@ -35,8 +35,9 @@ soak: ## run the tests with their full counts of faults and kills
 	$(with-servers) && PGHERD_SOAK=1 cargo test --locked --no-fail-fast
 
 bench: ## measure
+	cargo build --release --locked
 	cargo bench --locked
-	if [ -x scripts/bench ]; then scripts/bench; fi
+	scripts/bench
 
 lint: ## check the format, and deny every warning of rustc and clippy
 	cargo fmt --check

@@ -39,6 +39,18 @@ pub struct Lock {
     holder: Holder,
 }
 
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a program that is being started has it open as well, from fork until exec.
+        give_back(&self.file);
+    }
+}
+
+fn give_back(file: &File) {
+    // It can only fail for a file that is not open.
+    rustix::fs::flock(file, FlockOperation::Unlock).unwrap_or(());
+}
+
 const POLL: Duration = Duration::from_millis(50);
 /// Others look whether a lock is held by holding it for an instant; that is no reason to refuse.
 const GLANCE: Duration = Duration::from_millis(200);
@@ -125,7 +137,10 @@ pub fn holder(store: &Store, cluster: &str) -> Result<Option<Holder>> {
         Err(error) => return Err(unopened(&path, error)),
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(None),
+        Ok(()) => {
+            give_back(&file);
+            Ok(None)
+        }
         Err(Errno::WOULDBLOCK) => Ok(read_holder(&path)),
         Err(error) => Err(unopened(&path, error.into())),
     }

@@ -1,5 +1,11 @@
 //! Real servers, of every major version that is installed (`PGHERD_TEST_PG`, or /usr/lib/postgresql).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test ends by panicking, with what it found"
+)]
+
 mod apply_drift;
 mod apply_five;
 mod apply_full_disk;

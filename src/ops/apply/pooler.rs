@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::host::programs::{self, Programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
-use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running, Server};
 use crate::ops::plan::PoolerDrift;
 use crate::ops::pooler::{
     self, ConsoleSeen, Declared, Drift, Layout, Pooler, PoolerFiles, PoolerObserved, PoolerPaths,
@@ -238,29 +238,38 @@ pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let (program, _) = programs::find_pgbouncer(world.doors.host(host)).await?;
     write_profile(world, &place).await?;
     door.install(&files).await?;
-    if matches!(before.process, PoolerProcess::Running { .. }) {
-        let restart = door.reload_and_verify(&files).await?;
-        if restart.is_empty() {
-            return Ok(answers(&files));
+    match before.process {
+        PoolerProcess::Running { .. } => {
+            let restart = door.reload_and_verify(&files).await?;
+            if restart.is_empty() {
+                return Ok(answers(&files));
+            }
+            door.stop(GRACE).await?;
         }
-        door.stop(GRACE).await?;
+        PoolerProcess::Stopped => {}
+        // One that runs all the same would go on with what it has read before.
+        PoolerProcess::Unknown { why } => {
+            return Err(
+                Error::failed(format!("could not tell whether the pooler on {host} runs")).detail(why)
+            );
+        }
     }
     door.ensure_started(&program, &files).await?;
     Ok(answers(&files))
 }
 
-/// Observes the nodes, and gives a standby that runs and does not stream a moment: a primary that was just restarted is looked for
-/// again after a while, and an alias that was led away from the standby by then would have to be led back.
+/// Observes the nodes until each is known, and gives a standby that runs and does not stream a moment: a primary that was just
+/// restarted is looked for again after a while, and an alias that was led away from the standby by then would have to be led back.
 async fn settled(world: &World) -> ClusterObserved {
     let deadline = Instant::now() + SETTLE;
     loop {
         let observed = observe::observe(&world.doors, &world.input.cluster, Depth::Servers).await;
-        let looking = observed
-            .nodes
-            .iter()
-            .filter_map(NodeObserved::running)
-            .any(|running| matches!(running.facts.role, ServerRole::Standby { .. }) && !streams(running));
-        if !looking || Instant::now() >= deadline {
+        let unsettled = |node: &NodeObserved| match &node.server {
+            Server::Up(running) => !running.is_primary() && !streams(running),
+            Server::Starting | Server::Unknown { .. } => true,
+            Server::Stopped | Server::Foreign { .. } => false,
+        };
+        if !observed.nodes.iter().any(unsettled) || Instant::now() >= deadline {
             return observed;
         }
         sleep(PAUSE).await;
