@@ -551,7 +551,10 @@ async fn end_leftovers(site: &Site<'_>) -> Result<()> {
         let pids: Vec<String> = match site.host().run(&look).await {
             Ok(output) => output.text().split_whitespace().map(str::to_owned).collect(),
             // pgrep ends with 1 when it found nothing.
-            Err(HostError::Exited { status: 1, .. }) => return Ok(()),
+            Err(HostError::Exited { status: 1, .. }) => match standalone_server(site).await? {
+                None => return Ok(()),
+                Some(pid) => vec![pid],
+            },
             Err(error) => return Err(could_not("look for processes of", site, error)),
         };
         if Instant::now() >= deadline {
@@ -567,6 +570,27 @@ async fn end_leftovers(site: &Site<'_>) -> Result<()> {
             Ok(_) | Err(HostError::Exited { .. }) => sleep(PAUSE).await,
             Err(error) => return Err(could_not("end the processes of", site, error)),
         }
+    }
+}
+
+/// Returns the process number of the server that `initdb` feeds through a pipe, if one works in the data directory: it outlives an
+/// `initdb` that was killed, and would write into what is made next. It has its number in the lock file, with a minus (`miscinit.c`).
+async fn standalone_server(site: &Site<'_>) -> Result<Option<String>> {
+    let lock_file = read_text(site, "postmaster.pid").await?;
+    let first = lock_file.lines().next().unwrap_or_default().trim();
+    let Some(pid) = first.strip_prefix('-').and_then(|pid| pid.parse::<u32>().ok()) else { return Ok(None) };
+    let directory = site.directory().display().to_string();
+    let look = Command::new("readlink").args(["-f", "--", &format!("/proc/{pid}/cwd"), &directory]).reads();
+    match site.host().run(&look).await {
+        Ok(output) => {
+            let text = output.text();
+            let mut paths = text.lines();
+            let works_there = matches!((paths.next(), paths.next()), (Some(own), Some(ours)) if own == ours);
+            Ok(works_there.then(|| pid.to_string()))
+        }
+        // There is no such process any more, or it is another user's.
+        Err(HostError::Exited { .. }) => Ok(None),
+        Err(error) => Err(could_not("look for processes of", site, error)),
     }
 }
 

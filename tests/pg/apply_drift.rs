@@ -195,8 +195,9 @@ fn roles_grants_and_passwords_that_were_changed_by_hand_are_put_right() {
         "GRANT INSERT ON inventory.t TO bi; GRANT CREATE ON SCHEMA inventory TO app",
     );
     mended(&herd, &["INSERT", "CREATE", "bi", "app"]);
-    let denied =
-        herd.client("a", "bi", BI_PASSWORD, "inventory", "INSERT INTO inventory.t VALUES (1)").unwrap_err();
+    let denied = herd
+        .client("a", "bi", BI_PASSWORD, "inventory", "INSERT INTO inventory.t VALUES (1)")
+        .expect_err("it is refused");
     assert!(denied.contains("permission denied for table t"), "{denied}");
 
     herd.sql("a", "ALTER ROLE app SUPERUSER CREATEROLE; ALTER ROLE bi CONNECTION LIMIT 77");

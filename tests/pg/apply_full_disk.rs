@@ -92,7 +92,9 @@ fn a_standby_that_may_not_write_is_undone() {
     herd.add_node("b");
     let (from, to) = (herd.data("b"), closed.join("b"));
     herd.edit(text(&from), text(&to));
-    herd.apply().ends_with(1).tells(&["ERROR:  could not make the data directory of inventory-b"]);
+    herd.apply()
+        .ends_with(1)
+        .tells(&["ERROR:  could not make the directories of inventory-b", "Permission denied"]);
     assert_eq!(herd.sql("a", "SELECT count(*) FROM pg_replication_slots"), "0");
     herd.edit(text(&to), text(&from));
     herd.apply().ends_with(0);

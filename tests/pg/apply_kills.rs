@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::herd::{Herd, PAIR, SINGLE, newest_or_15, until};
+use crate::herd::{Frozen, Herd, PAIR, SINGLE, command_line, newest_or_15, until};
 
 /// A small generator of its own (xorshift64*): the numbers must be the same in every run of one seed.
 struct Dice(u64);
@@ -90,6 +90,39 @@ fn a_birth_that_was_killed_is_resumed_or_undone_without_a_trace() {
     }
 }
 
+/// The server that initdb feeds outlives both pgherd and initdb, and has the directory for its own.
+#[test]
+fn what_initdb_left_running_is_ended_before_its_directory_is_removed() {
+    let herd = Herd::declare(&newest_or_15(1), &SINGLE);
+    for _ in 0..3 {
+        let mut apply = herd.start(&["apply", "--yes"]);
+        let data = herd.data("a");
+        // It copies a whole database then, file by file.
+        let server = until("initdb has its server make template0", || {
+            let made = std::fs::read_dir(data.join("base")).ok()?.count();
+            let lock_file = std::fs::read_to_string(data.join("postmaster.pid")).ok().filter(|_| made > 1)?;
+            Pid::from_raw(lock_file.lines().next()?.strip_prefix('-')?.parse().ok()?)
+        });
+        apply.signal(Signal::KILL);
+        apply.end();
+        let initdb = format!("initdb -D {}", data.display());
+        for (pid, _) in herd.processes().into_iter().filter(|(_, line)| line.contains(&initdb)) {
+            kill_process(pid, Signal::KILL).expect("it runs");
+        }
+        // It would end by itself in a moment; that moment is what this is about.
+        let _held = (!command_line(server).is_empty()).then(|| Frozen::new(server));
+        let journals = std::fs::read_dir(herd.path("state/operations")).expect("readable");
+        let newest = journals
+            .map(|entry| entry.expect("readable").path())
+            .max_by_key(|path| std::fs::metadata(path).and_then(|found| found.modified()).expect("readable"));
+        let journal = newest.expect("a journal");
+        let id = journal.file_stem().and_then(|stem| stem.to_str()).expect("an id");
+        herd.run(&["operation", "undo", id, "--yes"]).ends_with(0);
+        assert_eq!(command_line(server), "");
+        herd.nothing_is_left();
+    }
+}
+
 #[test]
 fn a_standby_that_was_being_added_when_apply_was_killed_is_there_in_the_end() {
     let mut herd = Herd::up(&newest_or_15(0), &SINGLE);
@@ -118,7 +151,7 @@ fn a_mend_that_was_killed_is_whole_in_the_end() {
         herd.stop("b", "fast");
         herd.sql("a", "SELECT pg_drop_replication_slot('inventory_b')");
         if dice.below(2) == 0 {
-            rustix::process::kill_process(herd.pgbouncer().expect("it runs"), Signal::KILL).expect("it runs");
+            kill_process(herd.pgbouncer().expect("it runs"), Signal::KILL).expect("it runs");
             until("the pooler is gone", || herd.pgbouncer().is_none().then_some(()));
         }
         if let Some(id) = killed(&herd, &mut dice, Duration::from_millis(2500)) {

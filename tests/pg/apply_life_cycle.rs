@@ -70,7 +70,7 @@ fn the_users_lines_are_those_of_initdb(herd: &Herd) {
 
 fn clients(herd: &Herd) {
     let write = "CREATE TABLE IF NOT EXISTS inventory.stock (item int); INSERT INTO inventory.stock VALUES (1) RETURNING item";
-    let denied = herd.client("pooler", "app", APP_PASSWORD, "inventory", write).unwrap_err();
+    let denied = herd.client("pooler", "app", APP_PASSWORD, "inventory", write).expect_err("it is refused");
     assert!(denied.contains("permission denied for schema inventory"), "{denied}");
     herd.sql_in(
         "a",
@@ -83,9 +83,9 @@ fn clients(herd: &Herd) {
     crate::herd::until("a read-only client sees the row on a standby", || {
         (herd.client("pooler", "bi", BI_PASSWORD, "inventory_ro", read) == Ok("t|t".to_owned())).then_some(())
     });
-    let denied = herd.client("a", "bi", BI_PASSWORD, "inventory", insert).unwrap_err();
+    let denied = herd.client("a", "bi", BI_PASSWORD, "inventory", insert).expect_err("it is refused");
     assert!(denied.contains("permission denied for table stock"), "{denied}");
-    herd.client("pooler", "app", "wrong", "inventory", "SELECT 1").unwrap_err();
+    herd.client("pooler", "app", "wrong", "inventory", "SELECT 1").expect_err("it is refused");
 }
 
 fn grown(herd: &mut Herd) {
