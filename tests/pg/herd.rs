@@ -592,20 +592,20 @@ fn binary() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE.get_or_init(|| {
         let built = Path::new(env!("CARGO_BIN_EXE_pgherd"));
-        let modified = fs::metadata(built).and_then(|found| found.modified()).expect("the binary is built");
-        let age = modified.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
+        let digest = Sha256::digest(text(built).as_bytes());
+        let of: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         let user = rustix::process::geteuid().as_raw();
-        let directory = PathBuf::from(format!("/tmp/pgherd-test-binary-{user}-{age}"));
+        let directory = PathBuf::from(format!("/tmp/pgherd-test-binary-{user}-{of}"));
         if fs::create_dir(&directory).is_ok() {
             fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("it is ours");
         }
         let place = directory.join("pgherd");
         // A link costs nothing; across file systems it takes a copy. It is renamed into place, since others may be doing the same.
-        if !place.exists() {
-            let beside = directory.join(format!("pgherd.{}", std::process::id()));
-            fs::hard_link(built, &beside).or_else(|_| fs::copy(built, &beside).map(drop)).expect("a copy");
-            fs::rename(&beside, &place).expect("a copy");
-        }
+        let beside = directory.join(format!("pgherd.{}", std::process::id()));
+        fs::hard_link(built, &beside).or_else(|_| fs::copy(built, &beside).map(drop)).expect("a copy");
+        fs::rename(&beside, &place).expect("a copy");
+        // Of two links to one file rename removes none (POSIX).
+        fs::remove_file(&beside).unwrap_or(());
         place
     })
 }
