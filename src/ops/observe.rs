@@ -383,6 +383,7 @@ pub async fn read_control_file(
 ) -> Result<ControlFile> {
     let command = Command::new(programs.path("pg_controldata"))
         .args(["-D", &directory.display().to_string()])
+        .reads()
         .timeout(PATIENCE);
     let output = host.run(&command).await.map_err(|error| {
         Error::failed(format!("could not read pg_control in {}", directory.display())).source(error)

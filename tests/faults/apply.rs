@@ -442,8 +442,9 @@ impl Scene<'_> {
         let mut open = self.site.is_open(self.cluster()).await;
         let wrong = self.go_on(&id, &mut ran, &mut story, &mut open).await.and_then(|ended| {
             match (&ended, self.case.kind) {
-                (Ended::By(End::Done), Kind::Back) if !ran.missed => {
-                    Err("a birth that failed is done".to_owned())
+                // One that was killed before it turned back goes on, and what kept it from its pivot is gone by then.
+                (Ended::By(End::Done), Kind::Back) if !ran.missed && self.turned_back(&id) => {
+                    Err("a birth that turned back is done".to_owned())
                 }
                 (Ended::By(End::Restored { .. }), _) if open && self.case.kind.before().is_none() => {
                     Err("it was undone after it had been opened to clients".to_owned())
@@ -461,6 +462,11 @@ impl Scene<'_> {
         looked.map_err(|wrong| self.told(&ran, &wrong, &story))?;
         self.second_resume_changes_nothing(&id).await.map_err(|wrong| self.told(&ran, &wrong, &story))?;
         Ok(ran)
+    }
+
+    fn turned_back(&self, id: &OperationId) -> bool {
+        let content = self.site.store().read(id).unwrap();
+        content.entries.iter().any(|entry| matches!(entry.record, Record::TurnedBack { .. }))
     }
 
     /// Resumes or undoes without faults until the operation has ended, and looks after each drive.

@@ -386,6 +386,11 @@ pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved
                 .detail(format!("It holds {}; there is no PG_VERSION. Nothing was changed.", few(names)))
                 .hint(format!("Move it away, then: pgherd destroy {} --node {}, and pgherd apply", cluster.name, node.name)),
         ),
+        (Claim::Ours(_), Directory::Cluster { control: None, .. }) => Some(
+            Error::new(crate::error::ErrorKind::NotFound, format!("cannot tell which cluster {path} holds"))
+                .detail(format!("The pg_control of {name} could not be read. Nothing was changed."))
+                .hint("Look whether the disk answers and pg_controldata reads it, and try again."),
+        ),
         (Claim::Ours(_), _) => None,
         (Claim::Other(marker), _) => Some(
             Error::refused(format!("cannot use {path}: the marker of {name} claims {}", marker.data_directory.display()))

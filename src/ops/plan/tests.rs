@@ -522,6 +522,14 @@ fn every_obstacle_is_told_at_once() {
 }
 
 #[test]
+fn a_directory_whose_cluster_cannot_be_told_is_left_alone() {
+    let mut world = World::running();
+    let Directory::Cluster { control, .. } = &mut world.node("c").directory else { panic!() };
+    *control = None;
+    assert_eq!(world.refusal().what(), "cannot tell which cluster /srv/c holds");
+}
+
+#[test]
 fn another_major_version_is_refused() {
     let mut world = World::running();
     let Directory::Cluster { version, .. } = &mut world.node("c").directory else { panic!() };
