@@ -405,6 +405,7 @@ pub async fn last_log_lines(site: &Site<'_>) -> Vec<String> {
                 .lines()
                 .filter(|line| {
                     ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:"].iter().any(|word| line.contains(word))
+                        && !line.contains("HINT:  Future log output will appear")
                 })
                 .map(str::to_owned),
         );

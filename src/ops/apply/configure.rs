@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::follow;
 use crate::ops::apply::world::World;
+use crate::ops::observe;
 use crate::ops::plan::step::{Activation, FileChange};
 use crate::ops::provision::{self, Site};
 use crate::pg::guc;
@@ -32,6 +33,12 @@ pub(super) struct Wanted<'a> {
     pub resets: &'a [Setting],
     pub activation: Activation,
     pub expect: &'a [Setting],
+}
+
+impl Wanted<'_> {
+    fn touches_the_five(&self) -> bool {
+        self.expect.iter().any(|(name, _)| guc::STANDBY_FIVE.contains(&name.as_str()))
+    }
 }
 
 /// Looks whether files, resets and running values are as wanted.
@@ -79,6 +86,11 @@ pub(super) async fn apply(world: &World, node: &str, wanted: &Wanted<'_>) -> Res
 /// Puts back what the plan saw, and has the server take it.
 pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Result<()> {
     let site = world.site(node)?;
+    if wanted.activation == Activation::Restart && node != world.input.primary && wanted.touches_the_five() {
+        // It may have been stopped and not started again; if the new values are why, it cannot be behind because of them.
+        provision::start(&site).await.ok();
+        catch_up(&site, &world.primary()?).await?;
+    }
     for change in wanted.files {
         // What is neither ours nor what we saw belongs to somebody else by now.
         if read(&site, &change.path).await?.as_deref() == Some(change.after.as_str()) {
@@ -124,7 +136,7 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
         Activation::Reload => queries::reload(&site.connect().await?).await?,
         Activation::Restart => {
             let standby = site.node.name != world.input.primary;
-            if standby && wanted.expect.iter().any(|(name, _)| guc::STANDBY_FIVE.contains(&name.as_str())) {
+            if standby && wanted.touches_the_five() {
                 catch_up(site, &world.primary()?).await?;
             }
             restart(world, site).await?;
@@ -162,9 +174,12 @@ async fn activate(world: &World, site: &Site<'_>, wanted: &Wanted<'_>) -> Result
     }
 }
 
-/// Waits until a standby has replayed what its primary has written: a lowered setting of the five is in that WAL, and a standby
-/// that starts before it refuses to come up (PostgreSQL docs, "Hot Standby").
+/// Waits until a standby that runs has replayed what its primary has written: a lowered setting of the five is in that WAL, and a
+/// standby that starts before it refuses to come up (PostgreSQL docs, "Hot Standby").
 async fn catch_up(site: &Site<'_>, primary: &Site<'_>) -> Result<()> {
+    if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
+        return Ok(());
+    }
     let target = queries::server_facts(&primary.connect().await?).await?.role.lsn();
     let conn = site.connect().await?;
     let deadline = Instant::now() + CATCH_UP;
