@@ -10,3 +10,4 @@ pub mod scram;
 pub mod system;
 pub mod timeline;
 pub mod version;
+pub mod wal_file;
