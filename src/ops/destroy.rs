@@ -363,6 +363,8 @@ fn as_cluster(input: &Input) -> Cluster {
             pools: Vec::new(),
         }),
         objectives: BTreeMap::new(),
+        backups: None,
+        drills: None,
     }
 }
 
