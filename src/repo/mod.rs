@@ -91,6 +91,9 @@ impl From<Key> for String {
 #[serde(transparent)]
 pub struct Version(pub String);
 
+/// An object's bytes with their version.
+pub type Versioned = (Vec<u8>, Version);
+
 /// How a conditional put ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -192,7 +195,7 @@ pub trait Repo: Send + Sync + fmt::Debug {
     /// Reads an object; `None` if there is none.
     fn read<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>>>;
     /// Reads an object with its version, for [`Repo::replace_if`]; `None` if there is none.
-    fn read_versioned<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<(Vec<u8>, Version)>>>;
+    fn read_versioned<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>>>;
     /// Reads `length` bytes from `offset`; `None` if there is no object, less than `length` only where the object ends.
     fn read_range<'a>(
         &'a self,
