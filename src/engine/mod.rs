@@ -20,6 +20,7 @@ pub mod journal;
 pub mod lock;
 pub mod operation;
 pub mod record;
+pub mod shared_lock;
 pub mod step;
 pub mod store;
 pub mod view;

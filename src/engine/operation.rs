@@ -50,7 +50,7 @@ pub struct Operation<S> {
     stages: Vec<Stage<S>>,
     /// Whether this drive has yet to tell the journal that it begins.
     announce: bool,
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// How a drive ended.
@@ -103,7 +103,7 @@ impl<S: Step> Operation<S> {
             stages: stages.clone(),
         })?;
         lock.name_operation(journal.id());
-        Ok(Self { journal: Mutex::new(journal), stages: intent.stages, announce: false, _lock: lock })
+        Ok(Self { journal: Mutex::new(journal), stages: intent.stages, announce: false, lock })
     }
 
     /// Opens an operation that no process drives any more, to resume or undo it; waits up to `wait` for one that does.
@@ -164,7 +164,7 @@ impl<S: Step> Operation<S> {
         let stages =
             journal.header().stages.iter().map(|stage| understood(id, stage)).collect::<Result<_>>()?;
         lock.name_operation(id);
-        Ok(Self { journal: Mutex::new(journal), stages, announce, _lock: lock })
+        Ok(Self { journal: Mutex::new(journal), stages, announce, lock })
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
@@ -173,6 +173,22 @@ impl<S: Step> Operation<S> {
 }
 
 impl<S> Operation<S> {
+    /// Drives while the lock in the repository, if there is one, is ours; gives it back afterwards.
+    async fn holding_shared(&self, drive: impl Future<Output = Result<Outcome>>) -> Result<Outcome> {
+        let Some(shared) = self.lock.shared() else { return drive.await };
+        let id = self.id();
+        shared.name_operation(&id).await?;
+        let outcome = tokio::select! {
+            biased;
+            lost = shared.lost() => Err(lost.hint(id.resume_command())),
+            outcome = drive => outcome,
+        };
+        if let Err(error) = shared.release(!self.view().is_finished()).await {
+            tracing::warn!(%error, "could not release the lock in the repository; it expires by itself");
+        }
+        outcome
+    }
+
     pub fn id(&self) -> OperationId {
         self.header().operation
     }
@@ -199,7 +215,7 @@ pub async fn run<S: Step>(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let driver = Driver::new(operation, world, events, interrupt);
-    driver.guarded(driver.run(operation.announce)).await
+    operation.holding_shared(driver.guarded(driver.run(operation.announce))).await
 }
 
 /// Takes back what an operation has done; allowed only before its pivot.
@@ -213,7 +229,7 @@ pub async fn undo<S: Step>(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let driver = Driver::new(operation, world, events, interrupt);
-    driver.guarded(driver.undo(operation.announce)).await
+    operation.holding_shared(driver.guarded(driver.undo(operation.announce))).await
 }
 
 /// Ends an unfinished operation where it stands, on the operator's word; nothing is changed but the journal.
