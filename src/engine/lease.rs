@@ -134,11 +134,7 @@ pub async fn read_all(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Found>
     for listed in repo.list(Some(&keys.leases())).await?.objects {
         // One that was given back meanwhile is none.
         let Some(bytes) = repo.read(&listed.key).await? else { continue };
-        found.push(Found {
-            key: listed.key,
-            modified: listed.modified,
-            lease: seal::read_document(&bytes),
-        });
+        found.push(Found { key: listed.key, modified: listed.modified, lease: seal::read_document(&bytes) });
     }
     Ok(found)
 }
@@ -233,7 +229,9 @@ impl Held {
     pub async fn lost(&self) -> Error {
         let mut lost = self.lost.clone();
         match lost.wait_for(Option::is_some).await {
-            Ok(why) => why.as_ref().map_or_else(|| gone(&self.key), |why| gone(&self.key).detail(why.clone())),
+            Ok(why) => {
+                why.as_ref().map_or_else(|| gone(&self.key), |why| gone(&self.key).detail(why.clone()))
+            }
             // The renewal ends only by being aborted, which happens when this is dropped.
             Err(_) => std::future::pending().await,
         }
@@ -255,12 +253,7 @@ impl Held {
 }
 
 /// Renews a lease until it is lost.
-async fn renew(
-    repo: SharedRepo,
-    key: Key,
-    lease: Arc<Mutex<Lease>>,
-    lost: watch::Sender<Option<String>>,
-) {
+async fn renew(repo: SharedRepo, key: Key, lease: Arc<Mutex<Lease>>, lost: watch::Sender<Option<String>>) {
     let mut good = Instant::now();
     loop {
         tokio::time::sleep(RENEW).await;

@@ -80,8 +80,7 @@ fn store_history(repo: &SharedRepo, system: &SystemKeys, request: &CopyForBackup
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(unread(&format!("pg_wal/{name}"), &error)),
     };
-    let identity =
-        Identity { kind: Kind::Wal, name: &name, system_identifier: request.system_identifier };
+    let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: request.system_identifier };
     let object = seal::seal(identity, &bytes, request.level)
         .map_err(|error| Error::failed(format!("could not compress {name}")).source(error))?;
     // One that is there came from the archiver.
@@ -126,7 +125,10 @@ fn control_file(request: &CopyForBackup) -> Result<Found> {
 fn belongs(request: &CopyForBackup, control: &ControlBytes) -> Result<()> {
     let directory = request.data_directory.display();
     let found = if control.system_identifier != request.system_identifier {
-        format!("system identifier {}, the server has {}", control.system_identifier, request.system_identifier)
+        format!(
+            "system identifier {}, the server has {}",
+            control.system_identifier, request.system_identifier
+        )
     } else if control.timeline != request.timeline {
         format!("timeline {}, the backup began on {}", control.timeline, request.timeline)
     } else if control.redo < request.start_lsn {
@@ -432,7 +434,9 @@ impl<'a> Worker<'a> {
 
     fn run(mut self) -> Result<()> {
         while !self.copy.stopped() {
-            let Some(unit) = self.copy.units.get(self.copy.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let Some(unit) = self.copy.units.get(self.copy.next.fetch_add(1, Ordering::Relaxed)) else {
+                break;
+            };
             match unit {
                 Unit::Range { file, at, length } => self.range(*file, *at, *length)?,
                 Unit::Bundle { from, to } => {

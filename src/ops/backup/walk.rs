@@ -64,7 +64,9 @@ impl Walk<'_> {
         self.directory(&mut listing, self.root, "", None)?;
         if listing.left_out > NAMED {
             let more = listing.left_out - NAMED;
-            listing.notes.push(format!("{more} more files that are neither regular nor directories are not in the backup."));
+            listing.notes.push(format!(
+                "{more} more files that are neither regular nor directories are not in the backup."
+            ));
         }
         Ok(listing)
     }
@@ -87,7 +89,10 @@ impl Walk<'_> {
         names.sort_unstable();
         for name in names {
             let Ok(name) = name.into_string() else {
-                listing.leave_out(format!("A file in {} is not in the backup: its name is not UTF-8.", real.display()));
+                listing.leave_out(format!(
+                    "A file in {} is not in the backup: its name is not UTF-8.",
+                    real.display()
+                ));
                 continue;
             };
             let path = if relative.is_empty() { name.clone() } else { format!("{relative}/{name}") };

@@ -186,7 +186,8 @@ impl NodeDoor {
         let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (last, ended) {
             (Some(Message::Report(report)), Ok(_)) => serde_json::from_value(report).map_err(|error| {
-                Error::failed(format!("could not read the report from host {}", self.host.name())).source(error)
+                Error::failed(format!("could not read the report from host {}", self.host.name()))
+                    .source(error)
             }),
             (Some(Message::Error(failure)), _) => Err(Error::from(&failure)),
             (_, Err(error)) => Err(error.into()),

@@ -73,7 +73,9 @@ impl RepoCall {
     /// A fragment that says what is done.
     fn doing(&self) -> String {
         match self {
-            Self::Read { key } | Self::ReadVersioned { key } | Self::ReadRange { key, .. } => format!("read {key}"),
+            Self::Read { key } | Self::ReadVersioned { key } | Self::ReadRange { key, .. } => {
+                format!("read {key}")
+            }
             Self::Create { key, .. } | Self::Store { key, .. } => format!("store {key}"),
             Self::ReplaceIf { key, .. } => format!("replace {key}"),
             Self::List { folder: None } => "list the clusters".to_owned(),
@@ -107,9 +109,8 @@ pub fn serve(url: &str, call: RepoCall) -> RepoReply {
     };
     let made = match call {
         RepoCall::Read { key } => repo::now(repo.read(&key)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes))),
-        RepoCall::ReadVersioned { key } => repo::now(repo.read_versioned(&key)).map(|found| {
-            RepoReply::Versioned(found.map(|(bytes, version)| (Bytes(bytes), version)))
-        }),
+        RepoCall::ReadVersioned { key } => repo::now(repo.read_versioned(&key))
+            .map(|found| RepoReply::Versioned(found.map(|(bytes, version)| (Bytes(bytes), version)))),
         RepoCall::ReadRange { key, offset, length } => {
             repo::now(repo.read_range(&key, offset, length)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes)))
         }
