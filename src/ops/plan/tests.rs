@@ -184,6 +184,7 @@ fn marker(directory: &Path) -> Marker {
         system_identifier: Some(system()),
         operation: "7f3a".to_owned(),
         directory_existed: false,
+        replaced: None,
     }
 }
 
