@@ -358,6 +358,25 @@ fn a_new_standby_is_all_that_is_planned_for_it() {
 }
 
 #[test]
+fn a_lost_slot_is_made_anew_for_a_standby_whose_data_is_gone() {
+    let mut world = World::running();
+    let c = world.node("c");
+    c.directory = Directory::Missing;
+    c.server = Server::Stopped;
+    c.files = None;
+    for slot in &mut world.server("a").slots {
+        slot.wal_status = Some(if slot.name == "inventory_c" { "lost" } else { "reserved" }.to_owned());
+    }
+    let plan = world.plan().unwrap();
+    assert_eq!(
+        lines(&plan)[..2],
+        ["+ inventory-a: slot inventory_c", "+ inventory-c: clone from inventory-a to /srv/c"]
+    );
+    let reason = plan.steps().next().unwrap().reason.as_deref();
+    assert_eq!(reason, Some("it is lost: the WAL that it kept is gone; made anew"));
+}
+
+#[test]
 fn what_alter_system_set_is_taken_back_and_both_values_are_told() {
     let mut world = World::running();
     world.node("b").files.as_mut().unwrap().auto_conf = "work_mem = '1GB'\n".to_owned();
