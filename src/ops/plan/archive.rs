@@ -104,12 +104,12 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
         ApplyStep::Configure { files, resets, expect, .. } => {
             let set = |name: &str| SETTINGS.contains(&name);
             let touched = |change: &FileChange| {
-                let differs = |name: &&str| {
+                let differs = |name: &str| {
                     let line =
                         |text: &str| text.lines().rfind(|line| line.starts_with(name)).map(str::to_owned);
                     change.before.as_deref().and_then(line) != line(&change.after)
                 };
-                change.path.ends_with("profile.json") || SETTINGS.iter().any(|name| differs(&name))
+                change.path.ends_with("profile.json") || SETTINGS.iter().any(|name| differs(name))
             };
             resets.iter().any(|(name, _)| set(name))
                 || expect.iter().any(|(name, _)| set(name))
