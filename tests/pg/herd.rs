@@ -276,6 +276,7 @@ impl Herd {
             .env("HOME", self.root())
             .env("PGHERD_CONFIG_DIR", self.path("config"))
             .env("PGHERD_STATE_DIR", self.path("state"))
+            .env("PGHERD_LIB_DIR", self.path("lib"))
             .envs(&self.variables)
             .stdin(Stdio::null());
         command
