@@ -4,8 +4,10 @@
 
 pub mod about;
 pub mod dir;
+pub mod faulty;
 pub mod layout;
 pub mod manifest;
+pub mod retry;
 pub mod seal;
 
 use std::fmt;
