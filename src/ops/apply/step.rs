@@ -126,7 +126,7 @@ impl Step for ApplyStep {
             Self::Slot { on, slot } => {
                 let conn = world.site(on)?.connect().await.map_err(Error::from)?;
                 let slots = queries::slots(&conn).await.map_err(Error::from)?;
-                // Who made it is not known any more; undo leaves a slot alone that may be somebody's.
+                // It is planned only where there is none, so this operation made it.
                 if slots.iter().any(|found| found.name == *slot && !found.is_lost()) {
                     Found::Done(Evidence::SlotThere { created: true })
                 } else {
