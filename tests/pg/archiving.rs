@@ -320,3 +320,42 @@ fn a_repository_that_is_gone_is_not_made_anew() {
     // The archiver waits for a minute after three failures, unless something new comes.
     arrives(&herd);
 }
+
+#[test]
+fn a_tablespace_in_the_repository_is_refused() {
+    let mut herd = Herd::up(&newest_or_15(1), &SINGLE);
+    let tablespace = herd.repository().join("space");
+    fs::create_dir_all(&tablespace).expect("a directory");
+    if is_root() {
+        let owner = fs::metadata(herd.data("a")).expect("it is there");
+        for directory in [herd.repository(), tablespace.clone()] {
+            std::os::unix::fs::chown(directory, Some(owner.uid()), Some(owner.gid())).expect("root may");
+        }
+    }
+    herd.sql("a", &format!("CREATE TABLESPACE space LOCATION '{}'", tablespace.display()));
+    herd.keep_backups();
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(4).tells(&[
+        "as repository main: it overlaps",
+        text(&tablespace),
+        "Nothing was changed.",
+    ]);
+    assert_eq!(herd.sql("a", "SHOW archive_mode"), "off");
+}
+
+#[test]
+fn paths_with_blanks_quotes_and_percent_signs_reach_the_command_whole() {
+    let mut herd = Herd::declare(&newest_or_15(0), &SINGLE);
+    herd.keep_backups();
+    let odd = herd.path("it's 100 %p \"odd\" $HOME");
+    herd.variable("PGHERD_LIB_DIR", Some(text(&odd.join("lib"))));
+    herd.variable("PGHERD_CONFIG_DIR", Some(text(&odd.join("config"))));
+    herd.edit(text(&herd.repository()), text(&herd.path("the repository")));
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+    let segment = finish_segment(&herd);
+    let system = herd.sql("a", "SELECT system_identifier FROM pg_control_system()");
+    let file =
+        herd.path("the repository").join(format!("inventory/{system}/wal/{}/{segment}.zst", &segment[..16]));
+    until("it is there", || file.is_file().then_some(()));
+    assert_eq!(failures(&herd), "0");
+}
