@@ -2,7 +2,7 @@
 //!
 //! Needs no topology file: what has left the file can still be removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,7 @@ use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
     BackupSource, Backups, Cluster, Node, PoolMode, Poolers, Postgres, Promote, Repository,
 };
+use crate::topology::places::Places;
 
 /// The kind of this operation in its journal.
 pub const KIND: &str = "destroy";
@@ -63,6 +64,8 @@ pub struct Removal {
     pub stages: Vec<Vec<DestroyStep>>,
     /// One line for each thing that goes.
     pub lines: Vec<String>,
+    /// One line for each thing that stays although it was the cluster's.
+    pub stays: Vec<String>,
 }
 
 /// What the steps share.
@@ -107,27 +110,45 @@ pub async fn plan(context: &Context, cluster: &str, node: Option<&str>) -> Resul
             for profile in &input.profiles {
                 claimed(profile, &observed)?;
             }
-            Ok(whole(input))
+            Ok(whole(input, &context.places))
         }
         Some(node) => one(&observed, input, node),
     }
 }
 
-fn whole(input: Input) -> Removal {
+fn whole(input: Input, places: &Places) -> Removal {
     let poolers: Vec<DestroyStep> =
         input.poolers.iter().map(|pooler| DestroyStep::Pooler { host: pooler.host.clone() }).collect();
     let nodes: Vec<DestroyStep> =
         input.profiles.iter().map(|profile| DestroyStep::Node { node: profile.node.clone() }).collect();
     let lines = input.poolers.iter().map(pooler_line).chain(input.profiles.iter().map(node_line)).collect();
+    let stays = stays(&input, places);
     Removal {
         node: None,
         input,
+        stays,
         stages: vec![vec![DestroyStep::Begin {}], poolers, nodes]
             .into_iter()
             .filter(|stage| !stage.is_empty())
             .collect(),
         lines,
     }
+}
+
+/// Backups outlive what they are of, and the program may serve other clusters.
+fn stays(input: &Input, places: &Places) -> Vec<String> {
+    let archives: BTreeSet<(&str, &str)> = input
+        .profiles
+        .iter()
+        .filter_map(|profile| profile.archive.as_ref())
+        .map(|archive| (archive.repository.as_str(), archive.url.as_str()))
+        .collect();
+    let program = (!archives.is_empty()).then(|| format!("pgherd in {}", places.lib().display()));
+    archives
+        .into_iter()
+        .map(|(name, url)| format!("WAL and backups of {} in repository {name}, {url}", input.cluster))
+        .chain(program)
+        .collect()
 }
 
 fn pooler_line(pooler: &PoolerProfile) -> String {
@@ -172,7 +193,7 @@ fn one(observed: &ClusterObserved, input: Input, node: &str) -> Result<Removal> 
     // The node goes first: while it streams, its slot is in use.
     stages.insert(0, vec![DestroyStep::Node { node: node.to_owned() }]);
     stages.insert(0, vec![DestroyStep::Begin {}]);
-    Ok(Removal { node: Some(node.to_owned()), input, stages, lines })
+    Ok(Removal { node: Some(node.to_owned()), input, stages, lines, stays: Vec::new() })
 }
 
 fn is_primary(cluster: &str, node: &str) -> Error {
