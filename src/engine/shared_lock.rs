@@ -104,7 +104,9 @@ impl SharedLock {
                 Some((other, version)) => match other.state(claim, ended) {
                     Standing::Free => repo.replace_if(&key, &bytes, &version).await?,
                     Standing::Unfinished(id) => return Err(unfinished(cluster, &other, &id)),
-                    Standing::Held if Instant::now() >= deadline => return Err(locked(cluster, &other, wait)),
+                    Standing::Held if Instant::now() >= deadline => {
+                        return Err(locked(cluster, &other, wait));
+                    }
                     Standing::Held => Put::Refused,
                 },
             };
@@ -276,9 +278,10 @@ async fn renew(
                 return;
             }
             Err(error) if good.elapsed() + MARGIN >= LIFE => {
-                let why = Error::failed(format!("lost the lock of cluster {cluster}: it could not be renewed"))
-                    .detail("Another operator may take it now. Nothing further was begun.")
-                    .source(error);
+                let why =
+                    Error::failed(format!("lost the lock of cluster {cluster}: it could not be renewed"))
+                        .detail("Another operator may take it now. Nothing further was begun.")
+                        .source(error);
                 lost.send_replace(Some(why));
                 return;
             }
@@ -299,7 +302,11 @@ async fn write(repo: &SharedRepo, key: &Key, cluster: &str, state: &Mutex<State>
         // An answer that was lost leaves a version that we do not know; the token says that it is ours.
         Some((held, version)) if held.token == token => {
             lock(state).version = version;
-            if put == Put::Stored { Ok(()) } else { Err(Error::failed("the lock changed while it was renewed")) }
+            if put == Put::Stored {
+                Ok(())
+            } else {
+                Err(Error::failed("the lock changed while it was renewed"))
+            }
         }
         Some((other, _)) => Err(locked(cluster, &other, Duration::ZERO)),
         None => Err(gone(cluster)),

@@ -3,6 +3,7 @@
 //! `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
 
 pub mod apply;
+pub mod backup;
 pub mod destroy;
 pub mod objects;
 pub mod observe;

@@ -1,0 +1,3 @@
+//! Backups: what becomes of them.
+
+pub mod retention;
