@@ -5,6 +5,7 @@
 pub mod dir;
 pub mod layout;
 pub mod manifest;
+pub mod place;
 pub mod seal;
 
 use std::fmt;
