@@ -2,10 +2,13 @@
 //!
 //! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
 
+pub mod about;
 pub mod dir;
+pub mod faulty;
 pub mod layout;
 pub mod manifest;
 pub mod place;
+pub mod retry;
 pub mod seal;
 
 use std::fmt;

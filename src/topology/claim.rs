@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::pg::system::SystemIdentifier;
+use crate::topology::model::Cluster;
 use crate::units::ByteCount;
 
 /// The format that this pgherd reads and writes.
@@ -27,6 +28,19 @@ pub struct Marker {
     pub operation: String,
     /// Whether an empty directory was there before; undo leaves it as it was.
     pub directory_existed: bool,
+    /// The claim of the node that this directory took the place of, when that one's data was gone; undo gives it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<Replaced>,
+}
+
+/// What a marker said before the data directory was made anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replaced {
+    pub system_identifier: SystemIdentifier,
+    pub operation: String,
+    /// Whether the directory was still there, empty.
+    pub directory_there: bool,
 }
 
 /// What a node knows of itself: enough to run, stop and remove it without the topology.
@@ -51,6 +65,27 @@ pub struct Profile {
     pub slot: String,
     /// What it was tuned for when it was made; stays, so that a node that comes to the host later restarts nobody.
     pub memory: ByteCount,
+    /// Where its WAL goes; `None` if it goes nowhere.
+    #[serde(default)]
+    pub archive: Option<Archive>,
+}
+
+/// The repository that a node's WAL goes to and comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Its name in the topology.
+    pub repository: String,
+    /// `file:///ABSOLUTE/PATH`.
+    pub url: String,
+}
+
+impl Archive {
+    /// Says where the WAL of a cluster's nodes goes.
+    pub fn of(cluster: &Cluster) -> Option<Self> {
+        let repository = &cluster.backups.as_ref()?.repository;
+        Some(Self { repository: repository.name.clone(), url: repository.url.clone() })
+    }
 }
 
 /// What is known of one PgBouncer: enough to stop and remove it without the topology.
@@ -109,6 +144,11 @@ mod tests {
         let marker: Marker = read(GOLDEN.as_bytes()).unwrap();
         assert_eq!(marker.data_directory, PathBuf::from("/var/lib/pgherd/inventory-a"));
         assert_eq!(String::from_utf8(write(&marker)).unwrap(), GOLDEN);
+
+        let golden = include_str!("testdata/marker-1-replaced.json");
+        let marker: Marker = read(golden.as_bytes()).unwrap();
+        assert_eq!(marker.replaced.as_ref().unwrap().operation, "2b90");
+        assert_eq!(String::from_utf8(write(&marker)).unwrap(), golden);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use pgherd::db::{Conn, DbError, Endpoint, Login, Session};
 use pgherd::engine::store::Store;
 use pgherd::gate::{self, Gate};
 use pgherd::ops::apply::Context;
+use pgherd::ops::binary::Build;
 use pgherd::ops::observe::Doors;
 use pgherd::secret::Secret;
 use pgherd::topology;
@@ -158,7 +159,13 @@ clusters:
     }
 
     pub fn context(&self, gate: std::sync::Arc<dyn Gate>, store: Store) -> Context {
-        Context { places: self.places.clone(), gate, store }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_pgherd"));
+        Context {
+            places: self.places.clone(),
+            gate,
+            store,
+            build: Build::of(program, env!("CARGO_PKG_VERSION")),
+        }
     }
 
     pub fn store(&self) -> Store {
@@ -271,6 +278,22 @@ clusters:
         let conn = self.connect(cluster, node, "postgres").await.ok()?;
         let rows = conn.simple("ask", sql).await.unwrap();
         Some(rows.into_iter().filter_map(|row| row.into_values().next().flatten()).collect())
+    }
+
+    /// Writes what a client has in the cluster before an operation.
+    pub async fn write_row(&self, cluster: &Cluster) {
+        let conn = self.connect(cluster, NODES[0], "postgres").await.unwrap();
+        conn.batch("write a row", "CREATE TABLE public.kept AS SELECT 'a row'::text AS content")
+            .await
+            .unwrap();
+    }
+
+    /// Tells whether a node has the row of [`Site::write_row`].
+    pub async fn has_row(&self, cluster: &Cluster, node: &str) -> Result<bool, String> {
+        let conn = self.connect(cluster, node, "postgres").await.map_err(|error| error.to_string())?;
+        let rows = conn.simple("read the row", "SELECT content FROM public.kept").await;
+        let rows = rows.map_err(|error| format!("{node}: {error}"))?;
+        Ok(rows.into_iter().flat_map(|row| row.into_values().flatten()).eq(["a row".to_owned()]))
     }
 
     /// Tells whether clients may have come in: the declared role can log in.

@@ -2,6 +2,7 @@
 //!
 //! Decides, never acts: no I/O, no clock. Everything it needs arrives in [`Situation`].
 
+mod archive;
 mod change;
 mod settings;
 pub mod step;
@@ -9,11 +10,14 @@ pub mod step;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::db::queries::Slot;
 use crate::error::Error;
+use crate::ops::binary::Installed;
 use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
@@ -39,6 +43,47 @@ pub struct Situation<'a> {
     pub logins: Option<Logins>,
     /// By host.
     pub poolers: &'a BTreeMap<String, PoolerDrift>,
+    /// `None` where the cluster declares no backups.
+    pub archive: Option<&'a ArchiveSeen>,
+}
+
+/// What WAL archiving needs beside the servers, as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveSeen {
+    /// The build that would be installed.
+    pub version: String,
+    pub hash: String,
+    /// By host of a node.
+    pub hosts: BTreeMap<String, ArchiveHost>,
+}
+
+/// One host's ends of the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveHost {
+    pub installed: Installed,
+    pub repository: RepositorySeen,
+}
+
+/// What is where the repository should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RepositorySeen {
+    /// Nothing, or an empty directory.
+    Missing,
+    /// `systems`: the system identifiers under the cluster's name.
+    Ready {
+        systems: Vec<String>,
+    },
+    /// Something that is no repository.
+    Foreign {
+        names: Vec<String>,
+    },
+    /// It is the same directory as `path`, or in it or over it.
+    Overlaps {
+        path: PathBuf,
+    },
+    Unknown {
+        why: String,
+    },
 }
 
 /// What is found once for an operation and then stays: the memory to tune for and the users of each node's host.
@@ -196,6 +241,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         undo: undo.to_owned(),
         step,
     };
+    archive::prepare(situation, plan);
     plan.stages.push(vec![step(
         Sign::Create,
         name(primary),
@@ -235,6 +281,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         "goes with the data directory",
         ApplyStep::Objects { changes },
     )]);
+    plan.stages.extend(archive::prove(situation, primary));
     if roles.is_empty() {
         plan.stages.push(vec![keep(cluster)]);
     } else {
@@ -270,24 +317,20 @@ fn objects_text(cluster: &Cluster) -> String {
 /// Slots, clones side by side, and starts side by side.
 fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], plan: &mut ClusterPlan) {
     let cluster = situation.cluster;
-    let has_slot = |slot: &str| {
-        situation
-            .observed
-            .node(&primary.name)
-            .and_then(|node| node.running())
-            .is_some_and(|running| running.slots.iter().any(|found| found.name == slot))
-    };
+    let running = situation.observed.node(&primary.name).and_then(NodeObserved::running);
+    let found =
+        |slot: &str| running.and_then(|running| running.slots.iter().find(|found| found.name == slot));
     let stage =
         |make: &dyn Fn(&Node) -> PlannedStep| standbys.iter().map(|node| make(node)).collect::<Vec<_>>();
     let slots = standbys
         .iter()
         .map(|node| cluster.slot_name(&node.name))
-        .filter(|slot| !has_slot(slot))
+        .filter(|slot| found(slot).is_none_or(Slot::is_lost))
         .map(|slot| PlannedStep {
             sign: Sign::Create,
             subject: cluster.full_name(&primary.name),
             text: format!("slot {slot}"),
-            reason: None,
+            reason: found(&slot).map(|_| "it is lost: the WAL that it kept is gone; made anew".to_owned()),
             impact: None,
             undo: "drop".to_owned(),
             step: ApplyStep::Slot { on: primary.name.clone(), slot },
@@ -416,6 +459,7 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
             );
         }
     }
+    found.extend(archive::obstacles(situation));
     for (host, drift) in situation.poolers {
         if let PoolerDrift::Foreign { what } = drift {
             found.push(
@@ -503,7 +547,7 @@ fn notes(situation: &Situation<'_>) -> Vec<String> {
         Server::Up(_) | Server::Stopped | Server::Foreign { .. } => None,
     });
     let objects = situation.objects.iter().flat_map(|objects| objects::notes(situation.cluster, objects));
-    left.chain(unknown).chain(objects).collect()
+    left.chain(unknown).chain(objects).chain(archive::notes(situation)).collect()
 }
 
 /// Changes with what a plan rests on: identities, roles and timelines; not with LSNs, which always move.
