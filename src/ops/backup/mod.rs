@@ -5,6 +5,7 @@
 mod chunk;
 pub mod copy;
 mod create;
+pub mod list;
 pub mod pin;
 pub mod retention;
 mod walk;
