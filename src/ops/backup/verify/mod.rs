@@ -598,3 +598,6 @@ impl Chance {
         all
     }
 }
+
+#[cfg(test)]
+mod tests;
