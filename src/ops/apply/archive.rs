@@ -24,6 +24,7 @@ use crate::ops::provision::{self, Site};
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::repo::about::About;
+use crate::repo::dir;
 use crate::repo::layout::{self, ClusterKeys};
 use crate::repo::primary::{self, Primary};
 use crate::repo::seal;
@@ -35,6 +36,8 @@ const ARRIVES: Duration = Duration::from_secs(60);
 /// The archiver tries a segment so often, a second apart, before it waits for a minute (`NUM_ARCHIVE_RETRIES` in `pgarch.c`).
 const TRIES: i64 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
+/// What a repository in a directory has for itself beside its objects.
+const OWN: [&str; 2] = [dir::UNFINISHED, dir::LOCK];
 
 /// Looks at both ends of the archive on every host of the cluster's nodes; `None` where the cluster declares no backups.
 pub(super) async fn look(doors: &Doors, cluster: &Cluster, build: &Build) -> Result<Option<ArchiveSeen>> {
@@ -236,12 +239,17 @@ pub(super) async fn unmake_repository(
         |error: HostError| Error::failed(format!("could not remove the repository {name}")).source(error);
     let Some(names) = host.list(directory).await.map_err(could_not)? else { return Ok(()) };
     let beside = beside(world, directory);
-    let left = names.iter().filter(|name| *name != layout::REPOSITORY && directory.join(name) != beside);
+    let left = names.iter().filter(|name| {
+        !OWN.contains(&name.as_str()) && *name != layout::REPOSITORY && directory.join(name) != beside
+    });
     if left.count() > 0 {
         return Ok(());
     }
     for file in [directory.join(layout::REPOSITORY), beside] {
         host.remove_file(&file).await.map_err(could_not)?;
+    }
+    for name in OWN {
+        host.remove_tree(&directory.join(name)).await.map_err(could_not)?;
     }
     if !directory_existed {
         provision::remove_empty(host, directory).await.map_err(could_not)?;
