@@ -15,3 +15,4 @@ pub mod pooler;
 pub mod provision;
 pub mod roles;
 pub mod status;
+pub mod wal;
