@@ -8,10 +8,11 @@ use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
+use crate::pg::wal_header::LONG;
 use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{Chunk, Contents, DataObject, Dir, File, Manifest, Part, Source};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{self, Key, Repo as _, SharedRepo, now};
+use crate::repo::{self, Key, SharedRepo, now};
 use crate::units::ByteCount;
 
 pub(super) const CLUSTER: &str = "inventory";
@@ -26,7 +27,7 @@ pub(super) fn manifest(ended: Timestamp) -> Manifest {
         cluster: CLUSTER.to_owned(),
         system_identifier: SystemIdentifier::new(1).unwrap(),
         pgherd: "0.1.0".to_owned(),
-        server_version: 180_000,
+        server_version: 180_006,
         node: "a".to_owned(),
         from: Source::Primary,
         begun: ended,
@@ -61,7 +62,8 @@ pub(super) struct Trial {
 
 impl Trial {
     pub(super) fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        // In memory where there is such a place: thousands of small objects are synced.
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let url = format!("file://{}", directory.path().join("repository").display());
         let repo = repo::create(&url).unwrap();
         Self { directory, repo }
@@ -83,9 +85,23 @@ impl Trial {
     pub(super) fn archive(&self, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             let file = WalFile::Segment(Self::segment(number));
-            let content = vec![u8::try_from(number % 251).unwrap(); usize::try_from(MIB).unwrap()];
-            self.store_wal(file, &content);
+            self.store_wal(file, &Self::wal(number));
         }
+    }
+
+    /// Makes a segment of PostgreSQL 18: a header, and the same byte over and over.
+    pub(super) fn wal(number: u64) -> Vec<u8> {
+        let mut content = Vec::new();
+        content.extend(0xD118_u16.to_le_bytes());
+        content.extend(LONG.to_le_bytes());
+        content.extend(1_u32.to_le_bytes());
+        content.extend((number * MIB).to_le_bytes());
+        content.extend([0; 8]);
+        content.extend(7_u64.to_le_bytes());
+        content.extend(u32::try_from(MIB).unwrap().to_le_bytes());
+        content.extend(8192_u32.to_le_bytes());
+        content.resize(usize::try_from(MIB).unwrap(), u8::try_from(number % 251).unwrap());
+        content
     }
 
     pub(super) fn segment(number: u64) -> SegmentName {

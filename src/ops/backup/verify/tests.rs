@@ -1,11 +1,12 @@
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 
 use super::*;
 use crate::engine::lease;
 use crate::ops::backup::pin;
 use crate::ops::backup::trial::{CLUSTER, Trial};
-use crate::repo::Repo as _;
+use crate::repo::RepoErrorKind;
+use crate::repo::faulty::{Fault, Faulty};
 use crate::repo::layout::ClusterKeys;
 
 fn request(trial: &Trial, depth: VerifyDepth) -> VerifyBackups {
@@ -145,6 +146,15 @@ async fn a_missing_segment_costs_the_time_up_to_the_next_backup() {
 }
 
 #[tokio::test]
+async fn a_segment_of_another_place_under_a_whole_seal_is_damaged() {
+    let (trial, _) = whole().await;
+    trial.store_wal(WalFile::Segment(Trial::segment(5)), &Trial::wal(6));
+    assert_eq!(verified(&trial, VerifyDepth::Quick).await.verdict, Verdict::Sound);
+    let verified = verified(&trial, VerifyDepth::Full).await;
+    assert!(verified.problems[0].why.contains("its name says 0/500000"), "{:?}", verified.problems);
+}
+
+#[tokio::test]
 async fn what_is_gone_with_all_backups_of_a_time_is_said() {
     let (trial, labels) = whole().await;
     let key = Trial::system().backup(&labels[0]).files();
@@ -160,7 +170,7 @@ async fn what_is_gone_with_all_backups_of_a_time_is_said() {
 #[tokio::test]
 async fn a_history_file_that_is_missing_is_missed() {
     let (trial, _) = whole().await;
-    trial.store_wal("000000020000000000000006".parse().unwrap(), &vec![1; 1 << 20]);
+    trial.store_wal("000000020000000000000006".parse().unwrap(), &Trial::wal(6));
     assert_eq!(verified(&trial, VerifyDepth::Quick).await.verdict, Verdict::Sound);
     let key = Trial::system().wal("00000002.history".parse().unwrap());
     fs::remove_file(trial.path(&key)).unwrap();
@@ -168,24 +178,53 @@ async fn a_history_file_that_is_missing_is_missed() {
     assert_eq!(verified.problems.iter().map(|problem| &problem.object).collect::<Vec<_>>(), [&key]);
 }
 
+/// Verifies with calls that fail; `fails` is told what is done, such as `read KEY`.
+async fn with_failing(trial: &Trial, fails: impl Fn(&str) -> bool + Send + Sync + 'static) -> Verified {
+    let fault = move |_, call: &str| fails(call).then_some(Fault::Before(RepoErrorKind::Denied));
+    let repo: SharedRepo = Arc::new(Faulty::new(trial.repo.clone(), fault));
+    run_in(repo, &request(trial, VerifyDepth::Full), &Reporter::new(|_| Ok(()))).await.unwrap()
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_is_neither_sound_nor_damaged() {
     let (trial, labels) = whole().await;
-    // Root reads everything, so something stands in the way that nobody can read.
-    for key in
-        [Trial::system().backup(&labels[0]).data(1), Trial::system().wal(WalFile::Segment(Trial::segment(1)))]
+    let backup = Trial::system().backup(&labels[0]);
+    for key in [
+        backup.data(1),
+        backup.files(),
+        backup.manifest(),
+        backup.pin(),
+        Trial::system().wal(WalFile::Segment(Trial::segment(3))),
+        Trial::system().wal("00000002.history".parse().unwrap()),
+        ClusterKeys::new(CLUSTER).lock(),
+        layout::repository(),
+    ] {
+        let call = format!("read {key}");
+        let verified = with_failing(&trial, move |made| made == call).await;
+        assert_eq!(verified.verdict, Verdict::CannotTell, "{key}: {:?}", verified.problems);
+        let found: Vec<_> = verified.problems.iter().map(|problem| (problem.kind, &problem.object)).collect();
+        assert_eq!(found, [(ProblemKind::Unreadable, &key)]);
+        assert_eq!(verified.lost, [], "{key}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_listed_is_not_missing() {
+    let (trial, labels) = whole().await;
+    let segments = Trial::system().wal(WalFile::Segment(Trial::segment(3)));
+    let folder = Key::new(segments.as_str().rsplit_once('/').unwrap().0).unwrap();
+    for folder in [folder, Trial::system().wal_folder(), Trial::system().backup(&labels[0]).folder().clone()]
     {
-        let path = trial.path(&key);
-        let bytes = fs::read(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
-        if fs::read(&path).is_ok() {
-            return;
-        }
-        let verified = verified(&trial, VerifyDepth::Full).await;
-        assert_eq!(verified.verdict, Verdict::CannotTell);
-        assert_eq!(verified.problems[0].kind, ProblemKind::Unreadable);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), bytes);
+        let (call, all) = (format!("list {folder}"), format!("list {CLUSTER}"));
+        let turn = AtomicUsize::new(0);
+        // Listing everything at once fails as well, as it does in a directory; listing the level of the cluster does not.
+        let verified = with_failing(&trial, move |made| {
+            made == call || made == all && turn.fetch_add(1, Ordering::Relaxed) % 2 == 0
+        });
+        let verified = verified.await;
+        assert_eq!(verified.verdict, Verdict::CannotTell, "{folder}: {:?}", verified.problems);
+        assert!(verified.problems.iter().all(|problem| problem.kind == ProblemKind::Unreadable));
+        assert_eq!(verified.lost, []);
     }
 }
 
