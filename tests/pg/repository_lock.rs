@@ -55,7 +55,7 @@ fn a_cluster_that_another_station_changes_is_locked() {
     assert!(!lock(&herd).exists(), "a lock is given back");
     declare_a_change(&mut herd);
     hold_elsewhere(&herd, Some("7f3a"), SignedDuration::from_secs(60));
-    herd.apply().ends_with(5).says(&[
+    herd.apply().ends_with(5).tells(&[
         "cluster inventory is locked by operation 7f3a",
         "Held in the repository by ada on station2",
     ]);
