@@ -9,7 +9,7 @@
 //! | 5 | [`ui`] | the only floor that knows a terminal |
 //! | 4 | [`ops`] | what an operator asks for; returns reports, prints nothing |
 //! | 3 | [`engine`] | journaled execution; knows no operation by name |
-//! | 2 | [`host`], [`db`] | a machine; a server |
+//! | 2 | [`host`], [`db`], [`repo`] | a machine; a server; an object store |
 //! | 1 | [`topology`] | the declared herd |
 //! | 0 | [`pg`], [`error`], [`secret`], [`units`], [`clock`], [`gate`] | nouns, no I/O |
 
@@ -23,6 +23,7 @@ pub mod gate;
 pub mod host;
 pub mod ops;
 pub mod pg;
+pub mod repo;
 pub mod secret;
 pub mod topology;
 pub mod ui;

@@ -14,6 +14,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
+use crate::pg::wal_file::SegmentName;
 use crate::units::ByteCount;
 
 impl<'a> FromSql<'a> for Lsn {
@@ -455,6 +456,80 @@ pub async fn drop_slot(conn: &Conn, name: &str) -> Result<bool, DbError> {
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
     let rows = conn.query("drop slot", sql, &[(&name, Type::NAME)]).await?;
     Ok(!rows.is_empty())
+}
+
+/// What the archiver of a primary has done, from `pg_stat_archiver` and `pg_wal/archive_status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archiver {
+    /// Files archived and attempts failed since the counters were reset. A command that ended by a signal counts as neither.
+    pub archived: i64,
+    pub failed: i64,
+    pub last_archived: Option<(String, Timestamp)>,
+    pub last_failed: Option<(String, Timestamp)>,
+    /// Files that wait to be archived.
+    pub waiting: u64,
+}
+
+impl Archiver {
+    /// Returns the file that failed last, unless something was archived since.
+    pub fn failing(&self) -> Option<&(String, Timestamp)> {
+        let newer = |failed: &&(String, Timestamp)| {
+            self.last_archived.as_ref().is_none_or(|(_, archived)| *archived < failed.1)
+        };
+        self.last_failed.as_ref().filter(newer)
+    }
+}
+
+/// Reads what the archiver has done.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn archiver(conn: &Conn) -> Result<Archiver, DbError> {
+    const WHAT: &str = "read archiver";
+    const SQL: &str = "
+SELECT s.archived_count, s.failed_count,
+       s.last_archived_wal, s.last_archived_time, s.last_failed_wal, s.last_failed_time,
+       (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS waiting
+FROM pg_stat_archiver AS s";
+    let row = conn.query_one(WHAT, SQL, &[]).await?;
+    let fields = Fields { conn, what: WHAT, row: &row };
+    let last = |wal: &str, at: &str| -> Result<Option<(String, Timestamp)>, DbError> {
+        Ok(fields.at::<Option<String>>(wal)?.zip(fields.at::<Option<Timestamp>>(at)?))
+    };
+    Ok(Archiver {
+        archived: fields.at("archived_count")?,
+        failed: fields.at("failed_count")?,
+        last_archived: last("last_archived_wal", "last_archived_time")?,
+        last_failed: last("last_failed_wal", "last_failed_time")?,
+        waiting: fields.at::<i64>("waiting")?.unsigned_abs(),
+    })
+}
+
+/// Tells whether the archiver still has a segment before it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn waits_to_be_archived(conn: &Conn, segment: SegmentName) -> Result<bool, DbError> {
+    const WHAT: &str = "look for a segment";
+    const SQL: &str = "SELECT EXISTS (SELECT FROM pg_ls_archive_statusdir() WHERE name = $1) AS waits";
+    let name = format!("{segment}.ready");
+    let row = conn.query_one(WHAT, SQL, &[(&name, Type::TEXT)]).await?;
+    conn.field(WHAT, &row, "waits")
+}
+
+/// Writes something and has the server finish the segment that it is in; returns that segment.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn finish_segment(conn: &PrimaryConn) -> Result<SegmentName, DbError> {
+    const WHAT: &str = "switch the WAL segment";
+    // Without the message nothing would be switched where nothing was written since the last switch.
+    const SQL: &str = "
+SELECT pg_walfile_name(pg_switch_wal()) AS segment
+FROM pg_logical_emit_message(false, 'pgherd', 'archive')";
+    let row = conn.query_one(WHAT, SQL, &[]).await?;
+    let name: String = conn.field(WHAT, &row, "segment")?;
+    name.parse().map_err(|_| conn.unexpected(WHAT, format!("segment {name}")))
 }
 
 /// Has the server read its configuration files.

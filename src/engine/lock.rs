@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::engine::record::{Actor, OperationId};
+use crate::engine::shared_lock::SharedLock;
 use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -37,6 +38,7 @@ pub struct Lock {
     path: PathBuf,
     cluster: String,
     holder: Holder,
+    shared: Option<SharedLock>,
 }
 
 impl Drop for Lock {
@@ -97,7 +99,7 @@ impl Lock {
 
     fn hold(store: &Store, file: File, path: PathBuf, cluster: &str) -> Result<Self> {
         let holder = Holder { format: 1, operation: None, by: Actor::here(), since: store.clock().now() };
-        let mut lock = Self { file, path, cluster: cluster.to_owned(), holder };
+        let mut lock = Self { file, path, cluster: cluster.to_owned(), holder, shared: None };
         lock.write_holder()?;
         Ok(lock)
     }
@@ -122,6 +124,21 @@ impl Lock {
 
     pub fn cluster(&self) -> &str {
         &self.cluster
+    }
+
+    /// Adds the lock of the same cluster in its repository, which keeps other machines away.
+    #[must_use]
+    pub fn with_shared(mut self, shared: SharedLock) -> Self {
+        self.set_shared(shared);
+        self
+    }
+
+    pub(crate) fn set_shared(&mut self, shared: SharedLock) {
+        self.shared = Some(shared);
+    }
+
+    pub(crate) fn shared(&self) -> Option<&SharedLock> {
+        self.shared.as_ref()
     }
 }
 

@@ -17,9 +17,11 @@
 pub mod event;
 pub mod interrupt;
 pub mod journal;
+pub mod lease;
 pub mod lock;
 pub mod operation;
 pub mod record;
+pub mod shared_lock;
 pub mod step;
 pub mod store;
 pub mod view;

@@ -24,6 +24,7 @@ use crate::engine::record::{
     Actor, End, FORMAT, Failure, Header, OperationId, PlannedStage, PlannedStep, ProbeFound, Record,
     TopologyFile,
 };
+use crate::engine::shared_lock::SharedLock;
 use crate::engine::step::{Cx, Found, Progress, Reversal, Stage, Step, StepError, Unit};
 use crate::engine::store::{Listed, Store};
 use crate::engine::view::{Ended, OperationView, ProgressView, StepState, StepView, TurnedBack};
@@ -50,7 +51,8 @@ pub struct Operation<S> {
     stages: Vec<Stage<S>>,
     /// Whether this drive has yet to tell the journal that it begins.
     announce: bool,
-    _lock: Lock,
+    lock: Lock,
+    taken_over: bool,
 }
 
 /// How a drive ended.
@@ -103,7 +105,13 @@ impl<S: Step> Operation<S> {
             stages: stages.clone(),
         })?;
         lock.name_operation(journal.id());
-        Ok(Self { journal: Mutex::new(journal), stages: intent.stages, announce: false, _lock: lock })
+        Ok(Self {
+            journal: Mutex::new(journal),
+            stages: intent.stages,
+            announce: false,
+            lock,
+            taken_over: false,
+        })
     }
 
     /// Opens an operation that no process drives any more, to resume or undo it; waits up to `wait` for one that does.
@@ -137,7 +145,8 @@ impl<S: Step> Operation<S> {
             .hint("See what runs: pgherd operation list"));
         }
         let lock = Lock::take_away(store, &cluster)?;
-        let operation = Self::opened(store, id, lock, false)?;
+        let mut operation = Self::opened(store, id, lock, false)?;
+        operation.taken_over = true;
         if !operation.view().is_finished() {
             let record = Record::TakenOver { by: Actor::here(), reason: reason.to_owned() };
             operation.journal().append(record)?;
@@ -164,7 +173,7 @@ impl<S: Step> Operation<S> {
         let stages =
             journal.header().stages.iter().map(|stage| understood(id, stage)).collect::<Result<_>>()?;
         lock.name_operation(id);
-        Ok(Self { journal: Mutex::new(journal), stages, announce, _lock: lock })
+        Ok(Self { journal: Mutex::new(journal), stages, announce, lock, taken_over: false })
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
@@ -173,6 +182,32 @@ impl<S: Step> Operation<S> {
 }
 
 impl<S> Operation<S> {
+    /// Drives while the lock in the repository, if there is one, is ours; gives it back afterwards.
+    async fn holding_shared(&self, drive: impl Future<Output = Result<Outcome>>) -> Result<Outcome> {
+        let Some(shared) = self.lock.shared() else { return drive.await };
+        let id = self.id();
+        shared.name_operation(&id).await?;
+        let outcome = tokio::select! {
+            biased;
+            lost = shared.lost() => Err(lost.hint(id.resume_command())),
+            outcome = drive => outcome,
+        };
+        if let Err(error) = shared.release(!self.view().is_finished()).await {
+            tracing::warn!(%error, "could not release the lock in the repository; it expires by itself");
+        }
+        outcome
+    }
+
+    /// Adds the lock in the repository to the local one that the operation holds.
+    pub fn share(&mut self, shared: SharedLock) {
+        self.lock.set_shared(shared);
+    }
+
+    /// Tells whether it was taken from a process that may still live.
+    pub fn is_taken_over(&self) -> bool {
+        self.taken_over
+    }
+
     pub fn id(&self) -> OperationId {
         self.header().operation
     }
@@ -199,7 +234,7 @@ pub async fn run<S: Step>(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let driver = Driver::new(operation, world, events, interrupt);
-    driver.guarded(driver.run(operation.announce)).await
+    operation.holding_shared(driver.guarded(driver.run(operation.announce))).await
 }
 
 /// Takes back what an operation has done; allowed only before its pivot.
@@ -213,7 +248,7 @@ pub async fn undo<S: Step>(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let driver = Driver::new(operation, world, events, interrupt);
-    driver.guarded(driver.undo(operation.announce)).await
+    operation.holding_shared(driver.guarded(driver.undo(operation.announce))).await
 }
 
 /// Ends an unfinished operation where it stands, on the operator's word; nothing is changed but the journal.

@@ -1136,6 +1136,8 @@ mod tests {
             roles: vec![role("stock_app", None), role("bi", Some(4))],
             poolers: None,
             objectives: BTreeMap::new(),
+            backups: None,
+            drills: None,
         }
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The number that initdb gives a cluster and that every physical copy keeps.
 ///
 /// Serialized as text: it does not fit the 53 bits that JSON readers keep exactly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SystemIdentifier(NonZeroU64);
 
 impl SystemIdentifier {

@@ -9,8 +9,9 @@ use std::path::{Component, Path, PathBuf};
 use super::decode::{Cx, Decode as _, Named, NamedEntry, Spanned};
 use super::merge::{merge, without_none};
 use super::model::{
-    Cluster, Herd, Host, Node, Objective, Pool, PoolMode, PoolTarget, Poolers, Postgres, Promote, Reach,
-    Role, Schema, SecretReference, Synchronous,
+    Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
+    PoolTarget, Poolers, Postgres, Promote, Reach, Repository, RestoreDrill, RestoreProof, Role, Schema,
+    SecretReference, Synchronous,
 };
 use super::problem::{Position, Report};
 use super::yaml::{Node as Tree, Value};
@@ -38,6 +39,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         base,
         hosts: Vec::new(),
         host_index: HashMap::new(),
+        repositories: Vec::new(),
         taken: HashMap::new(),
         directories: Vec::new(),
         full_names: HashMap::new(),
@@ -46,6 +48,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     let name = checker.herd_name(&topology, tree);
     let timezone = checker.timezone(&topology);
     checker.regions(&topology, tree);
+    checker.repositories(&topology, tree);
     let defaults = tree.find("defaults");
     if let Some(defaults) = defaults {
         checker.none_removes_something(None, "defaults", defaults);
@@ -65,9 +68,12 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         (None, _) => checker.missing(tree.at, "the file", "clusters", "clusters: {NAME: {...}}"),
         (Some(_), _) => {}
     }
+    checker.repository_directories();
     checker.data_directories();
     let hosts = std::mem::take(&mut checker.hosts);
-    Some(Herd { name: name?, timezone, file, hosts, clusters })
+    let repositories = std::mem::take(&mut checker.repositories);
+    let repositories = repositories.into_iter().filter_map(|declared| declared.repository).collect();
+    Some(Herd { name: name?, timezone, file, hosts, repositories, clusters })
 }
 
 /// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
@@ -90,11 +96,20 @@ struct Checker<'a> {
     base: &'a Path,
     hosts: Vec<Host>,
     host_index: HashMap<String, usize>,
+    repositories: Vec<DeclaredRepository>,
     /// Who listens where: machine and port.
     taken: HashMap<(String, u16), (String, Position)>,
     directories: Vec<Directory>,
     /// Names of nodes in the whole herd, and where each was given.
     full_names: HashMap<String, Position>,
+}
+
+struct DeclaredRepository {
+    name: String,
+    /// The place of its URL.
+    at: Position,
+    /// `None` if its URL is wrong, which was reported.
+    repository: Option<Repository>,
 }
 
 struct Directory {
@@ -227,6 +242,101 @@ impl Checker<'_> {
         }
     }
 
+    fn repositories(&mut self, topology: &raw::Topology, tree: &Tree) {
+        // The names come from the tree, so that a repository whose URL is wrong is still a known one.
+        let Some(Tree { value: Value::Mapping(entries), .. }) = tree.find("repositories") else {
+            return;
+        };
+        let raw = topology.repositories.as_ref().map(|raw| raw.value.0.as_slice()).unwrap_or_default();
+        for entry in entries {
+            let named = self.name(entry.at, "repository", &entry.key);
+            let path = format!("repositories.{}", entry.key);
+            if entry.value.find("url").is_none() && matches!(entry.value.value, Value::Mapping(_)) {
+                self.missing(entry.at, &path, "url", "url: file:///var/lib/pgherd/repository");
+            }
+            let url = raw.iter().find(|raw| raw.name == entry.key).and_then(|raw| raw.value.url.as_ref());
+            let checked = url.and_then(|url| self.repository_url(url, &format!("{path}.url")));
+            self.repositories.push(DeclaredRepository {
+                name: entry.key.clone(),
+                at: url.map_or(entry.at, |url| url.at),
+                repository: checked.filter(|_| named).map(|url| Repository { name: entry.key.clone(), url }),
+            });
+        }
+    }
+
+    /// Checks the URL of a repository and writes it without what does not matter. A URL may hold a password: only its scheme
+    /// is shown.
+    fn repository_url(&mut self, url: &Spanned<String>, path: &str) -> Option<String> {
+        const HINT: &str = "Write the whole path of a directory: url: file:///var/lib/pgherd/repository.";
+        let Some((scheme, rest)) = url.value.split_once("://") else {
+            self.report.add(url.at, format!("{path} must be file:///ABSOLUTE/PATH")).hint(HINT);
+            return None;
+        };
+        if scheme != "file" {
+            self.report
+                .add(url.at, format!("{path} must be file:///ABSOLUTE/PATH, found the scheme {scheme:?}"))
+                .detail("This version keeps backups and WAL in directories.")
+                .hint(HINT);
+            return None;
+        }
+        // What a URL and a path would read differently is not taken.
+        let odd = rest.chars().find(|c| matches!(c, '%' | '?' | '#') || c.is_control());
+        let components: Vec<Component<'_>> = Path::new(rest).components().collect();
+        let plain = components.iter().skip(1).all(|part| matches!(part, Component::Normal(_)));
+        if let Some(odd) = odd {
+            self.report
+                .add(url.at, format!("{path} holds the character {odd:?}"))
+                .detail("In a URL it does not mean itself.")
+                .hint("Choose a directory without it.");
+            return None;
+        }
+        if components.first() != Some(&Component::RootDir) || components.len() < 2 || !plain {
+            self.report
+                .add(url.at, format!("{path} must be file:///ABSOLUTE/PATH, with no host and no \"..\""))
+                .hint(HINT);
+            return None;
+        }
+        let directory: PathBuf = components.iter().collect();
+        Some(format!("file://{}", directory.display()))
+    }
+
+    /// No repository may lie in or over a data directory or another repository: one of the two would be backed up, counted or
+    /// removed with the other.
+    fn repository_directories(&mut self) {
+        let overlap = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
+        let declared: Vec<(&str, Position, &Path)> = self
+            .repositories
+            .iter()
+            .filter_map(|declared| {
+                Some((declared.name.as_str(), declared.at, declared.repository.as_ref()?.directory()))
+            })
+            .collect();
+        for (index, (name, at, directory)) in declared.iter().enumerate() {
+            if let Some((other, first, shared)) =
+                declared[..index].iter().find(|(_, _, other)| overlap(directory, other))
+            {
+                self.report
+                    .add(*at, format!("the repositories {other} and {name} overlap"))
+                    .detail(format!(
+                        "{other} is at {} (given at {first}), {name} at {}.",
+                        shared.display(),
+                        directory.display()
+                    ))
+                    .hint("Give each a directory of its own; clusters may share a repository.");
+            }
+            if let Some(data) = self.directories.iter().find(|data| overlap(directory, &data.path)) {
+                self.report
+                    .add(*at, format!("the repository {name} overlaps the data directory of {}", data.owner))
+                    .detail(format!(
+                        "The repository is at {}, the data directory at {}: whoever loses or removes one loses the other.",
+                        directory.display(),
+                        data.path.display()
+                    ))
+                    .hint("Give the repository a directory of its own, best on another disk.");
+            }
+        }
+    }
+
     fn known_host(&mut self, host: &Spanned<String>) -> bool {
         if self.host_index.contains_key(&host.value) {
             return true;
@@ -332,10 +442,20 @@ impl Draft<'_> {
 
     /// The names under a key as they are written, also of those that could not be decoded.
     fn names(&self, key: &str) -> Vec<&str> {
-        match self.tree.find(key).map(|tree| &tree.value) {
+        self.names_at(&[key])
+    }
+
+    fn names_at(&self, path: &[&str]) -> Vec<&str> {
+        match path.iter().try_fold(self.tree, |tree, key| tree.find(key)).map(|tree| &tree.value) {
             Some(Value::Mapping(entries)) => entries.iter().map(|entry| entry.key.as_str()).collect(),
             Some(Value::Scalar(_) | Value::Sequence(_) | Value::Alias) | None => Vec::new(),
         }
+    }
+
+    /// Tells a list that is written empty from one whose items are all wrong, which was reported.
+    fn is_empty_list(&self, path: &[&str]) -> bool {
+        let found = path.iter().try_fold(self.tree, |tree, key| tree.find(key));
+        matches!(found.map(|tree| &tree.value), Some(Value::Sequence(items)) if items.is_empty())
     }
 
     /// `clusters.inventory` with what is below it.
@@ -366,7 +486,10 @@ impl Checker<'_> {
             self.aliases(&draft, &raw.value, poolers, &databases);
             self.budget(&draft, &raw.value, poolers, &nodes, postgres.as_ref());
         }
-        let objectives = self.objectives(&draft, raw.objectives.as_ref(), raw.synchronous.is_some());
+        let objectives = self.objectives(&draft, &raw);
+        let backups = raw.backups.as_ref().and_then(|backups| self.backups(&draft, backups));
+        let drills = raw.drills.as_ref().and_then(|drills| drills.value.restore.as_ref());
+        let drills = drills.and_then(|drill| self.restore_drill(&draft, drill, &databases));
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {
             name: name.to_owned(),
@@ -378,6 +501,8 @@ impl Checker<'_> {
             roles,
             poolers,
             objectives,
+            backups,
+            drills,
         })
     }
 }
@@ -1013,15 +1138,11 @@ impl Checker<'_> {
         }
     }
 
-    fn objectives(
-        &mut self,
-        draft: &Draft<'_>,
-        raw: Option<&Spanned<raw::Objectives>>,
-        synchronous: bool,
-    ) -> BTreeMap<String, Objective> {
-        let Some(raw) = raw.map(|raw| &raw.value) else {
+    fn objectives(&mut self, draft: &Draft<'_>, cluster: &raw::Cluster) -> BTreeMap<String, Objective> {
+        let Some(raw) = cluster.objectives.as_ref().map(|raw| &raw.value) else {
             return BTreeMap::new();
         };
+        let synchronous = cluster.synchronous.is_some();
         let scenarios = [
             ("lose-primary", &raw.lose_primary),
             ("lose-region", &raw.lose_region),
@@ -1035,6 +1156,12 @@ impl Checker<'_> {
                 if !draft.has(&["objectives", scenario, key]) {
                     self.missing(objective.at, &draft.path(&format!(".objectives.{scenario}")), key, example);
                 }
+            }
+            if scenario == "undo-mistake" && !draft.has(&["backups"]) {
+                self.report
+                    .add(objective.at, format!("{} cannot undo a mistake: it has no backups", draft.name))
+                    .detail("What was deleted on purpose or by accident is deleted on every standby too.")
+                    .hint("Declare \"backups: {repository: NAME}\", or remove the objective.");
             }
             let (Some(rpo), Some(rto)) = (&objective.value.rpo, &objective.value.rto) else {
                 continue;
@@ -1057,5 +1184,151 @@ impl Checker<'_> {
             objectives.insert(scenario.to_owned(), Objective { rpo: rpo.value, rto: rto.value });
         }
         objectives
+    }
+
+    fn backups(&mut self, draft: &Draft<'_>, raw: &Spanned<raw::Backups>) -> Option<Backups> {
+        let path = draft.path(".backups");
+        if !draft.has(&["backups", "repository"]) {
+            self.missing(raw.at, &path, "repository", "repository: NAME");
+        }
+        let raw = &raw.value;
+        for (key, count) in [("keep-full", &raw.keep_full), ("minimum-full", &raw.minimum_full)] {
+            if let Some(count) = count.as_ref().filter(|count| count.value == 0) {
+                self.report
+                    .add(count.at, format!("{path}.{key} must be 1 or more"))
+                    .hint("Remove the key; the newest full backup always stays.");
+            }
+        }
+        if let Some(window) = raw.window.as_ref().filter(|window| window.value.is_zero()) {
+            self.report
+                .add(window.at, format!("{path}.window must be longer than 0"))
+                .hint("Write a span of time such as \"30 days\", or remove the key.");
+        }
+        if let (Some(keep), Some(minimum)) = (&raw.keep_full, &raw.minimum_full)
+            && keep.value < minimum.value
+        {
+            self.report
+                .add(
+                    keep.at,
+                    format!("{path}.keep-full is {}, minimum-full is {}", keep.value, minimum.value),
+                )
+                .detail(format!(
+                    "The newest {} always stay, so {} can never be what is kept.",
+                    minimum.value, keep.value
+                ))
+                .hint("Raise keep-full, or lower minimum-full.");
+        }
+        let repository = raw.repository.as_ref()?;
+        let names: Vec<String> = self.repositories.iter().map(|known| known.name.clone()).collect();
+        let Some(known) = self.repositories.iter().find(|known| known.name == repository.value) else {
+            self.report
+                .add(repository.at, format!("unknown repository \"{}\" in {path}", repository.value))
+                .suggest(&repository.value, names.iter().map(String::as_str));
+            return None;
+        };
+        Some(Backups {
+            repository: known.repository.clone()?,
+            from: raw.from.as_ref().map_or(BackupSource::Standby, |from| from.value),
+            window: raw.window.as_ref().map(|window| window.value),
+            keep_full: raw.keep_full.as_ref().map(|count| count.value),
+            minimum_full: raw.minimum_full.as_ref().map_or(1, |count| count.value),
+        })
+    }
+
+    fn restore_drill(
+        &mut self,
+        draft: &Draft<'_>,
+        raw: &Spanned<raw::RestoreDrill>,
+        databases: &[String],
+    ) -> Option<RestoreDrill> {
+        let path = draft.path(".drills.restore");
+        if !draft.has(&["backups"]) {
+            self.report
+                .add(raw.at, format!("{path} has nothing to restore: {} has no backups", draft.name))
+                .hint("Declare \"backups: {repository: NAME}\", or remove the drill.");
+        }
+        let raw = &raw.value;
+        let assertions = self.assertions(draft, raw, databases);
+        let prove = match &raw.prove {
+            Some(prove) => {
+                if prove.value.is_empty() && draft.is_empty_list(&["drills", "restore", "prove"]) {
+                    self.report
+                        .add(prove.at, format!("{path}.prove names nothing"))
+                        .detail("A restore that is not checked proves little.")
+                        .hint("Remove the key: all that can be checked is then checked.");
+                }
+                let mut proofs: Vec<RestoreProof> = Vec::new();
+                for proof in &prove.value {
+                    if proofs.contains(&proof.value) {
+                        self.report
+                            .add(proof.at, format!("{path}.prove names one check twice"))
+                            .hint("Keep one of the two.");
+                    }
+                    let asks = proof.value == RestoreProof::Assertions;
+                    if asks && draft.names_at(&["drills", "restore", "assertions"]).is_empty() {
+                        self.report
+                            .add(proof.at, format!("{path} proves assertions and has none"))
+                            .hint("Declare \"assertions: {NAME: {sql: select ...}}\", or remove the word.");
+                    }
+                    proofs.push(proof.value);
+                }
+                if let Some(raw) = raw.assertions.as_ref().filter(|raw| !raw.value.0.is_empty())
+                    && !proofs.contains(&RestoreProof::Assertions)
+                {
+                    self.report
+                        .add(raw.at, format!("{path} has assertions and does not prove them"))
+                        .hint("Add \"assertions\" to \"prove\", or remove \"prove\".");
+                }
+                proofs
+            }
+            None => {
+                let mut all = vec![RestoreProof::Checksums, RestoreProof::Amcheck];
+                all.extend((!assertions.is_empty()).then_some(RestoreProof::Assertions));
+                all
+            }
+        };
+        Some(RestoreDrill {
+            to: raw.to.as_ref().map_or(DrillTarget::Newest, |to| to.value),
+            prove,
+            assertions,
+        })
+    }
+
+    fn assertions(
+        &mut self,
+        draft: &Draft<'_>,
+        raw: &raw::RestoreDrill,
+        databases: &[String],
+    ) -> Vec<Assertion> {
+        let mut assertions = Vec::new();
+        let entries = raw.assertions.as_ref().map(|raw| raw.value.0.as_slice()).unwrap_or_default();
+        for NamedEntry { name, at, value } in entries {
+            let path = draft.path(&format!(".drills.restore.assertions.{name}"));
+            self.name(*at, "drill's assertion", name);
+            let has = |key| draft.has(&["drills", "restore", "assertions", name, key]);
+            if !has("sql") {
+                self.missing(*at, &path, "sql", "sql: \"select count(*) > 0 from SCHEMA.TABLE\"");
+            }
+            let database = match (&value.database, databases) {
+                (Some(database), _) if databases.contains(&database.value) => Some(database.value.clone()),
+                (Some(database), _) => {
+                    self.report
+                        .add(database.at, format!("unknown database \"{}\" in {path}", database.value))
+                        .suggest(&database.value, databases.iter().map(String::as_str));
+                    None
+                }
+                (None, [only]) => Some(only.clone()),
+                (None, _) => {
+                    if !has("database") {
+                        self.missing(*at, &path, "database", "database: NAME, since the cluster has several");
+                    }
+                    None
+                }
+            };
+            if let (Some(database), Some(sql)) = (database, &value.sql) {
+                assertions.push(Assertion { name: name.clone(), database, sql: sql.value.clone() });
+            }
+        }
+        assertions
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::model::{PoolMode, PoolTarget, Promote, SecretReference};
+use super::model::{BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference};
 use super::problem::{Position, Report, nearest};
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
 use crate::units::{ByteCount, UnitError, parse_duration};
@@ -445,6 +445,9 @@ pub(super) struct ThePrimary;
 words!(ThePrimary { "primary" => ThePrimary });
 words!(Promote { "automatic" => Promote::Automatic, "by-hand" => Promote::ByHand });
 words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode::Session, "statement" => PoolMode::Statement });
+words!(BackupSource { "standby" => BackupSource::Standby, "primary" => BackupSource::Primary });
+words!(DrillTarget { "newest" => DrillTarget::Newest, "random-second" => DrillTarget::RandomSecond });
+words!(RestoreProof { "checksums" => RestoreProof::Checksums, "amcheck" => RestoreProof::Amcheck, "assertions" => RestoreProof::Assertions });
 words!(PoolTarget { "primary" => PoolTarget::Primary, "standbys" => PoolTarget::Standbys });
 
 impl Decode for SecretReference {

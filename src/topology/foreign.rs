@@ -7,17 +7,14 @@ use super::yaml::{Node, Value};
 
 /// Keys of the format that this version does not have.
 const LATER: &[&str] = &[
-    "backups",
     "checks",
     "clone",
     "delay",
-    "drills",
     "health",
     "hooks",
     "notify",
     "partitions",
     "priority",
-    "repositories",
     "scheduler",
     "service",
     "ssh",

@@ -62,6 +62,7 @@ pub fn write(wish: &Wish) -> Result<Written> {
     let schema = wish.cluster.replace('-', "_");
     let role = format!("{schema}_app");
     let password_file = format!("secrets/{role}");
+    let repository = wish.data_root.join("repository");
     let topology = FirstTopology {
         herd: wish.herd.clone(),
         cluster: wish.cluster.clone(),
@@ -69,6 +70,7 @@ pub fn write(wish: &Wish) -> Result<Written> {
         bin_directory: (!usual).then(|| bin_directory.display().to_string()),
         memory: memory_of_one(host_memory(), wish.nodes).to_string(),
         nodes: nodes(wish),
+        repository: repository_url(&repository)?,
         pooler_port,
         schema,
         role,
@@ -100,6 +102,17 @@ fn exists() -> Error {
     Error::failed(format!("{FILE_NAME} exists already"))
         .detail("It was not touched.")
         .hint("Remove or rename it first, or start in another directory.")
+}
+
+/// Writes a directory as the URL of a repository, which lacks what a URL and a path read differently.
+fn repository_url(directory: &Path) -> Result<String> {
+    let path = directory.display().to_string();
+    if path.contains(['%', '?', '#']) {
+        return Err(Error::usage(format!("cannot keep backups in {path}"))
+            .detail("The topology names it by a URL, where \"%\", \"?\" and \"#\" do not mean themselves.")
+            .hint("Choose another directory with --data-root."));
+    }
+    Ok(format!("file://{path}"))
 }
 
 fn nodes(wish: &Wish) -> Vec<FirstNode> {

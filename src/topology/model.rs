@@ -4,7 +4,7 @@
 //! [`Cluster`] that an operation was planned for; secrets are references and never values.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,8 @@ pub struct Herd {
     pub file: PathBuf,
     /// Hosts by name, in the order of the file.
     pub hosts: Vec<Host>,
+    /// Repositories in the order of the file.
+    pub repositories: Vec<Repository>,
     /// Clusters in the order of the file.
     pub clusters: Vec<Cluster>,
 }
@@ -40,6 +42,15 @@ pub enum Reach {
     Local,
 }
 
+/// Where backups and WAL are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repository {
+    pub name: String,
+    /// `file:///ABSOLUTE/PATH`, without a slash at the end.
+    pub url: String,
+}
+
 /// One cluster: a primary and its standbys, with one system identifier, and what stands in front of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +67,10 @@ pub struct Cluster {
     pub poolers: Option<Poolers>,
     /// Objectives by scenario.
     pub objectives: BTreeMap<String, Objective>,
+    /// `None`: no WAL is archived and no backup is made.
+    pub backups: Option<Backups>,
+    /// The rehearsal of a restore.
+    pub drills: Option<RestoreDrill>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -190,6 +205,75 @@ pub enum PoolTarget {
 pub struct Objective {
     pub rpo: Duration,
     pub rto: Duration,
+}
+
+/// The WAL archive and the backups of a cluster.
+///
+/// A backup is kept if `window` or `keep_full` wants it, or if neither is stated; the newest `minimum_full` always stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backups {
+    pub repository: Repository,
+    pub from: BackupSource,
+    pub window: Option<Duration>,
+    pub keep_full: Option<u32>,
+    /// At least 1.
+    pub minimum_full: u32,
+}
+
+/// Which node a backup is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackupSource {
+    /// A standby where there is one that can give it, else the primary.
+    Standby,
+    Primary,
+}
+
+/// What a restore drill restores, and what it must prove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreDrill {
+    pub to: DrillTarget,
+    /// At least one.
+    pub prove: Vec<RestoreProof>,
+    /// In the order of the file.
+    pub assertions: Vec<Assertion>,
+}
+
+/// The moment that a restore drill goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrillTarget {
+    /// The end of the archive.
+    Newest,
+    /// Some second that can be restored.
+    RandomSecond,
+}
+
+/// What a restore drill checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestoreProof {
+    Checksums,
+    Amcheck,
+    Assertions,
+}
+
+/// A query that must yield one row with one `true` on the restored cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assertion {
+    pub name: String,
+    pub database: String,
+    pub sql: String,
+}
+
+impl Repository {
+    /// Returns the directory of the repository.
+    pub fn directory(&self) -> &Path {
+        Path::new(self.url.strip_prefix("file://").expect("load takes no other scheme"))
+    }
 }
 
 impl Herd {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::model::{Cluster, Herd, PoolMode, PoolTarget, Promote, SecretReference};
+use super::model::{
+    BackupSource, Cluster, DrillTarget, Herd, PoolMode, PoolTarget, Promote, Repository, RestoreProof,
+    SecretReference,
+};
 use super::problem::{Position, Problems};
 use super::yaml::Node;
 
@@ -125,6 +128,48 @@ impl List<'_> {
         for (scenario, objective) in &cluster.objectives {
             self.add(&["objectives", scenario, "rpo"], written(objective.rpo));
             self.add(&["objectives", scenario, "rto"], written(objective.rto));
+        }
+        self.backups(cluster);
+        self.drills(cluster);
+    }
+
+    fn backups(&mut self, cluster: &Cluster) {
+        let Some(backups) = &cluster.backups else {
+            self.add(&["backups"], "none");
+            return;
+        };
+        let Repository { name, url } = &backups.repository;
+        self.add(&["backups", "repository"], format!("{name} ({url})"));
+        let from = match backups.from {
+            BackupSource::Standby => "standby",
+            BackupSource::Primary => "primary",
+        };
+        self.add(&["backups", "from"], from);
+        self.add(&["backups", "window"], backups.window.map_or("none".to_owned(), written));
+        let keep = backups.keep_full.map_or("none".to_owned(), |count| count.to_string());
+        self.add(&["backups", "keep-full"], keep);
+        self.add(&["backups", "minimum-full"], backups.minimum_full.to_string());
+    }
+
+    fn drills(&mut self, cluster: &Cluster) {
+        let Some(drill) = &cluster.drills else {
+            return;
+        };
+        let to = match drill.to {
+            DrillTarget::Newest => "newest",
+            DrillTarget::RandomSecond => "random-second",
+        };
+        self.add(&["drills", "restore", "to"], to);
+        let prove = drill.prove.iter().map(|proof| match proof {
+            RestoreProof::Checksums => "checksums".to_owned(),
+            RestoreProof::Amcheck => "amcheck".to_owned(),
+            RestoreProof::Assertions => "assertions".to_owned(),
+        });
+        self.add(&["drills", "restore", "prove"], list(&prove.collect::<Vec<_>>()));
+        for assertion in &drill.assertions {
+            let path = |key| ["drills", "restore", "assertions", assertion.name.as_str(), key];
+            self.add(&path("database"), &assertion.database);
+            self.add(&path("sql"), &assertion.sql);
         }
     }
 

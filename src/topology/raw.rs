@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::decode::{Address, Count, Major, Named, Port, SettingText, Spanned, Text, ThePrimary, record};
-use super::model::{PoolMode, PoolTarget, Promote, SecretReference};
+use super::model::{BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference};
 use crate::units::ByteCount;
 
 record! {
@@ -19,6 +19,8 @@ record! {
         timezone: Text = "timezone",
         /// Where the hosts are.
         regions: Named<Region> = "regions",
+        /// Where backups and WAL are kept, by name.
+        repositories: Named<Repository> = "repositories",
         /// What every cluster starts from; a cluster overrides it key by key, and "none" takes a key away.
         defaults: Cluster = "defaults",
         /// The clusters by name.
@@ -31,6 +33,14 @@ record! {
     Region {
         /// The hosts by name, with how each is reached.
         hosts: Named<Spanned<Address>> = "hosts",
+    }
+}
+
+record! {
+    /// Where backups and WAL are kept; several clusters may share one.
+    Repository {
+        /// A directory, as "file:///ABSOLUTE/PATH".
+        url: Text = "url",
     }
 }
 
@@ -55,6 +65,10 @@ record! {
         poolers: Poolers = "poolers",
         /// How much may be lost and how long it may take.
         objectives: Objectives = "objectives",
+        /// Its WAL archive and its backups; without it neither is made.
+        backups: Backups = "backups",
+        /// What is rehearsed, and what it must prove.
+        drills: Drills = "drills",
     }
 }
 
@@ -203,5 +217,52 @@ record! {
         /// Recovery time objective: until clients write again.
         #[schemars(schema_with = "super::decode::duration_schema")]
         rto: Duration = "rto",
+    }
+}
+
+record! {
+    /// The WAL archive and the backups of a cluster.
+    Backups {
+        /// Name of the repository that holds them.
+        repository: Text = "repository",
+        /// Where a backup is read: "standby" where there is one, or "primary".
+        from: BackupSource = "from",
+        /// Keep what it takes to restore any second of this span of time before now.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        window: Duration = "window",
+        /// Keep so many of the newest full backups.
+        keep_full: Count = "keep-full",
+        /// So many of the newest full backups always stay.
+        minimum_full: Count = "minimum-full",
+    }
+}
+
+record! {
+    /// Rehearsals.
+    Drills {
+        /// Restore a backup to a scratch directory.
+        restore: RestoreDrill = "restore",
+    }
+}
+
+record! {
+    /// What a restore drill restores, and what it must prove.
+    RestoreDrill {
+        /// "newest": the end of the archive; "random-second": some second that can be restored.
+        to: DrillTarget = "to",
+        /// What is checked on the restored cluster.
+        prove: Vec<Spanned<RestoreProof>> = "prove",
+        /// Questions by name, each answered by one "true".
+        assertions: Named<Assertion> = "assertions",
+    }
+}
+
+record! {
+    /// A question to the restored cluster.
+    Assertion {
+        /// Its database; required where the cluster has several.
+        database: Text = "database",
+        /// A query that yields one row with one "true".
+        sql: Text = "sql",
     }
 }

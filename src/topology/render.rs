@@ -55,6 +55,8 @@ pub struct FirstTopology {
     /// What one node is tuned for, as it is written in the file.
     pub memory: String,
     pub nodes: Vec<FirstNode>,
+    /// The URL of its repository.
+    pub repository: String,
     /// `None` if there is no PgBouncer.
     pub pooler_port: Option<u16>,
     pub schema: String,
@@ -87,9 +89,10 @@ pub fn render<T: Serialize>(template: Template, context: &T) -> Result<String> {
         .map_err(|error| Error::failed(format!("could not render {name}")).source(error))
 }
 
-/// Quotes a path for YAML where it needs it; a JSON string is a YAML string.
+/// Quotes a path or a URL for YAML where it needs it; a JSON string is a YAML string.
 fn yaml(value: &str) -> String {
-    let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b));
+    let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:".contains(&b));
+    let plain = plain && !value.ends_with(':');
     if plain { value.to_owned() } else { serde_json::Value::from(value).to_string() }
 }
 

@@ -173,7 +173,7 @@ fn a_file_from_windows_has_the_same_lines_and_columns() {
         "\u{feff}pgherd: 1\r\nherd: shop\r\nregions: {}\r\nclusters: {}\r\nhrd: x\r\n",
         r#"
 ERROR:  pgherd.yml:5:1: unknown key "hrd" in the file
-DETAIL: Its keys are: clusters, defaults, herd, pgherd, regions, timezone.
+DETAIL: Its keys are: clusters, defaults, herd, pgherd, regions, repositories, timezone.
 HINT:   Did you mean "herd"?"#,
     );
 }
@@ -197,7 +197,7 @@ fn refuses_an_unknown_key_and_says_what_was_meant() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: databases, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, databases, drills, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -266,7 +266,7 @@ fn refuses_an_unknown_key_that_is_taken_away() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: databases, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, databases, drills, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -508,12 +508,12 @@ HINT:   Choose another name, such as "inventory" or "db-1"."#,
 fn refuses_a_key_that_a_later_version_brings() {
     refuses(
         ONE,
-        r#"    backups: {repository: main}
+        r#"    partitions: {orders: monthly}
 "#,
         r#"
-ERROR:  pgherd.yml:9:5: unknown key "backups" in clusters.inventory
-DETAIL: Its keys are: databases, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
-HINT:   This version of pgherd does not have "backups" yet. Remove it."#,
+ERROR:  pgherd.yml:9:5: unknown key "partitions" in clusters.inventory
+DETAIL: Its keys are: backups, databases, drills, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+HINT:   This version of pgherd does not have "partitions" yet. Remove it."#,
     );
 }
 
@@ -1343,5 +1343,272 @@ fn refuses_two_places_for_one_password() {
         r#"
 ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password must have exactly one of env, file and command
 HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+    );
+}
+
+/// A repository; what is appended begins at line 4.
+const KEPT: &str = "\
+pgherd: 1
+herd: shop
+regions: {here: {hosts: {local: local}}}
+repositories: {main: {url: file:///srv/main}, other: {url: \"file:///srv//other/\"}}
+clusters:
+  inventory:
+    postgres: {version: 15}
+    nodes: {a: {host: local, port: 5441, data-directory: /d/a}}
+";
+
+#[test]
+fn backups_and_drills_are_filled_in_and_their_repository_is_resolved() {
+    let herd = accepts(
+        KEPT,
+        "    backups: {repository: other, window: 30 days, keep-full: 7, minimum-full: 2}
+    drills: {restore: {to: random-second, assertions: {rows: {sql: select true}}}}
+    objectives: {undo-mistake: {rpo: 0 s, rto: 1 h}}
+",
+    );
+    let told = serde_json::to_value(&herd).unwrap();
+    let cluster = &told["clusters"][0];
+    assert_eq!(
+        cluster["backups"],
+        serde_json::json!({
+            "repository": {"name": "other", "url": "file:///srv/other"},
+            "from": "standby",
+            "window": {"secs": 2_592_000, "nanos": 0},
+            "keep_full": 7,
+            "minimum_full": 2,
+        })
+    );
+    assert_eq!(
+        cluster["drills"],
+        serde_json::json!({
+            "to": "random-second",
+            "prove": ["checksums", "amcheck", "assertions"],
+            "assertions": [{"name": "rows", "database": "inventory", "sql": "select true"}],
+        })
+    );
+    assert_eq!(told["repositories"][0], serde_json::json!({"name": "main", "url": "file:///srv/main"}));
+}
+
+#[test]
+fn backups_of_defaults_are_taken_away_by_none() {
+    let herd = accepts(
+        HEAD,
+        "\
+repositories: {main: {url: file:///srv/main}}
+defaults: {postgres: {version: 15}, backups: {repository: main}}
+clusters:
+  inventory: {nodes: {a: {host: local, port: 5441}}}
+  orders: {nodes: {a: {host: local, port: 5442}}, backups: none}
+",
+    );
+    assert!(herd.cluster("inventory").unwrap().backups.is_some());
+    assert_eq!(herd.cluster("orders").unwrap().backups, None);
+}
+
+#[test]
+fn refuses_a_repository_that_is_not_declared() {
+    refuses(
+        KEPT,
+        "    backups: {repository: mian}\n",
+        r#"
+ERROR:  pgherd.yml:9:27: unknown repository "mian" in clusters.inventory.backups
+DETAIL: Declared: main, other.
+HINT:   Did you mean "main"?"#,
+    );
+}
+
+#[test]
+fn refuses_backups_without_a_repository() {
+    refuses(
+        KEPT,
+        "    backups: {window: 30 days}\n",
+        r#"
+ERROR:  pgherd.yml:9:14: clusters.inventory.backups has no "repository"
+HINT:   Add it: repository: NAME."#,
+    );
+}
+
+#[test]
+fn refuses_to_keep_nothing() {
+    refuses(
+        KEPT,
+        "    backups: {repository: main, window: 0 s, keep-full: 0, minimum-full: 0}\n",
+        r#"
+ERROR:  pgherd.yml:9:41: clusters.inventory.backups.window must be longer than 0
+HINT:   Write a span of time such as "30 days", or remove the key.
+ERROR:  pgherd.yml:9:57: clusters.inventory.backups.keep-full must be 1 or more
+HINT:   Remove the key; the newest full backup always stays.
+ERROR:  pgherd.yml:9:74: clusters.inventory.backups.minimum-full must be 1 or more
+HINT:   Remove the key; the newest full backup always stays."#,
+    );
+}
+
+#[test]
+fn refuses_to_keep_fewer_than_always_stay() {
+    refuses(
+        KEPT,
+        "    backups: {repository: main, keep-full: 1, minimum-full: 2}\n",
+        r#"
+ERROR:  pgherd.yml:9:44: clusters.inventory.backups.keep-full is 1, minimum-full is 2
+DETAIL: The newest 2 always stay, so 1 can never be what is kept.
+HINT:   Raise keep-full, or lower minimum-full."#,
+    );
+}
+
+#[test]
+fn refuses_a_source_of_backups_that_is_no_role() {
+    refuses(
+        KEPT,
+        "    backups: {repository: main, from: standbys}\n",
+        r#"
+ERROR:  pgherd.yml:9:39: clusters.inventory.backups.from must be "standby" or "primary", found "standbys"
+HINT:   Did you mean "standby"?"#,
+    );
+}
+
+#[test]
+fn refuses_a_mistake_that_cannot_be_undone() {
+    refuses(
+        KEPT,
+        "    objectives: {undo-mistake: {rpo: 0 s, rto: 1 h}}\n",
+        r#"
+ERROR:  pgherd.yml:9:32: inventory cannot undo a mistake: it has no backups
+DETAIL: What was deleted on purpose or by accident is deleted on every standby too.
+HINT:   Declare "backups: {repository: NAME}", or remove the objective."#,
+    );
+}
+
+#[test]
+fn refuses_a_drill_without_backups() {
+    refuses(
+        KEPT,
+        "    drills: {restore: {to: newest}}\n",
+        r#"
+ERROR:  pgherd.yml:9:23: clusters.inventory.drills.restore has nothing to restore: inventory has no backups
+HINT:   Declare "backups: {repository: NAME}", or remove the drill."#,
+    );
+}
+
+#[test]
+fn refuses_a_drill_that_does_not_say_what_it_proves() {
+    refuses(
+        KEPT,
+        "    backups: {repository: main}
+    drills:
+      restore: {to: newst, prove: [checksum, amcheck, amcheck, assertions], assertions: {}}
+",
+        r#"
+ERROR:  pgherd.yml:11:21: clusters.inventory.drills.restore.to must be "newest" or "random-second", found "newst"
+HINT:   Did you mean "newest"?
+ERROR:  pgherd.yml:11:36: clusters.inventory.drills.restore.prove.0 must be "checksums" or "amcheck" or "assertions", found "checksum"
+HINT:   Did you mean "checksums"?
+ERROR:  pgherd.yml:11:55: clusters.inventory.drills.restore.prove names one check twice
+HINT:   Keep one of the two.
+ERROR:  pgherd.yml:11:64: clusters.inventory.drills.restore proves assertions and has none
+HINT:   Declare "assertions: {NAME: {sql: select ...}}", or remove the word."#,
+    );
+    refuses(
+        KEPT,
+        "    backups: {repository: main}\n    drills: {restore: {prove: []}}\n",
+        r#"
+ERROR:  pgherd.yml:10:31: clusters.inventory.drills.restore.prove names nothing
+DETAIL: A restore that is not checked proves little.
+HINT:   Remove the key: all that can be checked is then checked."#,
+    );
+}
+
+#[test]
+fn refuses_assertions_that_are_not_proven_or_lead_nowhere() {
+    refuses(
+        KEPT,
+        "    backups: {repository: main}
+    databases: {one: {}, two: {}}
+    drills:
+      restore:
+        prove: [checksums]
+        assertions: {Rows: {database: one}, sum: {sql: select true}, last: {database: tow, sql: select true}}
+",
+        r#"
+ERROR:  pgherd.yml:14:21: clusters.inventory.drills.restore has assertions and does not prove them
+HINT:   Add "assertions" to "prove", or remove "prove".
+ERROR:  pgherd.yml:14:22: "Rows" cannot be the name of a drill's assertion
+DETAIL: A name has up to 31 lowercase letters, digits and hyphens, and begins with a letter.
+HINT:   Choose another name, such as "inventory" or "db-1".
+ERROR:  pgherd.yml:14:22: clusters.inventory.drills.restore.assertions.Rows has no "sql"
+HINT:   Add it: sql: "select count(*) > 0 from SCHEMA.TABLE".
+ERROR:  pgherd.yml:14:45: clusters.inventory.drills.restore.assertions.sum has no "database"
+HINT:   Add it: database: NAME, since the cluster has several.
+ERROR:  pgherd.yml:14:87: unknown database "tow" in clusters.inventory.drills.restore.assertions.last
+DETAIL: Declared: one, two.
+HINT:   Did you mean "two"?"#,
+    );
+}
+
+#[test]
+fn refuses_a_repository_whose_url_is_not_a_directory() {
+    refuses(
+        HEAD,
+        "\
+repositories:
+  a: {url: s3://key:hunter2@bucket}
+  b: {url: /srv/b}
+  c: {url: file://srv/c}
+  d: {url: file:///srv/../d}
+  e: {url: file:///srv/%65}
+  f: {}
+  g: {url: file:///}
+  H: {url: file:///srv/h, path: /srv}
+clusters:
+  x: {postgres: {version: 15}, nodes: {n: {host: local, port: 5441}}, backups: {repository: a}}
+",
+        r#"
+ERROR:  pgherd.yml:5:12: repositories.a.url must be file:///ABSOLUTE/PATH, found the scheme "s3"
+DETAIL: This version keeps backups and WAL in directories.
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+ERROR:  pgherd.yml:6:12: repositories.b.url must be file:///ABSOLUTE/PATH
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+ERROR:  pgherd.yml:7:12: repositories.c.url must be file:///ABSOLUTE/PATH, with no host and no ".."
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+ERROR:  pgherd.yml:8:12: repositories.d.url must be file:///ABSOLUTE/PATH, with no host and no ".."
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+ERROR:  pgherd.yml:9:12: repositories.e.url holds the character '%'
+DETAIL: In a URL it does not mean itself.
+HINT:   Choose a directory without it.
+ERROR:  pgherd.yml:10:3: repositories.f has no "url"
+HINT:   Add it: url: file:///var/lib/pgherd/repository.
+ERROR:  pgherd.yml:11:12: repositories.g.url must be file:///ABSOLUTE/PATH, with no host and no ".."
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+ERROR:  pgherd.yml:12:3: "H" cannot be the name of a repository
+DETAIL: A name has up to 31 lowercase letters, digits and hyphens, and begins with a letter.
+HINT:   Choose another name, such as "inventory" or "db-1".
+ERROR:  pgherd.yml:12:27: unknown key "path" in repositories.H
+DETAIL: Its keys are: url.
+HINT:   Remove it; "pgherd schema" prints what each key means."#,
+    );
+}
+
+#[test]
+fn refuses_a_repository_in_or_over_what_it_must_outlive() {
+    refuses(
+        HEAD,
+        "\
+repositories:
+  in: {url: file:///d/a/repository}
+  over: {url: file:///d/}
+  beside: {url: file:///d-a}
+clusters:
+  x: {postgres: {version: 15}, nodes: {n: {host: local, port: 5441, data-directory: /d/a}}}
+",
+        r#"
+ERROR:  pgherd.yml:5:13: the repository in overlaps the data directory of x-n
+DETAIL: The repository is at /d/a/repository, the data directory at /d/a: whoever loses or removes one loses the other.
+HINT:   Give the repository a directory of its own, best on another disk.
+ERROR:  pgherd.yml:6:15: the repositories in and over overlap
+DETAIL: in is at /d/a/repository (given at 5:13), over at /d.
+HINT:   Give each a directory of its own; clusters may share a repository.
+ERROR:  pgherd.yml:6:15: the repository over overlaps the data directory of x-n
+DETAIL: The repository is at /d, the data directory at /d/a: whoever loses or removes one loses the other.
+HINT:   Give the repository a directory of its own, best on another disk."#,
     );
 }

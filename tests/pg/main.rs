@@ -15,6 +15,8 @@ mod apply_life_cycle;
 mod apply_refusals;
 mod apply_split;
 mod apply_tune;
+mod archiving;
+mod backup;
 mod connect;
 mod destroy;
 mod herd;

@@ -48,6 +48,8 @@ fn reporting(major: u32) -> Cluster {
         ],
         poolers: None,
         objectives: BTreeMap::new(),
+        backups: None,
+        drills: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
 
+mod archive;
 mod configure;
 pub mod evidence;
 mod follow;
@@ -24,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock::{self, Lock};
+use crate::engine::lock;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, Record, TopologyFile};
 use crate::engine::step::Stage;
@@ -34,6 +35,8 @@ use crate::gate::Gate;
 use crate::host::{Command, RunAs, programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
+use crate::ops::binary::Build;
+use crate::ops::cluster_lock::Locker;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::ApplyStep;
@@ -54,6 +57,21 @@ pub struct Context {
     pub places: Places,
     pub gate: Arc<dyn Gate>,
     pub store: Store,
+    /// The program that is installed where PostgreSQL's commands call one.
+    pub build: Build,
+}
+
+impl Context {
+    /// Returns what takes the locks of a cluster.
+    pub fn locker<'a>(&'a self, cluster: &'a Cluster) -> Locker<'a> {
+        Locker {
+            store: &self.store,
+            places: &self.places,
+            build: &self.build,
+            cluster,
+            repository: cluster.backups.as_ref().map(|backups| &backups.repository),
+        }
+    }
 }
 
 /// Looks at a cluster and plans its way to what is declared.
@@ -88,6 +106,7 @@ pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
     let observed = observe::observe(&doors, cluster, Depth::Files).await;
     let fixed = fix(&doors, herd, cluster, &observed).await.map_err(|error| vec![error])?;
     let seen = look_closer(&doors, cluster, &observed, &passwords).await.map_err(|error| vec![error])?;
+    let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
     plan::plan(&Situation {
         cluster,
         places: &context.places,
@@ -96,6 +115,7 @@ pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
         objects: seen.objects.as_ref(),
         logins: seen.logins,
         poolers: &seen.poolers,
+        archive: archive.as_ref(),
     })
 }
 
@@ -264,7 +284,7 @@ pub async fn run(
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
     let Request { herd, cluster, plan: confirmed, topology, wait } = request;
-    let lock = Lock::take(&context.store, &cluster.name, wait).await?;
+    let lock = context.locker(cluster).take(wait).await?;
     let plan = confirmed.check(prepare(context, herd, cluster).await)?;
     let input = Input {
         herd: herd.name.clone(),
@@ -317,6 +337,7 @@ pub async fn go_on(
             .hint("Use the version of pgherd that began it.")
             .source(error)
     })?;
+    context.locker(&input.cluster).join(&mut operation).await?;
     let world = open_world(context, &id, input).await?;
     match way {
         Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
@@ -326,7 +347,7 @@ pub async fn go_on(
 
 async fn open_world(context: &Context, id: &OperationId, input: Input) -> Result<World> {
     let passwords = passwords(context, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
-    World::open(id.as_str().to_owned(), input, passwords, context.places.clone(), &context.gate).await
+    World::open(id.as_str().to_owned(), input, passwords, context).await
 }
 
 fn stages(plan: &ClusterPlan) -> Vec<Stage<ApplyStep>> {

@@ -531,6 +531,8 @@ pub(super) mod tests {
                 pools: vec![pool("rw", PoolTarget::Primary, 16, 4), pool("ro", PoolTarget::Standbys, 20, 0)],
             }),
             objectives: BTreeMap::new(),
+            backups: None,
+            drills: None,
         }
     }
 

@@ -1,0 +1,259 @@
+//! Where what is in a repository; docs/formats/repository.md.
+//!
+//! Names only. Everything of a cluster lies below its name, everything of one system identifier below that: after `pg_upgrade`, or when
+//! a cluster is made anew under the same name, nothing is mixed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::pg::system::SystemIdentifier;
+use crate::pg::wal_file::WalFile;
+use crate::repo::Key;
+
+/// What a repository says of itself.
+pub const REPOSITORY: &str = "repository.json";
+
+/// Returns the key of [`REPOSITORY`].
+pub fn repository() -> Key {
+    key(REPOSITORY.to_owned())
+}
+
+/// What belongs to a cluster, whatever its system identifier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterKeys(String);
+
+impl ClusterKeys {
+    /// Takes a name that the topology has checked.
+    pub fn new(cluster: &str) -> Self {
+        Self(cluster.to_owned())
+    }
+
+    pub fn folder(&self) -> Key {
+        key(self.0.clone())
+    }
+
+    /// Returns the key of the operation lock.
+    pub fn lock(&self) -> Key {
+        key(format!("{}/lock.json", self.0))
+    }
+
+    /// Returns the key of the primary record.
+    pub fn primary(&self) -> Key {
+        key(format!("{}/primary.json", self.0))
+    }
+
+    /// Returns what belongs to one system identifier.
+    pub fn system(&self, system: SystemIdentifier) -> SystemKeys {
+        SystemKeys { cluster: self.0.clone(), system }
+    }
+}
+
+/// What belongs to one cluster with one system identifier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemKeys {
+    cluster: String,
+    system: SystemIdentifier,
+}
+
+impl SystemKeys {
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    pub fn system(&self) -> SystemIdentifier {
+        self.system
+    }
+
+    /// Returns the folder of all that belongs to it.
+    pub fn folder(&self) -> Key {
+        key(format!("{}/{}", self.cluster, self.system))
+    }
+
+    fn below(&self, rest: &str) -> Key {
+        key(format!("{}/{}/{rest}", self.cluster, self.system))
+    }
+
+    /// Returns the folder of the WAL archive.
+    pub fn wal_folder(&self) -> Key {
+        self.below("wal")
+    }
+
+    /// Returns where a WAL file is stored.
+    pub fn wal(&self, file: WalFile) -> Key {
+        match file {
+            WalFile::Segment(name) | WalFile::Partial(name) | WalFile::BackupHistory(name, _) => {
+                self.below(&format!("wal/{}/{file}.zst", name.folder()))
+            }
+            WalFile::TimelineHistory(_) => self.below(&format!("wal/{file}.zst")),
+        }
+    }
+
+    /// Returns the folder of all backups.
+    pub fn backups(&self) -> Key {
+        self.below("backup")
+    }
+
+    pub fn backup(&self, label: &Label) -> BackupKeys {
+        BackupKeys(self.below(&format!("backup/{label}")))
+    }
+
+    /// Returns the folder of the leases.
+    pub fn leases(&self) -> Key {
+        self.below("lease")
+    }
+
+    pub fn lease(&self, id: &str) -> Key {
+        self.below(&format!("lease/{id}.json"))
+    }
+}
+
+/// What belongs to one backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupKeys(Key);
+
+impl BackupKeys {
+    pub fn folder(&self) -> &Key {
+        &self.0
+    }
+
+    /// Returns the key of the manifest, which is the commit: without it there is no backup.
+    pub fn manifest(&self) -> Key {
+        self.file("manifest.json")
+    }
+
+    /// Returns the key of the list of chunks and files.
+    pub fn files(&self) -> Key {
+        self.file("files.zst")
+    }
+
+    pub fn pin(&self) -> Key {
+        self.file("pin.json")
+    }
+
+    /// Returns the key of data object `number`, from 1.
+    pub fn data(&self, number: u32) -> Key {
+        self.file(&format!("data/{number:06}"))
+    }
+
+    fn file(&self, name: &str) -> Key {
+        key(format!("{}/{name}", self.0))
+    }
+}
+
+fn key(text: String) -> Key {
+    Key::new(text).expect("names of clusters, labels and WAL files are made of what a key may hold")
+}
+
+/// The name of a backup: its begin, to the second, and its kind. `20261121T100203Z-full`. Labels of one cluster differ, and sort by time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Label(String);
+
+/// The text is no label.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the label of a backup, such as 20261121T100203Z-full")]
+pub struct LabelError(String);
+
+impl Label {
+    /// Makes the label of a full backup that begins at `at`.
+    pub fn full(at: Timestamp) -> Self {
+        Self(format!("{}-full", at.strftime("%Y%m%dT%H%M%SZ")))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the second that it names.
+    pub fn at(&self) -> Timestamp {
+        parse_second(&self.0[..16]).expect("a label was checked when it was made")
+    }
+}
+
+fn parse_second(text: &str) -> Option<Timestamp> {
+    let strict = text.len() == 16 && text.is_ascii() && text.as_bytes()[8] == b'T' && text.ends_with('Z');
+    let digits =
+        |range: std::ops::Range<usize>| text.get(range).filter(|d| d.bytes().all(|b| b.is_ascii_digit()));
+    if !strict {
+        return None;
+    }
+    let (date, time) = (digits(0..8)?, digits(9..15)?);
+    format!("{}-{}-{}T{}:{}:{}Z", &date[..4], &date[4..6], &date[6..], &time[..2], &time[2..4], &time[4..])
+        .parse()
+        .ok()
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Label {
+    type Err = LabelError;
+
+    fn from_str(text: &str) -> Result<Self, LabelError> {
+        let wrong = || LabelError(text.to_owned());
+        let (second, kind) = text.split_once('-').ok_or_else(wrong)?;
+        if kind != "full" || parse_second(second).is_none() {
+            return Err(wrong());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Serialize for Label {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Label {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_object_has_its_place() {
+        let system = SystemIdentifier::new(7_398_812_045_532_218_841).unwrap();
+        let keys = ClusterKeys::new("inventory").system(system);
+        let wal = |name: &str| keys.wal(name.parse().unwrap()).as_str().to_owned();
+        let below = "inventory/7398812045532218841";
+        assert_eq!(
+            wal("0000000300000001000000A1"),
+            format!("{below}/wal/0000000300000001/0000000300000001000000A1.zst")
+        );
+        assert_eq!(wal("00000003.history"), format!("{below}/wal/00000003.history.zst"));
+        assert_eq!(
+            wal("0000000300000001000000A1.00000028.backup"),
+            format!("{below}/wal/0000000300000001/0000000300000001000000A1.00000028.backup.zst")
+        );
+        let label: Label = "20261121T100203Z-full".parse().unwrap();
+        assert_eq!(
+            keys.backup(&label).data(1).as_str(),
+            format!("{below}/backup/20261121T100203Z-full/data/000001")
+        );
+        assert_eq!(Label::full(label.at()), label);
+    }
+
+    #[test]
+    fn what_is_no_label_is_refused() {
+        for text in [
+            "",
+            "20261121T100203Z",
+            "20261121T100203Z-",
+            "20261321T100203Z-full",
+            "2026112XT100203Z-full",
+            "20261121-100203-full",
+        ] {
+            assert!(text.parse::<Label>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! An object store: where backups and WAL live. Keys and bytes; what they mean is in [`layout`], [`seal`] and [`manifest`].
+//!
+//! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
+
+pub mod about;
+pub mod dir;
+pub mod faulty;
+pub mod layout;
+pub mod manifest;
+pub mod place;
+pub mod primary;
+pub mod retry;
+pub mod seal;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+pub use crate::gate::BoxFuture;
+use crate::units::ByteCount;
+
+/// The name of an object: parts of letters, digits and `._-` divided by `/`; no part begins with a dot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Key(String);
+
+/// The text is no key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name of an object in a repository")]
+pub struct KeyError(String);
+
+impl Key {
+    /// Takes a text.
+    ///
+    /// # Errors
+    /// When a part is empty, begins with a dot, or holds anything but ASCII letters, digits and `._-`.
+    ///
+    /// ```
+    /// use pgherd::repo::Key;
+    /// assert!(Key::new("inventory/lock.json").is_ok());
+    /// assert!(Key::new("inventory/../orders").is_err());
+    /// ```
+    pub fn new(text: impl Into<String>) -> Result<Self, KeyError> {
+        let text = text.into();
+        let part = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        if text.len() <= 1000 && text.split('/').all(part) { Ok(Self(text)) } else { Err(KeyError(text)) }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the part behind the last `/`.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// Returns the key of `name` below this one.
+    ///
+    /// # Errors
+    /// As [`Key::new`].
+    pub fn join(&self, name: &str) -> Result<Self, KeyError> {
+        Self::new(format!("{}/{name}", self.0))
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = KeyError;
+
+    fn try_from(text: String) -> Result<Self, KeyError> {
+        Self::new(text)
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        key.0
+    }
+}
+
+/// What tells one content of an object from the next, for [`Repo::replace_if`]: an ETag, or a hash of the content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub String);
+
+/// An object's bytes with their version.
+pub type Versioned = (Vec<u8>, Version);
+
+/// How a conditional put ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Put {
+    /// Stored, durably.
+    Stored,
+    /// The condition did not hold; nothing was stored.
+    Refused,
+}
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub key: Key,
+    pub size: ByteCount,
+    /// When it was stored, by the store's clock.
+    pub modified: Timestamp,
+}
+
+/// One level of a listing, both sorted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Level {
+    /// Objects directly below.
+    pub objects: Vec<Listed>,
+    /// Names of the folders directly below, without `/`.
+    pub folders: Vec<String>,
+}
+
+/// What went wrong with a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RepoErrorKind {
+    /// The store cannot be reached, or answered with what passes: try again.
+    Passing,
+    /// The store, or the directory it is in, is not there.
+    Missing,
+    /// The store does not let us.
+    Denied,
+    /// No room is left.
+    Full,
+    /// What is stored is not what was stored.
+    Damaged,
+    /// Anything else; trying again does not help.
+    Other,
+}
+
+/// A call to a repository that failed. Nothing is said of an object that is merely not there: that is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("could not {doing} in {url}: {why}")]
+pub struct RepoError {
+    pub kind: RepoErrorKind,
+    /// The repository.
+    pub url: String,
+    /// A fragment: `store inventory/lock.json`.
+    pub doing: String,
+    pub why: String,
+}
+
+impl From<RepoError> for Error {
+    fn from(error: RepoError) -> Self {
+        let RepoError { kind, url, doing, why } = error;
+        let made = |error_kind| {
+            Self::new(error_kind, format!("could not {doing} in the repository {url}"))
+                .detail(format!("{why}."))
+        };
+        match kind {
+            RepoErrorKind::Passing | RepoErrorKind::Missing => made(ErrorKind::NotFound),
+            RepoErrorKind::Full => {
+                made(ErrorKind::Failed).hint("Make room in the repository, then run the same again.")
+            }
+            RepoErrorKind::Denied => {
+                made(ErrorKind::Failed).hint("Give the user that owns the nodes' files the right to do that.")
+            }
+            RepoErrorKind::Damaged => made(ErrorKind::Failed).hint(
+                "See what else is damaged, and what can no longer be restored: pgherd backup verify --full",
+            ),
+            RepoErrorKind::Other => made(ErrorKind::Failed),
+        }
+    }
+}
+
+pub type Result<T, E = RepoError> = std::result::Result<T, E>;
+
+/// An object that is being written; without [`Upload::finish`] it never appears.
+pub trait Upload: Send {
+    /// Appends bytes.
+    fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>>;
+    /// Makes the object appear under its key, whole and durable; replaces one that is there.
+    fn finish(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
+}
+
+/// The door to an object store.
+///
+/// An object appears whole or not at all, and is durable when the call that stored it returns. What was listed before a call ended
+/// may miss it; what is listed afterwards does not.
+pub trait Repo: Send + Sync + fmt::Debug {
+    /// Returns the URL, without anything secret.
+    fn url(&self) -> &str;
+    /// Reads an object; `None` if there is none.
+    fn read<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>>>;
+    /// Reads an object with its version, for [`Repo::replace_if`]; `None` if there is none.
+    fn read_versioned<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>>>;
+    /// Reads `length` bytes from `offset`; `None` if there is no object, less than `length` only where the object ends.
+    fn read_range<'a>(
+        &'a self,
+        key: &'a Key,
+        offset: u64,
+        length: u64,
+    ) -> BoxFuture<'a, Result<Option<Vec<u8>>>>;
+    /// Stores an object if there is none of that key.
+    fn create<'a>(&'a self, key: &'a Key, bytes: &'a [u8]) -> BoxFuture<'a, Result<Put>>;
+    /// Replaces an object if it still has `version`.
+    fn replace_if<'a>(
+        &'a self,
+        key: &'a Key,
+        bytes: &'a [u8],
+        version: &'a Version,
+    ) -> BoxFuture<'a, Result<Put>>;
+    /// Stores an object, or replaces it.
+    fn store<'a>(&'a self, key: &'a Key, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>>;
+    /// Begins an object that is written piece by piece.
+    fn upload<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Box<dyn Upload>>>;
+    /// Lists one level below `folder` (`None`: the root). A folder that is not there is empty.
+    fn list<'a>(&'a self, folder: Option<&'a Key>) -> BoxFuture<'a, Result<Level>>;
+    /// Lists every object below `folder`, at any depth, sorted by key.
+    fn list_all<'a>(&'a self, folder: &'a Key) -> BoxFuture<'a, Result<Vec<Listed>>>;
+    /// Removes an object; `false` if there was none.
+    fn remove<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool>>;
+    /// Returns the room that is left, where the store can tell.
+    fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>>;
+}
+
+/// A repository that everybody who needs it shares.
+pub type SharedRepo = Arc<dyn Repo>;
+
+/// Opens the repository that `url` names.
+///
+/// # Errors
+/// When there is none, or its scheme is not `file`.
+pub fn open(url: &str) -> Result<SharedRepo> {
+    Ok(Arc::new(dir::DirRepo::open(directory(url)?)?))
+}
+
+/// Makes the repository that `url` names unless it is there, and opens it.
+///
+/// # Errors
+/// As [`open`]; when something else is there, or it cannot be written.
+pub fn create(url: &str) -> Result<SharedRepo> {
+    Ok(Arc::new(dir::DirRepo::create(directory(url)?)?))
+}
+
+/// Returns the directory that `url` names.
+fn directory(url: &str) -> Result<&Path> {
+    url.strip_prefix("file://").map(Path::new).filter(|path| path.is_absolute()).ok_or_else(|| RepoError {
+        kind: RepoErrorKind::Other,
+        url: url.to_owned(),
+        doing: "read repository.json".to_owned(),
+        why: "its URL is not file:// and an absolute path".to_owned(),
+    })
+}
+
+/// Runs a call of a backend that never waits, such as the directory, without tokio: the WAL hot path.
+///
+/// # Panics
+/// If the backend waits after all; the caller chooses the backend.
+pub fn now<T>(call: BoxFuture<'_, T>) -> T {
+    call.now_or_never().expect("a directory answers at once")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_never_leaves_the_repository() {
+        for text in [
+            "",
+            "/",
+            "/etc",
+            "a//b",
+            "a/",
+            "a/../b",
+            "./a",
+            "a/.hidden",
+            "a b",
+            "a\\b",
+            "ä",
+            &"x".repeat(1001),
+        ] {
+            assert!(Key::new(text).is_err(), "{text:?}");
+        }
+        assert_eq!(Key::new("a").unwrap().join("b.zst").unwrap().as_str(), "a/b.zst");
+    }
+}
