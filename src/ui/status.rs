@@ -257,6 +257,7 @@ mod tests {
                 max_clients: 1000,
                 waiting: 0,
             }],
+            backups: None,
             operations: vec![OperationStatus {
                 id: "7f3a".to_owned(),
                 kind: "apply".to_owned(),
