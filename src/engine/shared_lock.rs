@@ -141,11 +141,12 @@ impl SharedLock {
     /// Ends when the lock is lost, with the reason.
     pub async fn lost(&self) -> Error {
         let mut lost = self.lost.clone();
-        match lost.wait_for(Option::is_some).await {
-            Ok(why) => why.as_ref().map_or_else(|| gone(&self.cluster), again),
+        if lost.wait_for(Option::is_some).await.is_err() {
             // The renewal ends only by being aborted, which happens when this lock is dropped.
-            Err(_) => std::future::pending().await,
+            std::future::pending::<()>().await;
         }
+        let why = lost.borrow();
+        why.as_ref().map_or_else(|| gone(&self.cluster), again)
     }
 
     /// Gives the lock back. One that was held for an operation that has not ended stays, and names it.
@@ -226,15 +227,15 @@ fn fresh() -> Result<Held> {
     })
 }
 
-fn boot() -> String {
+pub(super) fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-fn pid_namespace() -> String {
+pub(super) fn pid_namespace() -> String {
     std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default()
 }
 
-fn process_exists(pid: u32) -> bool {
+pub(super) fn process_exists(pid: u32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
-use super::seal::{self, Blake3};
+use super::about::About;
+use super::seal::Blake3;
 use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, Upload, Version, Versioned,
     layout,
@@ -34,16 +34,6 @@ const DIRECTORY_MODE: u32 = 0o750;
 const YOUNG: Duration = Duration::from_secs(60);
 /// Whoever holds [`LOCK`] needs it for a few calls to the file system.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-
-/// `repository.json`: a sealed document.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct About {
-    pub format: u32,
-    /// 32 hexadecimal digits by chance.
-    pub id: String,
-    pub created: Timestamp,
-}
 
 /// A repository in a directory.
 #[derive(Debug, Clone)]
@@ -67,7 +57,7 @@ impl DirRepo {
             Ok(bytes) => bytes,
             Err(error) => return Err(root.failed("read repository.json", &error)),
         };
-        seal::read_document::<About>(&bytes)
+        About::read(&bytes)
             .map_err(|error| root.error(RepoErrorKind::Damaged, "read repository.json", error.to_string()))?;
         Ok(Self(Arc::new(root)))
     }
@@ -108,10 +98,9 @@ impl Root {
 
     /// Writes `repository.json`, unless somebody else was faster.
     fn write_about(&self) -> io::Result<()> {
-        let about =
-            About { format: seal::FORMAT, id: format!("{:032x}", chance()?), created: Timestamp::now() };
+        let about = About::new(Timestamp::now())?;
         let mut unfinished = self.begin_file()?;
-        unfinished.file.write_all(&seal::write_document(&about))?;
+        unfinished.file.write_all(&about.write())?;
         unfinished.file.sync_all()?;
         unfinished.rename_new(&self.path.join(layout::REPOSITORY))?;
         sync_directory(&self.path)
@@ -646,7 +635,7 @@ mod tests {
     fn a_repository_is_made_once_and_keeps_its_id() {
         let (_directory, repo) = repository();
         let about = fs::read(repo.0.path.join(layout::REPOSITORY)).unwrap();
-        assert_eq!(seal::read_document::<About>(&about).unwrap().id.len(), 32);
+        assert_eq!(About::read(&about).unwrap().id.len(), 32);
         DirRepo::create(&repo.0.path).unwrap();
         assert_eq!(fs::read(repo.0.path.join(layout::REPOSITORY)).unwrap(), about);
     }

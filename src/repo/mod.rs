@@ -2,6 +2,7 @@
 //!
 //! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
 
+pub mod about;
 pub mod dir;
 pub mod layout;
 pub mod manifest;

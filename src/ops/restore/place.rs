@@ -63,15 +63,8 @@ impl Place {
             markers: Vec::new(),
             roots: Vec::new(),
         };
-        let group = source
-            .contents
-            .files
-            .iter()
-            .any(|file| file.path == "PG_VERSION" && file.mode & 0o040 != 0);
-        // initdb --allow-group-access makes 0750, and the server accepts only these two.
-        let mode = if group { 0o750 } else { 0o700 };
         refuse_running(&root)?;
-        place.take_directory(&root, "", &job.claim, mode)?;
+        place.take_directory(&root, "", &job.claim)?;
         for link in &source.contents.links {
             let oid = oid_of(&link.path).expect("Source::read checks the links");
             let to = job.tablespaces.get(&oid).ok_or_else(|| {
@@ -83,14 +76,14 @@ impl Place {
                 return Err(Error::usage(format!("tablespace {oid} cannot be in {}", to.display()))
                     .detail("It is the data directory, or one of the two is inside the other."));
             }
-            place.take_directory(to, &format!("{}/", link.path), &job.claim, mode)?;
+            place.take_directory(to, &format!("{}/", link.path), &job.claim)?;
             place.tablespaces.insert(oid, to.clone());
         }
         Ok(place)
     }
 
     /// Takes one directory: makes it, or proves that it is empty or ours.
-    fn take_directory(&mut self, path: &Path, prefix: &str, claim: &Claim, mode: u32) -> Result<()> {
+    fn take_directory(&mut self, path: &Path, prefix: &str, claim: &Claim) -> Result<()> {
         let failed = |doing: &str, error: &io::Error| could_not(doing, path, error);
         match fs::metadata(path) {
             Ok(found) if !found.is_dir() => {
@@ -98,7 +91,7 @@ impl Place {
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::DirBuilder::new().mode(mode).create(path).map_err(|error| failed("make", &error))?;
+                fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| failed("make", &error))?;
             }
             Err(error) => return Err(failed("look at", &error)),
         }
@@ -127,7 +120,8 @@ impl Place {
             Claim::Node {} | Claim::NodeDelta {} => {}
         }
         self.reuse |= !empty;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        // Nobody else looks into it from the first file on; the mode that it had in the backup comes with the directories.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
             .map_err(|error| failed("set the mode of", &error))?;
         let open = File::open(path).map_err(|error| failed("open", &error))?;
         self.roots.push((path.to_owned(), open));
@@ -151,6 +145,9 @@ impl Place {
             let directory = self.tablespaces.get(&oid.parse().ok()?)?;
             Some(if below.is_empty() { directory.clone() } else { directory.join(below) })
         };
+        if relative == "." {
+            return self.root.clone();
+        }
         in_tablespace().unwrap_or_else(|| self.root.join(relative))
     }
 
@@ -327,7 +324,7 @@ fn clean(directory: &Path, keep: &dyn Fn(&Path, &fs::FileType) -> bool) -> io::R
 }
 
 fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(mode).create(path) {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         Err(error) => return Err(error),

@@ -110,10 +110,12 @@ impl<'a> Source<'a> {
         let mut seen = BTreeSet::new();
         let paths = dirs.iter().map(|dir| &dir.path).chain(files.iter().map(|file| &file.path));
         for path in paths.chain(links.iter().map(|link| &link.path)) {
-            if !is_safe(path) {
+            // The data directory itself has a mode as well, and so has a tablespace, beside its link.
+            let twice = path == "." || links.iter().any(|link| link.path == *path);
+            if !is_safe(path) && path != "." {
                 return Err(format!("{path:?} is no path in a data directory"));
             }
-            if OURS.contains(&path.as_str()) || !seen.insert(path) {
+            if OURS.contains(&path.as_str()) || (!seen.insert(path) && !twice) {
                 return Err(format!("{path:?} must not be there, or is there twice"));
             }
         }
