@@ -13,5 +13,6 @@ pub mod observe;
 pub mod plan;
 pub mod pooler;
 pub mod provision;
+pub mod restore;
 pub mod roles;
 pub mod status;
