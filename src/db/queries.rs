@@ -265,6 +265,13 @@ pub struct Slot {
     pub safe_wal_size: Option<i64>,
 }
 
+impl Slot {
+    /// Tells whether the WAL that it kept is gone: PostgreSQL 18 lets nobody stream from such a slot any more.
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SlotKind {
@@ -419,23 +426,25 @@ pub async fn file_settings_errors(conn: &Conn) -> Result<Vec<FileSettingError>, 
         .collect()
 }
 
-/// Ensures a physical slot that keeps WAL from now on; tells whether it was made. Standbys have slots, too.
+/// Ensures a physical slot that keeps WAL from now on, a lost one anew; tells whether it was made. Standbys have slots, too.
 ///
 /// # Errors
 /// [`DbError`]; `Unexpected` if a logical slot has the name.
 pub async fn ensure_physical_slot(conn: &Conn, name: &str) -> Result<bool, DbError> {
     const WHAT: &str = "create slot";
-    let sql = "SELECT slot_type FROM pg_replication_slots WHERE slot_name = $1";
-    let rows = conn.query("look for slot", sql, &[(&name, Type::NAME)]).await?;
-    match rows.first().map(|row| conn.field::<String>(WHAT, row, "slot_type")).transpose()?.as_deref() {
-        Some("physical") => Ok(false),
-        Some(other) => Err(conn.unexpected(WHAT, format!("slot {name} exists and is {other}"))),
-        None => {
-            let sql = "SELECT pg_create_physical_replication_slot($1, true)";
-            conn.query(WHAT, sql, &[(&name, Type::NAME)]).await?;
-            Ok(true)
+    match slots(conn).await?.into_iter().find(|slot| slot.name == name) {
+        Some(Slot { kind: SlotKind::Logical, .. }) => {
+            return Err(conn.unexpected(WHAT, format!("slot {name} exists and is logical")));
         }
+        Some(slot) if !slot.is_lost() => return Ok(false),
+        Some(_) => {
+            drop_slot(conn, name).await?;
+        }
+        None => {}
     }
+    let sql = "SELECT pg_create_physical_replication_slot($1, true)";
+    conn.query(WHAT, sql, &[(&name, Type::NAME)]).await?;
+    Ok(true)
 }
 
 /// Drops a slot; tells whether there was one.

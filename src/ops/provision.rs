@@ -16,7 +16,7 @@ use crate::host::{Command, Host, HostError, LineSink, RunAs};
 use crate::ops::observe::{self, Doors};
 use crate::pg::control_file::ControlFile;
 use crate::pg::system::SystemIdentifier;
-use crate::topology::claim::{self, Marker, Profile};
+use crate::topology::claim::{self, Marker, Profile, Replaced};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
@@ -215,44 +215,59 @@ async fn claim_directory(site: &Site<'_>) -> Result<()> {
         let made = host.make_directory(path, mode).await;
         made.map_err(|error| could_not("make the directories of", site, error))
     };
-    let before = match &marker {
-        observe::Claim::Ours(marker) => Some(marker.directory_existed),
-        observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => None,
+    let claimed = match marker {
+        observe::Claim::Ours(marker) if marker.operation == site.operation => {
+            Marker { system_identifier: None, ..marker }
+        }
+        // The node was there, and its data is gone.
+        observe::Claim::Ours(marker) => {
+            let replaced = marker.system_identifier.map(|system_identifier| Replaced {
+                system_identifier,
+                operation: marker.operation,
+                directory_there: existing.is_some(),
+            });
+            Marker { replaced, ..new_marker(site, marker.directory_existed) }
+        }
+        observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => {
+            new_marker(site, existing.is_some())
+        }
     };
-    let directory_existed = before.filter(|_| mine).unwrap_or(existing.is_some());
     // The marker first: what no marker claims, no undo removes.
     make(&places.facts, 0o750).await?;
-    write_marker(site, None, directory_existed).await?;
+    write_marker(site, &claimed).await?;
     make(&places.socket, 0o755).await?;
     make(&places.log, 0o750).await?;
     make(site.directory(), 0o700).await
 }
 
-async fn write_marker(
-    site: &Site<'_>,
-    system: Option<SystemIdentifier>,
-    directory_existed: bool,
-) -> Result<()> {
-    let marker = Marker {
+fn new_marker(site: &Site<'_>, directory_existed: bool) -> Marker {
+    Marker {
         format: claim::FORMAT,
         host: site.node.host.clone(),
         data_directory: site.node.data_directory.clone(),
-        system_identifier: system,
+        system_identifier: None,
         operation: site.operation.to_owned(),
         directory_existed,
-    };
-    write(site, &site.places().marker, &claim::write(&marker), 0o640).await
+        replaced: None,
+    }
+}
+
+async fn write_marker(site: &Site<'_>, marker: &Marker) -> Result<()> {
+    write(site, &site.places().marker, &claim::write(marker), 0o640).await
 }
 
 /// Writes the profile and then the marker with its system identifier: from here on the directory is a node's.
 async fn complete_claim(site: &Site<'_>, memory: ByteCount) -> Result<SystemIdentifier> {
     let control = control_file(site).await?;
-    let existed = match observe::observe_claim(site.host(), &site.places(), site.node).await {
-        observe::Claim::Ours(marker) => marker.directory_existed,
-        observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => true,
+    let claimed = match observe::observe_claim(site.host(), &site.places(), site.node).await {
+        observe::Claim::Ours(marker) => marker,
+        observe::Claim::None | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => {
+            new_marker(site, true)
+        }
     };
     write_profile(site, control.system_identifier, memory).await?;
-    write_marker(site, Some(control.system_identifier), existed).await?;
+    let complete = Marker { system_identifier: Some(control.system_identifier), ..claimed };
+    write_marker(site, &complete).await?;
     Ok(control.system_identifier)
 }
 
@@ -437,26 +452,44 @@ pub async fn stop(site: &Site<'_>) -> Result<()> {
     }
 }
 
-/// Removes a node that this operation made: its data, its facts, its socket and its log.
+/// Removes a node that this operation made: its data, its facts, its socket and its log; of one that took the place of a node whose
+/// data was gone, only the data. Nothing happens where the marker names another operation: the marker is the first that is written.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`] if the marker names another operation, and when the host cannot.
+/// [`ErrorKind::Refused`] if the marker claims another directory or cannot be read, and when the host cannot.
 pub async fn remove_made(site: &Site<'_>) -> Result<()> {
     match observe::observe_claim(site.host(), &site.places(), site.node).await {
         observe::Claim::None => remove_bare_facts(site).await,
         observe::Claim::Ours(marker) if marker.operation == site.operation => {
             end_leftovers(site).await?;
             stop(site).await?;
-            remove(site, marker.directory_existed).await
+            match marker.replaced.clone() {
+                Some(replaced) => give_back(site, marker, replaced).await,
+                None => remove(site, marker.directory_existed).await,
+            }
         }
-        observe::Claim::Ours(_) | observe::Claim::Other(_) | observe::Claim::Unknown { .. } => {
-            Err(Error::new(
-                ErrorKind::Refused,
-                format!("cannot remove {}: this operation did not make it", site.directory().display()),
-            )
-            .detail(format!("The marker of {} names another operation or cannot be read.", site.name())))
-        }
+        observe::Claim::Ours(_) => Ok(()),
+        observe::Claim::Other(_) | observe::Claim::Unknown { .. } => Err(Error::new(
+            ErrorKind::Refused,
+            format!("cannot remove {}: this operation did not make it", site.directory().display()),
+        )
+        .detail(format!("The marker of {} claims another directory or cannot be read.", site.name()))),
     }
+}
+
+/// Removes the data of a node that was made anew, and gives its directory back to the claim that it had before.
+async fn give_back(site: &Site<'_>, marker: Marker, replaced: Replaced) -> Result<()> {
+    empty_directory(site).await?;
+    if !replaced.directory_there {
+        remove_directory(site, site.directory()).await?;
+    }
+    let before = Marker {
+        system_identifier: Some(replaced.system_identifier),
+        operation: replaced.operation,
+        replaced: None,
+        ..marker
+    };
+    write_marker(site, &before).await
 }
 
 /// Removes everything of a stopped node, the marker last, so that a second run continues.

@@ -136,6 +136,7 @@ mod tests {
                 system_identifier: ControlFile::parse(STANDBY).ok().map(|control| control.system_identifier),
                 operation: "7f3a".to_owned(),
                 directory_existed: false,
+                replaced: None,
             }),
             directory: Directory::Cluster {
                 version: "15".to_owned(),

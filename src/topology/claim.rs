@@ -27,6 +27,19 @@ pub struct Marker {
     pub operation: String,
     /// Whether an empty directory was there before; undo leaves it as it was.
     pub directory_existed: bool,
+    /// The claim of the node that this directory took the place of, when that one's data was gone; undo gives it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<Replaced>,
+}
+
+/// What a marker said before the data directory was made anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replaced {
+    pub system_identifier: SystemIdentifier,
+    pub operation: String,
+    /// Whether the directory was still there, empty.
+    pub directory_there: bool,
 }
 
 /// What a node knows of itself: enough to run, stop and remove it without the topology.
@@ -109,6 +122,11 @@ mod tests {
         let marker: Marker = read(GOLDEN.as_bytes()).unwrap();
         assert_eq!(marker.data_directory, PathBuf::from("/var/lib/pgherd/inventory-a"));
         assert_eq!(String::from_utf8(write(&marker)).unwrap(), GOLDEN);
+
+        let golden = include_str!("testdata/marker-1-replaced.json");
+        let marker: Marker = read(golden.as_bytes()).unwrap();
+        assert_eq!(marker.replaced.as_ref().unwrap().operation, "2b90");
+        assert_eq!(String::from_utf8(write(&marker)).unwrap(), golden);
     }
 
     #[test]

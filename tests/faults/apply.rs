@@ -1,7 +1,7 @@
 //! apply and destroy on real servers: each call through a door fails, loses its answer or hangs, and each record is followed by
 //! a kill; then the operator resumes or undoes, and what must hold is looked for on the servers themselves.
 //!
-//! A case has a name such as `birth:17:after` or `mend:r5:killed-after`. `PGHERD_FAULT_ONLY` runs one alone, all of `birth`, or a
+//! A case has a name such as `birth:17:after`, `mend:r5:killed-after` or `mend:r5:killed-after:undo`. `PGHERD_FAULT_ONLY` runs one alone, all of `birth`, or a
 //! list of both divided by commas, `PGHERD_FAULT_SEED` repeats a sample of `PGHERD_FAULT_COUNT` cases of each operation,
 //! `PGHERD_SOAK=1` runs all of them.
 
@@ -25,7 +25,7 @@ use pgherd::ops::plan::ClusterPlan;
 use pgherd::ops::plan::step::ApplyStep;
 use pgherd::topology::model::{Cluster, Herd};
 
-use crate::harness::sample;
+use crate::harness::{Then, sample};
 use crate::site::{CLUSTER, NODES, Shape, Site};
 
 /// How long a call that hangs is waited for until its door gives it up.
@@ -46,6 +46,10 @@ enum Kind {
     Back,
     /// A standby for a primary that runs.
     Add,
+    /// A standby whose data directory is gone, made anew.
+    Replace,
+    /// A pair of which nothing runs, as after a reboot.
+    Reboot,
     /// A pair with six things wrong.
     Mend,
     /// A pair that restarts for a setting, the standby first.
@@ -54,7 +58,16 @@ enum Kind {
     Destroy,
 }
 
-const KINDS: [Kind; 6] = [Kind::Birth, Kind::Back, Kind::Add, Kind::Mend, Kind::Restart, Kind::Destroy];
+const KINDS: [Kind; 8] = [
+    Kind::Birth,
+    Kind::Back,
+    Kind::Add,
+    Kind::Replace,
+    Kind::Reboot,
+    Kind::Mend,
+    Kind::Restart,
+    Kind::Destroy,
+];
 
 impl Kind {
     fn name(self) -> &'static str {
@@ -62,6 +75,8 @@ impl Kind {
             Self::Birth => "birth",
             Self::Back => "back",
             Self::Add => "add",
+            Self::Replace => "replace",
+            Self::Reboot => "reboot",
             Self::Mend => "mend",
             Self::Restart => "restart",
             Self::Destroy => "destroy",
@@ -71,7 +86,13 @@ impl Kind {
     /// What the topology declares when the operation begins.
     fn shape(self) -> Shape {
         match self {
-            Self::Birth | Self::Back | Self::Add | Self::Mend | Self::Destroy => Shape::Pair,
+            Self::Birth
+            | Self::Back
+            | Self::Add
+            | Self::Replace
+            | Self::Reboot
+            | Self::Mend
+            | Self::Destroy => Shape::Pair,
             Self::Restart => Shape::Larger,
         }
     }
@@ -81,7 +102,7 @@ impl Kind {
         match self {
             Self::Birth | Self::Back => None,
             Self::Add => Some(Shape::Single),
-            Self::Mend | Self::Restart | Self::Destroy => Some(Shape::Pair),
+            Self::Replace | Self::Reboot | Self::Mend | Self::Restart | Self::Destroy => Some(Shape::Pair),
         }
     }
 }
@@ -98,7 +119,8 @@ enum Mode {
 enum Fault {
     None,
     Call(usize, Mode),
-    Record(u64, Mishap),
+    /// What befalls a record, and which way the operator goes after it.
+    Record(u64, Mishap, Then),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,9 +142,10 @@ impl fmt::Display for Case {
                 };
                 write!(f, "{kind}:{at}:{mode}")
             }
-            Fault::Record(at, mishap) => {
+            Fault::Record(at, mishap, then) => {
                 let mishap = if mishap == Mishap::KilledBefore { "killed-before" } else { "killed-after" };
-                write!(f, "{kind}:r{at}:{mishap}")
+                let then = if then == Then::Undo { ":undo" } else { "" };
+                write!(f, "{kind}:r{at}:{mishap}{then}")
             }
         }
     }
@@ -137,22 +160,33 @@ impl Case {
         }
         let (at, mode) = fault.split_once(':')?;
         let fault = match (at.strip_prefix('r'), mode) {
-            (Some(at), "killed-before") => Fault::Record(at.parse().ok()?, Mishap::KilledBefore),
-            (Some(at), "killed-after") => Fault::Record(at.parse().ok()?, Mishap::KilledAfter),
+            (Some(at), _) => {
+                let (mishap, then) = match mode.strip_suffix(":undo") {
+                    Some(mishap) => (mishap, Then::Undo),
+                    None => (mode, Then::Resume),
+                };
+                let mishap = match mishap {
+                    "killed-before" => Mishap::KilledBefore,
+                    "killed-after" => Mishap::KilledAfter,
+                    _ => return None,
+                };
+                Fault::Record(at.parse().ok()?, mishap, then)
+            }
             (None, "before") => Fault::Call(at.parse().ok()?, Mode::Before),
             (None, "after") => Fault::Call(at.parse().ok()?, Mode::After),
             (None, "hangs") => Fault::Call(at.parse().ok()?, Mode::Hangs),
-            (_, _) => return None,
+            (None, _) => return None,
         };
         Some(Self { kind, fault })
     }
 
-    /// Every second case tries to take the operation back before it goes on.
+    /// After a kill both ways are cases of their own; of the calls, every second case tries to take the operation back before it
+    /// goes on.
     fn undoes(&self) -> bool {
         match self.fault {
             Fault::None => false,
             Fault::Call(at, mode) => (at + mode as usize) % 2 == 1,
-            Fault::Record(at, mishap) => (at + u64::from(mishap == Mishap::KilledAfter)) % 2 == 1,
+            Fault::Record(_, _, then) => then == Then::Undo,
         }
     }
 }
@@ -320,8 +354,19 @@ impl Bench {
             let plan = apply::prepare(&context, &herd, herd.cluster(CLUSTER).unwrap()).await.unwrap();
             let (_, outcome) = run_apply(&context, &herd, &plan).await.unwrap();
             assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
-            if kind == Kind::Mend {
-                spoil(&self.site, herd.cluster(CLUSTER).unwrap()).await;
+            self.site.write_row(herd.cluster(CLUSTER).unwrap()).await;
+            match kind {
+                Kind::Mend => spoil(&self.site, herd.cluster(CLUSTER).unwrap()).await,
+                Kind::Replace => {
+                    self.site.stop(NODES[1]);
+                    std::fs::remove_dir_all(self.site.data(NODES[1])).unwrap();
+                }
+                Kind::Reboot => {
+                    self.site.stop_pooler();
+                    self.site.stop(NODES[1]);
+                    self.site.stop(NODES[0]);
+                }
+                Kind::Birth | Kind::Back | Kind::Add | Kind::Restart | Kind::Destroy => {}
             }
             self.site.keep(kind.name());
             self.prepared.push(kind);
@@ -419,7 +464,7 @@ impl Scene<'_> {
         ran.missed = match self.case.fault {
             Fault::None => false,
             Fault::Call(..) => ran.hit.is_none(),
-            Fault::Record(at, _) => ran.records <= at,
+            Fault::Record(at, ..) => ran.records <= at,
         };
         ran.first = match &first {
             Ok((_, Outcome::Done)) => "done",
@@ -524,7 +569,7 @@ impl Scene<'_> {
         let tap = Tap(Arc::new(move |seq| {
             *seen.lock().unwrap() = seq + 1;
             match fault {
-                Fault::Record(at, mishap) if at == seq => Some(mishap),
+                Fault::Record(at, mishap, _) if at == seq => Some(mishap),
                 Fault::Record(..) | Fault::Call(..) | Fault::None => None,
             }
         }));
@@ -567,9 +612,22 @@ impl Scene<'_> {
         *open |= view.steps().any(|step| {
             step.describe.contains("open to clients") && matches!(step.state, StepState::Done(_))
         });
+        if self.case.kind.before().is_some() {
+            self.row_is_kept(&primaries).await?;
+        }
         let data = self.site.data(NODES[0]).join("PG_VERSION");
         if *open && self.case.kind != Kind::Destroy && !data.exists() {
             return Err("the data of a cluster that was open to clients is gone".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The row that a client wrote before the operation is there.
+    async fn row_is_kept(&self, nodes: &[&str]) -> Result<(), String> {
+        for node in nodes {
+            if !self.site.has_row(self.cluster(), node).await? {
+                return Err(format!("the row that was written before is not on {node}"));
+            }
         }
         Ok(())
     }
@@ -603,6 +661,9 @@ impl Scene<'_> {
                 return Err(format!("done, and {alias} answers {answer:?}"));
             }
         }
+        if self.case.kind.before().is_some() {
+            self.row_is_kept(&NODES).await?;
+        }
         self.whole_or_absent()
     }
 
@@ -626,7 +687,10 @@ impl Scene<'_> {
         if now != initial.picture {
             return Err(format!("it is not as before:\n{}", differences(&initial.picture, &now)));
         }
-        self.whole_or_absent()?;
+        // There the standby was marked and not there from the beginning.
+        if self.case.kind != Kind::Replace {
+            self.whole_or_absent()?;
+        }
         // A grant or a login that was put right stays right.
         let steps = |plan: &ClusterPlan| -> Vec<ApplyStep> {
             let lasting =
@@ -709,8 +773,11 @@ fn cases_of(kind: Kind, clean: &Ran) -> Vec<Case> {
         };
         modes.iter().map(move |mode| Fault::Call(at, *mode))
     });
-    let records = (0..clean.records)
-        .flat_map(|at| [Mishap::KilledBefore, Mishap::KilledAfter].map(|mishap| Fault::Record(at, mishap)));
+    let records = (0..clean.records).flat_map(|at| {
+        [Mishap::KilledBefore, Mishap::KilledAfter]
+            .into_iter()
+            .flat_map(move |mishap| [Then::Resume, Then::Undo].map(|then| Fault::Record(at, mishap, then)))
+    });
     calls.chain(records).map(|fault| Case { kind, fault }).collect()
 }
 

@@ -273,6 +273,22 @@ clusters:
         Some(rows.into_iter().filter_map(|row| row.into_values().next().flatten()).collect())
     }
 
+    /// Writes what a client has in the cluster before an operation.
+    pub async fn write_row(&self, cluster: &Cluster) {
+        let conn = self.connect(cluster, NODES[0], "postgres").await.unwrap();
+        conn.batch("write a row", "CREATE TABLE public.kept AS SELECT 'a row'::text AS content")
+            .await
+            .unwrap();
+    }
+
+    /// Tells whether a node has the row of [`Site::write_row`].
+    pub async fn has_row(&self, cluster: &Cluster, node: &str) -> Result<bool, String> {
+        let conn = self.connect(cluster, node, "postgres").await.map_err(|error| error.to_string())?;
+        let rows = conn.simple("read the row", "SELECT content FROM public.kept").await;
+        let rows = rows.map_err(|error| format!("{node}: {error}"))?;
+        Ok(rows.into_iter().flat_map(|row| row.into_values().flatten()).eq(["a row".to_owned()]))
+    }
+
     /// Tells whether clients may have come in: the declared role can log in.
     pub async fn is_open(&self, cluster: &Cluster) -> bool {
         let sql = "SELECT rolname FROM pg_authid WHERE rolcanlogin AND rolpassword IS NOT NULL AND rolname = 'toys_app'";

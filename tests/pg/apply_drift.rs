@@ -181,6 +181,25 @@ fn nodes_slots_and_poolers_that_stopped_or_went_are_brought_back() {
 }
 
 #[test]
+fn a_standby_whose_data_is_gone_is_made_anew_although_its_slot_was_lost() {
+    let herd = Herd::up(&newest_or_15(0), &PAIR);
+    herd.stop("b", "fast");
+    fs::remove_dir_all(herd.data("b")).expect("it is there");
+    herd.sql("a", "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
+    reload(&herd, "a");
+    until("the slot is lost", || {
+        herd.sql("a", "SELECT pg_switch_wal() FROM pg_create_restore_point('one more segment')");
+        herd.sql("a", "CHECKPOINT");
+        (herd.sql("a", "SELECT wal_status FROM pg_replication_slots") == "lost").then_some(())
+    });
+    herd.sql("a", "ALTER SYSTEM RESET max_slot_wal_keep_size");
+    reload(&herd, "a");
+    mended(&herd, &["slot inventory_b", "it is lost", "clone from inventory-a"]);
+    streams(&herd);
+    assert_eq!(herd.sql("a", "SELECT wal_status FROM pg_replication_slots"), "reserved");
+}
+
+#[test]
 fn roles_grants_and_passwords_that_were_changed_by_hand_are_put_right() {
     let mut herd = Herd::up(&newest_or_15(0), &PAIR);
     herd.sql_in("a", "inventory", "REVOKE ALL ON SCHEMA inventory FROM bi");

@@ -82,6 +82,26 @@ async fn a_primary_and_its_standby_tell_what_they_are_on_every_major() {
     }
 }
 
+#[tokio::test]
+async fn a_slot_whose_wal_is_gone_is_made_anew_on_every_major() {
+    for installation in installations() {
+        let server = Server::start(&installation, "max_slot_wal_keep_size = '1MB'\n");
+        let primary = server.primary("postgres").await;
+        assert!(ensure_physical_slot(&primary, "late").await.unwrap());
+        let late = async || slots(&primary).await.unwrap().remove(0);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !late().await.is_lost() {
+            assert!(Instant::now() < deadline, "it is not lost");
+            primary.batch("write", "SELECT pg_create_restore_point('more')").await.unwrap();
+            primary.batch("switch", "SELECT pg_switch_wal()").await.unwrap();
+            primary.batch("checkpoint", "CHECKPOINT").await.unwrap();
+        }
+        assert!(ensure_physical_slot(&primary, "late").await.unwrap());
+        assert_eq!(late().await.wal_status.as_deref(), Some("reserved"));
+        assert!(!ensure_physical_slot(&primary, "late").await.unwrap());
+    }
+}
+
 async fn wait_for_probe(standby: &Conn, nonce: &str) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while read_probe(standby).await.expect("read the probe").as_deref() != Some(nonce) {

@@ -107,7 +107,7 @@ impl Step for ApplyStep {
                 let conn = world.site(on)?.connect().await.map_err(Error::from)?;
                 let slots = queries::slots(&conn).await.map_err(Error::from)?;
                 // Who made it is not known any more; undo leaves a slot alone that may be somebody's.
-                if slots.iter().any(|found| found.name == *slot) {
+                if slots.iter().any(|found| found.name == *slot && !found.is_lost()) {
                     Found::Done(Evidence::SlotThere { created: true })
                 } else {
                     Found::NotDone

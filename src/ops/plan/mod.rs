@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::db::queries::Slot;
 use crate::error::Error;
 use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
@@ -270,24 +271,20 @@ fn objects_text(cluster: &Cluster) -> String {
 /// Slots, clones side by side, and starts side by side.
 fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], plan: &mut ClusterPlan) {
     let cluster = situation.cluster;
-    let has_slot = |slot: &str| {
-        situation
-            .observed
-            .node(&primary.name)
-            .and_then(|node| node.running())
-            .is_some_and(|running| running.slots.iter().any(|found| found.name == slot))
-    };
+    let running = situation.observed.node(&primary.name).and_then(NodeObserved::running);
+    let found =
+        |slot: &str| running.and_then(|running| running.slots.iter().find(|found| found.name == slot));
     let stage =
         |make: &dyn Fn(&Node) -> PlannedStep| standbys.iter().map(|node| make(node)).collect::<Vec<_>>();
     let slots = standbys
         .iter()
         .map(|node| cluster.slot_name(&node.name))
-        .filter(|slot| !has_slot(slot))
+        .filter(|slot| found(slot).is_none_or(Slot::is_lost))
         .map(|slot| PlannedStep {
             sign: Sign::Create,
             subject: cluster.full_name(&primary.name),
             text: format!("slot {slot}"),
-            reason: None,
+            reason: found(&slot).map(|_| "it is lost: the WAL that it kept is gone; made anew".to_owned()),
             impact: None,
             undo: "drop".to_owned(),
             step: ApplyStep::Slot { on: primary.name.clone(), slot },

@@ -184,6 +184,7 @@ fn marker(directory: &Path) -> Marker {
         system_identifier: Some(system()),
         operation: "7f3a".to_owned(),
         directory_existed: false,
+        replaced: None,
     }
 }
 
@@ -354,6 +355,25 @@ fn a_new_standby_is_all_that_is_planned_for_it() {
             ". inventory: write a row through the primary's port, read it on every standby"
         ]
     );
+}
+
+#[test]
+fn a_lost_slot_is_made_anew_for_a_standby_whose_data_is_gone() {
+    let mut world = World::running();
+    let c = world.node("c");
+    c.directory = Directory::Missing;
+    c.server = Server::Stopped;
+    c.files = None;
+    for slot in &mut world.server("a").slots {
+        slot.wal_status = Some(if slot.name == "inventory_c" { "lost" } else { "reserved" }.to_owned());
+    }
+    let plan = world.plan().unwrap();
+    assert_eq!(
+        lines(&plan)[..2],
+        ["+ inventory-a: slot inventory_c", "+ inventory-c: clone from inventory-a to /srv/c"]
+    );
+    let reason = plan.steps().next().unwrap().reason.as_deref();
+    assert_eq!(reason, Some("it is lost: the WAL that it kept is gone; made anew"));
 }
 
 #[test]
