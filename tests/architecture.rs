@@ -35,7 +35,7 @@ const FLOORS: &[(&str, u8)] = &[
 const UPWARD: (&str, [&str; 2]) = ("commands", ["cli", "App"]);
 
 /// What a folder below `ops/` may import of `ops/` outside itself. Files directly in `ops/` may import any room of it.
-const SHARED_BY_OPS: &[&str] = &["objects", "observe", "plan", "pooler", "provision", "roles"];
+const SHARED_BY_OPS: &[&str] = &["binary", "objects", "observe", "plan", "pooler", "provision", "roles"];
 
 /// Paths that only some places may name. A trailing `*` stands for the rest of a crate's name, or for a glob import.
 struct Door {

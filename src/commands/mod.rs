@@ -22,6 +22,7 @@ use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind};
 use crate::gate;
 use crate::ops::apply::Context;
+use crate::ops::binary::Build;
 use crate::topology::model::{Cluster, Herd};
 use crate::topology::places::Places;
 use crate::topology::problem::Problems;
@@ -156,7 +157,7 @@ impl App {
         let root = rustix::process::geteuid().is_root();
         let places = Places::decide(root, |name| std::env::var(name).ok())?;
         let store = Store::new(places.state());
-        Ok(Context { places, gate: gate::open(), store })
+        Ok(Context { places, gate: gate::open(), store, build: Build::own() })
     }
 
     /// Reads and checks the topology.

@@ -14,6 +14,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
+use crate::pg::wal_file::SegmentName;
 use crate::units::ByteCount;
 
 impl<'a> FromSql<'a> for Lsn {
@@ -455,6 +456,63 @@ pub async fn drop_slot(conn: &Conn, name: &str) -> Result<bool, DbError> {
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
     let rows = conn.query("drop slot", sql, &[(&name, Type::NAME)]).await?;
     Ok(!rows.is_empty())
+}
+
+/// What the archiver of a primary has done, from `pg_stat_archiver` and `pg_wal/archive_status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archiver {
+    /// Files archived and attempts failed since the counters were reset. A command that ended by a signal counts as neither.
+    pub archived: i64,
+    pub failed: i64,
+    pub last_archived: Option<(String, Timestamp)>,
+    pub last_failed: Option<(String, Timestamp)>,
+    /// Files that wait to be archived.
+    pub waiting: u64,
+    /// Whether the segment that was asked for is among them.
+    pub waits_for_it: bool,
+}
+
+/// Reads what the archiver has done, and whether it still has `segment` before it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn archiver(conn: &Conn, segment: SegmentName) -> Result<Archiver, DbError> {
+    const WHAT: &str = "read archiver";
+    const SQL: &str = "
+SELECT s.archived_count, s.failed_count,
+       s.last_archived_wal, s.last_archived_time, s.last_failed_wal, s.last_failed_time,
+       (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS waiting,
+       EXISTS (SELECT FROM pg_ls_archive_statusdir() WHERE name = $1 || '.ready') AS waits_for_it
+FROM pg_stat_archiver AS s";
+    let name = segment.to_string();
+    let row = conn.query_one(WHAT, SQL, &[(&name, Type::TEXT)]).await?;
+    let fields = Fields { conn, what: WHAT, row: &row };
+    let last = |wal: &str, at: &str| -> Result<Option<(String, Timestamp)>, DbError> {
+        Ok(fields.at::<Option<String>>(wal)?.zip(fields.at::<Option<Timestamp>>(at)?))
+    };
+    Ok(Archiver {
+        archived: fields.at("archived_count")?,
+        failed: fields.at("failed_count")?,
+        last_archived: last("last_archived_wal", "last_archived_time")?,
+        last_failed: last("last_failed_wal", "last_failed_time")?,
+        waiting: fields.at::<i64>("waiting")?.unsigned_abs(),
+        waits_for_it: fields.at("waits_for_it")?,
+    })
+}
+
+/// Writes something and has the server finish the segment that it is in; returns that segment.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn finish_segment(conn: &PrimaryConn) -> Result<SegmentName, DbError> {
+    const WHAT: &str = "switch the WAL segment";
+    // Without the message nothing would be switched where nothing was written since the last switch.
+    const SQL: &str = "
+SELECT pg_walfile_name(pg_switch_wal()) AS segment
+FROM pg_logical_emit_message(false, 'pgherd', 'archive')";
+    let row = conn.query_one(WHAT, SQL, &[]).await?;
+    let name: String = conn.field(WHAT, &row, "segment")?;
+    name.parse().map_err(|_| conn.unexpected(WHAT, format!("segment {name}")))
 }
 
 /// Has the server read its configuration files.

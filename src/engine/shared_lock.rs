@@ -141,11 +141,12 @@ impl SharedLock {
     /// Ends when the lock is lost, with the reason.
     pub async fn lost(&self) -> Error {
         let mut lost = self.lost.clone();
-        match lost.wait_for(Option::is_some).await {
-            Ok(why) => why.as_ref().map_or_else(|| gone(&self.cluster), again),
+        if lost.wait_for(Option::is_some).await.is_err() {
             // The renewal ends only by being aborted, which happens when this lock is dropped.
-            Err(_) => std::future::pending().await,
+            std::future::pending::<()>().await;
         }
+        let why = lost.borrow();
+        why.as_ref().map_or_else(|| gone(&self.cluster), again)
     }
 
     /// Gives the lock back. One that was held for an operation that has not ended stays, and names it.

@@ -1,8 +1,9 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
+//! `binary`, `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
 
 pub mod apply;
+pub mod binary;
 pub mod destroy;
 pub mod objects;
 pub mod observe;

@@ -206,6 +206,8 @@ pub struct Files {
     pub pg_ident: String,
     /// What ALTER SYSTEM left.
     pub auto_conf: String,
+    /// The node's profile, which is not in its data directory.
+    pub profile: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,7 +283,8 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             observe_server(doors, cluster, node, &places),
         );
         let ours = matches!(marker, Claim::Ours(_)) && matches!(directory, Directory::Cluster { .. });
-        let files = if depth == Depth::Files && ours { observe_files(host, node).await.ok() } else { None };
+        let files =
+            if depth == Depth::Files && ours { observe_files(host, node, &places).await.ok() } else { None };
         NodeObserved {
             node: node.name.clone(),
             marker,
@@ -393,12 +396,14 @@ pub async fn read_control_file(
     })
 }
 
-async fn observe_files(host: &dyn Host, node: &Node) -> Result<Files, HostError> {
-    let text = |name: &'static str| async move {
-        let bytes = host.read(&node.data_directory.join(name)).await?;
+async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Result<Files, HostError> {
+    let read = |path: PathBuf| async move {
+        let bytes = host.read(&path).await?;
         Ok::<_, HostError>(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     };
-    let (shared, own, conf, hba, ident, auto) = futures_util::join!(
+    let text = |name: &'static str| read(node.data_directory.join(name));
+    let (profile, shared, own, conf, hba, ident, auto) = futures_util::join!(
+        read(places.profile.clone()),
         text(declared::SHARED_FILE),
         text(declared::NODE_FILE),
         text("postgresql.conf"),
@@ -413,6 +418,7 @@ async fn observe_files(host: &dyn Host, node: &Node) -> Result<Files, HostError>
         pg_hba: hba?.unwrap_or_default(),
         pg_ident: ident?.unwrap_or_default(),
         auto_conf: auto?.unwrap_or_default(),
+        profile: profile?,
     })
 }
 

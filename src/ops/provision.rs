@@ -16,7 +16,7 @@ use crate::host::{Command, Host, HostError, LineSink, RunAs};
 use crate::ops::observe::{self, Doors};
 use crate::pg::control_file::ControlFile;
 use crate::pg::system::SystemIdentifier;
-use crate::topology::claim::{self, Marker, Profile, Replaced};
+use crate::topology::claim::{self, Archive, Marker, Profile, Replaced};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
@@ -294,6 +294,7 @@ async fn write_profile(
         port: site.node.port,
         slot: site.cluster.slot_name(&site.node.name),
         memory,
+        archive: Archive::of(site.cluster),
     };
     write(site, &places.profile, &claim::write(&profile), 0o640).await
 }
@@ -449,6 +450,23 @@ pub async fn stop(site: &Site<'_>) -> Result<()> {
             None => Ok(()),
             Some(_) => Err(could_not("stop", site, error)),
         },
+    }
+}
+
+/// Stops a node that this operation made.
+///
+/// # Errors
+/// When it still runs after [`STOP`], and when the host cannot.
+pub async fn stop_made(site: &Site<'_>) -> Result<()> {
+    match observe::observe_claim(site.host(), &site.places(), site.node).await {
+        observe::Claim::Ours(marker) if marker.operation == site.operation => {
+            end_leftovers(site).await?;
+            stop(site).await
+        }
+        observe::Claim::Ours(_)
+        | observe::Claim::Other(_)
+        | observe::Claim::None
+        | observe::Claim::Unknown { .. } => Ok(()),
     }
 }
 

@@ -67,6 +67,11 @@ impl SystemKeys {
         self.system
     }
 
+    /// Returns the folder of all that belongs to it.
+    pub fn folder(&self) -> Key {
+        key(format!("{}/{}", self.cluster, self.system))
+    }
+
     fn below(&self, rest: &str) -> Key {
         key(format!("{}/{}/{rest}", self.cluster, self.system))
     }

@@ -2,6 +2,7 @@
 //!
 //! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
 
+pub mod about;
 pub mod layout;
 pub mod manifest;
 pub mod seal;

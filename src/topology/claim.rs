@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::pg::system::SystemIdentifier;
+use crate::topology::model::Cluster;
 use crate::units::ByteCount;
 
 /// The format that this pgherd reads and writes.
@@ -64,6 +65,27 @@ pub struct Profile {
     pub slot: String,
     /// What it was tuned for when it was made; stays, so that a node that comes to the host later restarts nobody.
     pub memory: ByteCount,
+    /// Where its WAL goes; `None` if it goes nowhere.
+    #[serde(default)]
+    pub archive: Option<Archive>,
+}
+
+/// The repository that a node's WAL goes to and comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Its name in the topology.
+    pub repository: String,
+    /// `file:///ABSOLUTE/PATH`.
+    pub url: String,
+}
+
+impl Archive {
+    /// Says where the WAL of a cluster's nodes goes.
+    pub fn of(cluster: &Cluster) -> Option<Self> {
+        let repository = &cluster.backups.as_ref()?.repository;
+        Some(Self { repository: repository.name.clone(), url: repository.url.clone() })
+    }
 }
 
 /// What is known of one PgBouncer: enough to stop and remove it without the topology.

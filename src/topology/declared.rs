@@ -66,6 +66,7 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
         ("log_rotation_size", "0"),
         ("log_line_prefix", "%m [%p] %q%u@%d/%a "),
         ("log_lock_waits", "on"),
+        ("archive_mode", if cluster.backups.is_some() { "on" } else { "off" }),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
@@ -97,8 +98,27 @@ pub fn node_settings(
         ("unix_socket_directories", places.socket.display().to_string()),
     ];
     settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    if cluster.backups.is_some() {
+        let call = |verb: &str, arguments: &str| {
+            let [program, profile] = [&places.program, &places.profile].map(|path| shell_word(path));
+            format!("{program} wal {verb} --profile {profile} {arguments}")
+        };
+        settings.push(("archive_command".to_owned(), call("push", "\"%p\"")));
+        settings.push(("restore_command".to_owned(), call("fetch", "\"%f\" \"%p\"")));
+    }
     settings.sort();
     settings
+}
+
+/// Quotes a path for the shell that PostgreSQL starts its commands with. There `%` begins an escape and `%%` means itself (PostgreSQL docs,
+/// "archive_command").
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string().replace('%', "%%");
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-%".contains(&b)) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 fn overlay(settings: &mut Vec<Setting>, cluster: &Cluster) {
@@ -243,6 +263,14 @@ mod tests {
     fn values_are_quoted_for_the_configuration_file() {
         let text = settings_file(&[("log_line_prefix".to_owned(), "it's %m".to_owned())]);
         assert!(text.ends_with("log_line_prefix = 'it''s %m'\n"));
+    }
+
+    #[test]
+    fn a_path_is_one_word_for_the_shell_and_no_escape_for_the_server() {
+        let word = |path: &str| shell_word(Path::new(path));
+        assert_eq!(word("/usr/local/lib/pgherd/pgherd"), "/usr/local/lib/pgherd/pgherd");
+        assert_eq!(word("/srv/100%/p"), "/srv/100%%/p");
+        assert_eq!(word("/srv/it's \"x\" $y %p"), "'/srv/it'\\''s \"x\" $y %%p'");
     }
 
     #[test]

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The two roots below which pgherd writes, apart from data directories.
+/// The roots below which pgherd writes, apart from data directories and repositories.
 ///
-/// As root `/etc/pgherd` and `/var/lib/pgherd`; otherwise the XDG directories. `PGHERD_CONFIG_DIR` and `PGHERD_STATE_DIR` override
-/// each.
+/// As root `/etc/pgherd`, `/var/lib/pgherd` and `/usr/local/lib/pgherd`; otherwise the XDG directories and `~/.local/lib/pgherd`.
+/// `PGHERD_CONFIG_DIR`, `PGHERD_STATE_DIR` and `PGHERD_LIB_DIR` override each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     config: PathBuf,
     state: PathBuf,
+    lib: PathBuf,
 }
 
 impl Places {
@@ -32,7 +33,7 @@ impl Places {
                 .map(|path| path.join("pgherd"))
                 .ok_or_else(|| {
                     Error::usage("cannot tell where to keep pgherd's files: HOME is not set")
-                        .hint("Set PGHERD_CONFIG_DIR and PGHERD_STATE_DIR to absolute paths.")
+                        .hint("Set PGHERD_CONFIG_DIR, PGHERD_STATE_DIR and PGHERD_LIB_DIR to absolute paths.")
                 })
         };
         let chosen = |name: &str, system: &str, xdg: &str, fallback: &str| match variable(name) {
@@ -44,12 +45,29 @@ impl Places {
         Ok(Self {
             config: chosen("PGHERD_CONFIG_DIR", "/etc/pgherd", "XDG_CONFIG_HOME", ".config")?,
             state: chosen("PGHERD_STATE_DIR", "/var/lib/pgherd", "XDG_STATE_HOME", ".local/state")?,
+            // The XDG directories know no place for programs that nobody types.
+            lib: chosen("PGHERD_LIB_DIR", "/usr/local/lib/pgherd", "", ".local/lib")?,
         })
     }
 
     /// Returns where journals and locks are.
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// Returns where copies of pgherd are.
+    pub fn lib(&self) -> &Path {
+        &self.lib
+    }
+
+    /// Returns the link to the copy in use: what PostgreSQL's commands call.
+    pub fn program(&self) -> PathBuf {
+        self.lib.join("pgherd")
+    }
+
+    /// Returns the copy of the build that has this hash.
+    pub fn copy(&self, hash: &str) -> PathBuf {
+        self.lib.join(hash).join("pgherd")
     }
 
     /// Returns the directory that holds one directory of facts a node.
@@ -75,19 +93,22 @@ impl Places {
             profile: facts.join("profile.json"),
             passfile: facts.join("passfile"),
             facts,
+            program: self.program(),
             socket: self.state.join("run").join(full_name),
             log: self.state.join("log").join(full_name),
         }
     }
 }
 
-/// Where one node's facts are; all outside its data directory.
+/// Where one node's facts are, all outside its data directory, and the program that its server calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodePlaces {
     pub facts: PathBuf,
     pub marker: PathBuf,
     pub profile: PathBuf,
     pub passfile: PathBuf,
+    /// The link to pgherd.
+    pub program: PathBuf,
     /// Holds the Unix socket.
     pub socket: PathBuf,
     /// Holds the server's log.
@@ -110,6 +131,8 @@ mod tests {
             Path::new("/home/dba/.config/pgherd/nodes/inventory-a/marker.json")
         );
         assert_eq!(places.state(), Path::new("/home/dba/.local/state/pgherd"));
+        assert_eq!(places.lib(), Path::new("/home/dba/.local/lib/pgherd"));
+        assert_eq!(Places::decide(true, none).unwrap().program(), Path::new("/usr/local/lib/pgherd/pgherd"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use pgherd::db::{Conn, DbError, Endpoint, Login, Session};
 use pgherd::engine::store::Store;
 use pgherd::gate::{self, Gate};
 use pgherd::ops::apply::Context;
+use pgherd::ops::binary::Build;
 use pgherd::ops::observe::Doors;
 use pgherd::secret::Secret;
 use pgherd::topology;
@@ -158,7 +159,13 @@ clusters:
     }
 
     pub fn context(&self, gate: std::sync::Arc<dyn Gate>, store: Store) -> Context {
-        Context { places: self.places.clone(), gate, store }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_pgherd"));
+        Context {
+            places: self.places.clone(),
+            gate,
+            store,
+            build: Build::of(program, env!("CARGO_PKG_VERSION")),
+        }
     }
 
     pub fn store(&self) -> Store {

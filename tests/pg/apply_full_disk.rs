@@ -30,6 +30,16 @@ impl Drop for Small {
     }
 }
 
+/// Has `apply` fail at the first file that is larger than 4 MB, and returns what it says.
+fn apply_with_small_files(herd: &Herd) -> String {
+    let prepared = herd.command(&["apply", "--yes"]);
+    let mut limited = Command::new("prlimit");
+    limited.args(["--fsize=4000000", "--"]).arg(prepared.get_program()).args(prepared.get_args());
+    limited.current_dir(herd.root()).env_clear();
+    limited.envs(prepared.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    text_of(limited).expect_err("it fails")
+}
+
 /// Root sees a file system without room; an ordinary user, who cannot mount one, a limit on the size of files.
 #[test]
 fn a_birth_without_room_says_so_and_leaves_nothing() {
@@ -46,12 +56,7 @@ fn a_birth_without_room_says_so_and_leaves_nothing() {
         herd.nothing_is_left();
         drop(small);
     } else {
-        let prepared = herd.command(&["apply", "--yes"]);
-        let mut limited = Command::new("prlimit");
-        limited.args(["--fsize=4000000", "--"]).arg(prepared.get_program()).args(prepared.get_args());
-        limited.current_dir(herd.root()).env_clear();
-        limited.envs(prepared.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let said = text_of(limited).expect_err("it fails");
+        let said = apply_with_small_files(&herd);
         assert!(said.contains("ERROR:  could not initdb inventory-a"), "{said}");
         herd.nothing_is_left();
     }
@@ -98,4 +103,26 @@ fn a_standby_that_may_not_write_is_undone() {
     assert_eq!(herd.sql("a", "SELECT count(*) FROM pg_replication_slots"), "0");
     herd.edit(text(&to), text(&from));
     herd.apply().ends_with(0);
+}
+
+#[test]
+fn a_standby_that_cannot_be_made_anew_is_the_nodes_again_when_its_disk_comes_back() {
+    let herd = Herd::up(&newest_or_15(0), &PAIR);
+    herd.stop("b", "fast");
+    let (data, away) = (herd.data("b"), herd.path("not-mounted"));
+    fs::rename(&data, &away).expect("it is there");
+    let facts = || {
+        ["marker.json", "profile.json", "passfile"]
+            .map(|name| fs::read_to_string(herd.facts("b").join(name)).expect("it is there"))
+    };
+    let before = facts();
+    let said = apply_with_small_files(&herd);
+    assert!(said.contains("ERROR:  could not clone inventory-b"), "{said}");
+    assert!(!data.exists());
+    assert_eq!(facts(), before);
+    assert_eq!(herd.sql("a", "SELECT slot_name FROM pg_replication_slots"), "inventory_b");
+    fs::rename(&away, &data).expect("it is there");
+    herd.plan().ends_with(0).says(&["inventory-b", "it is stopped"]);
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
 }

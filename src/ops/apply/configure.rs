@@ -95,7 +95,10 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
         // What is neither ours nor what we saw belongs to somebody else by now.
         if read(&site, &change.path).await?.as_deref() == Some(change.after.as_str()) {
             match &change.before {
-                Some(before) => provision::write(&site, &change.path, before.as_bytes(), 0o600).await?,
+                Some(before) => {
+                    provision::write(&site, &change.path, before.as_bytes(), mode(&site, &change.path))
+                        .await?
+                }
                 None => site.host().remove_file(&change.path).await.map_err(|error| {
                     Error::failed(format!("could not remove {}", change.path.display())).source(error)
                 })?,
@@ -253,5 +256,10 @@ async fn write(site: &Site<'_>, change: &FileChange) -> Result<()> {
             .detail("Somebody else edits it. It was left as it is.")
             .hint("Look at it, then plan again: pgherd plan"));
     }
-    provision::write(site, &change.path, change.after.as_bytes(), 0o600).await
+    provision::write(site, &change.path, change.after.as_bytes(), mode(site, &change.path)).await
+}
+
+/// What is in the data directory is the server's alone; the profile has no secret.
+fn mode(site: &Site<'_>, path: &Path) -> u32 {
+    if path.starts_with(&site.node.data_directory) { 0o600 } else { 0o640 }
 }

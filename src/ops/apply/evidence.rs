@@ -10,6 +10,12 @@ use crate::pg::timeline::TimelineId;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Evidence {
+    /// The copy is there and the link leads to it.
+    Installed { hash: String },
+    /// The repository took something and gave it back; `id` is its own.
+    RepositoryThere { id: String },
+    /// The segment is in the repository, and the archiver knows that it is.
+    Archived { segment: String, milliseconds: u64 },
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
     /// The server answers.

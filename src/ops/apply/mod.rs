@@ -1,5 +1,6 @@
 //! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
 
+mod archive;
 mod configure;
 pub mod evidence;
 mod follow;
@@ -34,6 +35,7 @@ use crate::gate::Gate;
 use crate::host::{Command, RunAs, programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
+use crate::ops::binary::Build;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::ApplyStep;
@@ -54,6 +56,8 @@ pub struct Context {
     pub places: Places,
     pub gate: Arc<dyn Gate>,
     pub store: Store,
+    /// The program that is installed where PostgreSQL's commands call one.
+    pub build: Build,
 }
 
 /// Looks at a cluster and plans its way to what is declared.
@@ -88,6 +92,7 @@ pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
     let observed = observe::observe(&doors, cluster, Depth::Files).await;
     let fixed = fix(&doors, herd, cluster, &observed).await.map_err(|error| vec![error])?;
     let seen = look_closer(&doors, cluster, &observed, &passwords).await.map_err(|error| vec![error])?;
+    let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
     plan::plan(&Situation {
         cluster,
         places: &context.places,
@@ -96,6 +101,7 @@ pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
         objects: seen.objects.as_ref(),
         logins: seen.logins,
         poolers: &seen.poolers,
+        archive: archive.as_ref(),
     })
 }
 
@@ -326,7 +332,7 @@ pub async fn go_on(
 
 async fn open_world(context: &Context, id: &OperationId, input: Input) -> Result<World> {
     let passwords = passwords(context, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
-    World::open(id.as_str().to_owned(), input, passwords, context.places.clone(), &context.gate).await
+    World::open(id.as_str().to_owned(), input, passwords, context).await
 }
 
 fn stages(plan: &ClusterPlan) -> Vec<Stage<ApplyStep>> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::db::{Login, queries};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError, Unit};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::apply::archive::{self, Install};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::apply::{configure, follow, logins, pooler, proof};
@@ -22,6 +23,8 @@ impl Step for ApplyStep {
 
     fn describe(&self) -> String {
         match self {
+            Self::Install { version, .. } => format!("install pgherd {version}"),
+            Self::Repository { name, .. } => format!("repository {name}"),
             Self::Initdb { node } => format!("initdb {node}"),
             Self::Start { node } => format!("start {node}"),
             Self::Logins { .. } => {
@@ -32,6 +35,7 @@ impl Step for ApplyStep {
             Self::Follow { node, upstream } => format!("start {node}, stream from {upstream}"),
             Self::Configure { node, activation, .. } => format!("configure {node}{}", activation.suffix()),
             Self::Objects { .. } => "roles, databases, schemas, grants".to_owned(),
+            Self::Archive { repository, .. } => format!("see WAL arrive in {repository}"),
             Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
             Self::Keep {} => "keep what is done".to_owned(),
@@ -42,12 +46,15 @@ impl Step for ApplyStep {
 
     fn reversal(&self) -> Reversal {
         match self {
-            Self::Initdb { .. }
+            Self::Install { .. }
+            | Self::Initdb { .. }
             | Self::Start { .. }
             | Self::Slot { .. }
             | Self::Clone { .. }
             | Self::Follow { .. }
             | Self::Configure { .. } => Reversal::Undo,
+            // Another cluster may have found the repository meanwhile.
+            Self::Repository { .. } | Self::Archive { .. } => Reversal::NothingToUndo,
             // A login or a grant that was put right stays right: undoing would bring the drift back.
             Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove { .. } => {
                 Reversal::NothingToUndo
@@ -62,7 +69,11 @@ impl Step for ApplyStep {
             Self::Start { .. } | Self::Follow { .. } | Self::Configure { .. } => {
                 provision::START + provision::STOP + Duration::from_secs(60)
             }
-            Self::Initdb { .. }
+            // It ends by itself when the archiver stands still.
+            Self::Archive { .. } => Duration::from_secs(24 * 3600),
+            Self::Install { .. }
+            | Self::Repository { .. }
+            | Self::Initdb { .. }
             | Self::Logins { .. }
             | Self::Slot { .. }
             | Self::Objects { .. }
@@ -80,7 +91,10 @@ impl Step for ApplyStep {
             Self::Pooler { .. } | Self::Prove { .. } => {
                 Retry { attempts: 2, pause: Duration::from_millis(500) }
             }
-            Self::Initdb { .. }
+            Self::Install { .. }
+            | Self::Repository { .. }
+            | Self::Archive { .. }
+            | Self::Initdb { .. }
             | Self::Start { .. }
             | Self::Logins { .. }
             | Self::Slot { .. }
@@ -97,6 +111,12 @@ impl Step for ApplyStep {
     async fn probe(&self, cx: &Cx<'_, Self>) -> Result<Found<Evidence>, StepError> {
         let world = cx.world;
         Ok(match self {
+            Self::Install { host, hash, before, .. } => {
+                let wanted = Install { host, hash, before: before.as_deref() };
+                archive::look_at_install(world, wanted).await?
+            }
+            // Both are idempotent; what was shown before the crash is shown again.
+            Self::Repository { .. } | Self::Archive { .. } => Found::NotDone,
             Self::Initdb { node } | Self::Clone { node, .. } => made(&world.site(node)?).await?,
             Self::Start { node } => answers(&world.site(node)?).await?,
             Self::Logins { nodes } => match logins::look(world, nodes).await? {
@@ -106,7 +126,7 @@ impl Step for ApplyStep {
             Self::Slot { on, slot } => {
                 let conn = world.site(on)?.connect().await.map_err(Error::from)?;
                 let slots = queries::slots(&conn).await.map_err(Error::from)?;
-                // Who made it is not known any more; undo leaves a slot alone that may be somebody's.
+                // It is planned only where there is none, so this operation made it.
                 if slots.iter().any(|found| found.name == *slot && !found.is_lost()) {
                     Found::Done(Evidence::SlotThere { created: true })
                 } else {
@@ -143,6 +163,14 @@ impl Step for ApplyStep {
     async fn apply(&self, cx: &Cx<'_, Self>) -> Result<Evidence, StepError> {
         let world = cx.world;
         Ok(match self {
+            Self::Install { host, hash, before, .. } => {
+                archive::install(world, Install { host, hash, before: before.as_deref() }).await?
+            }
+            Self::Repository { host, name, .. } => archive::make_repository(world, host, name).await?,
+            Self::Archive { node, repository } => {
+                let report = |done: u64, total: u64| (cx.progress.0)(done, Some(total), Unit::Items);
+                archive::prove(world, node, repository, &report).await?
+            }
             Self::Initdb { node } => {
                 let site = world.site(node)?;
                 // No standby is there to wait for yet.
@@ -209,16 +237,26 @@ impl Step for ApplyStep {
     async fn undo(&self, cx: &Cx<'_, Self>) -> Result<(), StepError> {
         let world = cx.world;
         match self {
-            Self::Initdb { node } | Self::Clone { node, .. } => {
-                provision::remove_made(&world.site(node)?).await?
+            Self::Install { host, hash, before, .. } => {
+                archive::uninstall(world, Install { host, hash, before: before.as_deref() }).await?;
             }
+            Self::Initdb { node } => {
+                let site = world.site(node)?;
+                // Whatever still runs archives on: it ends first.
+                provision::stop_made(&site).await?;
+                archive::forget(&site).await?;
+                provision::remove_made(&site).await?;
+            }
+            Self::Clone { node, .. } => provision::remove_made(&world.site(node)?).await?,
             Self::Start { node } | Self::Follow { node, .. } => provision::stop(&world.site(node)?).await?,
             Self::Slot { on, slot } => drop_slot(&world.site(on)?, slot).await?,
             Self::Configure { node, files, resets, activation, expect } => {
                 let step = configure::Wanted { files, resets, activation: *activation, expect };
                 configure::undo(world, node, &step).await?;
             }
-            Self::Logins { .. }
+            Self::Repository { .. }
+            | Self::Archive { .. }
+            | Self::Logins { .. }
             | Self::Objects { .. }
             | Self::Mend { .. }
             | Self::Prove { .. }

@@ -1,19 +1,18 @@
 //! What the steps of an apply share while they run.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::gate::Gate;
 use crate::host::programs::Programs;
+use crate::ops::apply::Context;
+use crate::ops::binary::Build;
 use crate::ops::observe::Doors;
 use crate::ops::plan::Fixed;
 use crate::ops::provision::Site;
 use crate::secret::Secret;
 use crate::topology::model::{Cluster, Node};
-use crate::topology::places::Places;
 
 /// What the journal of an apply keeps of its input: enough to go on without the topology file. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +33,8 @@ pub struct World {
     pub doors: Doors,
     /// By node.
     programs: BTreeMap<String, Programs>,
+    /// The program that is installed.
+    pub build: Build,
     /// Resolved passwords of declared roles, by role.
     pub passwords: BTreeMap<String, Secret>,
 }
@@ -47,15 +48,15 @@ impl World {
         operation: String,
         input: Input,
         passwords: BTreeMap<String, Secret>,
-        places: Places,
-        gate: &Arc<dyn Gate>,
+        context: &Context,
     ) -> Result<Self> {
-        let doors = Doors::open(&input.cluster, places, gate)?;
+        let doors = Doors::open(&input.cluster, context.places.clone(), &context.gate)?;
         let mut programs = BTreeMap::new();
         for node in &input.cluster.nodes {
             programs.insert(node.name.clone(), doors.programs(&input.cluster, &node.host).await?.clone());
         }
-        Ok(Self { operation, input, doors, programs, passwords })
+        let build = context.build.clone();
+        Ok(Self { operation, input, doors, programs, build, passwords })
     }
 
     /// Returns a node of the cluster that a step names.

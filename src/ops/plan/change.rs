@@ -4,6 +4,7 @@ use crate::db::queries::ServerRole;
 use crate::error::Error;
 use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
+use crate::ops::plan::archive;
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
 use crate::ops::plan::{
@@ -55,6 +56,7 @@ pub(super) fn plan(
         return Err(vec![mixed_five(cluster, &raised, &lowered)]);
     }
 
+    archive::prepare(situation, plan);
     let primary_step = settings::configure(situation, primary, lead, &wanted);
     start_primary(situation, primary, lead, primary_step.as_ref(), plan);
     logins(situation, plan);
@@ -86,6 +88,9 @@ pub(super) fn plan(
             plan.stages.push(vec![mend(cluster, change)]);
         }
     }
+    if plan.steps().any(|step| archive::changes(&step.step)) {
+        plan.stages.extend(archive::prove(situation, primary));
+    }
     let nodes_move = plan.steps().any(|step| moves_a_node(&step.step));
     let passwords_change = plan.steps().any(|step| changes_a_password(&step.step));
     // On a standby that is left alone nothing can be proved.
@@ -105,7 +110,10 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Follow { .. }
         | ApplyStep::Pooler { .. } => true,
         ApplyStep::Configure { activation, .. } => *activation == Activation::Restart,
-        ApplyStep::Initdb { .. }
+        ApplyStep::Install { .. }
+        | ApplyStep::Repository { .. }
+        | ApplyStep::Archive { .. }
+        | ApplyStep::Initdb { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }
         | ApplyStep::Objects { .. }
@@ -427,7 +435,7 @@ pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved
     }
 }
 
-fn few(names: &[String]) -> String {
+pub(super) fn few(names: &[String]) -> String {
     let shown: Vec<&str> = names.iter().take(4).map(String::as_str).collect();
     match names.len() {
         0..=4 => shown.join(", "),

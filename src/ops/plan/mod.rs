@@ -2,6 +2,7 @@
 //!
 //! Decides, never acts: no I/O, no clock. Everything it needs arrives in [`Situation`].
 
+mod archive;
 mod change;
 mod settings;
 pub mod step;
@@ -9,12 +10,14 @@ pub mod step;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::db::queries::Slot;
 use crate::error::Error;
+use crate::ops::binary::Installed;
 use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
@@ -40,6 +43,47 @@ pub struct Situation<'a> {
     pub logins: Option<Logins>,
     /// By host.
     pub poolers: &'a BTreeMap<String, PoolerDrift>,
+    /// `None` where the cluster declares no backups.
+    pub archive: Option<&'a ArchiveSeen>,
+}
+
+/// What WAL archiving needs beside the servers, as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveSeen {
+    /// The build that would be installed.
+    pub version: String,
+    pub hash: String,
+    /// By host of a node.
+    pub hosts: BTreeMap<String, ArchiveHost>,
+}
+
+/// One host's ends of the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveHost {
+    pub installed: Installed,
+    pub repository: RepositorySeen,
+}
+
+/// What is where the repository should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RepositorySeen {
+    /// Nothing, or an empty directory.
+    Missing,
+    /// `systems`: the system identifiers under the cluster's name.
+    Ready {
+        systems: Vec<String>,
+    },
+    /// Something that is no repository.
+    Foreign {
+        names: Vec<String>,
+    },
+    /// It is the same directory as `path`, or in it or over it.
+    Overlaps {
+        path: PathBuf,
+    },
+    Unknown {
+        why: String,
+    },
 }
 
 /// What is found once for an operation and then stays: the memory to tune for and the users of each node's host.
@@ -197,6 +241,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         undo: undo.to_owned(),
         step,
     };
+    archive::prepare(situation, plan);
     plan.stages.push(vec![step(
         Sign::Create,
         name(primary),
@@ -236,6 +281,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         "goes with the data directory",
         ApplyStep::Objects { changes },
     )]);
+    plan.stages.extend(archive::prove(situation, primary));
     if roles.is_empty() {
         plan.stages.push(vec![keep(cluster)]);
     } else {
@@ -413,6 +459,7 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
             );
         }
     }
+    found.extend(archive::obstacles(situation));
     for (host, drift) in situation.poolers {
         if let PoolerDrift::Foreign { what } = drift {
             found.push(
@@ -500,7 +547,7 @@ fn notes(situation: &Situation<'_>) -> Vec<String> {
         Server::Up(_) | Server::Stopped | Server::Foreign { .. } => None,
     });
     let objects = situation.objects.iter().flat_map(|objects| objects::notes(situation.cluster, objects));
-    left.chain(unknown).chain(objects).collect()
+    left.chain(unknown).chain(objects).chain(archive::notes(situation)).collect()
 }
 
 /// Changes with what a plan rests on: identities, roles and timelines; not with LSNs, which always move.

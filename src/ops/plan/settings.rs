@@ -2,8 +2,8 @@
 
 use crate::db::queries;
 use crate::ops::observe::{Files, NodeObserved, Running};
-use crate::ops::plan::Situation;
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
+use crate::ops::plan::{Situation, archive};
 use crate::pg::guc;
 use crate::topology::declared::{self, NodeWish, Setting};
 use crate::topology::model::Node;
@@ -219,8 +219,9 @@ fn file_changes(
         ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access(&files.pg_hba)),
         ("pg_ident.conf", Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
     ];
-    let mut changes = Vec::new();
-    let mut reasons = Vec::new();
+    // The profile comes first: what the server calls reads it.
+    let (mut changes, mut reasons) =
+        archive::profile_change(situation, node, files).into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
     for (name, before, after) in wanted {
         if before.as_deref() == Some(after.as_str()) {
             continue;

@@ -13,6 +13,17 @@ use crate::topology::declared::Setting;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ApplyStep {
+    /// The copy of this pgherd on a host, and the link that PostgreSQL's commands call.
+    Install {
+        host: String,
+        version: String,
+        /// Of the build, 16 digits.
+        hash: String,
+        /// Where the link led before, if there was one.
+        before: Option<String>,
+    },
+    /// The directory of a repository, made or seen to be one, and something written to it and read back.
+    Repository { host: String, name: String, url: String },
     /// Make the data directory of the first primary, with its files.
     Initdb { node: String },
     /// Start a node that is not running and wait until it answers.
@@ -38,6 +49,8 @@ pub enum ApplyStep {
     },
     /// Roles, databases, schemas and grants of a new cluster; nobody can log in yet.
     Objects { changes: Vec<Change> },
+    /// A WAL segment of the primary that arrives in the repository.
+    Archive { node: String, repository: String },
     /// The passwords of all declared roles, in one transaction: from here on clients may come in.
     Open { roles: Vec<String> },
     /// One role, database, schema or grant of a cluster that is already open.

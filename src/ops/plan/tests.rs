@@ -9,16 +9,19 @@ use crate::db::queries::{
     ServerFacts, ServerRole, Setting, Slot, SlotKind, TimelineSource, WalReceiver, WalSender,
 };
 use crate::error::{Error, ErrorKind};
+use crate::ops::binary::Installed;
 use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
-use crate::ops::plan::{ClusterPlan, Fixed, Logins, PoolerDrift, Situation, plan};
+use crate::ops::plan::{
+    ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RepositorySeen, Situation, plan,
+};
 use crate::pg::control_file::ControlFile;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
-use crate::topology::claim::{FORMAT, Marker};
+use crate::topology::claim::{self, Archive, FORMAT, Marker, Profile};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::load_text;
 use crate::topology::model::Cluster;
@@ -49,6 +52,7 @@ struct World {
     fixed: Fixed,
     observed: ClusterObserved,
     poolers: BTreeMap<String, PoolerDrift>,
+    archive: Option<ArchiveSeen>,
 }
 
 impl World {
@@ -75,7 +79,7 @@ impl World {
             })
             .collect();
         let observed = ClusterObserved { cluster: cluster.name.clone(), nodes, left: Vec::new() };
-        Self { cluster, places, fixed, observed, poolers: BTreeMap::new() }
+        Self { cluster, places, fixed, observed, poolers: BTreeMap::new(), archive: None }
     }
 
     /// Everything is as declared, `a` is primary.
@@ -116,6 +120,7 @@ impl World {
             pg_hba: declared::with_access("# mine\n"),
             pg_ident: declared::with_users("", &["postgres", "root"]),
             auto_conf: String::new(),
+            profile: None,
         });
         seen.server = Server::Up(Box::new(Running {
             facts: facts(primary),
@@ -166,6 +171,7 @@ impl World {
             objects: None::<&ObjectsObserved>,
             logins: Some(Logins::Right),
             poolers: &self.poolers,
+            archive: self.archive.as_ref(),
         })
     }
 
@@ -230,7 +236,8 @@ fn facts(primary: bool) -> ServerFacts {
 }
 
 fn setting(name: &str, value: &str, file: &str) -> Setting {
-    let restart = ["max_connections", "shared_buffers", "max_wal_senders", "port"].contains(&name);
+    let restart =
+        ["archive_mode", "max_connections", "shared_buffers", "max_wal_senders", "port"].contains(&name);
     Setting {
         name: name.to_owned(),
         setting: value.to_owned(),
@@ -299,25 +306,8 @@ fn a_herd_that_is_as_declared_needs_nothing() {
 #[test]
 fn birth_opens_to_clients_only_after_the_standbys_stream() {
     let plan = World::unborn().plan().unwrap();
-    let steps: Vec<String> = plan
-        .steps()
-        .map(|step| match &step.step {
-            ApplyStep::Initdb { node } => format!("initdb {node}"),
-            ApplyStep::Start { node } => format!("start {node}"),
-            ApplyStep::Logins { .. } => "logins".to_owned(),
-            ApplyStep::Slot { slot, .. } => format!("slot {slot}"),
-            ApplyStep::Clone { node, from } => format!("clone {node} from {from}"),
-            ApplyStep::Follow { node, upstream } => format!("{node} follows {upstream}"),
-            ApplyStep::Configure { node, expect, .. } => format!("configure {node}: {}", expect[0].0),
-            ApplyStep::Objects { .. } => "objects".to_owned(),
-            ApplyStep::Open { .. } => "open".to_owned(),
-            ApplyStep::Keep {} => "pivot".to_owned(),
-            ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
-            ApplyStep::Prove { .. } => "prove".to_owned(),
-        })
-        .collect();
     assert_eq!(
-        steps,
+        kinds(&plan),
         [
             "initdb a",
             "start a",
@@ -334,6 +324,28 @@ fn birth_opens_to_clients_only_after_the_standbys_stream() {
             "prove"
         ]
     );
+}
+
+fn kinds(plan: &ClusterPlan) -> Vec<String> {
+    plan.steps()
+        .map(|step| match &step.step {
+            ApplyStep::Install { host, .. } => format!("install on {host}"),
+            ApplyStep::Repository { name, .. } => format!("repository {name}"),
+            ApplyStep::Archive { node, .. } => format!("archive {node}"),
+            ApplyStep::Initdb { node } => format!("initdb {node}"),
+            ApplyStep::Start { node } => format!("start {node}"),
+            ApplyStep::Logins { .. } => "logins".to_owned(),
+            ApplyStep::Slot { slot, .. } => format!("slot {slot}"),
+            ApplyStep::Clone { node, from } => format!("clone {node} from {from}"),
+            ApplyStep::Follow { node, upstream } => format!("{node} follows {upstream}"),
+            ApplyStep::Configure { node, expect, .. } => format!("configure {node}: {}", expect[0].0),
+            ApplyStep::Objects { .. } => "objects".to_owned(),
+            ApplyStep::Open { .. } => "open".to_owned(),
+            ApplyStep::Keep {} => "pivot".to_owned(),
+            ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
+            ApplyStep::Prove { .. } => "prove".to_owned(),
+        })
+        .collect()
 }
 
 #[test]
@@ -576,4 +588,167 @@ fn the_fingerprint_moves_with_roles_and_not_with_the_wal() {
     assert_eq!(world.plan().unwrap().fingerprint, before);
     world.node("c").server = Server::Stopped;
     assert_ne!(world.plan().unwrap().fingerprint, before);
+}
+
+const HASH: &str = "0123456789abcdef";
+const PROFILE: &str = include_str!("../../topology/testdata/profile-1.json");
+
+/// Declares backups, and sees the program and the repository as given.
+fn with_backups(world: &mut World, installed: Installed, repository: RepositorySeen) {
+    let herd = HERD.replace(
+        "clusters:\n  inventory:\n",
+        "repositories: {main: {url: file:///srv/repository}}\nclusters:\n  inventory:\n    backups: {repository: main}\n",
+    );
+    let herd = load_text(Path::new("/pgherd.yml"), &herd, Path::new("/")).unwrap();
+    world.cluster = herd.cluster("inventory").unwrap().clone();
+    world.archive = Some(ArchiveSeen {
+        version: "0.1.0".to_owned(),
+        hash: HASH.to_owned(),
+        hosts: BTreeMap::from([("local".to_owned(), ArchiveHost { installed, repository })]),
+    });
+}
+
+fn ours() -> Installed {
+    Installed::Build { hash: HASH.to_owned() }
+}
+
+fn ready() -> RepositorySeen {
+    RepositorySeen::Ready { systems: vec![system().to_string()] }
+}
+
+/// Everything is as declared, and WAL is archived.
+fn archiving(installed: Installed, repository: RepositorySeen) -> World {
+    let mut world = World::unborn();
+    with_backups(&mut world, installed, repository);
+    for name in ["a", "b", "c"] {
+        world.make(name);
+        let archive = Archive::of(&world.cluster);
+        let profile = Profile { archive, ..claim::read(PROFILE.as_bytes()).unwrap() };
+        let profile = Profile { port: world.cluster.node(name).unwrap().port, ..profile };
+        let node = world.node(name);
+        node.files.as_mut().unwrap().profile = Some(String::from_utf8(claim::write(&profile)).unwrap());
+        node.profile = Some(profile);
+    }
+    world
+}
+
+#[test]
+fn a_cluster_is_born_into_its_repository_and_opened_when_wal_has_arrived() {
+    let mut world = World::unborn();
+    with_backups(&mut world, Installed::Missing, RepositorySeen::Missing);
+    let steps = kinds(&world.plan().unwrap());
+    assert_eq!(steps[..3], ["install on local", "repository main", "initdb a"]);
+    let at = |step: &str| steps.iter().position(|found| found == step).unwrap();
+    assert_eq!(at("archive a") + 1, at("pivot"));
+}
+
+#[test]
+fn a_herd_that_archives_as_declared_needs_nothing() {
+    let plan = archiving(ours(), ready()).plan().unwrap();
+    assert!(plan.is_empty(), "{:?}", lines(&plan));
+    assert_eq!(plan.notes, Vec::<String>::new());
+}
+
+#[test]
+fn switching_archiving_on_restarts_every_node_and_is_proved() {
+    let mut world = archiving(ours(), ready());
+    for name in ["a", "b", "c"] {
+        let node = world.node(name);
+        let files = node.files.as_mut().unwrap();
+        for file in [&mut files.shared, &mut files.node] {
+            let kept: String = file
+                .as_ref()
+                .unwrap()
+                .split_inclusive('\n')
+                .filter(|line| !line.starts_with("archive_") && !line.starts_with("restore_"))
+                .collect();
+            *file = Some(kept);
+        }
+        let profile: Profile = claim::read(files.profile.as_ref().unwrap().as_bytes()).unwrap();
+        let before = claim::write(&Profile { archive: None, ..profile });
+        files.profile = Some(String::from_utf8(before).unwrap());
+        let mode = world.server(name).settings.get_mut("archive_mode").unwrap();
+        "off".clone_into(&mut mode.setting);
+        "off".clone_into(&mut mode.shown);
+    }
+    let plan = world.plan().unwrap();
+    assert_eq!(plan.restarts().len(), 3, "{:?}", lines(&plan));
+    let step = plan.restarts()[0];
+    assert_eq!(step.text, "write profile.json, pgherd.conf, pgherd.node.conf, restart");
+    assert_eq!(
+        step.reason.as_deref().unwrap().lines().collect::<Vec<_>>(),
+        [
+            "profile: repository none → main (file:///srv/repository)",
+            "archive_mode (not there) → on",
+            "archive_command (not there) → /usr/local/lib/pgherd/pgherd wal push --profile /etc/pgherd/nodes/inventory-b/profile.json \"%p\"",
+            "restore_command (not there) → /usr/local/lib/pgherd/pgherd wal fetch --profile /etc/pgherd/nodes/inventory-b/profile.json \"%f\" \"%p\"",
+            "archive_mode off → on",
+        ]
+    );
+    let shown = lines(&plan);
+    assert_eq!(
+        shown[3..],
+        [
+            ". inventory-a: switch the WAL segment, see it arrive in repository main",
+            ". inventory: keep what is done so far",
+            ". inventory: write a row through the primary's port, read it on every standby",
+        ]
+    );
+}
+
+#[test]
+fn another_build_is_a_step_and_what_it_archives_is_seen() {
+    let other = Installed::Build { hash: "fedcba9876543210".to_owned() };
+    let plan = archiving(other, ready()).plan().unwrap();
+    assert_eq!(
+        lines(&plan),
+        [
+            "~ local: install pgherd 0.1.0 (0123456789abcdef) in /usr/local/lib/pgherd",
+            ". inventory-a: switch the WAL segment, see it arrive in repository main",
+        ]
+    );
+    let step = &plan.stages[0][0];
+    assert_eq!(
+        step.reason.as_deref(),
+        Some("/usr/local/lib/pgherd/pgherd is fedcba9876543210, another build")
+    );
+    let ApplyStep::Install { before, .. } = &step.step else { panic!("{step:?}") };
+    assert_eq!(before.as_deref(), Some("fedcba9876543210/pgherd"));
+}
+
+#[test]
+fn a_repository_that_was_there_is_never_made_anew() {
+    for seen in [RepositorySeen::Missing, RepositorySeen::Unknown { why: "permission denied".to_owned() }] {
+        let plan = archiving(ours(), seen).plan().unwrap();
+        assert!(plan.is_empty(), "{:?}", lines(&plan));
+        assert!(plan.notes[0].contains("is /srv/repository mounted?"), "{:?}", plan.notes);
+    }
+}
+
+#[test]
+fn what_is_no_repository_is_refused_before_anything_is_made() {
+    let overlaps = RepositorySeen::Overlaps { path: "/srv/repository/tablespace".into() };
+    let foreign = RepositorySeen::Foreign { names: vec!["photos".to_owned()] };
+    let unknown = RepositorySeen::Unknown { why: "permission denied".to_owned() };
+    for (seen, kind) in
+        [(overlaps, ErrorKind::Refused), (foreign, ErrorKind::Refused), (unknown, ErrorKind::NotFound)]
+    {
+        let mut world = World::unborn();
+        with_backups(&mut world, Installed::Missing, seen);
+        assert_eq!(world.refusal().kind(), kind);
+    }
+    let mut world = World::unborn();
+    with_backups(&mut world, Installed::Foreign, RepositorySeen::Missing);
+    assert_eq!(
+        world.refusal().what(),
+        "cannot install pgherd on local: /usr/local/lib/pgherd/pgherd is not a link"
+    );
+}
+
+#[test]
+fn wal_of_another_cluster_of_the_same_name_is_told() {
+    let systems = vec!["7000000000000000001".to_owned(), system().to_string()];
+    let plan = archiving(ours(), RepositorySeen::Ready { systems }).plan().unwrap();
+    assert!(plan.is_empty());
+    assert!(plan.notes[0].contains("system identifier 7000000000000000001;"), "{:?}", plan.notes);
 }

@@ -1,0 +1,349 @@
+//! WAL archiving switched on: the program that servers call, the repository, and a segment that arrives.
+//!
+//! Everything in the repository is done as the os-user, as the server's own commands do it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
+
+use crate::db::queries::{self, Archiver};
+use crate::engine::step::Found;
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::{Command, Host, HostError};
+use crate::ops::apply::evidence::Evidence;
+use crate::ops::apply::logins;
+use crate::ops::apply::world::World;
+use crate::ops::binary::{self, Build, Installed};
+use crate::ops::observe::{self, Doors};
+use crate::ops::plan::{ArchiveHost, ArchiveSeen, RepositorySeen};
+use crate::ops::provision::{self, Site};
+use crate::pg::system::SystemIdentifier;
+use crate::pg::wal_file::{SegmentName, WalFile};
+use crate::repo::about::About;
+use crate::repo::layout::{self, ClusterKeys};
+use crate::topology::model::{Cluster, Repository};
+use crate::topology::places::Places;
+
+/// How long the archiver may go without archiving anything.
+const ARRIVES: Duration = Duration::from_secs(60);
+/// The archiver tries a segment so often, a second apart, before it waits for a minute (`NUM_ARCHIVE_RETRIES` in `pgarch.c`).
+const TRIES: i64 = 3;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Looks at both ends of the archive on every host of the cluster's nodes; `None` where the cluster declares no backups.
+pub(super) async fn look(doors: &Doors, cluster: &Cluster, build: &Build) -> Result<Option<ArchiveSeen>> {
+    let Some(backups) = &cluster.backups else { return Ok(None) };
+    let mut hosts = BTreeMap::new();
+    for name in cluster.nodes.iter().map(|node| &node.host).collect::<BTreeSet<_>>() {
+        let host = doors.host(name);
+        let repository = match overlap(host, cluster, name, backups.repository.directory()).await {
+            Ok(Some(path)) => RepositorySeen::Overlaps { path },
+            Ok(None) => look_at_repository(host, &cluster.name, &backups.repository).await,
+            Err(error) => RepositorySeen::Unknown { why: error.to_string() },
+        };
+        let installed = binary::look(host, &doors.places).await?;
+        hosts.insert(name.clone(), ArchiveHost { installed, repository });
+    }
+    Ok(Some(ArchiveSeen { version: build.version().to_owned(), hash: build.hash()?.to_owned(), hosts }))
+}
+
+/// Finds a data directory or a tablespace of the cluster that the repository overlaps, with every link followed.
+async fn overlap(
+    host: &dyn Host,
+    cluster: &Cluster,
+    name: &str,
+    directory: &Path,
+) -> Result<Option<PathBuf>, HostError> {
+    let mut paths = vec![directory.to_owned()];
+    for node in cluster.nodes.iter().filter(|node| node.host == name) {
+        let tablespaces = node.data_directory.join("pg_tblspc");
+        let links = host.list(&tablespaces).await?.unwrap_or_default();
+        paths.push(node.data_directory.clone());
+        paths.extend(links.iter().map(|link| tablespaces.join(link)));
+    }
+    let words = paths.iter().map(|path| path.display().to_string());
+    let output = host.run(&Command::new("readlink").args(["-z", "-m", "--"]).args(words).reads()).await?;
+    let text = output.text();
+    let mut resolved = text.split('\0').filter(|path| !path.is_empty()).map(PathBuf::from);
+    let Some(repository) = resolved.next() else { return Ok(None) };
+    Ok(resolved.find(|path| path.starts_with(&repository) || repository.starts_with(path)))
+}
+
+async fn look_at_repository(host: &dyn Host, cluster: &str, repository: &Repository) -> RepositorySeen {
+    let seen = async {
+        let directory = repository.directory();
+        let Some(names) = host.list(directory).await? else { return Ok(RepositorySeen::Missing) };
+        match host.read(&directory.join(layout::REPOSITORY)).await? {
+            Some(bytes) => match About::read(&bytes) {
+                Ok(_) => {
+                    let found = host.list(&directory.join(cluster)).await?.unwrap_or_default();
+                    let systems = found.into_iter().filter(|name| name.parse::<SystemIdentifier>().is_ok());
+                    Ok(RepositorySeen::Ready { systems: systems.collect() })
+                }
+                Err(error) => {
+                    Ok(RepositorySeen::Unknown { why: format!("its {}: {error}", layout::REPOSITORY) })
+                }
+            },
+            None if is_empty(&names) => Ok(RepositorySeen::Missing),
+            None => Ok(RepositorySeen::Foreign { names }),
+        }
+    };
+    seen.await.unwrap_or_else(|error: HostError| RepositorySeen::Unknown { why: error.to_string() })
+}
+
+/// A new file system has a `lost+found`; what begins with a dot is no object of a repository.
+fn is_empty(names: &[String]) -> bool {
+    names.iter().all(|name| name == "lost+found" || name.starts_with('.'))
+}
+
+/// What an install step wants.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Install<'a> {
+    pub host: &'a str,
+    pub hash: &'a str,
+    pub before: Option<&'a str>,
+}
+
+/// Looks whether the link leads to the copy.
+pub(super) async fn look_at_install(world: &World, wanted: Install<'_>) -> Result<Found<Evidence>> {
+    let found = binary::look(world.doors.host(wanted.host), &world.doors.places).await?;
+    Ok(if found == (Installed::Build { hash: wanted.hash.to_owned() }) {
+        Found::Done(Evidence::Installed { hash: wanted.hash.to_owned() })
+    } else {
+        Found::NotDone
+    })
+}
+
+/// Copies this build and has the link lead to it.
+pub(super) async fn install(world: &World, wanted: Install<'_>) -> Result<Evidence> {
+    let (host, places) = (world.doors.host(wanted.host), &world.doors.places);
+    if world.build.hash()? != wanted.hash {
+        return Err(Error::refused(format!("cannot install pgherd {}: this is another build", wanted.hash))
+            .detail(format!(
+                "The operation was planned by the build {}, this is {}.",
+                wanted.hash,
+                world.build.hash()?
+            ))
+            .hint("Go on with the build that began it, or undo the operation and plan again."));
+    }
+    binary::ensure_copy(host, places, &world.build).await?;
+    binary::link(host, places, &binary::target(wanted.hash)).await?;
+    Ok(Evidence::Installed { hash: wanted.hash.to_owned() })
+}
+
+/// Puts the link back; the copy stays, since a command of some server may be running it.
+pub(super) async fn uninstall(world: &World, wanted: Install<'_>) -> Result<()> {
+    let (host, places) = (world.doors.host(wanted.host), &world.doors.places);
+    let ours = Installed::Build { hash: wanted.hash.to_owned() };
+    // What is neither ours nor what we saw belongs to somebody else by now.
+    if binary::look(host, places).await? != ours {
+        return Ok(());
+    }
+    match wanted.before {
+        Some(before) => binary::link(host, places, before).await,
+        None if others_archive(host, places, &world.input.cluster).await? => Ok(()),
+        None => binary::unlink(host, places).await,
+    }
+}
+
+/// Tells whether a server of another cluster on the host may call the link.
+async fn others_archive(host: &dyn Host, places: &Places, cluster: &Cluster) -> Result<bool> {
+    let profiles = observe::profiles(host, places).await?;
+    Ok(profiles.iter().any(|profile| profile.cluster != cluster.name && profile.archive.is_some()))
+}
+
+/// Makes a directory a repository, unless it is one, and sees that it keeps what is written to it.
+pub(super) async fn make_repository(world: &World, host: &str, name: &str) -> Result<Evidence> {
+    let host = world.doors.host(host);
+    let repository = declared(world, name)?;
+    let directory = repository.directory();
+    let could_not = |error: HostError| could_not_make(host, repository, error);
+    host.make_directory(directory, 0o750).await.map_err(could_not)?;
+    let names = host.list(directory).await.map_err(could_not)?.unwrap_or_default();
+    let document = directory.join(layout::REPOSITORY);
+    let there = host.read(&document).await.map_err(could_not)?;
+    if there.is_none() && !is_empty(&names) {
+        return Err(Error::refused(format!(
+            "cannot use {} as repository {name}: it is not empty",
+            directory.display()
+        ))
+        .detail("Somebody put something into it after the plan was made. It was left as it is.")
+        .hint("Give the repository a directory of its own."));
+    }
+    // What is stored must be what is read, by the user that the servers are; and a put on a condition must hold to it.
+    let beside = directory.join(format!(".{}.{}", layout::REPOSITORY, world.operation));
+    let about = About::new(Timestamp::now())
+        .map_err(|error| Error::failed("could not name the repository").source(error))?
+        .write();
+    host.write_atomic(&beside, &about, 0o640).await.map_err(could_not)?;
+    let read = host.read(&beside).await.map_err(could_not)?;
+    if read.as_deref() != Some(about.as_slice()) {
+        return Err(Error::failed(format!("{} does not keep what is written to it", directory.display()))
+            .hint("Use another file system for the repository."));
+    }
+    if there.is_none() {
+        put_if_absent(host, &beside, &document).await.map_err(could_not)?;
+    }
+    host.remove_file(&beside).await.map_err(could_not)?;
+    let bytes = host.read(&document).await.map_err(could_not)?.unwrap_or_default();
+    let about = About::read(&bytes)
+        .map_err(|error| Error::failed(format!("could not read {}", document.display())).source(error))?;
+    Ok(Evidence::RepositoryThere { id: about.id })
+}
+
+/// Gives a file its name unless another has it: link(2) replaces nothing.
+async fn put_if_absent(host: &dyn Host, file: &Path, name: &Path) -> Result<(), HostError> {
+    let words = [file, name].map(|path| path.display().to_string());
+    let linked = host.run(&Command::new("ln").args(["-T", "--"]).args(words)).await;
+    if linked.is_err() && host.stat(name).await?.is_none() {
+        return linked.map(drop);
+    }
+    let directory = name.parent().unwrap_or(name).display().to_string();
+    host.run(&Command::new("sync").args(["--", &directory])).await.map(drop)
+}
+
+fn declared<'a>(world: &'a World, name: &str) -> Result<&'a Repository> {
+    let backups = world.input.cluster.backups.as_ref();
+    backups
+        .map(|backups| &backups.repository)
+        .filter(|repository| repository.name == name)
+        .ok_or_else(|| Error::failed(format!("the operation knows no repository {name:?}")))
+}
+
+fn could_not_make(host: &dyn Host, repository: &Repository, error: HostError) -> Error {
+    let name = &repository.name;
+    let directory = repository.directory().display();
+    let why = match &error {
+        HostError::Exited { stderr, .. } => stderr.clone(),
+        HostError::NotStarted { why, .. } | HostError::Lost { why, .. } => format!("{why}."),
+        HostError::File { what, why, .. } => format!("Could not {what}: {why}."),
+    };
+    let hint = match &error {
+        HostError::File {
+            kind: std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded, ..
+        } => {
+            format!("Make room in {directory}, then try again.")
+        }
+        HostError::File { .. }
+        | HostError::Exited { .. }
+        | HostError::NotStarted { .. }
+        | HostError::Lost { .. } => {
+            format!(
+                "Give {} the right to write to {directory}, or give the repository another directory.",
+                host.os_user()
+            )
+        }
+    };
+    Error::failed(format!("could not make the repository {name}")).detail(why).hint(hint).source(error)
+}
+
+/// Has the primary finish a segment, and waits until it is in the repository and the archiver has crossed it off.
+pub(super) async fn prove(
+    world: &World,
+    node: &str,
+    repository: &str,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<Evidence> {
+    let begun = Instant::now();
+    let site = world.site(node)?;
+    let repository = declared(world, repository)?;
+    let conn = logins::as_primary(site.connect().await?, &site.name()).await?;
+    let system = queries::server_facts(&conn).await?.system_identifier;
+    let segment = queries::finish_segment(&conn).await?;
+    let key = ClusterKeys::new(&site.cluster.name).system(system).wal(WalFile::Segment(segment));
+    let object = repository.directory().join(key.as_str());
+    let first = queries::archiver(&conn, segment).await?;
+    let mut last = first.clone();
+    let mut deadline = Instant::now() + ARRIVES;
+    loop {
+        let there = site.host().stat(&object).await.map_err(|error| {
+            Error::failed(format!("could not look for {key} in repository {}", repository.name)).source(error)
+        })?;
+        let now = queries::archiver(&conn, segment).await?;
+        if there.is_some() && !now.waits_for_it {
+            let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            return Ok(Evidence::Archived { segment: segment.to_string(), milliseconds });
+        }
+        // A backlog may be long; while it shrinks there is nothing to complain of.
+        if now.archived > last.archived {
+            deadline = Instant::now() + ARRIVES;
+            let waited = first.waiting.max(now.waiting);
+            progress(waited - now.waiting, waited);
+        }
+        let gives_up = now.archived == last.archived && now.failed >= last.failed + TRIES;
+        if now.archived > last.archived {
+            last = now.clone();
+        }
+        if gives_up || Instant::now() >= deadline {
+            return Err(does_not_arrive(&site, repository, segment, &now).await);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn does_not_arrive(
+    site: &Site<'_>,
+    repository: &Repository,
+    segment: SegmentName,
+    seen: &Archiver,
+) -> Error {
+    let mut told = match (&seen.last_failed, seen.waits_for_it) {
+        (Some((wal, at)), _) => vec![format!(
+            "The archiver failed {} times, the last time with {wal} at {at}; {} files wait.",
+            seen.failed, seen.waiting
+        )],
+        (None, true) => vec![format!(
+            "{segment} still waits, and {} files in all; the archiver has not failed.",
+            seen.waiting
+        )],
+        (None, false) => vec![format!(
+            "The archiver says that {segment} is archived; it is not under {}.",
+            repository.directory().display()
+        )],
+    };
+    told.extend(provision::last_log_lines(site).await);
+    Error::new(
+        ErrorKind::Failed,
+        format!("the WAL of {} does not arrive in repository {}", site.name(), repository.name),
+    )
+    .detail(told.join("\n"))
+    .hint(format!("The server's log in {} says more.", site.places().log.display()))
+}
+
+/// Removes the WAL of a cluster that this operation made and that nobody has used, unless there is a backup of it.
+pub(super) async fn forget(site: &Site<'_>) -> Result<()> {
+    let Some(backups) = &site.cluster.backups else { return Ok(()) };
+    let made = match observe::observe_claim(site.host(), &site.places(), site.node).await {
+        observe::Claim::Ours(marker) if marker.operation == site.operation => marker.system_identifier,
+        observe::Claim::Ours(_)
+        | observe::Claim::Other(_)
+        | observe::Claim::None
+        | observe::Claim::Unknown { .. } => None,
+    };
+    let Some(system) = made else { return Ok(()) };
+    let keys = ClusterKeys::new(&site.cluster.name);
+    let directory = backups.repository.directory();
+    let below = |key: &crate::repo::Key| directory.join(key.as_str());
+    let could_not = |error: HostError| {
+        Error::failed(format!(
+            "could not remove the WAL of {} from repository {}",
+            site.name(),
+            backups.repository.name
+        ))
+        .source(error)
+    };
+    let host = site.host();
+    let backed_up = host.list(&below(&keys.system(system).backups())).await.map_err(could_not)?;
+    if backed_up.is_some_and(|names| !names.is_empty()) {
+        return Ok(());
+    }
+    host.remove_tree(&below(&keys.system(system).folder())).await.map_err(could_not)?;
+    let cluster = below(&keys.folder());
+    if host.list(&cluster).await.map_err(could_not)?.is_some_and(|names| names.is_empty()) {
+        host.remove_tree(&cluster).await.map_err(could_not)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! WAL archiving: the program that the servers call, the repository, what a node knows of both, and the proof.
+
+use crate::error::{Error, ErrorKind};
+use crate::ops::binary::{self, Installed};
+use crate::ops::observe::{Files, NodeObserved};
+use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
+use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RepositorySeen, Situation};
+use crate::topology::claim::{self, Archive, Profile};
+use crate::topology::model::{Backups, Node};
+
+/// Adds what archiving needs before a server is told of it: on each host the program, then the repository.
+pub(super) fn prepare(situation: &Situation<'_>, plan: &mut ClusterPlan) {
+    let Some((seen, backups)) = declared(situation) else { return };
+    plan.stages.push(seen.hosts.iter().filter_map(|(host, at)| install(situation, seen, host, at)).collect());
+    // One host makes the repository, the others see that it is the same one.
+    plan.stages.extend(
+        seen.hosts
+            .iter()
+            .filter(|(_, at)| at.repository == RepositorySeen::Missing && !is_lost(situation, at))
+            .map(|(host, _)| vec![repository(host, backups)]),
+    );
+}
+
+fn declared<'a>(situation: &Situation<'a>) -> Option<(&'a ArchiveSeen, &'a Backups)> {
+    situation.archive.zip(situation.cluster.backups.as_ref())
+}
+
+/// A repository that nodes archive to and that is not there is not made anew: a disk may only not be mounted.
+fn is_lost(situation: &Situation<'_>, at: &ArchiveHost) -> bool {
+    let wanted = Archive::of(situation.cluster);
+    let known = |node: &NodeObserved| {
+        node.profile.as_ref().is_some_and(|profile| profile.archive.is_some() && profile.archive == wanted)
+    };
+    match &at.repository {
+        RepositorySeen::Missing | RepositorySeen::Unknown { .. } => {
+            situation.observed.nodes.iter().any(known)
+        }
+        RepositorySeen::Ready { .. } | RepositorySeen::Foreign { .. } | RepositorySeen::Overlaps { .. } => {
+            false
+        }
+    }
+}
+
+fn install(
+    situation: &Situation<'_>,
+    seen: &ArchiveSeen,
+    host: &str,
+    at: &ArchiveHost,
+) -> Option<PlannedStep> {
+    let lib = situation.places.lib().display();
+    let (before, reason) = match &at.installed {
+        Installed::Build { hash } if *hash == seen.hash => return None,
+        Installed::Missing | Installed::Foreign => (None, None),
+        Installed::Build { hash } => {
+            (Some(binary::target(hash)), Some(format!("{lib}/pgherd is {hash}, another build")))
+        }
+        Installed::Other { target } => (
+            Some(target.clone()),
+            Some(format!("{lib}/pgherd leads to {target}, which is no copy of pgherd")),
+        ),
+    };
+    Some(PlannedStep {
+        sign: if before.is_some() { Sign::Change } else { Sign::Create },
+        subject: host.to_owned(),
+        text: format!("install pgherd {} ({}) in {lib}", seen.version, seen.hash),
+        reason,
+        impact: None,
+        undo: "the link as it was; the copy stays".to_owned(),
+        step: ApplyStep::Install {
+            host: host.to_owned(),
+            version: seen.version.clone(),
+            hash: seen.hash.clone(),
+            before,
+        },
+    })
+}
+
+fn repository(host: &str, backups: &Backups) -> PlannedStep {
+    let repository = &backups.repository;
+    PlannedStep {
+        sign: Sign::Create,
+        subject: host.to_owned(),
+        text: format!(
+            "repository {} in {}, write to it and read it back",
+            repository.name,
+            repository.directory().display()
+        ),
+        reason: None,
+        impact: None,
+        undo: "stays: it is empty".to_owned(),
+        step: ApplyStep::Repository {
+            host: host.to_owned(),
+            name: repository.name.clone(),
+            url: repository.url.clone(),
+        },
+    }
+}
+
+/// Tells whether a step changes how WAL gets into the repository, so that it must be shown that it still does.
+pub(super) fn changes(step: &ApplyStep) -> bool {
+    const SETTINGS: [&str; 3] = ["archive_mode", "archive_command", "archive_library"];
+    match step {
+        ApplyStep::Install { .. } | ApplyStep::Repository { .. } => true,
+        ApplyStep::Configure { files, resets, expect, .. } => {
+            let set = |name: &str| SETTINGS.contains(&name);
+            let touched = |change: &FileChange| {
+                let differs = |name: &str| {
+                    let line =
+                        |text: &str| text.lines().rfind(|line| line.starts_with(name)).map(str::to_owned);
+                    change.before.as_deref().and_then(line) != line(&change.after)
+                };
+                change.path.ends_with("profile.json") || SETTINGS.iter().any(|name| differs(name))
+            };
+            resets.iter().any(|(name, _)| set(name))
+                || expect.iter().any(|(name, _)| set(name))
+                || files.iter().any(touched)
+        }
+        ApplyStep::Initdb { .. }
+        | ApplyStep::Start { .. }
+        | ApplyStep::Logins { .. }
+        | ApplyStep::Slot { .. }
+        | ApplyStep::Clone { .. }
+        | ApplyStep::Follow { .. }
+        | ApplyStep::Objects { .. }
+        | ApplyStep::Archive { .. }
+        | ApplyStep::Open { .. }
+        | ApplyStep::Mend { .. }
+        | ApplyStep::Keep {}
+        | ApplyStep::Pooler { .. }
+        | ApplyStep::Prove { .. } => false,
+    }
+}
+
+/// Shows that a segment of the primary arrives.
+pub(super) fn prove(situation: &Situation<'_>, primary: &Node) -> Option<Vec<PlannedStep>> {
+    let (_, backups) = declared(situation)?;
+    Some(vec![PlannedStep {
+        sign: Sign::Look,
+        subject: situation.cluster.full_name(&primary.name),
+        text: format!("switch the WAL segment, see it arrive in repository {}", backups.repository.name),
+        reason: None,
+        impact: None,
+        undo: "nothing to undo".to_owned(),
+        step: ApplyStep::Archive { node: primary.name.clone(), repository: backups.repository.name.clone() },
+    }])
+}
+
+/// Returns how a node's profile must change for its server's commands to find the repository, with the reason.
+pub(super) fn profile_change(
+    situation: &Situation<'_>,
+    node: &Node,
+    files: &Files,
+) -> Option<(FileChange, String)> {
+    let before = files.profile.as_ref()?;
+    let profile: Profile = claim::read(before.as_bytes()).ok()?;
+    let archive = Archive::of(situation.cluster);
+    if profile.archive == archive {
+        return None;
+    }
+    let shown = |archive: &Option<Archive>| {
+        archive
+            .as_ref()
+            .map_or("none".to_owned(), |archive| format!("{} ({})", archive.repository, archive.url))
+    };
+    let reason = format!("profile: repository {} → {}", shown(&profile.archive), shown(&archive));
+    let after = claim::write(&Profile { archive, ..profile });
+    let change = FileChange {
+        path: situation.places.node(&situation.cluster.full_name(&node.name)).profile,
+        before: Some(before.clone()),
+        after: String::from_utf8(after).expect("JSON is UTF-8"),
+    };
+    Some((change, reason))
+}
+
+/// What forbids archiving; each would otherwise show itself in a server's log only.
+pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
+    let Some((seen, backups)) = declared(situation) else { return Vec::new() };
+    let name = &backups.repository.name;
+    let directory = backups.repository.directory().display();
+    let mut found = Vec::new();
+    for (host, at) in &seen.hosts {
+        if at.installed == Installed::Foreign {
+            found.push(
+                Error::refused(format!(
+                    "cannot install pgherd on {host}: {} is not a link",
+                    situation.places.program().display()
+                ))
+                .detail("Nothing was changed.")
+                .hint("Look what it is and move it away, or set PGHERD_LIB_DIR to another directory."),
+            );
+        }
+        match &at.repository {
+            RepositorySeen::Foreign { names } => found.push(
+                Error::refused(format!("cannot use {directory} as repository {name}: it is not empty"))
+                    .detail(format!(
+                        "It holds {} and no repository.json that could be read. Nothing was changed.",
+                        super::change::few(names)
+                    ))
+                    .hint("Give the repository a directory of its own."),
+            ),
+            RepositorySeen::Overlaps { path } => found.push(
+                Error::refused(format!(
+                    "cannot use {directory} as repository {name}: it overlaps {}",
+                    path.display()
+                ))
+                .detail("Whoever loses or removes one of them loses the other. Nothing was changed.")
+                .hint("Give the repository a directory of its own, best on another disk."),
+            ),
+            RepositorySeen::Unknown { why } if !is_lost(situation, at) => found.push(
+                Error::new(ErrorKind::NotFound, format!("cannot tell whether {directory} is a repository"))
+                    .detail(format!("{why}. Nothing was changed."))
+                    .hint("Make it readable for the user that owns the node's files, and try again."),
+            ),
+            RepositorySeen::Unknown { .. } | RepositorySeen::Missing | RepositorySeen::Ready { .. } => {}
+        }
+    }
+    found
+}
+
+/// What of the archive an operator should know, and no step changes.
+pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
+    let Some((seen, backups)) = declared(situation) else { return Vec::new() };
+    let cluster = &situation.cluster.name;
+    let (name, directory) = (&backups.repository.name, backups.repository.directory().display());
+    let own: Vec<String> = situation
+        .observed
+        .nodes
+        .iter()
+        .filter_map(|node| Some(node.control()?.system_identifier.to_string()))
+        .collect();
+    let mut notes = Vec::new();
+    for at in seen.hosts.values() {
+        match &at.repository {
+            RepositorySeen::Missing | RepositorySeen::Unknown { .. } if is_lost(situation, at) => {
+                let why = match &at.repository {
+                    RepositorySeen::Unknown { why } => format!(": {why}"),
+                    RepositorySeen::Missing
+                    | RepositorySeen::Ready { .. }
+                    | RepositorySeen::Foreign { .. }
+                    | RepositorySeen::Overlaps { .. } => String::new(),
+                };
+                notes.push(format!(
+                    "the repository {name} of {cluster} is not there: no WAL is archived, and it stays in pg_wal; is {directory} mounted?{why}"
+                ));
+            }
+            RepositorySeen::Ready { systems } => {
+                let others: Vec<&str> =
+                    systems.iter().filter(|system| !own.contains(*system)).map(String::as_str).collect();
+                if !others.is_empty() {
+                    notes.push(format!(
+                        "the repository {name} also holds WAL or backups of another cluster that was called {cluster}, system identifier {}; \
+                         they stay apart from this one's",
+                        others.join(", ")
+                    ));
+                }
+            }
+            RepositorySeen::Missing
+            | RepositorySeen::Unknown { .. }
+            | RepositorySeen::Foreign { .. }
+            | RepositorySeen::Overlaps { .. } => {}
+        }
+    }
+    notes.dedup();
+    notes
+}
