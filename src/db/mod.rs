@@ -5,6 +5,7 @@
 pub mod connect;
 pub mod logins;
 pub mod objects;
+pub mod promotion;
 pub mod queries;
 
 pub use connect::{
