@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, completions, config, destroy, init, man, operation, plan, schema, status, validate,
+    Globals, apply, backup, completions, config, destroy, init, man, node, operation, plan, schema, status,
+    validate,
 };
 use crate::ui::exit;
 
@@ -34,9 +35,12 @@ pub enum Command {
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
     Status(status::StatusArgs),
+    Backup(backup::BackupArgs),
     Destroy(destroy::DestroyArgs),
     Operation(operation::OperationArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
+    #[command(hide = true)]
+    Node(node::NodeArgs),
 }

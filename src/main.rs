@@ -57,6 +57,8 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Operation(args) => commands::operation::run(args, app),
         Command::Config(args) => commands::config::run(args, app),
         Command::Status(args) => commands::status::run(args, app),
+        Command::Backup(args) => commands::backup::run(args, app),
+        Command::Node(args) => commands::node::run(args, app),
         Command::Destroy(args) => commands::destroy::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
         Command::Man(args) => commands::man::run(args, Cli::command(), app),

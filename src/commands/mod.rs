@@ -3,11 +3,13 @@
 //! A verb turns its arguments into a call and the answer into output; what the call does is below this floor.
 
 pub mod apply;
+pub mod backup;
 pub mod completions;
 pub mod config;
 pub mod destroy;
 pub mod init;
 pub mod man;
+pub mod node;
 pub mod operation;
 pub mod plan;
 pub mod schema;

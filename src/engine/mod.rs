@@ -17,6 +17,7 @@
 pub mod event;
 pub mod interrupt;
 pub mod journal;
+pub mod lease;
 pub mod lock;
 pub mod operation;
 pub mod record;

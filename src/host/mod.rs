@@ -228,7 +228,7 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     fn caller(&self) -> &str;
     /// Runs a program to its end. `Err(Exited)` for any status but 0.
     fn run<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<Output, HostError>>;
-    /// Runs a program and hands over each line (ended by `\n` or `\r`) as it comes.
+    /// Runs a program and hands over each line (ended by `\n` or `\r`) as it comes; of its output only the end is kept.
     fn stream<'a>(
         &'a self,
         command: &'a Command,

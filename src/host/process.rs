@@ -20,8 +20,8 @@ use super::LineSink;
 const DRAIN: Duration = Duration::from_millis(250);
 /// How long a killed program may take to vanish before nobody waits for it any more.
 const REAP: Duration = Duration::from_secs(5);
-/// How much of standard error is kept: its end.
-const STDERR_KEPT: usize = 64 * 1024;
+/// How much is kept of standard error, and of standard output that was handed over line by line: its end.
+const KEPT: usize = 64 * 1024;
 
 /// How a child ended.
 pub(super) enum End {
@@ -58,8 +58,9 @@ pub(super) async fn run(
     // Declared after the child, so dropped before it: the group is killed while the child's number cannot be given away yet.
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
 
-    let mut stdout = Collected::new(false, usize::MAX, lines);
-    let mut stderr = Collected::new(true, STDERR_KEPT, lines);
+    // Who takes the lines may do so for days.
+    let mut stdout = Collected::new(false, if lines.is_some() { KEPT } else { usize::MAX }, lines);
+    let mut stderr = Collected::new(true, KEPT, lines);
     let ended = {
         let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let pump = async {

@@ -84,6 +84,11 @@ impl Doors {
         &**self.hosts.get(name).expect("Doors::open opens every host that the cluster names")
     }
 
+    /// Returns the same door to keep.
+    pub fn shared_host(&self, name: &str) -> Arc<dyn Host> {
+        Arc::clone(self.hosts.get(name).expect("Doors::open opens every host that the cluster names"))
+    }
+
     /// Returns how pgherd's own work logs in to a node: as the superuser, over the Unix socket.
     pub fn superuser(&self, cluster: &Cluster, node: &Node, database: &str) -> Login {
         let name = cluster.full_name(&node.name);

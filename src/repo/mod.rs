@@ -3,11 +3,13 @@
 //! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
 
 pub mod about;
+pub mod dir;
 pub mod layout;
 pub mod manifest;
 pub mod seal;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -229,6 +231,32 @@ pub trait Repo: Send + Sync + fmt::Debug {
 
 /// A repository that everybody who needs it shares.
 pub type SharedRepo = Arc<dyn Repo>;
+
+/// Opens the repository that `url` names.
+///
+/// # Errors
+/// When there is none, or its scheme is not `file`.
+pub fn open(url: &str) -> Result<SharedRepo> {
+    Ok(Arc::new(dir::DirRepo::open(directory(url)?)?))
+}
+
+/// Makes the repository that `url` names unless it is there, and opens it.
+///
+/// # Errors
+/// As [`open`]; when something else is there, or it cannot be written.
+pub fn create(url: &str) -> Result<SharedRepo> {
+    Ok(Arc::new(dir::DirRepo::create(directory(url)?)?))
+}
+
+/// Returns the directory that `url` names.
+fn directory(url: &str) -> Result<&Path> {
+    url.strip_prefix("file://").map(Path::new).filter(|path| path.is_absolute()).ok_or_else(|| RepoError {
+        kind: RepoErrorKind::Other,
+        url: url.to_owned(),
+        doing: "read repository.json".to_owned(),
+        why: "its URL is not file:// and an absolute path".to_owned(),
+    })
+}
 
 /// Runs a call of a backend that never waits, such as the directory, without tokio: the WAL hot path.
 ///

@@ -7,6 +7,7 @@ mod lines;
 mod progress;
 mod told;
 
+pub mod backup;
 pub mod error;
 pub mod exit;
 pub mod journal;
@@ -195,6 +196,17 @@ impl Ui {
             _ => Ok(()),
         }
     }
+}
+
+/// Writes a line to stdout at once, from any thread: what another pgherd reads.
+///
+/// # Errors
+/// When nobody reads it any more.
+pub fn line_now(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
 }
 
 fn wants_color(choice: ColorChoice, terminal: bool) -> bool {

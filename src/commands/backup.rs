@@ -1,0 +1,141 @@
+//! `pgherd backup`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{App, Failure, Outcome};
+use crate::engine::interrupt::Interrupt;
+use crate::error::{Error, Result};
+use crate::ops::apply::Context;
+use crate::ops::backup::{self, Created, Wish};
+use crate::ops::node::Priority;
+use crate::topology::model::{BackupSource, Cluster, Herd};
+use crate::ui;
+use crate::ui::exit::Exit;
+use crate::units::{self, ByteCount};
+
+/// Make backups, and see which there are
+///
+/// A backup is a whole copy of a running cluster in its repository. With the WAL that the cluster archives it can be restored to any
+/// moment after its end. Which repository, and what is kept for how long, is declared with `backups` in the topology.
+#[derive(Debug, clap::Args)]
+pub struct BackupArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Create(CreateArgs),
+}
+
+/// Make a full backup of each cluster that declares backups, while it runs
+///
+/// Reads a standby where one can give it, else the primary, and says which and why. First it makes sure that WAL arrives in the
+/// repository. Then it copies every file, checks every page whose checksum the server wrote, and waits until all WAL that a restore
+/// needs is in the repository. Only then is there a backup. One that fails, is interrupted or killed leaves none, and the server ends
+/// it by itself; what it had stored is removed, at the latest by the next one.
+///
+/// Changes nothing in a data directory. Writes into the repository, and has the primary write a checkpoint and end a WAL segment.
+///
+/// Exit codes: 0 done, 1 failed, 3 done, but pages are damaged (the report names file and blocks), 4 refused, 5 a backup of this cluster
+/// runs already, 10 no primary or no repository, 130 interrupted.
+///
+/// Example: pgherd backup create --cluster inventory --rate-limit "50 MiB/s"
+#[derive(Debug, clap::Args)]
+struct CreateArgs {
+    /// Read from here, whatever the topology says
+    #[arg(long, value_name = "NODE", value_parser = source_parser())]
+    from: Option<BackupSource>,
+    /// How many threads read, check and compress; as many as the node has cores, but not more than 12
+    #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
+    workers: u32,
+    /// Take processor and disk only when nobody else wants them (nice 19, ionice idle)
+    #[arg(long)]
+    low_priority: bool,
+    /// Read no more than this, such as "50 MiB/s"
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    rate_limit: Option<ByteCount>,
+    /// How long a WAL segment may take to arrive in the repository
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = units::parse_duration)]
+    archive_timeout: Duration,
+}
+
+fn source_parser() -> impl clap::builder::TypedValueParser<Value = BackupSource> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+    PossibleValuesParser::new(["standby", "primary"]).map(|word| match word.as_str() {
+        "primary" => BackupSource::Primary,
+        _ => BackupSource::Standby,
+    })
+}
+
+fn parse_rate(text: &str) -> Result<ByteCount, String> {
+    let size = text.trim().strip_suffix("/s").ok_or("expected a size a second, such as 50 MiB/s")?;
+    match ByteCount::parse(size) {
+        Ok(ByteCount(0)) => Err("nothing could be read".to_owned()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub fn run(args: &BackupArgs, app: &mut App) -> Outcome {
+    match &args.verb {
+        Verb::Create(args) => super::block_on(create(args, app))?,
+    }
+}
+
+async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let wish = Wish {
+        from: args.from,
+        workers: args.workers,
+        priority: if args.low_priority { Priority::Low } else { Priority::Normal },
+        rate_limit: args.rate_limit,
+        archive_timeout: args.archive_timeout,
+    };
+    let mut clusters = app.clusters(&herd)?;
+    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
+        clusters.retain(|cluster| cluster.backups.is_some());
+    }
+    let interrupt = app.interrupt()?;
+    let mut failed = Vec::new();
+    let mut damaged = false;
+    for cluster in clusters {
+        match one(app, &context, &herd, cluster, &wish, &interrupt).await {
+            Ok(created) => {
+                damaged |= created.damaged_pages > 0;
+                ui::backup::print_created(&mut app.ui, &herd.name, &created);
+            }
+            Err(error) => failed.push(error),
+        }
+        if interrupt.is_asked() {
+            break;
+        }
+    }
+    match (failed.is_empty(), damaged) {
+        (false, _) => Err(Failure::Errors(failed)),
+        (true, true) => Ok(Exit::Partial),
+        (true, false) => Ok(Exit::Done),
+    }
+}
+
+async fn one(
+    app: &mut App,
+    context: &Context,
+    herd: &Herd,
+    cluster: &Cluster,
+    wish: &Wish,
+    interrupt: &Interrupt,
+) -> Result<Created, Error> {
+    let (told, stream) = mpsc::unbounded_channel();
+    // Nobody is left to hear it only when the screen is gone.
+    let tell: backup::Tell = Arc::new(move |event| told.send(event).unwrap_or(()));
+    let (ended, ()) = tokio::join!(
+        backup::create(context, herd, cluster, wish, tell, interrupt),
+        ui::backup::draw(&mut app.ui, &herd.name, &cluster.name, stream),
+    );
+    ended
+}

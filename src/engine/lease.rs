@@ -1,0 +1,312 @@
+//! A lease in the repository: what a backup, a restore or another long look at it uses, so that nobody removes that meanwhile.
+//!
+//! `CLUSTER/SYSTEM/lease/ID.json`; docs/formats/repository.md. It expires unless it is renewed, and one whose holder is a dead process of
+//! this machine has ended at once. Flag first: whoever uses a backup writes a lease that names it, durably, and only then looks whether a
+//! living lease of another removes it; whoever removes one does the same the other way round. So no compare-and-swap is needed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::shared_lock::{boot, pid_namespace, process_exists};
+use crate::engine::journal::hex;
+use crate::engine::record::Actor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::repo::layout::{Label, SystemKeys};
+use crate::repo::seal::SealError;
+use crate::repo::{Key, Put, SharedRepo, seal};
+use crate::units::ByteCount;
+
+/// A holder that does not renew for so long has lost the lease.
+const LIFE: Duration = Duration::from_secs(120);
+const RENEW: Duration = Duration::from_secs(10);
+/// The clocks of two machines may differ by so much.
+const SKEW: Duration = Duration::from_secs(30);
+/// So long before its end a lease that could not be renewed counts as lost.
+const MARGIN: Duration = Duration::from_secs(30);
+/// What cannot be read may be a lease that lives.
+const UNREADABLE: Duration = Duration::from_secs(24 * 3600);
+/// A cluster with one system identifier makes one backup at a time.
+const BACKUP: &str = "backup";
+
+/// What somebody does with what a lease names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Makes the backup that it names.
+    Backup,
+    Restore,
+    Verify,
+    /// Removes what it names.
+    Expire,
+}
+
+/// A lease as it is stored: a sealed document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    pub format: u32,
+    /// Tells one taking from every other.
+    pub token: String,
+    pub kind: Purpose,
+    /// The backups that it is for.
+    pub labels: Vec<Label>,
+    pub by: Actor,
+    /// The machine's boot and the process's pid namespace: only within both does the pid say whether the holder lives.
+    pub boot: String,
+    pub pid_namespace: String,
+    pub since: Timestamp,
+    pub expires: Timestamp,
+    /// How far the holder was when it renewed the lease.
+    pub progress: Option<LeaseProgress>,
+}
+
+/// How far a holder is, for those who ask from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseProgress {
+    /// A fragment: `copies`.
+    pub phase: String,
+    pub done: ByteCount,
+    pub total: ByteCount,
+    /// Bytes a second, lately.
+    pub rate: ByteCount,
+    pub at: Timestamp,
+}
+
+impl Lease {
+    fn new(kind: Purpose, labels: Vec<Label>) -> Result<Self> {
+        let mut random = [0_u8; 8];
+        getrandom::fill(&mut random)
+            .map_err(|error| Error::failed("the operating system gave no random bytes").source(error))?;
+        let now = Timestamp::now();
+        Ok(Self {
+            format: seal::FORMAT,
+            token: hex(&random),
+            kind,
+            labels,
+            by: Actor::here(),
+            boot: boot(),
+            pid_namespace: pid_namespace(),
+            since: now,
+            expires: now + signed(LIFE),
+            progress: None,
+        })
+    }
+
+    /// Returns whether its holder may still use what it names.
+    pub fn lives(&self, now: Timestamp) -> bool {
+        let here = !self.boot.is_empty() && self.boot == boot() && self.pid_namespace == pid_namespace();
+        now < self.expires + signed(SKEW) && (!here || process_exists(self.by.pid))
+    }
+}
+
+/// A lease in a listing; what cannot be read counts as living for a day after its last change.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub key: Key,
+    /// When it was stored, by the store's clock.
+    pub modified: Timestamp,
+    pub lease: Result<Lease, SealError>,
+}
+
+impl Found {
+    /// Returns whether somebody may still use what it names, or would name.
+    pub fn lives(&self, now: Timestamp) -> bool {
+        match &self.lease {
+            Ok(lease) => lease.lives(now),
+            Err(_) => now < self.modified + signed(UNREADABLE),
+        }
+    }
+}
+
+/// Reads all leases of a cluster with one system identifier.
+///
+/// # Errors
+/// As the repository fails.
+pub async fn read_all(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for listed in repo.list(Some(&keys.leases())).await?.objects {
+        // One that was given back meanwhile is none.
+        let Some(bytes) = repo.read(&listed.key).await? else { continue };
+        found.push(Found { key: listed.key, modified: listed.modified, lease: seal::read_document(&bytes) });
+    }
+    Ok(found)
+}
+
+/// A lease that this process holds and renews until it is released or dropped.
+#[derive(Debug)]
+pub struct Held {
+    repo: SharedRepo,
+    key: Key,
+    lease: Arc<Mutex<Lease>>,
+    lost: watch::Receiver<Option<String>>,
+    renewal: JoinHandle<()>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+impl Held {
+    /// Takes a lease under a name of its own.
+    ///
+    /// # Errors
+    /// As the repository fails.
+    pub async fn take(
+        repo: &SharedRepo,
+        keys: &SystemKeys,
+        kind: Purpose,
+        labels: Vec<Label>,
+    ) -> Result<Self> {
+        let lease = Lease::new(kind, labels)?;
+        let key = keys.lease(&lease.token);
+        repo.store(&key, &seal::write_document(&lease)).await?;
+        Ok(Self::hold(repo, key, lease))
+    }
+
+    /// Takes the one lease under which a backup is made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] while another process makes one, otherwise as the repository fails.
+    pub async fn take_for_backup(repo: &SharedRepo, keys: &SystemKeys, label: Label) -> Result<Self> {
+        let lease = Lease::new(Purpose::Backup, vec![label])?;
+        let key = keys.lease(BACKUP);
+        let bytes = seal::write_document(&lease);
+        let put = match repo.read_versioned(&key).await? {
+            None => repo.create(&key, &bytes).await?,
+            Some((found, version)) => match seal::read_document::<Lease>(&found) {
+                Ok(other) if other.lives(Timestamp::now()) => return Err(busy(keys, &other)),
+                Ok(_) => repo.replace_if(&key, &bytes, &version).await?,
+                Err(error) => {
+                    return Err(Error::new(ErrorKind::Locked, format!("cannot read the lease {key}"))
+                        .detail(format!("{error}."))
+                        .hint("If no backup of this cluster runs on any machine, remove that file from the repository."));
+                }
+            },
+        };
+        match put {
+            Put::Stored => Ok(Self::hold(repo, key, lease)),
+            Put::Refused => Err(Error::new(
+                ErrorKind::Locked,
+                format!("another backup of cluster {} began in this moment", keys.cluster()),
+            )
+            .hint("See it: pgherd backup list")),
+        }
+    }
+
+    fn hold(repo: &SharedRepo, key: Key, lease: Lease) -> Self {
+        let lease = Arc::new(Mutex::new(lease));
+        let (tell, lost) = watch::channel(None);
+        let renewal = tokio::spawn(renew(repo.clone(), key.clone(), lease.clone(), tell));
+        Self { repo: repo.clone(), key, lease, lost, renewal }
+    }
+
+    /// Says how far the holder is; others see it after the next renewal.
+    pub fn progress(&self, progress: LeaseProgress) {
+        lock(&self.lease).progress = Some(progress);
+    }
+
+    /// Makes sure that the lease is still ours, for a while from now on.
+    ///
+    /// # Errors
+    /// When it is not, or that cannot be told.
+    pub async fn confirm(&self) -> Result<()> {
+        match store(&self.repo, &self.key, &self.lease).await? {
+            true => Ok(()),
+            false => Err(gone(&self.key)),
+        }
+    }
+
+    /// Ends when the lease is lost, with the reason.
+    pub async fn lost(&self) -> Error {
+        let mut lost = self.lost.clone();
+        match lost.wait_for(Option::is_some).await {
+            Ok(why) => {
+                why.as_ref().map_or_else(|| gone(&self.key), |why| gone(&self.key).detail(why.clone()))
+            }
+            // The renewal ends only by being aborted, which happens when this is dropped.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Gives the lease back.
+    ///
+    /// # Errors
+    /// As the repository fails; the lease then expires by itself.
+    pub async fn release(self) -> Result<()> {
+        self.renewal.abort();
+        let token = lock(&self.lease).token.clone();
+        let Some(bytes) = self.repo.read(&self.key).await? else { return Ok(()) };
+        if seal::read_document::<Lease>(&bytes).is_ok_and(|found| found.token == token) {
+            self.repo.remove(&self.key).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Renews a lease until it is lost.
+async fn renew(repo: SharedRepo, key: Key, lease: Arc<Mutex<Lease>>, lost: watch::Sender<Option<String>>) {
+    let mut good = Instant::now();
+    loop {
+        tokio::time::sleep(RENEW).await;
+        match store(&repo, &key, &lease).await {
+            Ok(true) => good = Instant::now(),
+            Ok(false) => {
+                lost.send_replace(Some("Somebody else has taken or removed it.".to_owned()));
+                return;
+            }
+            Err(error) if good.elapsed() + MARGIN >= LIFE => {
+                lost.send_replace(Some(format!("It could not be renewed: {error}.")));
+                return;
+            }
+            Err(error) => tracing::warn!(%error, %key, "could not renew the lease"),
+        }
+    }
+}
+
+/// Stores the lease anew; `false` if it is no longer ours.
+async fn store(repo: &SharedRepo, key: &Key, lease: &Mutex<Lease>) -> Result<bool> {
+    let Some((bytes, version)) = repo.read_versioned(key).await? else { return Ok(false) };
+    let mut renewed = lock(lease).clone();
+    let now = Timestamp::now();
+    let ours = seal::read_document::<Lease>(&bytes).is_ok_and(|found| found.token == renewed.token);
+    // One that has ended may have been passed over by whoever removes what it names.
+    if !ours || now >= renewed.expires {
+        return Ok(false);
+    }
+    renewed.expires = now + signed(LIFE);
+    if repo.replace_if(key, &seal::write_document(&renewed), &version).await? == Put::Refused {
+        return Ok(false);
+    }
+    lock(lease).expires = renewed.expires;
+    Ok(true)
+}
+
+fn lock(lease: &Mutex<Lease>) -> MutexGuard<'_, Lease> {
+    lease.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn signed(span: Duration) -> SignedDuration {
+    SignedDuration::try_from(span).expect("a day at most")
+}
+
+fn busy(keys: &SystemKeys, lease: &Lease) -> Error {
+    let label = lease.labels.first().map(|label| format!(" {label}")).unwrap_or_default();
+    let since = lease.since.strftime("%Y-%m-%d %H:%M:%S UTC");
+    Error::new(ErrorKind::Locked, format!("cluster {} is making the backup{label}", keys.cluster()))
+        .detail(format!("Begun by {} at {since}.", lease.by))
+        .hint("Wait until it has ended; \"pgherd status\" shows how far it is.")
+}
+
+fn gone(key: &Key) -> Error {
+    Error::failed(format!("lost the lease {key} in the repository"))
+        .detail("What it kept may have been removed meanwhile.")
+}

@@ -1,0 +1,267 @@
+//! Work on a node's own files: it runs on the node, as its os-user, in a copy of this very program.
+//!
+//! The controller starts `LIB/HASH/pgherd node` through the host's door, gives it one [`NodeRequest`] as JSON on standard input, and reads
+//! [`Message`]s, one a line, on standard output. The last one is the report or the error. A child that ends without it is lost: what it
+//! did is unknown, and nothing is done again blindly. A child whose messages nobody reads any more stops.
+
+mod repository;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use repository::{RepoCall, RepoReply, repository, serve};
+
+use crate::engine::record::Failure;
+use crate::error::{Error, Result};
+use crate::host::{Command, Effect, Host, LineSink, RunAs, Stdin};
+use crate::ops::binary::{self, Build};
+use crate::ops::observe::Doors;
+use crate::pg::lsn::Lsn;
+use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
+use crate::repo::layout::Label;
+use crate::repo::manifest::Tablespace;
+use crate::units::ByteCount;
+
+/// What a child can be asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRequest {
+    /// One call to a repository; answered by [`RepoReply`].
+    Repository { url: String, call: RepoCall },
+    /// Copies a data directory into a backup; answered by [`Copied`].
+    CopyForBackup(Box<CopyForBackup>),
+}
+
+/// Copies the data directory of a node, in which a backup was started, into the repository: everything but the manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyForBackup {
+    pub url: String,
+    pub cluster: String,
+    pub label: Label,
+    pub system_identifier: SystemIdentifier,
+    pub data_directory: PathBuf,
+    /// Major version.
+    pub version: u32,
+    pub start_lsn: Lsn,
+    pub timeline: TimelineId,
+    pub tablespaces: Vec<DeclaredTablespace>,
+    /// Whether pages carry checksums.
+    pub data_checksums: bool,
+    pub blocks_a_file: u32,
+    /// 0: as many as there are cores.
+    pub workers: u32,
+    /// Bytes a second that may be read, if there is a limit.
+    pub rate_limit: Option<ByteCount>,
+    /// Level of zstd.
+    pub level: i32,
+}
+
+/// A tablespace as the server knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeclaredTablespace {
+    pub oid: u32,
+    pub location: PathBuf,
+}
+
+/// What a child has copied for a backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Copied {
+    pub tablespaces: Vec<Tablespace>,
+    pub files: u64,
+    pub directories: u64,
+    pub size: ByteCount,
+    pub stored: ByteCount,
+    pub objects: u32,
+    pub damaged: Vec<DamagedFile>,
+    pub damaged_pages: u64,
+    pub files_blake3: crate::repo::seal::Blake3,
+    pub files_stored: ByteCount,
+    /// What the operator should know, as whole sentences.
+    pub notes: Vec<String>,
+    pub workers: u32,
+}
+
+/// A file with pages whose checksum is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DamagedFile {
+    /// Relative to the data directory.
+    pub path: String,
+    /// Block numbers within the relation.
+    pub blocks: Vec<u32>,
+}
+
+/// How far a child is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    pub done: ByteCount,
+    pub total: ByteCount,
+    /// What `done` has become in the repository, for work that stores.
+    pub stored: ByteCount,
+}
+
+/// A line of a child.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    Progress(Progress),
+    Report(serde_json::Value),
+    Error(Failure),
+}
+
+/// Where a child's progress goes.
+pub type Told = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// How a child runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    Normal,
+    /// Takes processor and disk only when nobody else wants them (`nice -n 19`, `ionice -c 3`).
+    Low,
+}
+
+/// How long the work of a child may take: it ends itself, or is ended with the call.
+const LONG: Duration = Duration::from_secs(60 * 86_400);
+
+/// A host on which children can be started.
+#[derive(Debug, Clone)]
+pub struct NodeDoor {
+    host: Arc<dyn Host>,
+    program: PathBuf,
+}
+
+impl NodeDoor {
+    /// Opens the door of a host that the cluster uses, and puts the program there unless it is.
+    ///
+    /// # Errors
+    /// As [`binary::ensure_copy`].
+    pub async fn open(doors: &Doors, host: &str) -> Result<Self> {
+        let host = doors.shared_host(host);
+        let program = binary::ensure_copy(&*host, &doors.places, &Build::own()).await?;
+        Ok(Self { host, program })
+    }
+
+    pub fn host(&self) -> &dyn Host {
+        &*self.host
+    }
+
+    /// Has a child do what `request` asks, and returns its report.
+    ///
+    /// Dropping the future kills the child.
+    ///
+    /// # Errors
+    /// The child's own error; or that it was lost, and then what it did is unknown.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        request: &NodeRequest,
+        priority: Priority,
+        told: Told,
+    ) -> Result<T> {
+        let last: Arc<Mutex<Option<Message>>> = Arc::default();
+        let heard = Arc::clone(&last);
+        let lines: LineSink = Arc::new(move |is_stderr, line| {
+            if is_stderr {
+                return;
+            }
+            match serde_json::from_str(line) {
+                Ok(Message::Progress(progress)) => told(progress),
+                Ok(message @ (Message::Report(_) | Message::Error(_))) => {
+                    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+                }
+                Err(error) => tracing::warn!(%error, line, "a child said what we do not understand"),
+            }
+        });
+        let ended = self.host.stream(&self.command(request, priority), lines).await;
+        let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (last, ended) {
+            (Some(Message::Report(report)), Ok(_)) => serde_json::from_value(report).map_err(|error| {
+                Error::failed(format!("could not read the report from host {}", self.host.name()))
+                    .source(error)
+            }),
+            (Some(Message::Error(failure)), _) => Err(Error::from(&failure)),
+            (_, Err(error)) => Err(error.into()),
+            (_, Ok(_)) => {
+                Err(Error::failed(format!("pgherd on host {} ended without a report", self.host.name()))
+                    .detail("What it did is unknown."))
+            }
+        }
+    }
+
+    fn command(&self, request: &NodeRequest, priority: Priority) -> Command {
+        let program = self.program.display().to_string();
+        let command = match priority {
+            Priority::Normal => Command::new(&self.program),
+            Priority::Low => Command::new("nice").args(["-n", "19", "ionice", "-c", "3", &program]),
+        };
+        let input = serde_json::to_vec(request).expect("requests are plain data");
+        let mut command = command.arg("node").stdin(Stdin::Bytes(input)).user(RunAs::OsUser).timeout(LONG);
+        command.effect = request.effect();
+        command
+    }
+}
+
+impl NodeRequest {
+    fn effect(&self) -> Effect {
+        match self {
+            Self::Repository { call, .. } => call.effect(),
+            Self::CopyForBackup(_) => Effect::Changes,
+        }
+    }
+}
+
+/// How a child tells what it does. It stops when nobody listens any more: whoever started it is dead, and so is the session that
+/// holds the backup.
+pub struct Reporter {
+    write: Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>,
+    alone: AtomicBool,
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").field("alone", &self.alone).finish_non_exhaustive()
+    }
+}
+
+impl Reporter {
+    /// Makes one that writes lines with `write`.
+    pub fn new(write: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self { write: Box::new(write), alone: AtomicBool::new(false) }
+    }
+
+    fn say(&self, message: &Message) {
+        let line = serde_json::to_string(message).expect("messages have text keys");
+        if (self.write)(&line).is_err() {
+            self.alone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub fn progress(&self, progress: Progress) {
+        self.say(&Message::Progress(progress));
+    }
+
+    /// Tells how the work ended; the last line.
+    pub fn end<T: Serialize>(&self, ended: &Result<T>) {
+        match ended {
+            Ok(report) => self.say(&Message::Report(
+                serde_json::to_value(report).expect("reports have text keys and no failing Serialize"),
+            )),
+            Err(error) => self.say(&Message::Error(Failure::from(error))),
+        }
+    }
+
+    /// Tells whether nobody listens any more.
+    pub fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,281 @@
+//! The repository, for a controller that is not the os-user: each call is one child on a node.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{NodeDoor, NodeRequest, Priority};
+use crate::error::{Error, Result};
+use crate::host::Effect;
+use crate::repo::{
+    self, BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, SharedRepo, Upload, Version,
+    Versioned,
+};
+use crate::units::ByteCount;
+use std::sync::Arc;
+
+/// Bytes, in JSON as base64.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Bytes(Vec<u8>);
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A call of [`Repo`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RepoCall {
+    Read { key: Key },
+    ReadVersioned { key: Key },
+    ReadRange { key: Key, offset: u64, length: u64 },
+    Create { key: Key, bytes: Bytes },
+    ReplaceIf { key: Key, bytes: Bytes, version: Version },
+    Store { key: Key, bytes: Bytes },
+    List { folder: Option<Key> },
+    ListAll { folder: Key },
+    Remove { key: Key },
+    FreeSpace,
+}
+
+impl RepoCall {
+    pub(super) fn effect(&self) -> Effect {
+        match self {
+            Self::Read { .. }
+            | Self::ReadVersioned { .. }
+            | Self::ReadRange { .. }
+            | Self::List { .. }
+            | Self::ListAll { .. }
+            | Self::FreeSpace => Effect::Reads,
+            Self::Create { .. } | Self::ReplaceIf { .. } | Self::Store { .. } | Self::Remove { .. } => {
+                Effect::Changes
+            }
+        }
+    }
+
+    /// A fragment that says what is done.
+    fn doing(&self) -> String {
+        match self {
+            Self::Read { key } | Self::ReadVersioned { key } | Self::ReadRange { key, .. } => {
+                format!("read {key}")
+            }
+            Self::Create { key, .. } | Self::Store { key, .. } => format!("store {key}"),
+            Self::ReplaceIf { key, .. } => format!("replace {key}"),
+            Self::List { folder: None } => "list the clusters".to_owned(),
+            Self::List { folder: Some(folder) } | Self::ListAll { folder } => format!("list {folder}"),
+            Self::Remove { key } => format!("remove {key}"),
+            Self::FreeSpace => "see how much room is left".to_owned(),
+        }
+    }
+}
+
+/// What a call gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RepoReply {
+    Bytes(Option<Bytes>),
+    Versioned(Option<(Bytes, Version)>),
+    Put(Put),
+    Stored,
+    Level(Level),
+    Listed(Vec<Listed>),
+    Removed(bool),
+    Space(Option<ByteCount>),
+    Failed(RepoError),
+}
+
+/// Makes a call, in the child.
+pub fn serve(url: &str, call: RepoCall) -> RepoReply {
+    let repo = match repo::open(url) {
+        Ok(repo) => repo,
+        Err(error) => return RepoReply::Failed(error),
+    };
+    let made = match call {
+        RepoCall::Read { key } => repo::now(repo.read(&key)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes))),
+        RepoCall::ReadVersioned { key } => repo::now(repo.read_versioned(&key))
+            .map(|found| RepoReply::Versioned(found.map(|(bytes, version)| (Bytes(bytes), version)))),
+        RepoCall::ReadRange { key, offset, length } => {
+            repo::now(repo.read_range(&key, offset, length)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes)))
+        }
+        RepoCall::Create { key, bytes } => repo::now(repo.create(&key, &bytes.0)).map(RepoReply::Put),
+        RepoCall::ReplaceIf { key, bytes, version } => {
+            repo::now(repo.replace_if(&key, &bytes.0, &version)).map(RepoReply::Put)
+        }
+        RepoCall::Store { key, bytes } => repo::now(repo.store(&key, &bytes.0)).map(|()| RepoReply::Stored),
+        RepoCall::List { folder } => repo::now(repo.list(folder.as_ref())).map(RepoReply::Level),
+        RepoCall::ListAll { folder } => repo::now(repo.list_all(&folder)).map(RepoReply::Listed),
+        RepoCall::Remove { key } => repo::now(repo.remove(&key)).map(RepoReply::Removed),
+        RepoCall::FreeSpace => repo::now(repo.free_space()).map(RepoReply::Space),
+    };
+    made.unwrap_or_else(RepoReply::Failed)
+}
+
+/// Opens a repository for the controller: directly where the caller is the os-user, else through children on this node.
+///
+/// # Errors
+/// When there is no repository at `url`, or it cannot be read.
+pub async fn repository(door: &NodeDoor, url: &str) -> Result<SharedRepo> {
+    if door.host().caller() == door.host().os_user() {
+        return Ok(repo::open(url)?);
+    }
+    let repo = ThroughNode { door: door.clone(), url: url.to_owned() };
+    // A repository that is not there is told now, and not in the middle of something.
+    let about = repo::layout::repository();
+    match repo.read(&about).await? {
+        Some(_) => Ok(Arc::new(repo)),
+        None => Err(Error::from(RepoError {
+            kind: RepoErrorKind::Missing,
+            url: url.to_owned(),
+            doing: format!("read {about}"),
+            why: "it is not there".to_owned(),
+        })),
+    }
+}
+
+/// A repository behind the door of a node.
+#[derive(Debug)]
+struct ThroughNode {
+    door: NodeDoor,
+    url: String,
+}
+
+impl ThroughNode {
+    async fn call(&self, call: RepoCall) -> repo::Result<RepoReply> {
+        let doing = call.doing();
+        let request = NodeRequest::Repository { url: self.url.clone(), call };
+        let reply = self.door.call::<RepoReply>(&request, Priority::Normal, Arc::new(|_| ())).await;
+        match reply {
+            Ok(RepoReply::Failed(error)) => Err(error),
+            Ok(reply) => Ok(reply),
+            Err(error) => {
+                let why = error.detail_text().map_or_else(String::new, |detail| format!(": {detail}"));
+                Err(self.error(RepoErrorKind::Passing, doing, format!("{error}{why}")))
+            }
+        }
+    }
+
+    fn error(&self, kind: RepoErrorKind, doing: String, why: String) -> RepoError {
+        RepoError { kind, url: self.url.clone(), doing, why }
+    }
+
+    fn unexpected(&self, doing: String) -> RepoError {
+        self.error(RepoErrorKind::Other, doing, "the answer was one to another question".to_owned())
+    }
+}
+
+/// Makes a call and takes the one kind of answer that fits.
+macro_rules! answer {
+    ($repo:ident, $call:expr, $reply:pat => $value:expr) => {
+        Box::pin(async move {
+            let call = $call;
+            let doing = call.doing();
+            match $repo.call(call).await? {
+                $reply => Ok($value),
+                _ => Err($repo.unexpected(doing)),
+            }
+        })
+    };
+}
+
+impl Repo for ThroughNode {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn read<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, repo::Result<Option<Vec<u8>>>> {
+        answer!(self, RepoCall::Read { key: key.clone() }, RepoReply::Bytes(bytes) => bytes.map(|b| b.0))
+    }
+
+    fn read_versioned<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, repo::Result<Option<Versioned>>> {
+        answer!(self, RepoCall::ReadVersioned { key: key.clone() },
+            RepoReply::Versioned(found) => found.map(|(bytes, version)| (bytes.0, version)))
+    }
+
+    fn read_range<'a>(
+        &'a self,
+        key: &'a Key,
+        offset: u64,
+        length: u64,
+    ) -> BoxFuture<'a, repo::Result<Option<Vec<u8>>>> {
+        answer!(self, RepoCall::ReadRange { key: key.clone(), offset, length },
+            RepoReply::Bytes(bytes) => bytes.map(|b| b.0))
+    }
+
+    fn create<'a>(&'a self, key: &'a Key, bytes: &'a [u8]) -> BoxFuture<'a, repo::Result<Put>> {
+        answer!(self, RepoCall::Create { key: key.clone(), bytes: Bytes(bytes.to_vec()) }, RepoReply::Put(put) => put)
+    }
+
+    fn replace_if<'a>(
+        &'a self,
+        key: &'a Key,
+        bytes: &'a [u8],
+        version: &'a Version,
+    ) -> BoxFuture<'a, repo::Result<Put>> {
+        let (key, bytes, version) = (key.clone(), Bytes(bytes.to_vec()), version.clone());
+        answer!(self, RepoCall::ReplaceIf { key, bytes, version }, RepoReply::Put(put) => put)
+    }
+
+    fn store<'a>(&'a self, key: &'a Key, bytes: &'a [u8]) -> BoxFuture<'a, repo::Result<()>> {
+        answer!(self, RepoCall::Store { key: key.clone(), bytes: Bytes(bytes.to_vec()) }, RepoReply::Stored => ())
+    }
+
+    fn upload<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, repo::Result<Box<dyn Upload>>> {
+        Box::pin(async move {
+            // What is large is written on the node itself.
+            let (door, url) = (self.door.clone(), self.url.clone());
+            let upload = Collected { repo: Self { door, url }, key: key.clone(), bytes: Vec::new() };
+            Ok(Box::new(upload) as Box<dyn Upload>)
+        })
+    }
+
+    fn list<'a>(&'a self, folder: Option<&'a Key>) -> BoxFuture<'a, repo::Result<Level>> {
+        answer!(self, RepoCall::List { folder: folder.cloned() }, RepoReply::Level(level) => level)
+    }
+
+    fn list_all<'a>(&'a self, folder: &'a Key) -> BoxFuture<'a, repo::Result<Vec<Listed>>> {
+        answer!(self, RepoCall::ListAll { folder: folder.clone() }, RepoReply::Listed(listed) => listed)
+    }
+
+    fn remove<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, repo::Result<bool>> {
+        answer!(self, RepoCall::Remove { key: key.clone() }, RepoReply::Removed(removed) => removed)
+    }
+
+    fn free_space<'a>(&'a self) -> BoxFuture<'a, repo::Result<Option<ByteCount>>> {
+        answer!(self, RepoCall::FreeSpace, RepoReply::Space(space) => space)
+    }
+}
+
+/// A small object that is collected and then stored in one call.
+struct Collected {
+    repo: ThroughNode,
+    key: Key,
+    bytes: Vec<u8>,
+}
+
+impl Upload for Collected {
+    fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BoxFuture<'a, repo::Result<()>> {
+        self.bytes.extend_from_slice(bytes);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn finish(self: Box<Self>) -> BoxFuture<'static, repo::Result<()>> {
+        Box::pin(async move { self.repo.store(&self.key, &self.bytes).await })
+    }
+}

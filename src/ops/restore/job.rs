@@ -1,0 +1,83 @@
+//! What the copy of a restore is told: plain data, since it runs in a child on the node.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::pg::system::SystemIdentifier;
+use crate::repo::layout::Label;
+use crate::units::ByteCount;
+
+/// Copies a backup into a data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyForRestore {
+    pub url: String,
+    pub cluster: String,
+    pub system_identifier: SystemIdentifier,
+    pub label: Label,
+    pub data_directory: PathBuf,
+    /// Where each tablespace of the backup goes, by OID.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+    pub claim: Claim,
+    pub dressing: Dressing,
+    /// 0: as many as there are cores.
+    pub workers: u32,
+}
+
+/// Why the directory may be written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Claim {
+    /// It is new or empty, or holds what an earlier run of this very restore left: then only what differs is written.
+    Scratch { id: String },
+    /// A node's directory, which is new or empty.
+    Node {},
+    /// A node's directory, which the node's marker claims: only what differs from the backup is written.
+    NodeDelta {},
+}
+
+/// How the restored directory starts: its configuration, and whether it recovers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dressing {
+    /// Content of `pgherd.conf`; `None` leaves what the backup has.
+    pub shared: Option<String>,
+    /// Content of `pgherd.node.conf`.
+    pub node: String,
+    /// Who may be the superuser over the Unix socket.
+    pub users: Vec<String>,
+    /// Settings that are taken out of `postgresql.conf` and `postgresql.auto.conf`.
+    pub neutral: Vec<String>,
+    pub signal: Option<Signal>,
+}
+
+/// The file that has a server recover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signal {
+    /// `recovery.signal`: to the target.
+    Recovery,
+    /// `standby.signal`: until it is promoted.
+    Standby,
+}
+
+/// What was copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restored {
+    pub files: u64,
+    pub directories: u64,
+    /// Bytes of all files.
+    pub size: ByteCount,
+    /// Bytes that were read from the repository.
+    pub fetched: ByteCount,
+    /// Bytes that were written; less than `size` where files have holes, or what was there was right already.
+    pub written: ByteCount,
+    /// Files and directories that were removed since the backup does not have them.
+    pub removed: u64,
+    pub workers: u32,
+    /// What the operator should know, as whole sentences.
+    pub notes: Vec<String>,
+}
