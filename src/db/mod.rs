@@ -6,6 +6,7 @@ pub mod backup;
 pub mod connect;
 pub mod logins;
 pub mod objects;
+pub mod promotion;
 pub mod queries;
 
 pub use connect::{
