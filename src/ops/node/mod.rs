@@ -5,6 +5,7 @@
 //! did is unknown, and nothing is done again blindly. A child whose messages nobody reads any more stops.
 
 mod repository;
+pub mod restore;
 
 use std::io;
 use std::path::PathBuf;
@@ -37,6 +38,10 @@ pub enum NodeRequest {
     Repository { url: String, call: RepoCall },
     /// Copies a data directory into a backup; answered by [`Copied`].
     CopyForBackup(Box<CopyForBackup>),
+    /// Chooses backup and WAL for a restore; answered by `ops::restore::survey::Survey`.
+    PlanForRestore(Box<restore::PlanForRestore>),
+    /// Copies a backup into a data directory; answered by [`restore::Restored`].
+    CopyForRestore(Box<restore::CopyForRestore>),
 }
 
 /// Copies the data directory of a node, in which a backup was started, into the repository: everything but the manifest.
@@ -223,7 +228,8 @@ impl NodeRequest {
     fn effect(&self) -> Effect {
         match self {
             Self::Repository { call, .. } => call.effect(),
-            Self::CopyForBackup(_) => Effect::Changes,
+            Self::PlanForRestore(_) => Effect::Reads,
+            Self::CopyForBackup(_) | Self::CopyForRestore(_) => Effect::Changes,
         }
     }
 }

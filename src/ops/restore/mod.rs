@@ -2,7 +2,8 @@
 
 pub mod copy;
 pub mod dress;
-pub mod job;
 mod place;
+pub mod recover;
 mod source;
+pub mod survey;
 pub mod target;
