@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use super::{App, Outcome};
 use crate::error::{Error, Result};
-use crate::ops::backup;
+use crate::ops::backup::{self, expire, verify};
 use crate::ops::node::{self, NodeRequest, Reporter};
 use crate::ops::restore;
 use crate::ui;
@@ -29,6 +29,12 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         NodeRequest::CopyForBackup(request) => reporter.end(&backup::copy::run(&request, &reporter)),
         NodeRequest::PlanForRestore(request) => reporter.end(&restore::survey::survey(&request)),
         NodeRequest::CopyForRestore(request) => reporter.end(&restore::copy::run(&request, &reporter)),
+        NodeRequest::ExpireBackups(request) => {
+            reporter.end(&super::block_on(expire::run(&request, &reporter)).flatten());
+        }
+        NodeRequest::VerifyBackups(request) => {
+            reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
+        }
     }
     Ok(Exit::Done)
 }

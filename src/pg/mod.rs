@@ -15,4 +15,5 @@ pub mod system;
 pub mod timeline;
 pub mod version;
 pub mod wal_file;
+pub mod wal_header;
 pub mod wal_record;
