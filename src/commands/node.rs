@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use super::{App, Outcome};
 use crate::error::{Error, Result};
-use crate::ops::backup::copy;
+use crate::ops::backup::{copy, expire, verify};
 use crate::ops::node::{self, NodeRequest, Reporter};
 use crate::ui;
 use crate::ui::exit::Exit;
@@ -26,6 +26,12 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
     match request {
         NodeRequest::Repository { url, call } => reporter.end(&Ok(node::serve(&url, call))),
         NodeRequest::CopyForBackup(request) => reporter.end(&copy::run(&request, &reporter)),
+        NodeRequest::ExpireBackups(request) => {
+            reporter.end(&super::block_on(expire::run(&request, &reporter)).flatten());
+        }
+        NodeRequest::VerifyBackups(request) => {
+            reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
+        }
     }
     Ok(Exit::Done)
 }

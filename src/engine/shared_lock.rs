@@ -74,6 +74,8 @@ pub enum Claim<'a> {
     New,
     /// The operation that is to be resumed, undone or abandoned.
     Operation(&'a OperationId),
+    /// The same, although its holder may live: the journal has stopped it.
+    TakeOver(&'a OperationId),
 }
 
 impl SharedLock {
@@ -92,7 +94,7 @@ impl SharedLock {
         let key = ClusterKeys::new(cluster).lock();
         let deadline = Instant::now() + wait;
         let mut held = fresh()?;
-        if let Claim::Operation(id) = claim {
+        if let Claim::Operation(id) | Claim::TakeOver(id) = claim {
             held.operation = Some(id.clone());
         }
         loop {
@@ -188,14 +190,17 @@ enum Standing {
 
 impl Held {
     fn state(&self, claim: Claim<'_>, ended: &(dyn Fn(&OperationId) -> bool + Sync)) -> Standing {
-        if self.lives() {
+        let wanted = match claim {
+            Claim::New => None,
+            Claim::Operation(id) | Claim::TakeOver(id) => Some(id),
+        };
+        let same = self.operation.is_some() && self.operation.as_ref() == wanted;
+        if self.lives() && !(same && matches!(claim, Claim::TakeOver(_))) {
             return Standing::Held;
         }
-        match (&self.operation, claim) {
-            (None, _) => Standing::Free,
-            (Some(left), Claim::Operation(id)) if left == id => Standing::Free,
-            (Some(left), _) if ended(left) => Standing::Free,
-            (Some(left), _) => Standing::Unfinished(left.clone()),
+        match &self.operation {
+            Some(left) if !same && !ended(left) => Standing::Unfinished(left.clone()),
+            Some(_) | None => Standing::Free,
         }
     }
 

@@ -11,7 +11,6 @@ use sha2::{Digest as _, Sha256};
 use crate::db::queries;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock::Lock;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
@@ -23,8 +22,10 @@ use crate::ops::apply::{self, Context, Way};
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
 use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
-use crate::topology::claim::{self, PoolerProfile, Profile};
-use crate::topology::model::{Cluster, Node, PoolMode, Poolers, Postgres, Promote};
+use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
+use crate::topology::model::{
+    BackupSource, Backups, Cluster, Node, PoolMode, Poolers, Postgres, Promote, Repository,
+};
 use crate::topology::places::Places;
 
 /// The kind of this operation in its journal.
@@ -226,7 +227,7 @@ pub async fn run(
     events: &EventSink,
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
-    let lock = Lock::take(&context.store, &removal.input.cluster, wait).await?;
+    let lock = context.locker(&as_cluster(&removal.input)).take(wait).await?;
     let fresh = plan(context, &removal.input.cluster, removal.node.as_deref()).await?;
     if fresh.input != removal.input || fresh.stages != removal.stages {
         return Err(Error::refused(format!(
@@ -277,6 +278,7 @@ pub async fn go_on(
             .hint("Use the version of pgherd that began it.")
             .source(error)
     })?;
+    context.locker(&as_cluster(&input)).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
     match way {
         Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
@@ -344,6 +346,22 @@ fn claimed(profile: &Profile, observed: &ClusterObserved) -> Result<()> {
     }
 }
 
+/// Returns the cluster that a journal's input names.
+pub fn cluster_of(input: &serde_json::Value) -> Option<Cluster> {
+    serde_json::from_value(input.clone()).ok().map(|input| as_cluster(&input))
+}
+
+/// What a profile knows of backups: where they are. Nothing is kept or removed by the rest.
+fn archived(archive: &Archive) -> Backups {
+    Backups {
+        repository: Repository { name: archive.repository.clone(), url: archive.url.clone() },
+        from: BackupSource::Standby,
+        window: None,
+        keep_full: None,
+        minimum_full: 1,
+    }
+}
+
 /// The cluster as its profiles tell it.
 fn as_cluster(input: &Input) -> Cluster {
     let first = input.profiles.first();
@@ -384,7 +402,7 @@ fn as_cluster(input: &Input) -> Cluster {
             pools: Vec::new(),
         }),
         objectives: BTreeMap::new(),
-        backups: None,
+        backups: first.and_then(|profile| profile.archive.as_ref()).map(archived),
         drills: None,
     }
 }

@@ -7,6 +7,8 @@ pub mod dir;
 pub mod faulty;
 pub mod layout;
 pub mod manifest;
+pub mod place;
+pub mod primary;
 pub mod retry;
 pub mod seal;
 

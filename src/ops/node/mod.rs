@@ -37,6 +37,50 @@ pub enum NodeRequest {
     Repository { url: String, call: RepoCall },
     /// Copies a data directory into a backup; answered by [`Copied`].
     CopyForBackup(Box<CopyForBackup>),
+    /// Removes the backups and the WAL that no rule keeps; answered by `ops::backup::expire::Expired`.
+    ExpireBackups(ExpireBackups),
+    /// Checks what the repository holds of a cluster; answered by `ops::backup::verify::Verified`.
+    VerifyBackups(VerifyBackups),
+}
+
+/// Removes the backups and the WAL of a cluster that no rule keeps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpireBackups {
+    pub url: String,
+    pub cluster: String,
+    pub window: Option<Duration>,
+    pub keep_full: Option<u32>,
+    pub minimum_full: u32,
+    /// The backups that the operator agreed to lose; `None`: only look.
+    pub agreed: Option<Vec<Label>>,
+}
+
+/// Checks what the repository holds of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyBackups {
+    pub url: String,
+    pub cluster: String,
+    /// Empty: all of them, and everything else.
+    pub labels: Vec<Label>,
+    pub depth: VerifyDepth,
+    /// For what is chosen by chance.
+    pub seed: u64,
+    /// 0: as many as there are cores.
+    pub workers: u32,
+}
+
+/// How deep a verification goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyDepth {
+    /// Listings, and every small document.
+    Quick,
+    /// And chunks and WAL files by chance.
+    Sampled,
+    /// And every byte.
+    Full,
 }
 
 /// Copies the data directory of a node, in which a backup was started, into the repository: everything but the manifest.
@@ -147,8 +191,16 @@ impl NodeDoor {
     /// # Errors
     /// As [`binary::ensure_copy`].
     pub async fn open(doors: &Doors, host: &str) -> Result<Self> {
+        Self::with(doors, host, &Build::own()).await
+    }
+
+    /// Opens it for another build than the one that runs.
+    ///
+    /// # Errors
+    /// As [`NodeDoor::open`].
+    pub async fn with(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
         let host = doors.shared_host(host);
-        let program = binary::ensure_copy(&*host, &doors.places, &Build::own()).await?;
+        let program = binary::ensure_copy(&*host, &doors.places, build).await?;
         Ok(Self { host, program })
     }
 
@@ -215,7 +267,7 @@ impl NodeRequest {
     fn effect(&self) -> Effect {
         match self {
             Self::Repository { call, .. } => call.effect(),
-            Self::CopyForBackup(_) => Effect::Changes,
+            Self::CopyForBackup(_) | Self::ExpireBackups(_) | Self::VerifyBackups(_) => Effect::Changes,
         }
     }
 }
