@@ -41,6 +41,16 @@ pub enum NodeRequest {
     ExpireBackups(ExpireBackups),
     /// Checks what the repository holds of a cluster; answered by `ops::backup::verify::Verified`.
     VerifyBackups(VerifyBackups),
+    /// Lists the WAL archive of a cluster; answered by `ops::wal::WalList`.
+    ListWal(ListWal),
+}
+
+/// Lists the WAL archive of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListWal {
+    pub url: String,
+    pub cluster: String,
 }
 
 /// Removes the backups and the WAL of a cluster that no rule keeps.
@@ -268,6 +278,7 @@ impl NodeRequest {
         match self {
             Self::Repository { call, .. } => call.effect(),
             Self::CopyForBackup(_) | Self::ExpireBackups(_) | Self::VerifyBackups(_) => Effect::Changes,
+            Self::ListWal(_) => Effect::Reads,
         }
     }
 }
