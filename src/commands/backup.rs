@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::backup_care::{self, ExpireArgs, PinArgs, UnpinArgs, VerifyArgs};
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, Result};
@@ -29,6 +30,10 @@ pub struct BackupArgs {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Create(CreateArgs),
+    Verify(VerifyArgs),
+    Expire(ExpireArgs),
+    Pin(PinArgs),
+    Unpin(UnpinArgs),
 }
 
 /// Make a full backup of each cluster that declares backups, while it runs
@@ -83,6 +88,10 @@ fn parse_rate(text: &str) -> Result<ByteCount, String> {
 pub fn run(args: &BackupArgs, app: &mut App) -> Outcome {
     match &args.verb {
         Verb::Create(args) => super::block_on(create(args, app))?,
+        Verb::Verify(args) => super::block_on(backup_care::verify(args, app))?,
+        Verb::Expire(args) => super::block_on(backup_care::expire(args, app))?,
+        Verb::Pin(args) => super::block_on(backup_care::pin(args, app))?,
+        Verb::Unpin(args) => super::block_on(backup_care::unpin(args, app))?,
     }
 }
 
@@ -96,10 +105,7 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
         rate_limit: args.rate_limit,
         archive_timeout: args.archive_timeout,
     };
-    let mut clusters = app.clusters(&herd)?;
-    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
-        clusters.retain(|cluster| cluster.backups.is_some());
-    }
+    let clusters = with_backups(app, &herd)?;
     let interrupt = app.interrupt()?;
     let mut failed = Vec::new();
     let mut damaged = false;
@@ -120,6 +126,15 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
         (true, true) => Ok(Exit::Partial),
         (true, false) => Ok(Exit::Done),
     }
+}
+
+/// Returns the clusters that were asked for; without a name those that declare backups, if there are any.
+pub(super) fn with_backups<'h>(app: &App, herd: &'h Herd) -> Result<Vec<&'h Cluster>> {
+    let mut clusters = app.clusters(herd)?;
+    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
+        clusters.retain(|cluster| cluster.backups.is_some());
+    }
+    Ok(clusters)
 }
 
 async fn one(

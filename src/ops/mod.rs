@@ -13,6 +13,7 @@ pub mod observe;
 pub mod plan;
 pub mod pooler;
 pub mod provision;
+pub mod restore;
 pub mod roles;
 pub mod status;
 pub mod wal;

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod operation;
 pub mod plan;
 pub mod status;
+pub mod trust;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};

@@ -298,7 +298,7 @@ fn could_not_make(host: &dyn Host, repository: &Repository, error: HostError) ->
 }
 
 /// Has the primary finish a segment, and waits until it is in the repository and the archiver has crossed it off.
-pub(super) async fn prove(
+pub(crate) async fn prove(
     world: &World,
     node: &str,
     repository: &str,

@@ -5,6 +5,7 @@
 //! did is unknown, and nothing is done again blindly. A child whose messages nobody reads any more stops.
 
 mod repository;
+pub mod restore;
 
 use std::io;
 use std::path::PathBuf;
@@ -37,6 +38,10 @@ pub enum NodeRequest {
     Repository { url: String, call: RepoCall },
     /// Copies a data directory into a backup; answered by [`Copied`].
     CopyForBackup(Box<CopyForBackup>),
+    /// Chooses backup and WAL for a restore; answered by `ops::restore::survey::Survey`.
+    PlanForRestore(Box<restore::PlanForRestore>),
+    /// Copies a backup into a data directory; answered by [`restore::Restored`].
+    CopyForRestore(Box<restore::CopyForRestore>),
     /// Removes the backups and the WAL that no rule keeps; answered by `ops::backup::expire::Expired`.
     ExpireBackups(ExpireBackups),
     /// Checks what the repository holds of a cluster; answered by `ops::backup::verify::Verified`.
@@ -267,7 +272,11 @@ impl NodeRequest {
     fn effect(&self) -> Effect {
         match self {
             Self::Repository { call, .. } => call.effect(),
-            Self::CopyForBackup(_) | Self::ExpireBackups(_) | Self::VerifyBackups(_) => Effect::Changes,
+            Self::PlanForRestore(_) => Effect::Reads,
+            Self::CopyForBackup(_)
+            | Self::CopyForRestore(_)
+            | Self::ExpireBackups(_)
+            | Self::VerifyBackups(_) => Effect::Changes,
         }
     }
 }

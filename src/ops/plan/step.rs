@@ -133,7 +133,7 @@ impl Sign {
 /// A step with what an operator wants to know before it runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PlannedStep {
+pub struct PlannedStep<S = ApplyStep> {
     pub sign: Sign,
     /// A node (`inventory-a`), a host, `pooler`, or the cluster.
     pub subject: String,
@@ -145,5 +145,5 @@ pub struct PlannedStep {
     pub impact: Option<String>,
     /// How it is taken back.
     pub undo: String,
-    pub step: ApplyStep,
+    pub step: S,
 }
