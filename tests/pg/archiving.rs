@@ -239,11 +239,11 @@ fn a_birth_whose_wal_is_refused_says_what_the_server_said_and_leaves_nothing() {
     ]);
     herd.nothing_is_left();
     assert_eq!(archived(&herd), kept);
-    fs::remove_file(&copy).expect("it is ours");
+    fs::remove_file(&copy).and_then(|()| fs::copy(binary(), &copy)).expect("it is ours");
     // What another cluster of this name archived stays apart, and the plan says so.
     herd.plan()
         .ends_with(0)
-        .tells(&["also holds WAL or backups of another cluster that was called inventory"]);
+        .says(&["also holds WAL or backups of another cluster that was called inventory"]);
     herd.apply().ends_with(0);
     arrives(&herd);
 }
