@@ -3,10 +3,15 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use super::{App, Outcome};
-use crate::ops::wal::{self, Fetched, Pushed, Recovery};
-use crate::ui::Verbosity;
+use super::{App, Failure, Outcome};
+use crate::error::{Error, ErrorKind};
+use crate::ops::apply::Context;
+use crate::ops::node::NodeDoor;
+use crate::ops::observe::Doors;
+use crate::ops::wal::{self, Fetched, Pushed, Recovery, WalList};
+use crate::topology::model::Cluster;
 use crate::ui::exit::Exit;
+use crate::ui::{self, Verbosity};
 
 /// The WAL archive: what servers call, and what it holds
 ///
@@ -19,9 +24,22 @@ pub struct WalArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    List(ListArgs),
     Push(PushArgs),
     Fetch(FetchArgs),
 }
+
+/// Show what the archive holds: runs of WAL a timeline, every gap, and which moments can be restored
+///
+/// A moment can be restored if a backup ended before it and all WAL from that backup's begin up to the moment is archived: from the end
+/// of the oldest such backup to the last archived commit, which is read from the WAL itself. Segments, gaps and histories are told from
+/// listings. Needs the repository only; no server has to run. Changes nothing.
+///
+/// Exit codes: 0 listed (also when there are gaps), 1 something that has to be read is damaged, 10 no repository, or no WAL of the cluster.
+///
+/// Example: pgherd wal list --cluster inventory
+#[derive(Debug, clap::Args)]
+struct ListArgs {}
 
 /// Store a WAL file in the archive; PostgreSQL's archive_command
 ///
@@ -64,11 +82,41 @@ struct FetchArgs {
     path: PathBuf,
 }
 
-pub fn run(args: &WalArgs, app: &App) -> Outcome {
+pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
     match &args.verb {
+        Verb::List(ListArgs {}) => super::block_on(list(app))?,
         Verb::Push(args) => push(args, app),
         Verb::Fetch(args) => fetch(args, app),
     }
+}
+
+async fn list(app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let mut clusters = app.clusters(&herd)?;
+    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
+        clusters.retain(|cluster| cluster.backups.is_some());
+    }
+    let mut lists = Vec::new();
+    let mut failed = Vec::new();
+    for cluster in clusters {
+        match app.within(list_of(cluster, &context)).await? {
+            Ok(list) => lists.push(list),
+            Err(error) => failed.push(error),
+        }
+    }
+    ui::wal::print(&mut app.ui, &herd.name, &lists);
+    if failed.is_empty() { Ok(Exit::Done) } else { Err(Failure::Errors(failed)) }
+}
+
+async fn list_of(cluster: &Cluster, context: &Context) -> Result<WalList, Error> {
+    let Some(backups) = &cluster.backups else {
+        return Err(Error::new(ErrorKind::NotFound, format!("{} has no archive", cluster.name))
+            .hint("Declare \"backups\" for it in the topology, then run \"pgherd apply\"."));
+    };
+    let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
+    let door = NodeDoor::with(&doors, &cluster.preferred().host, &context.build).await?;
+    wal::list(&door, &backups.repository, &cluster.name).await
 }
 
 /// What is said on success would fill the server's log, except that something was mended.
@@ -77,7 +125,9 @@ fn push(args: &PushArgs, app: &App) -> Outcome {
         Pushed::Stored { file, size, stored } => verbose(app, format!("{file}: {size} stored as {stored}")),
         Pushed::AlreadyThere { file } => verbose(app, format!("{file}: the same is there already")),
         Pushed::Mended { file, damage } => {
-            app.ui.message(format!("{file} was damaged in the archive ({damage}) and has been replaced by the same content"));
+            app.ui.message(format!(
+                "{file} was damaged in the archive ({damage}) and has been replaced by the same content"
+            ));
         }
     }
     Ok(Exit::Done)
@@ -109,7 +159,7 @@ impl WalArgs {
         match self.verb {
             Verb::Fetch(_) if !matches!(ended, Exit::Done | Exit::Absent) => trouble(),
             Verb::Push(_) if ended.code() > 125 => Exit::Failed,
-            Verb::Push(_) | Verb::Fetch(_) => ended,
+            Verb::List(_) | Verb::Push(_) | Verb::Fetch(_) => ended,
         }
     }
 }
