@@ -26,6 +26,7 @@ mod plan_file;
 mod pooler;
 mod queries;
 mod repository_lock;
+mod restore;
 mod secrets;
 mod server;
 mod settings;
