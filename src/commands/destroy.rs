@@ -15,7 +15,8 @@ use crate::units;
 ///
 /// Stops the pooler and the nodes and removes their data directories, logs and files: only what pgherd's own markers claim, whether
 /// the topology file still names it or not. A data directory that is not what its marker says is refused and left alone. With --node
-/// only that node goes, and its slot on the primary; the primary of nodes that stay is refused.
+/// only that node goes, and its slot on the primary; the primary of nodes that stay is refused. Backups and archived WAL stay in their
+/// repository.
 ///
 /// Asks for the cluster's name; there is no undo. A killed run is finished by `pgherd operation resume`.
 ///
@@ -49,6 +50,9 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
     let removal = destroy::plan(&context, &args.name, args.node.as_deref()).await?;
     for line in &removal.lines {
         app.ui.note(format!("  - {line}"));
+    }
+    for line in &removal.stays {
+        app.ui.note(format!("  . {line}: stays"));
     }
     confirm(args, app, &removal)?;
     let interrupt = app.interrupt()?;

@@ -7,7 +7,7 @@ use crate::engine::event::{self, EventSink};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::lock;
 use crate::engine::operation::{self, Operation};
-use crate::engine::record::OperationId;
+use crate::engine::record::{Header, OperationId};
 use crate::engine::step::Step;
 use crate::engine::store::Listed;
 use crate::engine::view::OperationView;
@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::{self, Context, Way};
 use crate::ops::destroy::{self, DestroyStep};
 use crate::ops::plan::step::ApplyStep;
+use crate::topology::model::Cluster;
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::ui::journal::{Damaged, Row};
@@ -213,12 +214,26 @@ fn driver(app: &App, view: &OperationView) -> Result<Option<lock::Holder>> {
 }
 
 async fn abandon(args: &AbandonArgs, app: &mut App) -> Outcome {
-    let store = app.context()?.store;
-    let id = store.find(&args.id)?;
-    operation::abandon(&store, &id, &args.reason).await?;
+    let context = app.context()?;
+    let id = context.store.find(&args.id)?;
+    operation::abandon(&context.store, &id, &args.reason).await?;
+    if let Some(cluster) = cluster_of(&context.store.read(&id)?.header)
+        && let Err(error) = context.locker(&cluster).forget(&id).await
+    {
+        app.ui.note(format!("WARNING: the lock in the repository still names operation {id}: {error}"));
+    }
     app.ui.note(format!("operation {id} is abandoned; nothing else was changed"));
     app.ui.note("next     pgherd plan");
     Ok(Exit::Done)
+}
+
+/// Returns the cluster that an operation was given, which says where its repository is.
+fn cluster_of(header: &Header) -> Option<Cluster> {
+    match header.kind.as_str() {
+        apply::KIND => serde_json::from_value(header.input.get("cluster")?.clone()).ok(),
+        destroy::KIND => destroy::cluster_of(&header.input),
+        _ => None,
+    }
 }
 
 /// How an operation is claimed.

@@ -468,24 +468,30 @@ pub struct Archiver {
     pub last_failed: Option<(String, Timestamp)>,
     /// Files that wait to be archived.
     pub waiting: u64,
-    /// Whether the segment that was asked for is among them.
-    pub waits_for_it: bool,
 }
 
-/// Reads what the archiver has done, and whether it still has `segment` before it.
+impl Archiver {
+    /// Returns the file that failed last, unless something was archived since.
+    pub fn failing(&self) -> Option<&(String, Timestamp)> {
+        let newer = |failed: &&(String, Timestamp)| {
+            self.last_archived.as_ref().is_none_or(|(_, archived)| *archived < failed.1)
+        };
+        self.last_failed.as_ref().filter(newer)
+    }
+}
+
+/// Reads what the archiver has done.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn archiver(conn: &Conn, segment: SegmentName) -> Result<Archiver, DbError> {
+pub async fn archiver(conn: &Conn) -> Result<Archiver, DbError> {
     const WHAT: &str = "read archiver";
     const SQL: &str = "
 SELECT s.archived_count, s.failed_count,
        s.last_archived_wal, s.last_archived_time, s.last_failed_wal, s.last_failed_time,
-       (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS waiting,
-       EXISTS (SELECT FROM pg_ls_archive_statusdir() WHERE name = $1 || '.ready') AS waits_for_it
+       (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS waiting
 FROM pg_stat_archiver AS s";
-    let name = segment.to_string();
-    let row = conn.query_one(WHAT, SQL, &[(&name, Type::TEXT)]).await?;
+    let row = conn.query_one(WHAT, SQL, &[]).await?;
     let fields = Fields { conn, what: WHAT, row: &row };
     let last = |wal: &str, at: &str| -> Result<Option<(String, Timestamp)>, DbError> {
         Ok(fields.at::<Option<String>>(wal)?.zip(fields.at::<Option<Timestamp>>(at)?))
@@ -496,8 +502,19 @@ FROM pg_stat_archiver AS s";
         last_archived: last("last_archived_wal", "last_archived_time")?,
         last_failed: last("last_failed_wal", "last_failed_time")?,
         waiting: fields.at::<i64>("waiting")?.unsigned_abs(),
-        waits_for_it: fields.at("waits_for_it")?,
     })
+}
+
+/// Tells whether the archiver still has a segment before it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn waits_to_be_archived(conn: &Conn, segment: SegmentName) -> Result<bool, DbError> {
+    const WHAT: &str = "look for a segment";
+    const SQL: &str = "SELECT EXISTS (SELECT FROM pg_ls_archive_statusdir() WHERE name = $1) AS waits";
+    let name = format!("{segment}.ready");
+    let row = conn.query_one(WHAT, SQL, &[(&name, Type::TEXT)]).await?;
+    conn.field(WHAT, &row, "waits")
 }
 
 /// Writes something and has the server finish the segment that it is in; returns that segment.

@@ -129,8 +129,12 @@ impl Lock {
     /// Adds the lock of the same cluster in its repository, which keeps other machines away.
     #[must_use]
     pub fn with_shared(mut self, shared: SharedLock) -> Self {
-        self.shared = Some(shared);
+        self.set_shared(shared);
         self
+    }
+
+    pub(crate) fn set_shared(&mut self, shared: SharedLock) {
+        self.shared = Some(shared);
     }
 
     pub(crate) fn shared(&self) -> Option<&SharedLock> {

@@ -24,6 +24,7 @@ use crate::engine::record::{
     Actor, End, FORMAT, Failure, Header, OperationId, PlannedStage, PlannedStep, ProbeFound, Record,
     TopologyFile,
 };
+use crate::engine::shared_lock::SharedLock;
 use crate::engine::step::{Cx, Found, Progress, Reversal, Stage, Step, StepError, Unit};
 use crate::engine::store::{Listed, Store};
 use crate::engine::view::{Ended, OperationView, ProgressView, StepState, StepView, TurnedBack};
@@ -51,6 +52,7 @@ pub struct Operation<S> {
     /// Whether this drive has yet to tell the journal that it begins.
     announce: bool,
     lock: Lock,
+    taken_over: bool,
 }
 
 /// How a drive ended.
@@ -103,7 +105,13 @@ impl<S: Step> Operation<S> {
             stages: stages.clone(),
         })?;
         lock.name_operation(journal.id());
-        Ok(Self { journal: Mutex::new(journal), stages: intent.stages, announce: false, lock })
+        Ok(Self {
+            journal: Mutex::new(journal),
+            stages: intent.stages,
+            announce: false,
+            lock,
+            taken_over: false,
+        })
     }
 
     /// Opens an operation that no process drives any more, to resume or undo it; waits up to `wait` for one that does.
@@ -137,7 +145,8 @@ impl<S: Step> Operation<S> {
             .hint("See what runs: pgherd operation list"));
         }
         let lock = Lock::take_away(store, &cluster)?;
-        let operation = Self::opened(store, id, lock, false)?;
+        let mut operation = Self::opened(store, id, lock, false)?;
+        operation.taken_over = true;
         if !operation.view().is_finished() {
             let record = Record::TakenOver { by: Actor::here(), reason: reason.to_owned() };
             operation.journal().append(record)?;
@@ -164,7 +173,7 @@ impl<S: Step> Operation<S> {
         let stages =
             journal.header().stages.iter().map(|stage| understood(id, stage)).collect::<Result<_>>()?;
         lock.name_operation(id);
-        Ok(Self { journal: Mutex::new(journal), stages, announce, lock })
+        Ok(Self { journal: Mutex::new(journal), stages, announce, lock, taken_over: false })
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
@@ -187,6 +196,16 @@ impl<S> Operation<S> {
             tracing::warn!(%error, "could not release the lock in the repository; it expires by itself");
         }
         outcome
+    }
+
+    /// Adds the lock in the repository to the local one that the operation holds.
+    pub fn share(&mut self, shared: SharedLock) {
+        self.lock.set_shared(shared);
+    }
+
+    /// Tells whether it was taken from a process that may still live.
+    pub fn is_taken_over(&self) -> bool {
+        self.taken_over
     }
 
     pub fn id(&self) -> OperationId {

@@ -74,6 +74,8 @@ pub enum Claim<'a> {
     New,
     /// The operation that is to be resumed, undone or abandoned.
     Operation(&'a OperationId),
+    /// The same, although its holder may live: the journal has stopped it.
+    TakeOver(&'a OperationId),
 }
 
 impl SharedLock {
@@ -92,7 +94,7 @@ impl SharedLock {
         let key = ClusterKeys::new(cluster).lock();
         let deadline = Instant::now() + wait;
         let mut held = fresh()?;
-        if let Claim::Operation(id) = claim {
+        if let Claim::Operation(id) | Claim::TakeOver(id) = claim {
             held.operation = Some(id.clone());
         }
         loop {
@@ -160,7 +162,8 @@ impl SharedLock {
         if held.token != token {
             return Ok(());
         }
-        held.expires = Timestamp::now();
+        // Nobody drives it any more, whatever the clocks say.
+        held.expires = held.since;
         // Replacing it first makes sure that it is ours that is removed.
         let bytes = seal::write_document(&held);
         if self.repo.replace_if(&self.key, &bytes, &version).await? == Put::Stored && !unfinished {
@@ -187,14 +190,17 @@ enum Standing {
 
 impl Held {
     fn state(&self, claim: Claim<'_>, ended: &(dyn Fn(&OperationId) -> bool + Sync)) -> Standing {
-        if self.lives() {
+        let wanted = match claim {
+            Claim::New => None,
+            Claim::Operation(id) | Claim::TakeOver(id) => Some(id),
+        };
+        let same = self.operation.is_some() && self.operation.as_ref() == wanted;
+        if self.lives() && !(same && matches!(claim, Claim::TakeOver(_))) {
             return Standing::Held;
         }
-        match (&self.operation, claim) {
-            (None, _) => Standing::Free,
-            (Some(left), Claim::Operation(id)) if left == id => Standing::Free,
-            (Some(left), _) if ended(left) => Standing::Free,
-            (Some(left), _) => Standing::Unfinished(left.clone()),
+        match &self.operation {
+            Some(left) if !same && !ended(left) => Standing::Unfinished(left.clone()),
+            Some(_) | None => Standing::Free,
         }
     }
 
@@ -351,4 +357,153 @@ fn unfinished(cluster: &str, held: &Held, id: &OperationId) -> Error {
             "Where its journal is: {}   or   pgherd operation abandon {id} --reason TEXT",
             id.resume_command()
         ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::dir::DirRepo;
+
+    const CLUSTER: &str = "inventory";
+    const NO_WAIT: Duration = Duration::ZERO;
+
+    fn repository() -> (tempfile::TempDir, SharedRepo) {
+        let directory = tempfile::tempdir().unwrap();
+        let repo = DirRepo::create(&directory.path().join("repository")).unwrap();
+        (directory, Arc::new(repo))
+    }
+
+    fn id(text: &str) -> OperationId {
+        OperationId(text.to_owned())
+    }
+
+    async fn take(repo: &SharedRepo, claim: Claim<'_>) -> Result<SharedLock> {
+        SharedLock::take(repo.clone(), CLUSTER, claim, NO_WAIT, &|id| id.as_str() == "ended").await
+    }
+
+    /// Puts a lock there as another machine, or a dead process of this one, would have left it.
+    async fn leave(repo: &SharedRepo, change: impl FnOnce(&mut Held)) {
+        let mut held = fresh().unwrap();
+        change(&mut held);
+        repo.store(&ClusterKeys::new(CLUSTER).lock(), &seal::write_document(&held)).await.unwrap();
+    }
+
+    fn dead(held: &mut Held) {
+        // No process has the highest number that the kernel gives (pid_max is at most 4194304, and numbers stay below it).
+        held.by.pid = 4_194_304;
+    }
+
+    fn elsewhere(held: &mut Held) {
+        held.boot = "another boot".to_owned();
+    }
+
+    #[tokio::test]
+    async fn a_second_operator_is_told_who_holds_the_cluster() {
+        let (_directory, repo) = repository();
+        let lock = take(&repo, Claim::New).await.unwrap();
+        lock.name_operation(&id("7f3a")).await.unwrap();
+        let error = take(&repo, Claim::New).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Locked);
+        assert_eq!(error.what(), "cluster inventory is locked by operation 7f3a");
+        lock.release(false).await.unwrap();
+        assert_eq!(holder(&repo, CLUSTER).await.unwrap(), None);
+        take(&repo, Claim::New).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_many_operators_at_once_one_gets_the_lock() {
+        let (_directory, repo) = repository();
+        let all = (0..16).map(|_| take(&repo, Claim::New));
+        let won = futures_util::future::join_all(all).await.into_iter().filter(Result::is_ok).count();
+        assert_eq!(won, 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_process_was_only_planning_is_taken_at_once() {
+        let (_directory, repo) = repository();
+        leave(&repo, dead).await;
+        take(&repo, Claim::New).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_operation_that_a_dead_process_left_keeps_others_away_until_it_is_ended() {
+        let (_directory, repo) = repository();
+        let begun = |held: &mut Held| {
+            dead(held);
+            held.operation = Some(id("7f3a"));
+        };
+        leave(&repo, begun).await;
+        let error = take(&repo, Claim::New).await.unwrap_err();
+        assert_eq!(error.what(), "cluster inventory has the unfinished operation 7f3a");
+        assert!(take(&repo, Claim::Operation(&id("90c1"))).await.is_err());
+        let lock = take(&repo, Claim::Operation(&id("7f3a"))).await.unwrap();
+        lock.release(true).await.unwrap();
+        assert!(take(&repo, Claim::New).await.is_err(), "it stays until the operation has ended");
+        let lock = take(&repo, Claim::Operation(&id("7f3a"))).await.unwrap();
+        lock.release(false).await.unwrap();
+        take(&repo, Claim::New).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_operation_whose_journal_says_that_it_ended_keeps_nobody_away() {
+        let (_directory, repo) = repository();
+        leave(&repo, |held| {
+            dead(held);
+            held.operation = Some(id("ended"));
+        })
+        .await;
+        take(&repo, Claim::New).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_machine_holds_its_lock_until_it_has_expired_by_any_clock() {
+        let (_directory, repo) = repository();
+        leave(&repo, elsewhere).await;
+        assert_eq!(take(&repo, Claim::New).await.unwrap_err().kind(), ErrorKind::Locked);
+        let aged = |seconds: i64| {
+            move |held: &mut Held| {
+                elsewhere(held);
+                held.since = Timestamp::now() - SignedDuration::from_secs(600);
+                held.expires = Timestamp::now() - SignedDuration::from_secs(seconds);
+            }
+        };
+        leave(&repo, aged(20)).await;
+        assert_eq!(take(&repo, Claim::New).await.unwrap_err().kind(), ErrorKind::Locked, "within the skew");
+        leave(&repo, aged(40)).await;
+        take(&repo, Claim::New).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_is_renewed_and_its_loss_is_noticed() {
+        let (_directory, repo) = repository();
+        let lock = take(&repo, Claim::New).await.unwrap();
+        let before = holder(&repo, CLUSTER).await.unwrap().unwrap();
+        tokio::time::sleep(2 * RENEW).await;
+        let after = holder(&repo, CLUSTER).await.unwrap().unwrap();
+        assert_eq!(after.token, before.token);
+        assert!(after.expires > before.expires);
+        leave(&repo, elsewhere).await;
+        let lost = tokio::time::timeout(2 * RENEW, lock.lost()).await.unwrap();
+        assert_eq!(lost.kind(), ErrorKind::Locked);
+        lock.release(false).await.unwrap();
+        assert!(holder(&repo, CLUSTER).await.unwrap().is_some(), "what is somebody else's is left alone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repository_that_is_gone_loses_the_lock_before_it_expires() {
+        let (directory, repo) = repository();
+        let lock = take(&repo, Claim::New).await.unwrap();
+        std::fs::remove_dir_all(directory.path().join("repository")).unwrap();
+        let begun = Instant::now();
+        let lost = tokio::time::timeout(LIFE, lock.lost()).await.unwrap();
+        assert_eq!(lost.what(), "lost the lock of cluster inventory: it could not be renewed");
+        assert!(begun.elapsed() < LIFE);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_lock_is_not_taken_for_a_free_one() {
+        let (_directory, repo) = repository();
+        repo.store(&ClusterKeys::new(CLUSTER).lock(), b"{}").await.unwrap();
+        assert_eq!(take(&repo, Claim::New).await.unwrap_err().kind(), ErrorKind::Stuck);
+    }
 }

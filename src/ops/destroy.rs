@@ -2,7 +2,7 @@
 //!
 //! Needs no topology file: what has left the file can still be removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,6 @@ use sha2::{Digest as _, Sha256};
 use crate::db::queries;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock::Lock;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
@@ -23,8 +22,11 @@ use crate::ops::apply::{self, Context, Way};
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
 use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
-use crate::topology::claim::{self, PoolerProfile, Profile};
-use crate::topology::model::{Cluster, Node, PoolMode, Poolers, Postgres, Promote};
+use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
+use crate::topology::model::{
+    BackupSource, Backups, Cluster, Node, PoolMode, Poolers, Postgres, Promote, Repository,
+};
+use crate::topology::places::Places;
 
 /// The kind of this operation in its journal.
 pub const KIND: &str = "destroy";
@@ -62,6 +64,8 @@ pub struct Removal {
     pub stages: Vec<Vec<DestroyStep>>,
     /// One line for each thing that goes.
     pub lines: Vec<String>,
+    /// One line for each thing that stays although it was the cluster's.
+    pub stays: Vec<String>,
 }
 
 /// What the steps share.
@@ -106,27 +110,45 @@ pub async fn plan(context: &Context, cluster: &str, node: Option<&str>) -> Resul
             for profile in &input.profiles {
                 claimed(profile, &observed)?;
             }
-            Ok(whole(input))
+            Ok(whole(input, &context.places))
         }
         Some(node) => one(&observed, input, node),
     }
 }
 
-fn whole(input: Input) -> Removal {
+fn whole(input: Input, places: &Places) -> Removal {
     let poolers: Vec<DestroyStep> =
         input.poolers.iter().map(|pooler| DestroyStep::Pooler { host: pooler.host.clone() }).collect();
     let nodes: Vec<DestroyStep> =
         input.profiles.iter().map(|profile| DestroyStep::Node { node: profile.node.clone() }).collect();
     let lines = input.poolers.iter().map(pooler_line).chain(input.profiles.iter().map(node_line)).collect();
+    let stays = stays(&input, places);
     Removal {
         node: None,
         input,
+        stays,
         stages: vec![vec![DestroyStep::Begin {}], poolers, nodes]
             .into_iter()
             .filter(|stage| !stage.is_empty())
             .collect(),
         lines,
     }
+}
+
+/// Backups outlive what they are of, and the program may serve other clusters.
+fn stays(input: &Input, places: &Places) -> Vec<String> {
+    let archives: BTreeSet<(&str, &str)> = input
+        .profiles
+        .iter()
+        .filter_map(|profile| profile.archive.as_ref())
+        .map(|archive| (archive.repository.as_str(), archive.url.as_str()))
+        .collect();
+    let program = (!archives.is_empty()).then(|| format!("pgherd in {}", places.lib().display()));
+    archives
+        .into_iter()
+        .map(|(name, url)| format!("WAL and backups of {} in repository {name}, {url}", input.cluster))
+        .chain(program)
+        .collect()
 }
 
 fn pooler_line(pooler: &PoolerProfile) -> String {
@@ -171,7 +193,7 @@ fn one(observed: &ClusterObserved, input: Input, node: &str) -> Result<Removal> 
     // The node goes first: while it streams, its slot is in use.
     stages.insert(0, vec![DestroyStep::Node { node: node.to_owned() }]);
     stages.insert(0, vec![DestroyStep::Begin {}]);
-    Ok(Removal { node: Some(node.to_owned()), input, stages, lines })
+    Ok(Removal { node: Some(node.to_owned()), input, stages, lines, stays: Vec::new() })
 }
 
 fn is_primary(cluster: &str, node: &str) -> Error {
@@ -205,7 +227,7 @@ pub async fn run(
     events: &EventSink,
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
-    let lock = Lock::take(&context.store, &removal.input.cluster, wait).await?;
+    let lock = context.locker(&as_cluster(&removal.input)).take(wait).await?;
     let fresh = plan(context, &removal.input.cluster, removal.node.as_deref()).await?;
     if fresh.input != removal.input || fresh.stages != removal.stages {
         return Err(Error::refused(format!(
@@ -256,6 +278,7 @@ pub async fn go_on(
             .hint("Use the version of pgherd that began it.")
             .source(error)
     })?;
+    context.locker(&as_cluster(&input)).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
     match way {
         Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
@@ -323,6 +346,22 @@ fn claimed(profile: &Profile, observed: &ClusterObserved) -> Result<()> {
     }
 }
 
+/// Returns the cluster that a journal's input names.
+pub fn cluster_of(input: &serde_json::Value) -> Option<Cluster> {
+    serde_json::from_value(input.clone()).ok().map(|input| as_cluster(&input))
+}
+
+/// What a profile knows of backups: where they are. Nothing is kept or removed by the rest.
+fn archived(archive: &Archive) -> Backups {
+    Backups {
+        repository: Repository { name: archive.repository.clone(), url: archive.url.clone() },
+        from: BackupSource::Standby,
+        window: None,
+        keep_full: None,
+        minimum_full: 1,
+    }
+}
+
 /// The cluster as its profiles tell it.
 fn as_cluster(input: &Input) -> Cluster {
     let first = input.profiles.first();
@@ -363,7 +402,7 @@ fn as_cluster(input: &Input) -> Cluster {
             pools: Vec::new(),
         }),
         objectives: BTreeMap::new(),
-        backups: None,
+        backups: first.and_then(|profile| profile.archive.as_ref()).map(archived),
         drills: None,
     }
 }

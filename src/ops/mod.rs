@@ -1,10 +1,11 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `binary`, `node`, `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
+//! `binary`, `cluster_lock`, `node`, `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
 
 pub mod apply;
 pub mod backup;
 pub mod binary;
+pub mod cluster_lock;
 pub mod destroy;
 pub mod node;
 pub mod objects;

@@ -591,7 +591,10 @@ async fn remove_what_is_in(host: &dyn Host, path: &Path) -> Result<(), HostError
 }
 
 /// Removes an empty directory. Its parent may belong to root, so it is the caller who removes it; `rmdir` removes nothing else.
-async fn remove_empty(host: &dyn Host, path: &Path) -> Result<(), HostError> {
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn remove_empty(host: &dyn Host, path: &Path) -> Result<(), HostError> {
     if host.stat(path).await?.is_none() {
         return Ok(());
     }

@@ -4,8 +4,11 @@
 
 pub mod about;
 pub mod dir;
+pub mod faulty;
 pub mod layout;
 pub mod manifest;
+pub mod place;
+pub mod retry;
 pub mod seal;
 
 use std::fmt;

@@ -46,6 +46,8 @@ enum Kind {
     Back,
     /// A standby for a primary that runs.
     Add,
+    /// A pair whose WAL is to be archived.
+    Archive,
     /// A standby whose data directory is gone, made anew.
     Replace,
     /// A pair of which nothing runs, as after a reboot.
@@ -58,10 +60,11 @@ enum Kind {
     Destroy,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
+    Kind::Archive,
     Kind::Replace,
     Kind::Reboot,
     Kind::Mend,
@@ -75,6 +78,7 @@ impl Kind {
             Self::Birth => "birth",
             Self::Back => "back",
             Self::Add => "add",
+            Self::Archive => "archive",
             Self::Replace => "replace",
             Self::Reboot => "reboot",
             Self::Mend => "mend",
@@ -86,13 +90,8 @@ impl Kind {
     /// What the topology declares when the operation begins.
     fn shape(self) -> Shape {
         match self {
-            Self::Birth
-            | Self::Back
-            | Self::Add
-            | Self::Replace
-            | Self::Reboot
-            | Self::Mend
-            | Self::Destroy => Shape::Pair,
+            Self::Birth | Self::Back | Self::Archive => Shape::Archived,
+            Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Destroy => Shape::Pair,
             Self::Restart => Shape::Larger,
         }
     }
@@ -102,7 +101,9 @@ impl Kind {
         match self {
             Self::Birth | Self::Back => None,
             Self::Add => Some(Shape::Single),
-            Self::Replace | Self::Reboot | Self::Mend | Self::Restart | Self::Destroy => Some(Shape::Pair),
+            Self::Archive | Self::Replace | Self::Reboot | Self::Mend | Self::Restart | Self::Destroy => {
+                Some(Shape::Pair)
+            }
         }
     }
 }
@@ -277,8 +278,9 @@ impl Gate for Faulty {
 
 /// A call that only looks: to lose its answer and to hang are one and the same.
 fn only_looks(call: &str) -> bool {
-    const LOOKS: [&str; 12] = [
+    const LOOKS: [&str; 13] = [
         ": read ",
+        ": readlink",
         ": look ",
         ": list ",
         ": measure ",
@@ -366,7 +368,7 @@ impl Bench {
                     self.site.stop(NODES[1]);
                     self.site.stop(NODES[0]);
                 }
-                Kind::Birth | Kind::Back | Kind::Add | Kind::Restart | Kind::Destroy => {}
+                Kind::Birth | Kind::Back | Kind::Add | Kind::Archive | Kind::Restart | Kind::Destroy => {}
             }
             self.site.keep(kind.name());
             self.prepared.push(kind);
@@ -664,7 +666,27 @@ impl Scene<'_> {
         if self.case.kind.before().is_some() {
             self.row_is_kept(&NODES).await?;
         }
+        if self.cluster().backups.is_some() {
+            self.wal_arrives().await?;
+        }
         self.whole_or_absent()
+    }
+
+    /// A segment that is finished now is in the repository soon.
+    async fn wal_arrives(&self) -> Result<(), String> {
+        let switch =
+            "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')";
+        let segment =
+            self.site.ask(self.cluster(), NODES[0], switch).await.and_then(|rows| rows.into_iter().next());
+        let segment = segment.ok_or("done, and no segment can be finished")?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.site.is_stored(&segment) {
+            if Instant::now() > deadline {
+                return Err(format!("done, and {segment} does not arrive in the repository"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     fn whole_or_absent(&self) -> Result<(), String> {
@@ -691,10 +713,18 @@ impl Scene<'_> {
         if self.case.kind != Kind::Replace {
             self.whole_or_absent()?;
         }
+        // What a cluster archived before it was born to the end goes with it; what one archived that lives stays.
+        if self.case.kind.before().is_none() && self.site.repository().exists() {
+            return Err("the repository is left".to_owned());
+        }
         // A grant or a login that was put right stays right.
         let steps = |plan: &ClusterPlan| -> Vec<ApplyStep> {
-            let lasting =
-                |step: &&ApplyStep| !matches!(step, ApplyStep::Mend { .. } | ApplyStep::Logins { .. });
+            let lasting = |step: &&ApplyStep| {
+                !matches!(
+                    step,
+                    ApplyStep::Mend { .. } | ApplyStep::Logins { .. } | ApplyStep::Repository { .. }
+                )
+            };
             plan.steps().map(|planned| &planned.step).filter(lasting).cloned().collect()
         };
         match (&initial.plan, &self.plan().await?) {

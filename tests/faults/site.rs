@@ -37,7 +37,9 @@ pub enum Shape {
     Single,
     /// Two nodes, of which the standby is synchronous, and a pooler.
     Pair,
-    /// The same with a setting of which both nodes must be restarted, the standby first.
+    /// The same, and its WAL is archived.
+    Archived,
+    /// A pair with a setting of which both nodes must be restarted, the standby first.
     Larger,
 }
 
@@ -49,6 +51,8 @@ pub struct Site {
     bin: PathBuf,
     ports: Vec<u16>,
     places: Places,
+    /// What is installed: pgherd without what a debugger wants of it, since it is copied again and again.
+    build: Build,
 }
 
 impl Site {
@@ -67,10 +71,16 @@ impl Site {
         let places = Places::decide(rustix::process::geteuid().is_root(), |variable| match variable {
             "PGHERD_CONFIG_DIR" => path("config"),
             "PGHERD_STATE_DIR" => path("state"),
+            "PGHERD_LIB_DIR" => path("lib"),
             other => std::env::var(other).ok(),
         })
         .unwrap();
-        let site = Self { directory, major, bin, ports: free_ports(3), places };
+        let program = directory.path().join("pgherd");
+        run(Command::new("strip").arg("-o").arg(&program).arg(env!("CARGO_BIN_EXE_pgherd")));
+        let version = Command::new(&program).arg("--version").output().unwrap().stdout;
+        let version = String::from_utf8(version).unwrap();
+        let build = Build::of(program, version.trim_end().strip_prefix("pgherd ").unwrap());
+        let site = Self { directory, major, bin, ports: free_ports(3), places, build };
         site.make_empty();
         site
     }
@@ -81,6 +91,17 @@ impl Site {
 
     pub fn data(&self, node: &str) -> PathBuf {
         self.root().join("data").join(node)
+    }
+
+    pub fn repository(&self) -> PathBuf {
+        self.root().join("repository")
+    }
+
+    /// Tells whether a WAL segment is in the repository.
+    pub fn is_stored(&self, segment: &str) -> bool {
+        let systems = fs::read_dir(self.repository().join(CLUSTER)).into_iter().flatten().flatten();
+        let below = format!("wal/{}/{segment}.zst", &segment[..16]);
+        systems.map(|system| system.path().join(&below)).any(|file| file.exists())
     }
 
     /// Where pgherd keeps its facts of a node.
@@ -121,13 +142,20 @@ impl Site {
             })
             .collect();
         let synchronous = if shape == Shape::Single { "none" } else { "{wait-for: 1, of: [a, b]}" };
+        let (repositories, backups) = match shape {
+            Shape::Archived => (
+                format!("repositories: {{main: {{url: file://{}}}}}\n", self.repository().display()),
+                "    backups: {repository: main}\n",
+            ),
+            Shape::Single | Shape::Pair | Shape::Larger => (String::new(), ""),
+        };
         let connections = if shape == Shape::Larger { 40 } else { 30 };
         let text = format!(
             "pgherd: 1
 herd: faults
 timezone: UTC
 regions: {{here: {{hosts: {{local: local}}}}}}
-clusters:
+{repositories}clusters:
   {CLUSTER}:
     ports: {{pooler: {pooler}}}
     postgres:
@@ -136,7 +164,7 @@ clusters:
       tune: {{memory: 128 MiB}}
       settings: {{max_connections: {connections}, work_mem: 4 MiB}}
     nodes:
-{nodes}    synchronous: {synchronous}
+{nodes}{backups}    synchronous: {synchronous}
     schemas: {{{CLUSTER}: {{owner: toys_owner, write: [{APP}]}}}}
     roles: {{{APP}: {{password: {{file: password}}, pools: [rw, ro]}}}}
     poolers:
@@ -159,13 +187,7 @@ clusters:
     }
 
     pub fn context(&self, gate: std::sync::Arc<dyn Gate>, store: Store) -> Context {
-        let program = PathBuf::from(env!("CARGO_BIN_EXE_pgherd"));
-        Context {
-            places: self.places.clone(),
-            gate,
-            store,
-            build: Build::of(program, env!("CARGO_PKG_VERSION")),
-        }
+        Context { places: self.places.clone(), gate, store, build: self.build.clone() }
     }
 
     pub fn store(&self) -> Store {
@@ -304,7 +326,7 @@ clusters:
 
     /// Returns the programs that run in this place: `postgres a`, `pgbouncer`, and whatever was left behind.
     pub fn running(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.processes().into_iter().map(|process| process.name).collect();
+        let mut names: Vec<String> = self.lasting().map(|process| process.name).collect();
         names.sort();
         names
     }
@@ -312,9 +334,15 @@ clusters:
     /// Returns the same with process numbers.
     pub fn running_exactly(&self) -> Vec<String> {
         let mut names: Vec<String> =
-            self.processes().into_iter().map(|p| format!("{} {}", p.name, p.pid.as_raw_nonzero())).collect();
+            self.lasting().map(|p| format!("{} {}", p.name, p.pid.as_raw_nonzero())).collect();
         names.sort();
         names
+    }
+
+    /// Processes that do not come and go with each WAL segment.
+    fn lasting(&self) -> impl Iterator<Item = Process> {
+        let passing = |name: &str| [" wal push ", " wal fetch "].iter().any(|words| name.contains(words));
+        self.processes().into_iter().filter(move |process| !passing(&process.name))
     }
 
     fn processes(&self) -> Vec<Process> {
@@ -411,6 +439,15 @@ clusters:
             for entry in entries.filter_map(Result::ok) {
                 let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
                 let shown = path.strip_prefix(self.root()).unwrap().display().to_string();
+                if shown == "lib" {
+                    // Copies stay; what counts is where the link leads.
+                    let link = fs::read_link(path.join("pgherd")).ok();
+                    found.extend(link.map(|to| ("lib/pgherd".to_owned(), to.display().to_string())));
+                    continue;
+                }
+                if path == self.repository() {
+                    continue;
+                }
                 let inside_data = shown.starts_with("data/") && shown.matches('/').count() >= 2;
                 if OURS.contains(&name.as_str()) {
                     found.insert(shown, fs::read_to_string(&path).unwrap_or_default());

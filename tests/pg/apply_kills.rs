@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::herd::{Frozen, Herd, PAIR, SINGLE, command_line, newest_or_15, until};
+use crate::herd::{Frozen, Herd, PAIR, SINGLE, command_line, files_below, newest_or_15, until};
 
 /// A small generator of its own (xorshift64*): the numbers must be the same in every run of one seed.
 struct Dice(u64);
@@ -31,9 +31,13 @@ fn kills() -> u64 {
 
 /// Runs `apply` and kills it after a random part of `usual`, the time that it takes in all. Returns the operation that it left.
 fn killed(herd: &Herd, dice: &mut Dice, usual: Duration) -> Option<String> {
+    killed_at(herd, dice, usual, &["apply", "--yes"])
+}
+
+fn killed_at(herd: &Herd, dice: &mut Dice, usual: Duration, args: &[&str]) -> Option<String> {
     let after = usual * u32::try_from(dice.below(1000)).expect("small") / 1000;
     let begun = Instant::now();
-    let mut apply = herd.start(&["apply", "--yes"]);
+    let mut apply = herd.start(args);
     while begun.elapsed() < after && !apply.has_ended() {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -161,5 +165,31 @@ fn a_mend_that_was_killed_is_whole_in_the_end() {
         assert_eq!(herd.sql("a", "SHOW work_mem"), "4MB");
         assert_eq!(herd.sql("a", "SELECT rolcreatedb FROM pg_roles WHERE rolname = 'app'"), "f");
         assert_eq!(herd.sql("a", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"), "1");
+    }
+}
+
+#[test]
+fn archiving_that_was_being_switched_on_when_apply_was_killed_is_on_in_the_end() {
+    let mut herd = Herd::up(&newest_or_15(0), &PAIR);
+    herd.keep_backups();
+    for turn in 0..kills() {
+        let mut dice = Dice::new(300 + turn);
+        let usual = Duration::from_secs(4);
+        if let Some(id) = killed_at(&herd, &mut dice, usual, &["apply", "--yes", "--allow-restart"]) {
+            ended(&herd, &id, &mut dice);
+        }
+        whole(&herd);
+        let segment = herd.sql(
+            "a",
+            "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')",
+        );
+        until("the segment is in the repository", || {
+            let name = format!("{segment}.zst");
+            files_below(&herd.repository()).iter().any(|file| file.ends_with(&name)).then_some(())
+        });
+        herd.edit("    backups: {repository: main}\n", "");
+        whole(&herd);
+        assert_eq!(herd.sql("a", "SHOW archive_mode"), "off");
+        herd.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
     }
 }

@@ -208,6 +208,17 @@ impl Herd {
         self.write();
     }
 
+    /// Declares backups; the repository is in the herd's own directory.
+    pub fn keep_backups(&mut self) {
+        let repository = format!("repositories: {{main: {{url: file://{}}}}}\n", self.repository().display());
+        self.edit("clusters:\n", &format!("{repository}clusters:\n"));
+        self.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
+    }
+
+    pub fn repository(&self) -> PathBuf {
+        self.path("repository")
+    }
+
     fn write(&self) {
         fs::write(self.path("pgherd.yml"), &self.text).expect("write the topology");
     }
@@ -276,6 +287,7 @@ impl Herd {
             .env("HOME", self.root())
             .env("PGHERD_CONFIG_DIR", self.path("config"))
             .env("PGHERD_STATE_DIR", self.path("state"))
+            .env("PGHERD_LIB_DIR", self.path("lib"))
             .envs(&self.variables)
             .stdin(Stdio::null());
         command
@@ -587,8 +599,19 @@ impl Port {
     }
 }
 
+/// Returns every file below a directory that is there, sorted.
+pub fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten() {
+        let path = entry.expect("readable").path();
+        if path.is_dir() { found.extend(files_below(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
 /// Returns the binary under test, in a place that every user may reach.
-fn binary() -> &'static Path {
+pub fn binary() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE.get_or_init(|| {
         let built = Path::new(env!("CARGO_BIN_EXE_pgherd"));

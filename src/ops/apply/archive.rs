@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::db::queries::{self, Archiver};
 use crate::engine::step::Found;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::host::{Command, Host, HostError};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::logins;
@@ -75,7 +75,9 @@ async fn overlap(
 async fn look_at_repository(host: &dyn Host, cluster: &str, repository: &Repository) -> RepositorySeen {
     let seen = async {
         let directory = repository.directory();
-        let Some(names) = host.list(directory).await? else { return Ok(RepositorySeen::Missing) };
+        let Some(names) = host.list(directory).await? else {
+            return Ok(RepositorySeen::Missing { directory: false });
+        };
         match host.read(&directory.join(layout::REPOSITORY)).await? {
             Some(bytes) => match About::read(&bytes) {
                 Ok(_) => {
@@ -87,7 +89,7 @@ async fn look_at_repository(host: &dyn Host, cluster: &str, repository: &Reposit
                     Ok(RepositorySeen::Unknown { why: format!("its {}: {error}", layout::REPOSITORY) })
                 }
             },
-            None if is_empty(&names) => Ok(RepositorySeen::Missing),
+            None if is_empty(&names) => Ok(RepositorySeen::Missing { directory: true }),
             None => Ok(RepositorySeen::Foreign { names }),
         }
     };
@@ -174,7 +176,7 @@ pub(super) async fn make_repository(world: &World, host: &str, name: &str) -> Re
         .hint("Give the repository a directory of its own."));
     }
     // What is stored must be what is read, by the user that the servers are; and a put on a condition must hold to it.
-    let beside = directory.join(format!(".{}.{}", layout::REPOSITORY, world.operation));
+    let beside = beside(world, directory);
     let about = About::new(Timestamp::now())
         .map_err(|error| Error::failed("could not name the repository").source(error))?
         .write();
@@ -203,6 +205,38 @@ async fn put_if_absent(host: &dyn Host, file: &Path, name: &Path) -> Result<(), 
     }
     let directory = name.parent().unwrap_or(name).display().to_string();
     host.run(&Command::new("sync").args(["--", &directory])).await.map(drop)
+}
+
+/// Takes a repository back, unless somebody has put something into it meanwhile.
+pub(super) async fn unmake_repository(
+    world: &World,
+    host: &str,
+    name: &str,
+    directory_existed: bool,
+) -> Result<()> {
+    let host = world.doors.host(host);
+    let repository = declared(world, name)?;
+    let directory = repository.directory();
+    let could_not =
+        |error: HostError| Error::failed(format!("could not remove the repository {name}")).source(error);
+    let Some(names) = host.list(directory).await.map_err(could_not)? else { return Ok(()) };
+    let beside = beside(world, directory);
+    let left = names.iter().filter(|name| *name != layout::REPOSITORY && directory.join(name) != beside);
+    if left.count() > 0 {
+        return Ok(());
+    }
+    for file in [directory.join(layout::REPOSITORY), beside] {
+        host.remove_file(&file).await.map_err(could_not)?;
+    }
+    if !directory_existed {
+        provision::remove_empty(host, directory).await.map_err(could_not)?;
+    }
+    Ok(())
+}
+
+/// Returns the name that `repository.json` has before it has its own.
+fn beside(world: &World, directory: &Path) -> PathBuf {
+    directory.join(format!(".{}.{}", layout::REPOSITORY, world.operation))
 }
 
 fn declared<'a>(world: &'a World, name: &str) -> Result<&'a Repository> {
@@ -255,15 +289,16 @@ pub(crate) async fn prove(
     let segment = queries::finish_segment(&conn).await?;
     let key = ClusterKeys::new(&site.cluster.name).system(system).wal(WalFile::Segment(segment));
     let object = repository.directory().join(key.as_str());
-    let first = queries::archiver(&conn, segment).await?;
+    let first = queries::archiver(&conn).await?;
     let mut last = first.clone();
     let mut deadline = Instant::now() + ARRIVES;
     loop {
         let there = site.host().stat(&object).await.map_err(|error| {
             Error::failed(format!("could not look for {key} in repository {}", repository.name)).source(error)
         })?;
-        let now = queries::archiver(&conn, segment).await?;
-        if there.is_some() && !now.waits_for_it {
+        let now = queries::archiver(&conn).await?;
+        let waits = queries::waits_to_be_archived(&conn, segment).await?;
+        if there.is_some() && !waits {
             let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             return Ok(Evidence::Archived { segment: segment.to_string(), milliseconds });
         }
@@ -278,7 +313,7 @@ pub(crate) async fn prove(
             last = now.clone();
         }
         if gives_up || Instant::now() >= deadline {
-            return Err(does_not_arrive(&site, repository, segment, &now).await);
+            return Err(does_not_arrive(&site, repository, (segment, waits), &now).await);
         }
         sleep(PAUSE).await;
     }
@@ -287,30 +322,27 @@ pub(crate) async fn prove(
 async fn does_not_arrive(
     site: &Site<'_>,
     repository: &Repository,
-    segment: SegmentName,
+    (segment, waits): (SegmentName, bool),
     seen: &Archiver,
 ) -> Error {
-    let mut told = match (&seen.last_failed, seen.waits_for_it) {
-        (Some((wal, at)), _) => vec![format!(
-            "The archiver failed {} times, the last time with {wal} at {at}; {} files wait.",
-            seen.failed, seen.waiting
-        )],
-        (None, true) => vec![format!(
-            "{segment} still waits, and {} files in all; the archiver has not failed.",
-            seen.waiting
-        )],
-        (None, false) => vec![format!(
-            "The archiver says that {segment} is archived; it is not under {}.",
-            repository.directory().display()
-        )],
+    let waiting = match seen.waiting {
+        1 => "1 file waits".to_owned(),
+        more => format!("{more} files wait"),
     };
+    let mut told = vec![match (seen.failing(), waits) {
+        (Some((wal, at)), _) => {
+            format!("The archiver has failed {} times, last with {wal} at {at:.0}; {waiting}.", seen.failed)
+        }
+        (None, true) => format!("{waiting}, {segment} among them, and the archiver has not failed."),
+        (None, false) => format!(
+            "The archiver says that {segment} is archived; it is not in {}.",
+            repository.directory().display()
+        ),
+    }];
     told.extend(provision::last_log_lines(site).await);
-    Error::new(
-        ErrorKind::Failed,
-        format!("the WAL of {} does not arrive in repository {}", site.name(), repository.name),
-    )
-    .detail(told.join("\n"))
-    .hint(format!("The server's log in {} says more.", site.places().log.display()))
+    Error::failed(format!("the WAL of {} does not arrive in repository {}", site.name(), repository.name))
+        .detail(told.join("\n"))
+        .hint(format!("The server's log in {} says more.", site.places().log.display()))
 }
 
 /// Removes the WAL of a cluster that this operation made and that nobody has used, unless there is a backup of it.

@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock::{self, Lock};
+use crate::engine::lock;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, Record, TopologyFile};
 use crate::engine::step::Stage;
@@ -36,6 +36,7 @@ use crate::host::{Command, RunAs, programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
 use crate::ops::binary::Build;
+use crate::ops::cluster_lock::Locker;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::ApplyStep;
@@ -58,6 +59,19 @@ pub struct Context {
     pub store: Store,
     /// The program that is installed where PostgreSQL's commands call one.
     pub build: Build,
+}
+
+impl Context {
+    /// Returns what takes the locks of a cluster.
+    pub fn locker<'a>(&'a self, cluster: &'a Cluster) -> Locker<'a> {
+        Locker {
+            store: &self.store,
+            places: &self.places,
+            build: &self.build,
+            cluster,
+            repository: cluster.backups.as_ref().map(|backups| &backups.repository),
+        }
+    }
 }
 
 /// Looks at a cluster and plans its way to what is declared.
@@ -270,7 +284,7 @@ pub async fn run(
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
     let Request { herd, cluster, plan: confirmed, topology, wait } = request;
-    let lock = Lock::take(&context.store, &cluster.name, wait).await?;
+    let lock = context.locker(cluster).take(wait).await?;
     let plan = confirmed.check(prepare(context, herd, cluster).await)?;
     let input = Input {
         herd: herd.name.clone(),
@@ -323,6 +337,7 @@ pub async fn go_on(
             .hint("Use the version of pgherd that began it.")
             .source(error)
     })?;
+    context.locker(&input.cluster).join(&mut operation).await?;
     let world = open_world(context, &id, input).await?;
     match way {
         Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,

@@ -47,18 +47,19 @@ impl Step for ApplyStep {
     fn reversal(&self) -> Reversal {
         match self {
             Self::Install { .. }
+            | Self::Repository { .. }
             | Self::Initdb { .. }
             | Self::Start { .. }
             | Self::Slot { .. }
             | Self::Clone { .. }
             | Self::Follow { .. }
             | Self::Configure { .. } => Reversal::Undo,
-            // Another cluster may have found the repository meanwhile.
-            Self::Repository { .. } | Self::Archive { .. } => Reversal::NothingToUndo,
             // A login or a grant that was put right stays right: undoing would bring the drift back.
-            Self::Logins { .. } | Self::Objects { .. } | Self::Mend { .. } | Self::Prove { .. } => {
-                Reversal::NothingToUndo
-            }
+            Self::Logins { .. }
+            | Self::Objects { .. }
+            | Self::Mend { .. }
+            | Self::Archive { .. }
+            | Self::Prove { .. } => Reversal::NothingToUndo,
             Self::Open { .. } | Self::Keep {} | Self::Pooler { .. } => Reversal::ForwardOnly,
         }
     }
@@ -254,8 +255,10 @@ impl Step for ApplyStep {
                 let step = configure::Wanted { files, resets, activation: *activation, expect };
                 configure::undo(world, node, &step).await?;
             }
-            Self::Repository { .. }
-            | Self::Archive { .. }
+            Self::Repository { host, name, directory_existed, .. } => {
+                archive::unmake_repository(world, host, name, *directory_existed).await?;
+            }
+            Self::Archive { .. }
             | Self::Logins { .. }
             | Self::Objects { .. }
             | Self::Mend { .. }

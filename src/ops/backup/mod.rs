@@ -1,10 +1,12 @@
-//! Backups: made from a running cluster, listed, shown.
+//! Backups: made from a running cluster, listed, shown, pinned, expired, verified.
 //!
 //! `create` is the controller's side, who has the server's session; `copy` is the node's side, who reads the data directory.
 
 mod chunk;
 pub mod copy;
 mod create;
+pub mod pin;
+pub mod retention;
 mod walk;
 
 pub use create::{Created, Event, Phase, Tell, Wish, create};

@@ -147,8 +147,16 @@ impl NodeDoor {
     /// # Errors
     /// As [`binary::ensure_copy`].
     pub async fn open(doors: &Doors, host: &str) -> Result<Self> {
+        Self::with(doors, host, &Build::own()).await
+    }
+
+    /// Opens it for another build than the one that runs.
+    ///
+    /// # Errors
+    /// As [`NodeDoor::open`].
+    pub async fn with(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
         let host = doors.shared_host(host);
-        let program = binary::ensure_copy(&*host, &doors.places, &Build::own()).await?;
+        let program = binary::ensure_copy(&*host, &doors.places, build).await?;
         Ok(Self { host, program })
     }
 

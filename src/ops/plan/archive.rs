@@ -13,12 +13,15 @@ pub(super) fn prepare(situation: &Situation<'_>, plan: &mut ClusterPlan) {
     let Some((seen, backups)) = declared(situation) else { return };
     plan.stages.push(seen.hosts.iter().filter_map(|(host, at)| install(situation, seen, host, at)).collect());
     // One host makes the repository, the others see that it is the same one.
-    plan.stages.extend(
-        seen.hosts
-            .iter()
-            .filter(|(_, at)| at.repository == RepositorySeen::Missing && !is_lost(situation, at))
-            .map(|(host, _)| vec![repository(host, backups)]),
-    );
+    plan.stages.extend(seen.hosts.iter().filter(|(_, at)| !is_lost(situation, at)).filter_map(
+        |(host, at)| match at.repository {
+            RepositorySeen::Missing { directory } => Some(vec![repository(host, backups, directory)]),
+            RepositorySeen::Ready { .. }
+            | RepositorySeen::Foreign { .. }
+            | RepositorySeen::Overlaps { .. }
+            | RepositorySeen::Unknown { .. } => None,
+        },
+    ));
 }
 
 fn declared<'a>(situation: &Situation<'a>) -> Option<(&'a ArchiveSeen, &'a Backups)> {
@@ -32,7 +35,7 @@ fn is_lost(situation: &Situation<'_>, at: &ArchiveHost) -> bool {
         node.profile.as_ref().is_some_and(|profile| profile.archive.is_some() && profile.archive == wanted)
     };
     match &at.repository {
-        RepositorySeen::Missing | RepositorySeen::Unknown { .. } => {
+        RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. } => {
             situation.observed.nodes.iter().any(known)
         }
         RepositorySeen::Ready { .. } | RepositorySeen::Foreign { .. } | RepositorySeen::Overlaps { .. } => {
@@ -75,7 +78,7 @@ fn install(
     })
 }
 
-fn repository(host: &str, backups: &Backups) -> PlannedStep {
+fn repository(host: &str, backups: &Backups, directory_existed: bool) -> PlannedStep {
     let repository = &backups.repository;
     PlannedStep {
         sign: Sign::Create,
@@ -87,11 +90,12 @@ fn repository(host: &str, backups: &Backups) -> PlannedStep {
         ),
         reason: None,
         impact: None,
-        undo: "stays: it is empty".to_owned(),
+        undo: "remove it (nobody has used it)".to_owned(),
         step: ApplyStep::Repository {
             host: host.to_owned(),
             name: repository.name.clone(),
             url: repository.url.clone(),
+            directory_existed,
         },
     }
 }
@@ -211,7 +215,9 @@ pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
                     .detail(format!("{why}. Nothing was changed."))
                     .hint("Make it readable for the user that owns the node's files, and try again."),
             ),
-            RepositorySeen::Unknown { .. } | RepositorySeen::Missing | RepositorySeen::Ready { .. } => {}
+            RepositorySeen::Unknown { .. }
+            | RepositorySeen::Missing { .. }
+            | RepositorySeen::Ready { .. } => {}
         }
     }
     found
@@ -231,10 +237,10 @@ pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     for at in seen.hosts.values() {
         match &at.repository {
-            RepositorySeen::Missing | RepositorySeen::Unknown { .. } if is_lost(situation, at) => {
+            RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. } if is_lost(situation, at) => {
                 let why = match &at.repository {
                     RepositorySeen::Unknown { why } => format!(": {why}"),
-                    RepositorySeen::Missing
+                    RepositorySeen::Missing { .. }
                     | RepositorySeen::Ready { .. }
                     | RepositorySeen::Foreign { .. }
                     | RepositorySeen::Overlaps { .. } => String::new(),
@@ -254,7 +260,7 @@ pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
                     ));
                 }
             }
-            RepositorySeen::Missing
+            RepositorySeen::Missing { .. }
             | RepositorySeen::Unknown { .. }
             | RepositorySeen::Foreign { .. }
             | RepositorySeen::Overlaps { .. } => {}

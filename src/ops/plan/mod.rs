@@ -68,7 +68,9 @@ pub struct ArchiveHost {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RepositorySeen {
     /// Nothing, or an empty directory.
-    Missing,
+    Missing {
+        directory: bool,
+    },
     /// `systems`: the system identifiers under the cluster's name.
     Ready {
         systems: Vec<String>,

@@ -23,7 +23,13 @@ pub enum ApplyStep {
         before: Option<String>,
     },
     /// The directory of a repository, made or seen to be one, and something written to it and read back.
-    Repository { host: String, name: String, url: String },
+    Repository {
+        host: String,
+        name: String,
+        url: String,
+        /// Whether an empty directory was there before; undo leaves it as it was.
+        directory_existed: bool,
+    },
     /// Make the data directory of the first primary, with its files.
     Initdb { node: String },
     /// Start a node that is not running and wait until it answers.
@@ -127,7 +133,7 @@ impl Sign {
 #[serde(deny_unknown_fields)]
 pub struct PlannedStep<S = ApplyStep> {
     pub sign: Sign,
-    /// A node (`inventory-a`), `pooler`, or the cluster.
+    /// A node (`inventory-a`), a host, `pooler`, or the cluster.
     pub subject: String,
     /// What is done.
     pub text: String,

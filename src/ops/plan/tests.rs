@@ -635,7 +635,7 @@ fn archiving(installed: Installed, repository: RepositorySeen) -> World {
 #[test]
 fn a_cluster_is_born_into_its_repository_and_opened_when_wal_has_arrived() {
     let mut world = World::unborn();
-    with_backups(&mut world, Installed::Missing, RepositorySeen::Missing);
+    with_backups(&mut world, Installed::Missing, RepositorySeen::Missing { directory: false });
     let steps = kinds(&world.plan().unwrap());
     assert_eq!(steps[..3], ["install on local", "repository main", "initdb a"]);
     let at = |step: &str| steps.iter().position(|found| found == step).unwrap();
@@ -718,7 +718,10 @@ fn another_build_is_a_step_and_what_it_archives_is_seen() {
 
 #[test]
 fn a_repository_that_was_there_is_never_made_anew() {
-    for seen in [RepositorySeen::Missing, RepositorySeen::Unknown { why: "permission denied".to_owned() }] {
+    for seen in [
+        RepositorySeen::Missing { directory: false },
+        RepositorySeen::Unknown { why: "permission denied".to_owned() },
+    ] {
         let plan = archiving(ours(), seen).plan().unwrap();
         assert!(plan.is_empty(), "{:?}", lines(&plan));
         assert!(plan.notes[0].contains("is /srv/repository mounted?"), "{:?}", plan.notes);
@@ -738,7 +741,7 @@ fn what_is_no_repository_is_refused_before_anything_is_made() {
         assert_eq!(world.refusal().kind(), kind);
     }
     let mut world = World::unborn();
-    with_backups(&mut world, Installed::Foreign, RepositorySeen::Missing);
+    with_backups(&mut world, Installed::Foreign, RepositorySeen::Missing { directory: false });
     assert_eq!(
         world.refusal().what(),
         "cannot install pgherd on local: /usr/local/lib/pgherd/pgherd is not a link"

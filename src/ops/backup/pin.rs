@@ -1,0 +1,134 @@
+//! `pin.json`: a backup that stays whatever the rules say.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::record::Actor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pg::system::SystemIdentifier;
+use crate::repo::layout::{ClusterKeys, Label};
+use crate::repo::place::{InBackup, InSystem, Place};
+use crate::repo::{Repo, seal};
+
+/// `pin.json`: a sealed document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    pub format: u32,
+    /// `None`: until it is removed.
+    pub until: Option<Timestamp>,
+    /// In the operator's words; may be empty.
+    pub reason: String,
+    pub by: Actor,
+    pub at: Timestamp,
+}
+
+/// What a pin has replaced, or a removal has removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Before {
+    NotPinned,
+    Pinned(Pin),
+    /// There was one that could not be read.
+    Unreadable(String),
+}
+
+/// Pins a backup, in place of a pin that it has.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] if the cluster has no backup of that label, otherwise as the repository fails.
+pub async fn pin(
+    repo: &dyn Repo,
+    cluster: &str,
+    label: &Label,
+    until: Option<Timestamp>,
+    reason: &str,
+) -> Result<Before> {
+    let now = Timestamp::now();
+    if let Some(until) = until.filter(|until| *until <= now) {
+        return Err(Error::usage(format!("cannot pin {label} until {until}: that is over")));
+    }
+    let system = system_of(repo, cluster, label).await?;
+    let keys = ClusterKeys::new(cluster).system(system).backup(label);
+    let before = read(repo, &keys).await?;
+    let pin = Pin { format: seal::FORMAT, until, reason: reason.to_owned(), by: Actor::here(), at: now };
+    repo.store(&keys.pin(), &seal::write_document(&pin)).await?;
+    // It may have been expired meanwhile: then the pin holds nothing.
+    if repo.read(&keys.manifest()).await?.is_none() {
+        repo.remove(&keys.pin()).await?;
+        return Err(no_backup(cluster, label));
+    }
+    Ok(before)
+}
+
+/// Removes the pin of a backup.
+///
+/// # Errors
+/// As [`pin`].
+pub async fn unpin(repo: &dyn Repo, cluster: &str, label: &Label) -> Result<Before> {
+    let system = system_of(repo, cluster, label).await?;
+    let keys = ClusterKeys::new(cluster).system(system).backup(label);
+    let before = read(repo, &keys).await?;
+    repo.remove(&keys.pin()).await?;
+    Ok(before)
+}
+
+async fn read(repo: &dyn Repo, keys: &crate::repo::layout::BackupKeys) -> Result<Before> {
+    Ok(match repo.read(&keys.pin()).await?.map(|bytes| seal::read_document(&bytes)) {
+        None => Before::NotPinned,
+        Some(Ok(pin)) => Before::Pinned(pin),
+        Some(Err(error)) => Before::Unreadable(error.to_string()),
+    })
+}
+
+/// Finds the system identifier under which a cluster has a backup.
+async fn system_of(repo: &dyn Repo, cluster: &str, label: &Label) -> Result<SystemIdentifier> {
+    let keys = ClusterKeys::new(cluster);
+    for name in repo.list(Some(&keys.folder())).await?.folders {
+        let Ok(system) = name.parse::<SystemIdentifier>() else { continue };
+        let backup = keys.system(system).backup(label);
+        let level = repo.list(Some(backup.folder())).await?;
+        let is_manifest = |key| {
+            matches!(Place::of(&keys, key), Place::System(_, InSystem::Backup(_, InBackup::Manifest)))
+        };
+        if level.objects.iter().any(|object| is_manifest(&object.key)) {
+            return Ok(system);
+        }
+    }
+    Err(no_backup(cluster, label))
+}
+
+fn no_backup(cluster: &str, label: &Label) -> Error {
+    Error::new(ErrorKind::NotFound, format!("cluster {cluster} has no backup {label}"))
+        .hint(format!("See which there are: pgherd backup list --cluster {cluster}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::dir::DirRepo;
+    use crate::repo::now;
+
+    #[test]
+    fn a_pin_is_set_replaced_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let repo = DirRepo::create(&directory.path().join("repository")).unwrap();
+        let label: Label = "20260601T120000Z-full".parse().unwrap();
+        let keys = ClusterKeys::new("inventory").system(SystemIdentifier::new(7).unwrap()).backup(&label);
+        let run = |future: crate::gate::BoxFuture<'_, Result<Before>>| now(future);
+
+        let missing = run(Box::pin(pin(&repo, "inventory", &label, None, ""))).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+        now(repo.create(&keys.manifest(), b"{}")).unwrap();
+        let over = run(Box::pin(pin(&repo, "inventory", &label, Some(Timestamp::UNIX_EPOCH), ""))).unwrap_err();
+        assert_eq!(over.kind(), ErrorKind::Usage);
+
+        let first = run(Box::pin(pin(&repo, "inventory", &label, None, "audit"))).unwrap();
+        assert_eq!(first, Before::NotPinned);
+        let second = run(Box::pin(pin(&repo, "inventory", &label, Some(Timestamp::MAX), ""))).unwrap();
+        assert!(matches!(second, Before::Pinned(pin) if pin.reason == "audit" && pin.until.is_none()));
+        now(repo.store(&keys.pin(), b"{}")).unwrap();
+        assert!(matches!(run(Box::pin(unpin(&repo, "inventory", &label))).unwrap(), Before::Unreadable(_)));
+        assert_eq!(run(Box::pin(unpin(&repo, "inventory", &label))).unwrap(), Before::NotPinned);
+    }
+}

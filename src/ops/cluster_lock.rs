@@ -1,0 +1,101 @@
+//! Takes the lock of a cluster: on this machine, and in the cluster's repository, where other machines see it.
+//!
+//! A cluster without a repository, or whose repository is not made yet, has the local lock alone.
+
+use std::time::Duration;
+
+use crate::engine::lock::Lock;
+use crate::engine::operation::Operation;
+use crate::engine::record::OperationId;
+use crate::engine::shared_lock::{self, Claim, SharedLock};
+use crate::engine::store::Store;
+use crate::error::{Error, Result};
+use crate::gate;
+use crate::ops::binary::Build;
+use crate::ops::node::{self, NodeDoor};
+use crate::ops::observe::Doors;
+use crate::repo::{SharedRepo, layout};
+use crate::topology::model::{Cluster, Repository};
+use crate::topology::places::Places;
+
+/// What taking a lock needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Locker<'a> {
+    pub store: &'a Store,
+    pub places: &'a Places,
+    pub build: &'a Build,
+    /// Its nodes' hosts lead to the repository.
+    pub cluster: &'a Cluster,
+    pub repository: Option<&'a Repository>,
+}
+
+impl Locker<'_> {
+    /// Takes both locks for a new operation; waits up to `wait` for each.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Locked`] with the holder; otherwise as the repository fails.
+    pub async fn take(&self, wait: Duration) -> Result<Lock> {
+        let lock = Lock::take(self.store, &self.cluster.name, wait).await?;
+        Ok(match self.share(Claim::New, wait).await? {
+            Some(shared) => lock.with_shared(shared),
+            None => lock,
+        })
+    }
+
+    /// Takes the lock in the repository for an operation that was opened, beside the local one that it holds.
+    ///
+    /// # Errors
+    /// As [`Locker::take`].
+    pub async fn join<S>(&self, operation: &mut Operation<S>) -> Result<()> {
+        let id = operation.id();
+        let claim = if operation.is_taken_over() { Claim::TakeOver(&id) } else { Claim::Operation(&id) };
+        if let Some(shared) = self.share(claim, Duration::ZERO).await? {
+            operation.share(shared);
+        }
+        Ok(())
+    }
+
+    /// Takes the name of an operation that was abandoned out of the lock in the repository.
+    ///
+    /// # Errors
+    /// As [`Locker::take`].
+    pub async fn forget(&self, id: &OperationId) -> Result<()> {
+        let Some(repo) = self.repository().await? else { return Ok(()) };
+        match shared_lock::holder(&repo, &self.cluster.name).await? {
+            Some(held) if held.operation.as_ref() == Some(id) => {
+                let shared = self.take_from(repo, Claim::Operation(id), Duration::ZERO).await?;
+                shared.release(false).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn share(&self, claim: Claim<'_>, wait: Duration) -> Result<Option<SharedLock>> {
+        match self.repository().await? {
+            Some(repo) => self.take_from(repo, claim, wait).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn take_from(&self, repo: SharedRepo, claim: Claim<'_>, wait: Duration) -> Result<SharedLock> {
+        let ended = |id: &OperationId| self.store.read(id).is_ok_and(|content| content.view.is_finished());
+        SharedLock::take(repo, &self.cluster.name, claim, wait, &ended).await
+    }
+
+    /// Opens the repository, if it is made already.
+    async fn repository(&self) -> Result<Option<SharedRepo>> {
+        let Some(repository) = self.repository else { return Ok(None) };
+        // Renewals come by the clock: they pass no gate that counts calls.
+        let doors = Doors::open(self.cluster, self.places.clone(), &gate::open())?;
+        let host = &self.cluster.preferred().host;
+        let about = repository.directory().join(layout::REPOSITORY);
+        let made = doors.host(host).stat(&about).await.map_err(|error| {
+            Error::failed(format!("could not look at the repository {}", repository.url)).source(error)
+        })?;
+        if made.is_none() {
+            return Ok(None);
+        }
+        let door = NodeDoor::with(&doors, host, self.build).await?;
+        node::repository(&door, &repository.url).await.map(Some)
+    }
+}

@@ -1,0 +1,361 @@
+//! WAL archiving: switched on by `apply`, shown to work, and independent of the program that switched it on.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::herd::{Herd, PAIR, SINGLE, binary, files_below, is_root, newest_or_15, text, text_of, until};
+use crate::server::installations;
+
+/// A herd that archives; nothing is made yet.
+fn declared(installation: &crate::server::Installation, shape: &crate::herd::Shape<'_>) -> Herd {
+    let mut herd = Herd::declare(installation, shape);
+    herd.keep_backups();
+    herd
+}
+
+/// Finishes a segment and returns its name.
+#[track_caller]
+fn finish_segment(herd: &Herd) -> String {
+    herd.sql(
+        "a",
+        "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')",
+    )
+}
+
+/// Returns where a segment is stored.
+fn stored(herd: &Herd, segment: &str) -> PathBuf {
+    let system = herd.sql("a", "SELECT system_identifier FROM pg_control_system()");
+    herd.repository().join(format!("inventory/{system}/wal/{}/{segment}.zst", &segment[..16]))
+}
+
+#[track_caller]
+fn arrives(herd: &Herd) {
+    let segment = finish_segment(herd);
+    let file = stored(herd, &segment);
+    until(&format!("{} is there", file.display()), || file.is_file().then_some(()));
+}
+
+fn failures(herd: &Herd) -> String {
+    herd.sql("a", "SELECT failed_count FROM pg_stat_archiver")
+}
+
+fn mode(path: &std::path::Path) -> u32 {
+    fs::metadata(path).expect("it is there").permissions().mode() & 0o7777
+}
+
+#[test]
+fn a_herd_of_every_version_is_born_into_its_repository() {
+    for installation in installations() {
+        let herd = declared(&installation, &SINGLE);
+        herd.plan().ends_with(0).says(&[
+            "+ local         install pgherd",
+            "+ local         repository main in",
+            ". inventory-a   switch the WAL segment, see it arrive in repository main",
+        ]);
+        herd.apply().ends_with(0);
+        herd.is_as_declared();
+        arrives(&herd);
+        assert_eq!(failures(&herd), "0");
+        // The first segment of its life is there too.
+        assert!(stored(&herd, "000000010000000000000001").is_file(), "{:?}", files_below(&herd.repository()));
+        assert_eq!(mode(&herd.repository()), 0o750);
+        let owner = fs::metadata(herd.repository()).expect("it is there").uid();
+        assert_eq!(owner, fs::metadata(herd.data("a")).expect("it is there").uid());
+        let link = fs::read_link(herd.path("lib/pgherd")).expect("a link");
+        let copy = herd.path("lib").join(link);
+        assert_eq!(
+            (mode(&copy), fs::metadata(&copy).expect("a copy").uid()),
+            (0o755, rustix::process::geteuid().as_raw())
+        );
+        assert_eq!(mode(&herd.path("lib")), 0o755);
+    }
+}
+
+#[test]
+fn archiving_that_is_switched_on_restarts_what_it_must_and_only_when_it_may() {
+    let mut herd = Herd::up(&newest_or_15(0), &PAIR);
+    assert_eq!(herd.sql("a", "SHOW archive_mode"), "off");
+    herd.keep_backups();
+    herd.plan().ends_with(0).says(&[
+        "! inventory-a",
+        "! inventory-b",
+        "archive_mode off → on",
+        "needs --allow-restart",
+    ]);
+    herd.apply().ends_with(4);
+    assert!(!herd.repository().exists() && !herd.path("lib").exists());
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(0);
+    herd.is_as_declared();
+    for node in ["a", "b"] {
+        assert_eq!(herd.sql(node, "SHOW archive_mode"), "on");
+        let profile = fs::read_to_string(herd.facts(node).join("profile.json")).expect("readable");
+        assert!(profile.contains("\"repository\": \"main\""), "{profile}");
+    }
+    arrives(&herd);
+    assert_eq!(failures(&herd), "0");
+    // And off again: no WAL waits for anybody.
+    let declared = "    backups: {repository: main}\n";
+    herd.edit(declared, "");
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(0);
+    herd.is_as_declared();
+    assert_eq!(herd.sql("a", "SELECT setting FROM pg_settings WHERE name = 'archive_mode'"), "off");
+    assert!(!files_below(&herd.repository()).is_empty(), "what was archived stays");
+}
+
+#[test]
+fn a_command_that_was_changed_by_hand_is_drift_and_is_shown_to_work_again() {
+    let herd = declared(&newest_or_15(1), &SINGLE);
+    herd.apply().ends_with(0);
+    herd.sql("a", "ALTER SYSTEM SET archive_command = '/bin/false'");
+    herd.sql("a", "SELECT pg_reload_conf()");
+    finish_segment(&herd);
+    until("the archiver fails", || (failures(&herd) != "0").then_some(()));
+    herd.plan().ends_with(0).says(&[
+        "ALTER SYSTEM set archive_command = /bin/false",
+        "see it arrive in repository main",
+        "Nothing restarts",
+    ]);
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+    arrives(&herd);
+    // What waited meanwhile went first.
+    assert_eq!(
+        herd.sql("a", "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"),
+        "0"
+    );
+}
+
+/// Runs a verb through a program of its own.
+fn run_by(herd: &Herd, program: &std::path::Path, args: &[&str]) -> Result<String, String> {
+    let prepared = herd.command(args);
+    let mut command = Command::new(program);
+    command.args(prepared.get_args()).current_dir(herd.root()).env_clear();
+    command.envs(prepared.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    text_of(command)
+}
+
+#[test]
+fn archiving_goes_on_when_the_program_that_ran_apply_is_rebuilt_or_removed() {
+    let herd = declared(&newest_or_15(0), &SINGLE);
+    let built = herd.path("built");
+    fs::create_dir(&built).expect("a directory");
+    let program = built.join("pgherd");
+    fs::copy(binary(), &program).expect("a copy");
+    run_by(&herd, &program, &["apply", "--yes"]).expect("it is made");
+    fs::write(&program, "no program any more").expect("writable");
+    arrives(&herd);
+    fs::remove_dir_all(&built).expect("it is ours");
+    arrives(&herd);
+    assert_eq!(failures(&herd), "0");
+
+    // The same build is the same file; another is a step that says so, and the old one stays.
+    herd.is_as_declared();
+    let old = fs::read_link(herd.path("lib/pgherd")).expect("a link");
+    fs::create_dir(&built).expect("a directory");
+    let mut bytes = fs::read(binary()).expect("readable");
+    bytes.extend_from_slice(b"another build");
+    fs::write(&program, bytes).expect("writable");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let plan = run_by(&herd, &program, &["plan"]).expect("it is planned");
+    for words in ["~ local", "install pgherd", "another build", "see it arrive in repository main"] {
+        assert!(plan.contains(words), "no {words:?} in\n{plan}");
+    }
+    assert_eq!(fs::read_link(herd.path("lib/pgherd")).expect("a link"), old);
+    run_by(&herd, &program, &["apply", "--yes"]).expect("it is installed");
+    assert_ne!(fs::read_link(herd.path("lib/pgherd")).expect("a link"), old);
+    assert!(herd.path("lib").join(old).is_file());
+    arrives(&herd);
+    assert_eq!(failures(&herd), "0");
+}
+
+#[test]
+fn wal_that_does_not_arrive_is_told_with_the_servers_words_and_everything_is_undone() {
+    let herd = declared(&newest_or_15(1), &SINGLE);
+    // A folder of the cluster's name that the servers may not write to.
+    fs::create_dir(herd.repository()).expect("a directory");
+    let foreign = herd.repository().join("inventory");
+    fs::create_dir(&foreign).expect("a directory");
+    herd.apply().ends_with(4).tells(&[
+        "cannot use",
+        "as repository main: it is not empty",
+        "It holds inventory",
+    ]);
+    fs::remove_dir(&foreign).expect("it is ours");
+    if is_root() {
+        // Root's own directory: postgres may look and not write.
+        herd.apply().ends_with(1).tells(&[
+            "ERROR:  could not make the repository main",
+            "Permission denied",
+            "HINT:   Give postgres the right to write to",
+            "was undone",
+        ]);
+        herd.nothing_is_left();
+        assert_eq!(files_below(&herd.repository()), Vec::<PathBuf>::new());
+    }
+    fs::remove_dir(herd.repository()).expect("it is ours");
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+}
+
+#[test]
+fn a_birth_whose_wal_is_refused_says_what_the_server_said_and_leaves_nothing() {
+    let herd = declared(&newest_or_15(0), &SINGLE);
+    herd.apply().ends_with(0);
+    herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
+    // The repository is one, and its folder for this cluster is closed.
+    let folder = herd.repository().join("inventory");
+    let kept = files_below(&herd.repository());
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).expect("it is ours");
+    let apply = herd.apply().ends_with(1);
+    apply.tells(&[
+        "ERROR:  the WAL of inventory-a does not arrive in repository main",
+        "The archiver failed",
+        "The failed archive command was:",
+        "was undone",
+    ]);
+    herd.nothing_is_left();
+    assert_eq!(files_below(&herd.repository()), kept);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).expect("it is ours");
+    // What another cluster of this name archived stays apart, and the plan says so.
+    herd.plan()
+        .ends_with(0)
+        .says(&["also holds WAL or backups of another cluster that was called inventory"]);
+    herd.apply().ends_with(0);
+    arrives(&herd);
+}
+
+#[test]
+fn a_birth_that_is_undone_takes_its_wal_along() {
+    let herd = declared(&newest_or_15(1), &PAIR);
+    let mut apply = herd.start(&["apply", "--yes"]);
+    // The copy for the standby finishes a segment, long before clients come in.
+    until("a segment is in the repository", || {
+        let found = files_below(&herd.repository());
+        found.iter().any(|file| file.extension().is_some_and(|end| end == "zst")).then_some(())
+    });
+    apply.signal(Signal::KILL);
+    apply.end();
+    let report = herd.run(&["status", "--format", "json"]).ends_with(0).json();
+    let id = report["clusters"][0]["operations"][0]["id"].as_str().expect("an operation").to_owned();
+    herd.run(&["operation", "undo", &id, "--yes"]).ends_with(0);
+    herd.nothing_is_left();
+    assert_eq!(files_below(&herd.repository()), [herd.repository().join("repository.json")]);
+    assert!(!herd.repository().join("inventory").exists());
+    assert!(!herd.path("lib/pgherd").exists());
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+    arrives(&herd);
+}
+
+/// A file system in memory with little room.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).expect("a directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k,mode=0777", "tmpfs", text(&at)]);
+        text_of(mount).expect("root may mount");
+        Self(at)
+    }
+
+    fn grow(&self) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "remount,size=64m", text(&self.0)]);
+        text_of(mount).expect("root may mount");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let mut unmount = Command::new("umount");
+        unmount.args(["--lazy", text(&self.0)]);
+        if let Err(said) = text_of(unmount) {
+            eprintln!("{said}");
+        }
+    }
+}
+
+#[test]
+fn a_repository_without_room_is_told_and_everything_is_undone() {
+    if !is_root() {
+        return;
+    }
+    let mut herd = Herd::declare(&newest_or_15(1), &SINGLE);
+    herd.keep_backups();
+    let small = Small::mount(herd.repository());
+    herd.apply().ends_with(1).tells(&[
+        "ERROR:  the WAL of inventory-a does not arrive in repository main",
+        "No space left on device",
+        "was undone",
+    ]);
+    herd.nothing_is_left();
+    small.grow();
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+    arrives(&herd);
+}
+
+#[test]
+fn a_repository_that_is_gone_is_not_made_anew() {
+    let herd = declared(&newest_or_15(0), &SINGLE);
+    herd.apply().ends_with(0);
+    let aside = herd.path("unmounted");
+    fs::rename(herd.repository(), &aside).expect("it is ours");
+    herd.plan().ends_with(0).says(&[
+        "No changes.",
+        "the repository main of inventory is not there",
+        "mounted?",
+    ]);
+    herd.apply().ends_with(0);
+    assert!(!herd.repository().exists());
+    finish_segment(&herd);
+    until("the archiver fails", || (failures(&herd) != "0").then_some(()));
+    assert!(!herd.repository().exists(), "{:?}", files_below(&herd.repository()));
+    fs::rename(&aside, herd.repository()).expect("it is ours");
+    // The archiver waits for a minute after three failures, unless something new comes.
+    arrives(&herd);
+}
+
+#[test]
+fn a_tablespace_in_the_repository_is_refused() {
+    let mut herd = Herd::up(&newest_or_15(1), &SINGLE);
+    let tablespace = herd.repository().join("space");
+    fs::create_dir_all(&tablespace).expect("a directory");
+    if is_root() {
+        let owner = fs::metadata(herd.data("a")).expect("it is there");
+        for directory in [herd.repository(), tablespace.clone()] {
+            std::os::unix::fs::chown(directory, Some(owner.uid()), Some(owner.gid())).expect("root may");
+        }
+    }
+    herd.sql("a", &format!("CREATE TABLESPACE space LOCATION '{}'", tablespace.display()));
+    herd.keep_backups();
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(4).tells(&[
+        "as repository main: it overlaps",
+        text(&tablespace),
+        "Nothing was changed.",
+    ]);
+    assert_eq!(herd.sql("a", "SHOW archive_mode"), "off");
+}
+
+#[test]
+fn paths_with_blanks_quotes_and_percent_signs_reach_the_command_whole() {
+    let mut herd = Herd::declare(&newest_or_15(0), &SINGLE);
+    herd.keep_backups();
+    let odd = herd.path("it's 100 %p \"odd\" $HOME");
+    herd.variable("PGHERD_LIB_DIR", Some(text(&odd.join("lib"))));
+    herd.variable("PGHERD_CONFIG_DIR", Some(text(&odd.join("config"))));
+    herd.edit(text(&herd.repository()), text(&herd.path("the repository")));
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+    let segment = finish_segment(&herd);
+    let system = herd.sql("a", "SELECT system_identifier FROM pg_control_system()");
+    let file =
+        herd.path("the repository").join(format!("inventory/{system}/wal/{}/{segment}.zst", &segment[..16]));
+    until("it is there", || file.is_file().then_some(()));
+    assert_eq!(failures(&herd), "0");
+}
