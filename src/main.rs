@@ -18,12 +18,11 @@ fn main() -> ExitCode {
             let text = error.to_string();
             let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             let error = Error::usage(what).hint("\"pgherd --help\" shows the commands and flags.");
-            return print_error(&Ui::new(Format::Json, Verbosity::Normal, ColorChoice::Never), &error)
-                .code()
-                .into();
+            print_error(&Ui::new(Format::Json, Verbosity::Normal, ColorChoice::Never), &error);
+            return usage_exit().code().into();
         }
         Err(error) => {
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let exit = if error.use_stderr() { usage_exit() } else { Exit::Done };
             // Nobody is left to be told if this cannot be written: `pgherd --help | head` is no error.
             error.print().unwrap_or(());
             return exit.code().into();
@@ -44,7 +43,13 @@ fn main() -> ExitCode {
         }
         _ => exit,
     };
+    let exit = if let Command::Wal(args) = &cli.command { args.exit(exit) } else { exit };
     exit.code().into()
+}
+
+/// How a command line ends that could not be parsed.
+fn usage_exit() -> Exit {
+    commands::wal::usage_exit(&std::env::args_os().collect::<Vec<_>>())
 }
 
 fn dispatch(command: &Command, app: &mut App) -> Outcome {
@@ -58,6 +63,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Config(args) => commands::config::run(args, app),
         Command::Status(args) => commands::status::run(args, app),
         Command::Backup(args) => commands::backup::run(args, app),
+        Command::Wal(args) => commands::wal::run(args, app),
         Command::Node(args) => commands::node::run(args, app),
         Command::Destroy(args) => commands::destroy::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod schema;
 pub mod status;
 pub mod validate;
+pub mod wal;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -16,3 +16,4 @@ pub mod provision;
 pub mod restore;
 pub mod roles;
 pub mod status;
+pub mod wal;

@@ -47,6 +47,12 @@ impl ControlBytes {
     }
 }
 
+/// Reads whose storage it is, of a file that may be being written: the field is the first one and never changes.
+pub fn system_identifier(bytes: &[u8]) -> Option<SystemIdentifier> {
+    let first: [u8; 8] = bytes.get(..8)?.try_into().ok()?;
+    SystemIdentifier::new(u64::from_le_bytes(first))
+}
+
 fn number(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -85,6 +91,7 @@ mod tests {
         for (bytes, system, catalog, checkpoint) in REAL {
             let control = ControlBytes::parse(bytes).unwrap();
             assert_eq!(control.system_identifier.to_string(), system);
+            assert_eq!(system_identifier(bytes), Some(control.system_identifier));
             assert_eq!(control.catalog_version, catalog);
             assert_eq!(control.checkpoint.to_string(), checkpoint);
             assert_eq!(control.redo, control.checkpoint);

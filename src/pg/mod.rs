@@ -15,3 +15,4 @@ pub mod system;
 pub mod timeline;
 pub mod version;
 pub mod wal_file;
+pub mod wal_header;

@@ -12,6 +12,9 @@ use crate::pg::system::SystemIdentifier;
 /// The format that this pgherd reads and writes.
 pub const FORMAT: u32 = 1;
 
+/// No header is longer: whoever reads so many bytes of an object has all of it.
+pub const HEADER_MOST: u64 = 1024;
+
 /// The first of the magic numbers of skippable frames (RFC 8878 §3.1.2), little-endian.
 const SKIPPABLE: [u8; 4] = 0x184D_2A50_u32.to_le_bytes();
 

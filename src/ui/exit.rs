@@ -19,13 +19,18 @@ pub enum Exit {
     Incomplete,
     NotFound,
     Bug,
+    /// Only `wal fetch` ends like this, and the next two.
+    Absent,
+    AskAgain,
+    StopRecovery,
     Interrupted,
 }
 
 impl Exit {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Done,
         Self::Failed,
+        Self::Absent,
         Self::Usage,
         Self::Changes,
         Self::Partial,
@@ -35,13 +40,15 @@ impl Exit {
         Self::Incomplete,
         Self::NotFound,
         Self::Bug,
+        Self::AskAgain,
+        Self::StopRecovery,
         Self::Interrupted,
     ];
 
     pub const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
-            Self::Failed => 1,
+            Self::Failed | Self::Absent => 1,
             Self::Usage | Self::Changes => 2,
             Self::Partial => 3,
             Self::Refused => 4,
@@ -51,6 +58,9 @@ impl Exit {
             Self::NotFound => 10,
             // EX_SOFTWARE of sysexits.h; Rust's own 101 is for programs that do not say.
             Self::Bug => 70,
+            // PostgreSQL takes 1 to 125 for "there is no such file" and stops recovery on what is greater.
+            Self::AskAgain => 125,
+            Self::StopRecovery => 126,
             Self::Interrupted => 130,
         }
     }
@@ -68,6 +78,9 @@ impl Exit {
             Self::Incomplete => "done, but something is left to do",
             Self::NotFound => "not found or not reachable",
             Self::Bug => "a bug in pgherd; what was running can be resumed or undone",
+            Self::Absent => "with `wal fetch`: the file is not in the archive, and nothing that needs it",
+            Self::AskAgain => "with `wal fetch` on a standby: any error; it asks again",
+            Self::StopRecovery => "with `wal fetch` elsewhere: any error; recovery must not end here",
             Self::Interrupted => "interrupted",
         }
     }
@@ -103,9 +116,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_end_has_a_code_of_its_own_but_for_planned_changes() {
+    fn every_end_has_a_code_of_its_own_but_for_planned_changes_and_absent_files() {
         let mut codes = Exit::ALL.map(Exit::code).to_vec();
         codes.dedup();
-        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 10, 70, 130]);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 10, 70, 125, 126, 130]);
     }
 }

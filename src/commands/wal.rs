@@ -1,0 +1,160 @@
+//! `pgherd wal`.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use super::{App, Outcome};
+use crate::ops::wal::{self, Fetched, Pushed, Recovery};
+use crate::ui::Verbosity;
+use crate::ui::exit::Exit;
+
+/// The WAL archive: what servers call, and what it holds
+///
+/// With `backups` in the topology, `pgherd apply` has every server store its WAL in the repository and fetch it from there.
+#[derive(Debug, clap::Args)]
+pub struct WalArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Push(PushArgs),
+    Fetch(FetchArgs),
+}
+
+/// Store a WAL file in the archive; PostgreSQL's archive_command
+///
+/// Ends with 0 only when the file is durable in the repository: whole, synced, under its name. A file that is there already with the same
+/// content is success, since the server repeats itself after a crash; one with other content is an error, and nothing is overwritten: two
+/// servers are writing WAL of one timeline. A segment must say in its header that it is this cluster's, of this major version, and
+/// what its name says. Takes segments of any size, .partial, .history and .backup files. Needs no topology and no server, only the node's
+/// profile.
+///
+/// Exit codes: 0 durable, 1 not stored (PostgreSQL keeps the file and tries again), 2 bad usage, 4 not this cluster's, 10 no repository;
+/// never more than 125.
+///
+/// Example: archive_command = '/usr/local/lib/pgherd/pgherd wal push --profile /etc/pgherd/nodes/inventory-a/profile.json "%p"'
+#[derive(Debug, clap::Args)]
+struct PushArgs {
+    /// The node's profile
+    #[arg(long, value_name = "FILE")]
+    profile: PathBuf,
+    /// The WAL file; PostgreSQL's %p
+    path: PathBuf,
+}
+
+/// Write a WAL file of the archive to a path; PostgreSQL's restore_command
+///
+/// Hands over only what has the hash that it was stored with. A file counts as absent only if the repository was seen to be without it and
+/// nothing shows that there is WAL behind it: PostgreSQL would end recovery there and let clients in. A gap, an unreadable repository, a
+/// damaged object and any other trouble stop recovery instead (126), or have a standby ask again (125).
+///
+/// Exit codes: 0 it is there, 1 it is absent, 125 any error where there is a standby.signal, 126 any error elsewhere.
+///
+/// Example: restore_command = '/usr/local/lib/pgherd/pgherd wal fetch --profile /etc/pgherd/nodes/inventory-a/profile.json "%f" "%p"'
+#[derive(Debug, clap::Args)]
+struct FetchArgs {
+    /// The node's profile
+    #[arg(long, value_name = "FILE")]
+    profile: PathBuf,
+    /// The name of the WAL file; PostgreSQL's %f
+    name: String,
+    /// Where to write it; PostgreSQL's %p
+    path: PathBuf,
+}
+
+pub fn run(args: &WalArgs, app: &App) -> Outcome {
+    match &args.verb {
+        Verb::Push(args) => push(args, app),
+        Verb::Fetch(args) => fetch(args, app),
+    }
+}
+
+/// What is said on success would fill the server's log, except that something was mended.
+fn push(args: &PushArgs, app: &App) -> Outcome {
+    match wal::push(&args.profile, &args.path)? {
+        Pushed::Stored { file, size, stored } => verbose(app, format!("{file}: {size} stored as {stored}")),
+        Pushed::AlreadyThere { file } => verbose(app, format!("{file}: the same is there already")),
+        Pushed::Mended { file, damage } => {
+            app.ui.message(format!("{file} was damaged in the archive ({damage}) and has been replaced by the same content"));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn fetch(args: &FetchArgs, app: &App) -> Outcome {
+    match wal::fetch(&args.profile, &args.name, &args.path)? {
+        Fetched::Got { file, size } => {
+            verbose(app, format!("{file}: {size}"));
+            Ok(Exit::Done)
+        }
+        // A standby asks every five seconds.
+        Fetched::Absent { file } => {
+            verbose(app, format!("{file}: not in the archive"));
+            Ok(Exit::Absent)
+        }
+    }
+}
+
+fn verbose(app: &App, text: String) {
+    if app.ui.verbosity == Verbosity::Verbose {
+        app.ui.message(text);
+    }
+}
+
+impl WalArgs {
+    /// Returns the exit by which PostgreSQL understands how the run has ended.
+    pub fn exit(&self, ended: Exit) -> Exit {
+        match self.verb {
+            Verb::Fetch(_) if !matches!(ended, Exit::Done | Exit::Absent) => trouble(),
+            Verb::Push(_) if ended.code() > 125 => Exit::Failed,
+            Verb::Push(_) | Verb::Fetch(_) => ended,
+        }
+    }
+}
+
+/// Returns how a command line ends that could not be parsed. Of `wal fetch`, exit code 2 would say that there is no such file.
+pub fn usage_exit<T: AsRef<OsStr>>(args: &[T]) -> Exit {
+    let mut args = args.iter().map(AsRef::as_ref);
+    let fetch = args.any(|arg| arg == "wal") && args.any(|arg| arg == "fetch");
+    if fetch { trouble() } else { Exit::Usage }
+}
+
+fn trouble() -> Exit {
+    match wal::recovery() {
+        Recovery::Ends => Exit::StopRecovery,
+        Recovery::Waits => Exit::AskAgain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_fetch_does_not_pass_for_an_absent_file() {
+        let exit = |line: &str| usage_exit(&line.split(' ').collect::<Vec<_>>()).code();
+        assert_eq!(exit("pgherd wal fetch --profil x"), 126);
+        assert_eq!(exit("pgherd --quiet wal fetch"), 126);
+        assert_eq!(exit("pgherd wal push"), 2);
+        assert_eq!(exit("pgherd backup"), 2);
+    }
+
+    #[test]
+    fn what_postgresql_understands_is_all_that_it_is_told() {
+        let args = |verb| WalArgs { verb };
+        let (profile, path) = (PathBuf::from("profile.json"), PathBuf::from("pg_wal/x"));
+        let push = args(Verb::Push(PushArgs { profile: profile.clone(), path: path.clone() }));
+        let fetch = args(Verb::Fetch(FetchArgs { profile, name: "x".to_owned(), path }));
+        for exit in Exit::ALL {
+            assert_eq!(push.exit(exit) == Exit::Done, exit == Exit::Done);
+            assert!(push.exit(exit).code() <= 125);
+            let told = fetch.exit(exit).code();
+            match exit {
+                Exit::Done | Exit::Absent => assert_eq!(told, exit.code()),
+                _ => assert_eq!(told, 126),
+            }
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! `restore_command`: a WAL file comes out of the repository, whole, or the server is told why not.
+//!
+//! PostgreSQL takes every exit code up to 125 as "there is no such file", which ends a recovery and promotes; a greater one stops it
+//! (`RestoreArchivedFile` in `xlogarchive.c`). So a file counts as absent only if the repository was seen to be without it, and if nothing
+//! in the repository or in pg_wal says that there is WAL behind it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::pg::history::TimelineHistory;
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
+use crate::repo::seal::{self, Identity, Kind};
+use crate::repo::{Key, Level, RepoError, RepoErrorKind, now};
+use crate::units::ByteCount;
+
+use super::{Archive, data_directory};
+
+/// What a fetch came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetched {
+    /// It is at its target.
+    Got { file: WalFile, size: ByteCount },
+    /// The archive ends before it, or it never was.
+    Absent { file: WalFile },
+}
+
+/// What the server does when it is told that a file is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// Ends recovery, and takes clients.
+    Ends,
+    /// Asks again later (`standby.signal`).
+    Waits,
+}
+
+/// Tells what a server in the current directory would do; without one, the worse of the two.
+pub fn recovery() -> Recovery {
+    // standby.signal wins over recovery.signal (`readRecoverySignalFile` in `xlogrecovery.c`).
+    if Path::new("standby.signal").exists() { Recovery::Waits } else { Recovery::Ends }
+}
+
+/// Writes the WAL file `name` to `target`, from the archive of the node whose profile is `profile`.
+///
+/// # Errors
+/// Whenever it is neither got nor absent: the repository cannot be read, the object is damaged, a later segment is there.
+pub fn fetch(profile: &Path, name: &str, target: &Path) -> Result<Fetched> {
+    let file: WalFile =
+        name.parse().map_err(|error| Error::failed("cannot fetch from the WAL archive").source(error))?;
+    let archive = super::open(profile)?;
+    let key = archive.keys.wal(file);
+    let lines = Lines::read(&archive, file, target)?;
+    let object = match now(archive.repo.read(&key))? {
+        Some(object) => object,
+        None => match absent(&archive, file, &lines)? {
+            Absence::Proven => return Ok(Fetched::Absent { file }),
+            Absence::Arrived(object) => object,
+        },
+    };
+    let identity = Identity { kind: Kind::Wal, name, system_identifier: archive.profile.system_identifier };
+    let content = seal::open(identity, &object).map_err(|error| damaged(&archive, &key, error.to_string()))?;
+    if let WalFile::Segment(name) = file
+        && let Ok(size) = WalSegmentSize::new(content.len() as u64)
+    {
+        match lines.place_of(name, size) {
+            Place::On => {}
+            Place::Behind => return Ok(Fetched::Absent { file }),
+            Place::Fork(history) => return Err(forked(&archive, name, history)),
+        }
+    }
+    write(target, &content)
+        .map_err(|error| Error::failed(format!("could not write {}", target.display())).source(error))?;
+    Ok(Fetched::Got { file, size: ByteCount(content.len() as u64) })
+}
+
+/// The histories in pg_wal: the server fetched them to recover along them.
+#[derive(Debug)]
+struct Lines(Vec<TimelineHistory>);
+
+/// Where a segment lies to the histories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place<'a> {
+    /// Before a point where a later timeline goes on, or of the last timeline.
+    On,
+    /// In it a later timeline goes on: what comes behind that point belongs to another history.
+    Fork(&'a TimelineHistory),
+    /// Behind every such point.
+    Behind,
+}
+
+impl Lines {
+    /// Reads those that lead away from the timeline of `file`, which the server wants at `target`.
+    fn read(archive: &Archive, file: WalFile, target: &Path) -> Result<Self> {
+        let WalFile::Segment(name) = file else { return Ok(Self(Vec::new())) };
+        // The target is pg_wal/RECOVERYXLOG.
+        let beside = target.parent().filter(|directory| !directory.as_os_str().is_empty());
+        let pg_wal = beside.map_or_else(|| data_directory(&archive.profile).join("pg_wal"), Path::to_path_buf);
+        let could_not =
+            |error: io::Error| Error::failed(format!("could not read {}", pg_wal.display())).source(error);
+        let mut lines = Vec::new();
+        for entry in fs::read_dir(&pg_wal).map_err(could_not)? {
+            let entry = entry.map_err(could_not)?;
+            let Some(Ok(WalFile::TimelineHistory(timeline))) = entry.file_name().to_str().map(str::parse) else {
+                continue;
+            };
+            if timeline <= name.timeline() {
+                continue;
+            }
+            let text = fs::read_to_string(entry.path()).map_err(could_not)?;
+            let history = TimelineHistory::parse(timeline, &text).map_err(|error| {
+                Error::failed(format!("cannot read {}", entry.path().display())).source(error)
+            })?;
+            if fork(&history, name.timeline()).is_some() {
+                lines.push(history);
+            }
+        }
+        Ok(Self(lines))
+    }
+
+    /// Returns the history that leaves the segment's timeline last.
+    fn last(&self, name: SegmentName) -> Option<(&TimelineHistory, Lsn)> {
+        let leaves = self.0.iter().filter_map(|history| Some((history, fork(history, name.timeline())?)));
+        leaves.max_by_key(|(_, switchpoint)| *switchpoint)
+    }
+
+    fn place_of(&self, name: SegmentName, size: WalSegmentSize) -> Place<'_> {
+        match self.last(name) {
+            Some((_, switchpoint)) if switchpoint <= name.start(size) => Place::Behind,
+            Some((history, switchpoint)) if switchpoint < name.end(size) => Place::Fork(history),
+            Some(_) | None => Place::On,
+        }
+    }
+}
+
+/// Returns where `history` leaves `timeline`.
+fn fork(history: &TimelineHistory, timeline: TimelineId) -> Option<Lsn> {
+    history.ancestors().iter().find(|ancestor| ancestor.timeline == timeline).map(|found| found.switchpoint)
+}
+
+/// The server asks for the segment of the later timeline first, and would replay all of the one that it gets.
+fn forked(archive: &Archive, name: SegmentName, history: &TimelineHistory) -> Error {
+    let timeline = history.timeline();
+    let wanted = name.on(timeline);
+    Error::failed(format!("{wanted} is missing from the archive of {}", archive.profile.cluster))
+        .detail(format!(
+            "Timeline {} goes on from timeline {} within it. What {name} holds behind that point belongs to another history, so it was not \
+             handed over.",
+            timeline.as_u32(),
+            name.timeline().as_u32()
+        ))
+        .hint(format!("On the primary, \"select pg_switch_wal()\" has {wanted} archived, if it is still to come."))
+}
+
+fn damaged(archive: &Archive, key: &Key, why: String) -> Error {
+    Error::from(RepoError {
+        kind: RepoErrorKind::Damaged,
+        url: archive.repo.url().to_owned(),
+        doing: format!("read {key}"),
+        why: format!("The stored object is damaged: {why}"),
+    })
+}
+
+/// Puts a file at its target in one piece.
+///
+/// It is not synced: PostgreSQL does that before it gives the file its name (`KeepFileRestoredFromArchive` in `xlogarchive.c`).
+fn write(target: &Path, content: &[u8]) -> io::Result<()> {
+    let mut beside = target.as_os_str().to_owned();
+    // One restore runs at a time, so that what a killed one left is written over.
+    beside.push(".pgherd-unfinished");
+    let beside = PathBuf::from(beside);
+    let written = fs::write(&beside, content).and_then(|()| fs::rename(&beside, target));
+    if written.is_err() {
+        // The first error is the one to tell.
+        fs::remove_file(&beside).ok();
+    }
+    written
+}
+
+/// What is known of a file that was not found.
+enum Absence {
+    Proven,
+    /// It was stored meanwhile.
+    Arrived(Vec<u8>),
+}
+
+/// Makes sure that nothing needs a file that was not found.
+fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
+    let needed = match file {
+        WalFile::Segment(name) => match later_segment(archive, name)? {
+            Some(later) => Some(format!("The archive goes on with {later}")),
+            None => partial(archive, name)?.or(needed_by(archive, name, lines)?),
+        },
+        WalFile::TimelineHistory(timeline) => later_timeline(archive, timeline)?,
+        WalFile::Partial(_) | WalFile::BackupHistory(..) => None,
+    };
+    // Segments are stored in order, so that one which is found behind this one may have come after this one was looked for.
+    if let Some(object) = now(archive.repo.read(&archive.keys.wal(file)))? {
+        return Ok(Absence::Arrived(object));
+    }
+    match needed {
+        None => Ok(Absence::Proven),
+        Some(why) => Err(Error::failed(format!("{file} is missing from the archive of {}", archive.profile.cluster))
+            .detail(format!("{why}, so recovery must not end here as if there were nothing more. Looked in {}.", archive.repo.url()))
+            .hint("\"pgherd wal list\" shows every gap, and which moments can be restored.")),
+    }
+}
+
+/// Returns `name` or the next segment of its timeline that is in the archive.
+fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<SegmentName>> {
+    let wal = archive.keys.wal_folder();
+    let timeline = format!("{:08X}", name.timeline().as_u32());
+    let mut folders = now(archive.repo.list(Some(&wal)))?.folders;
+    folders.retain(|folder| folder.starts_with(&timeline) && *folder >= name.folder());
+    for folder in folders {
+        let Ok(folder) = wal.join(&folder) else { continue };
+        let level = now(archive.repo.list(Some(&folder)))?;
+        let segment = files(&level).find_map(|file| match file {
+            WalFile::Segment(found) if found >= name => Some(found),
+            WalFile::Segment(_) | WalFile::Partial(_) | WalFile::TimelineHistory(_) | WalFile::BackupHistory(..) => None,
+        });
+        if segment.is_some() {
+            return Ok(segment);
+        }
+    }
+    Ok(None)
+}
+
+fn files(level: &Level) -> impl Iterator<Item = WalFile> {
+    level.objects.iter().filter_map(|object| object.key.name().strip_suffix(".zst")?.parse().ok())
+}
+
+/// The last segment of a timeline that ended by a promotion is stored as `.partial`, and its WAL again in the first segment of the next
+/// timeline. If neither is there, what was committed in it would be lost without a word.
+fn partial(archive: &Archive, name: SegmentName) -> Result<Option<String>> {
+    let key = archive.keys.wal(WalFile::Partial(name));
+    let there = now(archive.repo.read_range(&key, 0, 1))?.is_some();
+    Ok(there.then(|| {
+        format!(
+            "Of this segment there is {name}.partial, and what the next timeline made of it is not archived; \"zstd -dc\" of {key}, put into \
+             pg_wal as {name}, is the last WAL of this timeline"
+        )
+    }))
+}
+
+/// Tells whether the recovery goes on to a later timeline behind the begin of a segment that was not found.
+fn needed_by(archive: &Archive, name: SegmentName, lines: &Lines) -> Result<Option<String>> {
+    // Where the size of segments is not known, there is none in the archive to recover from.
+    let Some((history, switchpoint)) = lines.last(name) else { return Ok(None) };
+    let Some(size) = segment_size(archive)? else { return Ok(None) };
+    Ok((name.start(size) < switchpoint).then(|| {
+        format!(
+            "Timeline {} goes on from timeline {} at {switchpoint}, behind the begin of this segment",
+            history.timeline().as_u32(),
+            name.timeline().as_u32(),
+        )
+    }))
+}
+
+/// Reads the size of segments in the header of one that is stored.
+fn segment_size(archive: &Archive) -> Result<Option<WalSegmentSize>> {
+    let wal = archive.keys.wal_folder();
+    for folder in now(archive.repo.list(Some(&wal)))?.folders {
+        let Ok(folder) = wal.join(&folder) else { continue };
+        let level = now(archive.repo.list(Some(&folder)))?;
+        let segment = files(&level).find(|file| matches!(file, WalFile::Segment(_)));
+        let Some(segment) = segment else { continue };
+        let key = archive.keys.wal(segment);
+        let Some(begin) = now(archive.repo.read_range(&key, 0, seal::HEADER_MOST))? else { continue };
+        let (header, _) = seal::header(&begin).map_err(|error| damaged(archive, &key, error.to_string()))?;
+        return Ok(WalSegmentSize::new(header.size).ok());
+    }
+    Ok(None)
+}
+
+/// Finds WAL of `timeline` or of a later one: then its history was once there. Recovery looks for histories one number after the other,
+/// and stops at the first that it does not get (`findNewestTimeLine` in `timeline.c`).
+fn later_timeline(archive: &Archive, timeline: TimelineId) -> Result<Option<String>> {
+    let level = now(archive.repo.list(Some(&archive.keys.wal_folder())))?;
+    let of_folders = level.folders.iter().filter_map(|folder| {
+        TimelineId::new(u32::from_str_radix(folder.get(..8)?, 16).ok()?)
+    });
+    let of_histories = files(&level).map(WalFile::timeline);
+    let newest = of_folders.chain(of_histories).filter(|found| *found >= timeline).max();
+    Ok(newest.map(|newest| {
+        if newest == timeline {
+            format!("The archive has WAL of timeline {}", timeline.as_u32())
+        } else {
+            format!("The archive has timeline {}", newest.as_u32())
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::wal::testing::{Place, segment};
+
+    fn fetched(place: &Place, name: &str) -> Result<Fetched> {
+        let target = place.pg_wal().join("RECOVERYXLOG");
+        fs::remove_file(&target).unwrap_or(());
+        let outcome = fetch(&place.profile, name, &target);
+        assert_eq!(matches!(outcome, Ok(Fetched::Got { .. })), target.exists(), "{outcome:?}");
+        outcome
+    }
+
+    #[track_caller]
+    fn absent(place: &Place, name: &str) {
+        assert_eq!(fetched(place, name).unwrap(), Fetched::Absent { file: name.parse().unwrap() });
+    }
+
+    #[track_caller]
+    fn trouble(place: &Place, name: &str, why: &str) {
+        let error = fetched(place, name).unwrap_err();
+        let told = format!("{} {}", error.what(), error.detail_text().unwrap_or_default());
+        assert!(told.contains(why), "{told}");
+    }
+
+    fn segment_name(number: u32) -> String {
+        format!("0000000100000000{number:08X}")
+    }
+
+    #[test]
+    fn what_was_pushed_is_fetched() {
+        let place = Place::new();
+        for name in [segment_name(3), "00000002.history".to_owned()] {
+            place.archive(&name, 7);
+            assert!(matches!(fetched(&place, &name).unwrap(), Fetched::Got { .. }));
+        }
+        fetched(&place, &segment_name(3)).unwrap();
+        let found = fs::read(place.pg_wal().join("RECOVERYXLOG")).unwrap();
+        assert!(found == segment(&segment_name(3), 7));
+        assert_eq!(fs::read_dir(place.pg_wal()).unwrap().count(), 1, "nothing unfinished stays");
+    }
+
+    #[test]
+    fn behind_the_end_of_the_archive_is_absent_and_in_a_gap_is_not() {
+        let place = Place::new();
+        absent(&place, &segment_name(3));
+        for number in [3, 5] {
+            place.archive(&segment_name(number), 7);
+        }
+        absent(&place, &segment_name(6));
+        trouble(&place, &segment_name(4), "The archive goes on with 000000010000000000000005");
+        trouble(&place, &segment_name(2), "The archive goes on");
+        place.archive("000000010000000100000000", 7);
+        trouble(&place, &segment_name(6), "The archive goes on with 000000010000000100000000");
+        absent(&place, "000000010000000100000001");
+    }
+
+    #[test]
+    fn a_history_is_absent_only_if_its_timeline_never_was() {
+        let place = Place::new();
+        place.archive(&segment_name(3), 7);
+        absent(&place, "00000002.history");
+        place.archive("000000020000000000000003", 7);
+        trouble(&place, "00000002.history", "The archive has WAL of timeline 2");
+        place.archive("00000004.history", 7);
+        trouble(&place, "00000003.history", "The archive has timeline 4");
+        absent(&place, "00000005.history");
+    }
+
+    #[test]
+    fn a_last_segment_that_is_only_partial_is_missing() {
+        let place = Place::new();
+        place.archive(&segment_name(3), 7);
+        place.archive(&format!("{}.partial", segment_name(4)), 7);
+        trouble(&place, &segment_name(4), "zstd -dc");
+        absent(&place, &segment_name(5));
+    }
+
+    /// Timeline 2 leaves 1 in segment 5, and the server recovers along it.
+    #[test]
+    fn a_segment_counts_as_the_history_in_pg_wal_says() {
+        let place = Place::new();
+        for number in [3, 5, 6] {
+            place.archive(&segment_name(number), 7);
+        }
+        assert!(matches!(fetched(&place, &segment_name(6)).unwrap(), Fetched::Got { .. }));
+        fs::write(place.pg_wal().join("00000002.history"), "1\t0/580000\tbefore\n").unwrap();
+        assert!(matches!(fetched(&place, &segment_name(3)).unwrap(), Fetched::Got { .. }));
+        trouble(&place, &segment_name(5), "000000020000000000000005 is missing");
+        absent(&place, &segment_name(6));
+        absent(&place, &segment_name(7));
+        absent(&place, "000000020000000000000005");
+
+        // Segments of timeline 1 that the old primary did not get to archive before it died.
+        for number in [5, 6] {
+            fs::remove_file(place.object(&segment_name(number))).unwrap();
+        }
+        trouble(&place, &segment_name(4), "Timeline 2 goes on from timeline 1 at 0/580000");
+        trouble(&place, &segment_name(5), "Timeline 2 goes on from timeline 1 at 0/580000");
+        absent(&place, &segment_name(6));
+    }
+
+    #[test]
+    fn a_damaged_object_is_never_handed_over() {
+        let place = Place::new();
+        let name = segment_name(3);
+        place.archive(&name, 7);
+        let object = place.object(&name);
+        let whole = fs::read(&object).unwrap();
+        for bit in (0..whole.len() * 8).step_by(61) {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&object, flipped).unwrap();
+            trouble(&place, &name, "could not read");
+        }
+        fs::write(&object, &whole[..whole.len() / 2]).unwrap();
+        trouble(&place, &name, "could not read");
+    }
+
+    #[test]
+    fn a_repository_that_is_gone_is_not_an_empty_one() {
+        let place = Place::new();
+        place.archive(&segment_name(3), 7);
+        let root = place.directory.path().join("repository");
+        fs::rename(&root, place.directory.path().join("aside")).unwrap();
+        trouble(&place, &segment_name(4), "could not read repository.json");
+        fs::create_dir(&root).unwrap();
+        trouble(&place, &segment_name(4), "could not read repository.json");
+    }
+
+    #[test]
+    fn a_target_that_cannot_be_written_is_trouble() {
+        let place = Place::new();
+        place.archive(&segment_name(3), 7);
+        let target = place.pg_wal().join("RECOVERYXLOG");
+        fs::create_dir(&target).unwrap();
+        let error = fetch(&place.profile, &segment_name(3), &target).unwrap_err();
+        assert!(error.what().contains("could not write"), "{error}");
+    }
+}

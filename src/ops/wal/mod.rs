@@ -1,0 +1,137 @@
+//! The WAL archive: PostgreSQL's `archive_command` and `restore_command`, and what the archive holds.
+//!
+//! [`push`] and [`fetch`] are called by the server itself, once a segment: no tokio, no database, no topology, only the node's profile and
+//! the repository that it names. What they are asked for by PostgreSQL is in its documentation, "Continuous Archiving".
+
+mod fetch;
+mod push;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use fetch::{Fetched, Recovery, fetch, recovery};
+pub use push::{Pushed, push};
+
+use crate::error::{Error, Result};
+use crate::repo::layout::{ClusterKeys, SystemKeys};
+use crate::repo::{self, SharedRepo};
+use crate::topology::claim::{self, Profile};
+
+/// `level` of zstd: what it costs more than 1 it saves in the repository for as long as the segment is kept.
+const LEVEL: i32 = 3;
+
+/// A node's archive.
+#[derive(Debug)]
+struct Archive {
+    profile: Profile,
+    repo: SharedRepo,
+    keys: SystemKeys,
+}
+
+/// Opens the archive that the profile in `file` names.
+fn open(file: &Path) -> Result<Archive> {
+    let unusable = |why: String| {
+        Error::failed(format!("cannot use the node profile {}", file.display()))
+            .detail(format!("{why}."))
+            .hint("\"pgherd plan\" shows what is wrong with the node's files, and \"pgherd apply\" writes them anew.")
+    };
+    let bytes = fs::read(file).map_err(|error| unusable(format!("It cannot be read: {error}")))?;
+    let profile: Profile = claim::read(&bytes).map_err(|error| unusable(format!("In it, {error}")))?;
+    let Some(archive) = &profile.archive else {
+        return Err(Error::failed(format!("{}-{} has no archive", profile.cluster, profile.node))
+            .detail(format!("Its profile {} names no repository.", file.display()))
+            .hint("Declare \"backups\" for the cluster in the topology, then run \"pgherd apply\"."));
+    };
+    let repo = repo::open(&archive.url)?;
+    let keys = ClusterKeys::new(&profile.cluster).system(profile.system_identifier);
+    Ok(Archive { profile, repo, keys })
+}
+
+/// Returns the data directory that the command is run for: the server runs its commands in its own, which for a copy that was
+/// restored elsewhere is not the one of the profile.
+fn data_directory(profile: &Profile) -> PathBuf {
+    let here = PathBuf::from(".");
+    if here.join(CONTROL_FILE).exists() { here } else { profile.data_directory.clone() }
+}
+
+const CONTROL_FILE: &str = "global/pg_control";
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! An archive in a directory of its own, with a node whose data directory is beside it.
+
+    use super::*;
+
+    pub const SYSTEM: u64 = 7_398_812_045_532_218_841;
+    /// The smallest.
+    pub const SIZE: u64 = 1 << 20;
+
+    #[derive(Debug)]
+    pub struct Place {
+        pub directory: tempfile::TempDir,
+        pub profile: PathBuf,
+    }
+
+    impl Place {
+        pub fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let data = directory.path().join("data");
+            fs::create_dir_all(data.join("global")).unwrap();
+            fs::create_dir_all(data.join("pg_wal")).unwrap();
+            fs::write(data.join(CONTROL_FILE), SYSTEM.to_le_bytes()).unwrap();
+            let url = format!("file://{}", directory.path().join("repository").display());
+            repo::create(&url).unwrap();
+            let golden = include_bytes!("../../topology/testdata/profile-1.json");
+            let mut profile: Profile = claim::read(golden).unwrap();
+            profile.data_directory = data;
+            profile.archive.as_mut().unwrap().url = url;
+            let file = directory.path().join("profile.json");
+            fs::write(&file, claim::write(&profile)).unwrap();
+            Self { directory, profile: file }
+        }
+
+        pub fn pg_wal(&self) -> PathBuf {
+            self.directory.path().join("data/pg_wal")
+        }
+
+        /// Returns where a WAL file is stored.
+        pub fn object(&self, name: &str) -> PathBuf {
+            let archive = open(&self.profile).unwrap();
+            let key = archive.keys.wal(name.parse().unwrap());
+            self.directory.path().join("repository").join(key.as_str())
+        }
+
+        /// Writes a WAL file into pg_wal; a segment's pages are all `fill`.
+        pub fn write(&self, name: &str, fill: u8) -> PathBuf {
+            let content = match name.len() {
+                24 | 32 => segment(name, fill),
+                _ => format!("1\t0/{fill:X}00000\tno recovery target specified\n").into_bytes(),
+            };
+            let path = self.pg_wal().join(name);
+            fs::write(&path, content).unwrap();
+            path
+        }
+
+        /// Writes a WAL file and pushes it.
+        pub fn archive(&self, name: &str, fill: u8) {
+            let path = self.write(name, fill);
+            push(&self.profile, &path).unwrap();
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    /// Makes a segment of 15 with the right header.
+    pub fn segment(name: &str, fill: u8) -> Vec<u8> {
+        let name: crate::pg::wal_file::SegmentName = name[..24].parse().unwrap();
+        let size = crate::pg::wal_file::WalSegmentSize::new(SIZE).unwrap();
+        let mut bytes = vec![fill; SIZE as usize];
+        bytes[0..2].copy_from_slice(&0xD110_u16.to_le_bytes());
+        bytes[2..4].copy_from_slice(&2_u16.to_le_bytes());
+        bytes[4..8].copy_from_slice(&1_u32.to_le_bytes());
+        bytes[8..16].copy_from_slice(&name.start(size).as_u64().to_le_bytes());
+        bytes[24..32].copy_from_slice(&SYSTEM.to_le_bytes());
+        bytes[32..36].copy_from_slice(&(SIZE as u32).to_le_bytes());
+        bytes[36..40].copy_from_slice(&8192_u32.to_le_bytes());
+        bytes
+    }
+}

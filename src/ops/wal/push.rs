@@ -1,0 +1,287 @@
+//! `archive_command`: a WAL file goes into the repository, durably, or the server is told that it did not.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::pg::control_bytes;
+use crate::pg::history::TimelineHistory;
+use crate::pg::wal_file::{SegmentName, WalFile};
+use crate::pg::wal_header::{SegmentHeader, SegmentHeaderError};
+use crate::repo::seal::{self, Blake3, Identity, Kind};
+use crate::repo::{Key, Put, RepoError, RepoErrorKind, now};
+use crate::units::ByteCount;
+
+use super::{Archive, CONTROL_FILE, LEVEL, data_directory};
+
+/// What a push came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pushed {
+    Stored {
+        file: WalFile,
+        size: ByteCount,
+        stored: ByteCount,
+    },
+    /// The same content is there already, whole. The server pushes again after a crash.
+    AlreadyThere {
+        file: WalFile,
+    },
+    /// What was there of the same content was damaged and is replaced.
+    Mended {
+        file: WalFile,
+        damage: String,
+    },
+}
+
+/// Stores the WAL file at `path` in the archive of the node whose profile is `profile`. It is durable when this returns.
+///
+/// # Errors
+/// When it is not: PostgreSQL keeps the file and tries again. Nothing in the archive is ever replaced by something else.
+pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let file: WalFile = name.parse().map_err(|error| {
+        Error::failed(format!("cannot archive {}", path.display())).source(error)
+    })?;
+    let archive = super::open(profile)?;
+    let content = fs::read(path)
+        .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
+    check_source(&archive, file, &content)?;
+
+    let key = archive.keys.wal(file);
+    let identity = Identity {
+        kind: Kind::Wal,
+        name: &name,
+        system_identifier: archive.profile.system_identifier,
+    };
+    let ours = Ours { archive: &archive, file, key: &key, identity, content: &content };
+    if let Some(object) = now(archive.repo.read(&key))? {
+        return ours.compare(&object);
+    }
+    let object = ours.seal()?;
+    match now(archive.repo.create(&key, &object))? {
+        Put::Stored => Ok(Pushed::Stored {
+            file,
+            size: ByteCount(content.len() as u64),
+            stored: ByteCount(object.len() as u64),
+        }),
+        Put::Refused => match now(archive.repo.read(&key))? {
+            Some(object) => ours.compare(&object),
+            None => Err(Error::failed(format!("could not store {key} in the repository {}", archive.repo.url()))
+                .detail("Something was there when it was to be stored, and was removed meanwhile.")),
+        },
+    }
+}
+
+/// Holds the file to the cluster that the profile describes: what another one wrote must not get among its WAL.
+fn check_source(archive: &Archive, file: WalFile, content: &[u8]) -> Result<()> {
+    let profile = &archive.profile;
+    let refused = |why: String| {
+        Error::refused(format!("cannot archive {file} as WAL of {}-{}", profile.cluster, profile.node))
+            .detail(format!("{why}. Nothing was stored."))
+    };
+    let control = data_directory(profile).join(CONTROL_FILE);
+    let mut first = [0; 8];
+    File::open(&control)
+        .and_then(|mut file| file.read_exact(&mut first))
+        .map_err(|error| Error::failed(format!("could not read {}", control.display())).source(error))?;
+    let found = control_bytes::system_identifier(&first);
+    if found != Some(profile.system_identifier) {
+        let found = found.map_or_else(|| "none".to_owned(), |found| found.to_string());
+        return Err(refused(format!(
+            "{} has system identifier {found}, the node's profile has {}",
+            control.display(),
+            profile.system_identifier
+        )));
+    }
+    match file {
+        WalFile::Segment(name) | WalFile::Partial(name) => {
+            check_segment(archive, name, content).map_err(|error| refused(format!("Of the file, {error}")))
+        }
+        WalFile::TimelineHistory(timeline) => TimelineHistory::parse(timeline, &String::from_utf8_lossy(content))
+            .map(drop)
+            .map_err(|error| refused(format!("It is no timeline history: {error}"))),
+        WalFile::BackupHistory(..) => Ok(()),
+    }
+}
+
+fn check_segment(archive: &Archive, name: SegmentName, content: &[u8]) -> Result<(), SegmentHeaderError> {
+    let profile = &archive.profile;
+    let header = SegmentHeader::parse(content)?;
+    header.check(name, content.len() as u64, profile.system_identifier, profile.version)
+}
+
+/// A file that is to be stored.
+struct Ours<'a> {
+    archive: &'a Archive,
+    file: WalFile,
+    key: &'a Key,
+    identity: Identity<'a>,
+    content: &'a [u8],
+}
+
+impl Ours<'_> {
+    fn seal(&self) -> Result<Vec<u8>> {
+        seal::seal(self.identity, self.content, LEVEL)
+            .map_err(|error| Error::failed(format!("could not compress {}", self.file)).source(error))
+    }
+
+    /// Compares with what is there under the name, all of it.
+    fn compare(&self, object: &[u8]) -> Result<Pushed> {
+        match seal::open(self.identity, object) {
+            Ok(stored) if stored == self.content => Ok(Pushed::AlreadyThere { file: self.file }),
+            Ok(stored) => Err(self.differs(Blake3::of(&stored))),
+            Err(damage) => {
+                // What is damaged may be thrown away only if its header says that it was this very content.
+                let header = seal::header(object).map(|(header, _)| header.content_blake3);
+                match header {
+                    Ok(hash) if hash == Blake3::of(self.content) => self.mend(damage.to_string()),
+                    Ok(hash) => Err(self.differs(hash)),
+                    Err(_) => Err(self.damaged(damage.to_string())),
+                }
+            }
+        }
+    }
+
+    fn mend(&self, damage: String) -> Result<Pushed> {
+        now(self.archive.repo.store(self.key, &self.seal()?))?;
+        Ok(Pushed::Mended { file: self.file, damage })
+    }
+
+    /// PostgreSQL docs, "Continuous Archiving": the archive command should refuse to overwrite a file of other content.
+    fn differs(&self, stored: Blake3) -> Error {
+        let cluster = &self.archive.profile.cluster;
+        Error::failed(format!("cannot archive {}: the archive of {cluster} has another one of this name", self.file))
+            .detail(format!(
+                "Stored in {} is content with BLAKE3 {stored}; here it is {}. Two servers write WAL of timeline {} of {cluster}: there may be \
+                 two primaries. Nothing was overwritten.",
+                self.archive.repo.url(),
+                Blake3::of(self.content),
+                self.file.timeline().as_u32(),
+            ))
+            .hint("See who is primary with \"pgherd status\", and stop the other one.")
+    }
+
+    fn damaged(&self, why: String) -> Error {
+        Error::from(RepoError {
+            kind: RepoErrorKind::Damaged,
+            url: self.archive.repo.url().to_owned(),
+            doing: format!("store {}", self.key),
+            why: format!(
+                "Something is there under this name and {why}; it was left as it is, and has to be removed by hand"
+            ),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::ops::wal::testing::{Place, segment};
+
+    const NAME: &str = "000000010000000000000003";
+
+    #[test]
+    fn the_same_again_is_success_and_something_else_is_not() {
+        let place = Place::new();
+        let path = place.write(NAME, 7);
+        assert!(matches!(push(&place.profile, &path).unwrap(), Pushed::Stored { .. }));
+        assert!(matches!(push(&place.profile, &path).unwrap(), Pushed::AlreadyThere { .. }));
+        let stored = fs::read(place.object(NAME)).unwrap();
+
+        let path = place.write(NAME, 8);
+        let error = push(&place.profile, &path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Failed);
+        let detail = error.detail_text().unwrap();
+        for hash in [7, 8].map(|fill| Blake3::of(&segment(NAME, fill)).to_string()) {
+            assert!(detail.contains(&hash), "{detail}");
+        }
+        assert!(detail.contains("two primaries"), "{detail}");
+        assert_eq!(fs::read(place.object(NAME)).unwrap(), stored);
+    }
+
+    #[test]
+    fn every_kind_of_wal_file_is_stored() {
+        let place = Place::new();
+        for name in [NAME, "000000010000000000000003.partial", "00000002.history", "000000010000000000000003.00000028.backup"] {
+            let path = place.write(name, 7);
+            assert!(matches!(push(&place.profile, &path).unwrap(), Pushed::Stored { .. }), "{name}");
+            assert!(place.object(name).exists());
+        }
+        let path = place.pg_wal().join("xlogtemp.4711");
+        fs::write(&path, "x").unwrap();
+        assert!(push(&place.profile, &path).is_err());
+    }
+
+    #[test]
+    fn what_another_cluster_wrote_is_refused() {
+        let place = Place::new();
+        let path = place.write(NAME, 7);
+        let refused = || {
+            let error = push(&place.profile, &path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+            assert!(!place.object(NAME).exists());
+        };
+        let mut other = segment(NAME, 7);
+        other[24] ^= 1;
+        fs::write(&path, other).unwrap();
+        refused();
+        fs::write(&path, &segment(NAME, 7)[..1000]).unwrap();
+        refused();
+        fs::write(&path, segment("000000010000000000000004", 7)).unwrap();
+        refused();
+        place.write(NAME, 7);
+        let control = place.directory.path().join("data").join(CONTROL_FILE);
+        fs::write(&control, 12_u64.to_le_bytes()).unwrap();
+        refused();
+        let history = place.write("00000002.history", 7);
+        assert_eq!(push(&place.profile, &history).unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_torn_history_is_not_stored() {
+        let place = Place::new();
+        let path = place.write("00000003.history", 7);
+        fs::write(&path, "1\t0/30").unwrap();
+        push(&place.profile, &path).unwrap();
+        let path = place.write("00000004.history", 7);
+        fs::write(&path, [0; 20]).unwrap();
+        assert_eq!(push(&place.profile, &path).unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_damaged_object_is_replaced_only_by_what_it_was() {
+        let place = Place::new();
+        let path = place.write(NAME, 7);
+        push(&place.profile, &path).unwrap();
+        let object = place.object(NAME);
+        let whole = fs::read(&object).unwrap();
+        let mut damaged = whole.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+
+        fs::write(&object, &damaged).unwrap();
+        assert!(matches!(push(&place.profile, &path).unwrap(), Pushed::Mended { .. }));
+        assert_eq!(fs::read(&object).unwrap(), whole);
+
+        fs::write(&object, &damaged).unwrap();
+        place.write(NAME, 8);
+        push(&place.profile, &path).unwrap_err();
+        assert_eq!(fs::read(&object).unwrap(), damaged);
+
+        fs::write(&object, b"").unwrap();
+        let error = push(&place.profile, &path).unwrap_err();
+        assert!(error.detail_text().unwrap().contains("removed by hand"), "{error:?}");
+    }
+
+    #[test]
+    fn a_repository_that_is_gone_is_not_made_again() {
+        let place = Place::new();
+        let path = place.write(NAME, 7);
+        let root = place.directory.path().join("repository");
+        fs::remove_dir_all(&root).unwrap();
+        fs::create_dir(&root).unwrap();
+        assert_eq!(push(&place.profile, &path).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    }
+}
