@@ -187,6 +187,14 @@ pub async fn replay(conn: &Conn) -> Result<Replay, DbError> {
     })
 }
 
+/// Lets a session be idle for as long as a copy takes, which an administrator may have limited (`idle_session_timeout`, since 14).
+///
+/// # Errors
+/// [`DbError`].
+pub async fn may_be_idle(conn: &Conn) -> Result<(), DbError> {
+    conn.batch("lift the limit of idle sessions", "SET idle_session_timeout = 0").await
+}
+
 /// A backup that this session has started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
@@ -203,8 +211,6 @@ pub struct Started {
 /// [`DbError`].
 pub async fn start(conn: &Conn, version: u32, label: &str) -> Result<Started, DbError> {
     const WHAT: &str = "start the backup";
-    // Since 14 an idle session may be ended by the server; this one is idle on purpose.
-    conn.batch(WHAT, "SET idle_session_timeout = 0").await?;
     let row = conn.query_one(WHAT, "SELECT clock_timestamp() AS now", &[]).await?;
     let at = conn.field(WHAT, &row, "now")?;
     let sql = if version >= 150_000 {

@@ -16,3 +16,4 @@ pub mod timeline;
 pub mod version;
 pub mod wal_file;
 pub mod wal_header;
+pub mod wal_record;

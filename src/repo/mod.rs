@@ -8,6 +8,7 @@ pub mod faulty;
 pub mod layout;
 pub mod manifest;
 pub mod place;
+pub mod primary;
 pub mod retry;
 pub mod seal;
 

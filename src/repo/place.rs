@@ -41,7 +41,8 @@ impl Place {
         if *key == cluster.primary() {
             return Self::Primary;
         }
-        let below = key.as_str().strip_prefix(cluster.folder().as_str()).and_then(|rest| rest.strip_prefix('/'));
+        let below =
+            key.as_str().strip_prefix(cluster.folder().as_str()).and_then(|rest| rest.strip_prefix('/'));
         let found = below.and_then(|below| {
             let (system, rest) = below.split_once('/')?;
             let system: SystemIdentifier = system.parse().ok()?;

@@ -13,6 +13,7 @@ pub mod exit;
 pub mod journal;
 pub mod operation;
 pub mod plan;
+pub mod restore;
 pub mod status;
 
 use std::fmt::Display;

@@ -16,6 +16,7 @@ mod apply_refusals;
 mod apply_split;
 mod apply_tune;
 mod archiving;
+mod backup;
 mod connect;
 mod destroy;
 mod herd;

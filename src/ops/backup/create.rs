@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::db::backup::{self as server, Facts, Replay, Started, Stopped};
+use crate::db::queries::{self, ServerRole};
 use crate::db::{Conn, NodeConn, PrimaryConn, classify};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::lease::{self, Held, LeaseProgress};
@@ -21,7 +22,7 @@ use crate::ops::apply::Context;
 use crate::ops::node::{
     self, Copied, CopyForBackup, DamagedFile, DeclaredTablespace, NodeDoor, NodeRequest, Priority, Progress,
 };
-use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved};
 use crate::ops::roles::{self, Lead};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
@@ -337,19 +338,86 @@ impl Run<'_> {
     }
 
     async fn primary_timeline(&self) -> Result<TimelineId> {
-        Ok(crate::db::queries::server_facts(&self.to_primary).await?.timeline)
+        Ok(queries::server_facts(&self.to_primary).await?.timeline)
     }
 
+    /// Starts the backup on a standby that can give it, else on the primary.
     async fn start(&self) -> Result<Reading<'_>> {
+        let wanted = self.wish.from.unwrap_or(self.backups.from);
+        let mut refused = Vec::new();
+        for node in self.cluster.nodes.iter().filter(|node| node.name != self.primary.name) {
+            if wanted == BackupSource::Primary {
+                break;
+            }
+            match self.start_on_standby(node).await? {
+                Ok(reading) => return Ok(reading),
+                Err(why) => refused.push(format!("{} {why}", node.name)),
+            }
+        }
+        let why = match (wanted, refused.is_empty()) {
+            (BackupSource::Primary, _) => "as asked for".to_owned(),
+            (BackupSource::Standby, true) => "there is no standby".to_owned(),
+            (BackupSource::Standby, false) => format!("no standby can give it: {}", refused.join("; ")),
+        };
         let conn = self.session(self.primary).await?;
         let started = server::start(&conn, self.facts.version_number, &self.text()).await?;
-        Ok(Reading {
-            node: self.primary,
-            from: Source::Primary,
-            why: "it is the primary".to_owned(),
-            conn,
-            started,
-        })
+        Ok(Reading { node: self.primary, from: Source::Primary, why, conn, started })
+    }
+
+    /// Starts the backup on a standby, or says why it cannot give one.
+    async fn start_on_standby<'r>(&'r self, node: &'r Node) -> Result<Result<Reading<'r>, String>> {
+        if let Err(why) = self.can_give(node) {
+            return Ok(Err(why));
+        }
+        // A restartpoint is made from a checkpoint of the primary: without a new one the backup would begin at an old one.
+        let checkpoint = server::checkpoint(&self.to_primary).await?;
+        let timeline = self.primary_timeline().await?;
+        let conn = match self.session(node).await {
+            Ok(conn) => conn,
+            Err(error) => return Ok(Err(format!("does not answer: {error}"))),
+        };
+        let tried = async {
+            if let Err(why) = replayed(&conn, checkpoint).await? {
+                return Ok(Err(why));
+            }
+            let started = server::start(&conn, self.facts.version_number, &self.text()).await?;
+            let replay = server::replay(&conn).await?;
+            if !replay.in_recovery || started.timeline != timeline {
+                return Ok(Err(format!("is on timeline {}, the primary on {timeline}", started.timeline)));
+            }
+            Ok::<_, Error>(Ok(started))
+        };
+        match tried.await {
+            Ok(Ok(started)) => {
+                let why = "a standby that streams".to_owned();
+                Ok(Ok(Reading { node, from: Source::Standby, why, conn, started }))
+            }
+            Ok(Err(why)) => Ok(Err(why)),
+            Err(error) => Ok(Err(format!("refuses: {error}"))),
+        }
+    }
+
+    /// Says by what was observed whether a standby can give a backup.
+    fn can_give(&self, node: &Node) -> Result<(), String> {
+        let seen = self.observed.node(&node.name).and_then(NodeObserved::running);
+        let Some(facts) = seen.map(|running| &running.facts) else {
+            return Err("does not answer".to_owned());
+        };
+        if facts.system_identifier != self.facts.system_identifier {
+            return Err(format!("has the system identifier {}", facts.system_identifier));
+        }
+        if !self.facts.full_page_writes {
+            return Err("would need full_page_writes, which the primary has off".to_owned());
+        }
+        let why_not = match &facts.role {
+            ServerRole::Primary { .. } => "is no standby".to_owned(),
+            ServerRole::Standby { replay_paused: true, .. } => "has its replay paused".to_owned(),
+            ServerRole::Standby { receiver: Some(receiver), .. } if receiver.status == "streaming" => {
+                return Ok(());
+            }
+            ServerRole::Standby { .. } => "does not stream".to_owned(),
+        };
+        Err(why_not)
     }
 
     /// Opens a session that may wait for a checkpoint.
@@ -357,6 +425,7 @@ impl Run<'_> {
         let conn =
             self.doors.connector.connect(&self.doors.superuser(self.cluster, node, "postgres")).await?;
         conn.set_deadline(CHECKPOINT).await?;
+        server::may_be_idle(&conn).await?;
         Ok(conn)
     }
 
@@ -537,25 +606,62 @@ impl Run<'_> {
     /// Stores the manifest, if everything that it names is still ours and there.
     async fn commit(&self, manifest: &Manifest, copied: &Copied) -> Result<()> {
         self.held.confirm().await?;
-        let data = self.repo.list_all(self.keys.folder()).await?;
-        let objects = data.iter().filter(|listed| listed.key.as_str().contains("/data/"));
-        let (count, bytes) =
-            objects.fold((0, 0), |(count, bytes), listed| (count + 1, bytes + listed.size.0));
-        let files = data.iter().find(|listed| listed.key == self.keys.files()).map(|listed| listed.size);
-        if (count, bytes, files) != (copied.objects, copied.stored.0, Some(copied.files_stored)) {
-            return Err(Error::failed(format!(
-                "what backup {} has stored is not there any more",
-                self.label
-            ))
-            .detail(format!(
-                "Found {count} data objects of {bytes} bytes, expected {} of {}.",
-                copied.objects, copied.stored.0
+        self.is_there(copied).await?;
+        let key = self.keys.manifest();
+        if self.repo.create(&key, &seal::write_document(manifest)).await? == Put::Refused {
+            return Err(Error::failed(format!("there is already a backup {}", self.label)));
+        }
+        // Had this process been stopped for long in between, somebody could have removed the data of a backup without a manifest.
+        if self.held.confirm().await.is_err()
+            && let Err(error) = self.is_there(copied).await
+        {
+            self.repo.remove(&key).await?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that every object that was stored is there in its size.
+    async fn is_there(&self, copied: &Copied) -> Result<()> {
+        let (mut objects, mut bytes, mut files) = (0, 0, None);
+        for listed in self.repo.list_all(self.keys.folder()).await? {
+            if listed.key == self.keys.files() {
+                files = Some(listed.size);
+            } else if listed.key != self.keys.manifest() {
+                objects += 1;
+                bytes += listed.size.0;
+            }
+        }
+        if (objects, bytes, files) == (copied.objects, copied.stored.0, Some(copied.files_stored)) {
+            return Ok(());
+        }
+        let Copied { objects: wanted, stored, .. } = copied;
+        Err(Error::failed(format!("what backup {} has stored is not there any more", self.label)).detail(
+            format!("Found {objects} data objects with {bytes} bytes, expected {wanted} with {}.", stored.0),
+        ))
+    }
+}
+
+/// Waits until a standby has replayed a checkpoint; else says how far behind it is.
+async fn replayed(conn: &Conn, checkpoint: Lsn) -> Result<Result<(), String>> {
+    let since = Instant::now();
+    loop {
+        let replay = server::replay(conn).await?;
+        if !replay.in_recovery {
+            return Ok(Err("was promoted".to_owned()));
+        }
+        // What was replayed last ends behind the checkpoint's record only when that has been replayed itself.
+        if replay.replayed_lsn.is_some_and(|lsn| lsn > checkpoint) {
+            return Ok(Ok(()));
+        }
+        if since.elapsed() >= REPLAY {
+            let behind = replay.replayed_lsn.map_or(ByteCount(0), |lsn| lsn.lag_behind(checkpoint));
+            return Ok(Err(format!(
+                "has not replayed a new checkpoint within {}, {behind} behind",
+                human_duration(REPLAY)
             )));
         }
-        match self.repo.create(&self.keys.manifest(), &seal::write_document(manifest)).await? {
-            Put::Stored => Ok(()),
-            Put::Refused => Err(Error::failed(format!("there is already a backup {}", self.label))),
-        }
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -598,6 +704,7 @@ fn primary<'a>(cluster: &'a Cluster, observed: &ClusterObserved) -> Result<&'a N
 async fn connect_primary(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<PrimaryConn> {
     let conn = doors.connector.connect(&doors.superuser(cluster, node, "postgres")).await?;
     conn.set_deadline(CHECKPOINT).await?;
+    server::may_be_idle(&conn).await?;
     match classify(conn).await? {
         NodeConn::Primary(conn) => Ok(conn),
         NodeConn::Standby(_) => {

@@ -5,8 +5,11 @@
 mod chunk;
 pub mod copy;
 mod create;
+pub mod expire;
+mod holdings;
 pub mod pin;
 pub mod retention;
+pub mod verify;
 mod walk;
 
 pub use create::{Created, Event, Phase, Tell, Wish, create};

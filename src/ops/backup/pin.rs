@@ -88,9 +88,8 @@ async fn system_of(repo: &dyn Repo, cluster: &str, label: &Label) -> Result<Syst
         let Ok(system) = name.parse::<SystemIdentifier>() else { continue };
         let backup = keys.system(system).backup(label);
         let level = repo.list(Some(backup.folder())).await?;
-        let is_manifest = |key| {
-            matches!(Place::of(&keys, key), Place::System(_, InSystem::Backup(_, InBackup::Manifest)))
-        };
+        let is_manifest =
+            |key| matches!(Place::of(&keys, key), Place::System(_, InSystem::Backup(_, InBackup::Manifest)));
         if level.objects.iter().any(|object| is_manifest(&object.key)) {
             return Ok(system);
         }
@@ -120,7 +119,8 @@ mod tests {
         let missing = run(Box::pin(pin(&repo, "inventory", &label, None, ""))).unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::NotFound);
         now(repo.create(&keys.manifest(), b"{}")).unwrap();
-        let over = run(Box::pin(pin(&repo, "inventory", &label, Some(Timestamp::UNIX_EPOCH), ""))).unwrap_err();
+        let over =
+            run(Box::pin(pin(&repo, "inventory", &label, Some(Timestamp::UNIX_EPOCH), ""))).unwrap_err();
         assert_eq!(over.kind(), ErrorKind::Usage);
 
         let first = run(Box::pin(pin(&repo, "inventory", &label, None, "audit"))).unwrap();

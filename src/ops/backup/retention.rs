@@ -395,7 +395,7 @@ fn by_window(system: &System, begin: Timestamp, reasons: &mut Reasons) {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leads {
+pub(super) enum Leads {
     Yes,
     No,
     /// The history file is missing or damaged.
@@ -403,7 +403,7 @@ enum Leads {
 }
 
 /// Tells whether a restore of this backup can follow `timeline`.
-fn leads_to(system: &System, manifest: &Manifest, timeline: TimelineId) -> Leads {
+pub(super) fn leads_to(system: &System, manifest: &Manifest, timeline: TimelineId) -> Leads {
     if manifest.timeline == timeline {
         return Leads::Yes;
     }

@@ -57,6 +57,8 @@ pub enum ApplyStep {
     Objects { changes: Vec<Change> },
     /// A WAL segment of the primary that arrives in the repository.
     Archive { node: String, repository: String },
+    /// Who is primary, written into the repository.
+    Record { node: String },
     /// The passwords of all declared roles, in one transaction: from here on clients may come in.
     Open { roles: Vec<String> },
     /// One role, database, schema or grant of a cluster that is already open.

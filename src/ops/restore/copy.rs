@@ -13,12 +13,13 @@ use std::thread;
 use std::time::Duration;
 
 use super::dress;
-use super::job::{CopyForRestore, Dressing, Restored, Signal};
 use super::place::{self, Place, could_not};
 use super::source::{CONTROL, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::node::{Progress, Reporter};
+use crate::ops::node::restore::{CopyForRestore, Dressing, Restored, Signal};
 use crate::pg::backup_manifest::{self, Listed, WalRange};
-use crate::repo::Repo;
+use crate::repo::{self, Repo};
 use crate::repo::manifest::{CHUNK, File};
 use crate::topology::declared;
 use crate::units::ByteCount;
@@ -29,6 +30,18 @@ const BLOCK: usize = 8192;
 const TELL: Duration = Duration::from_millis(100);
 /// The name of pg_control until all else is there.
 const UNFINISHED_CONTROL: &str = "global/pg_control.pgherd-restore";
+
+/// Copies a backup; see [`CopyForRestore`].
+///
+/// # Errors
+/// As [`copy`].
+pub fn run(request: &CopyForRestore, reporter: &Reporter) -> Result<Restored> {
+    let repo = repo::open(&request.url)?;
+    let told = |done: u64, total: u64| {
+        reporter.progress(Progress { done: ByteCount(done), total: ByteCount(total), stored: ByteCount(0) });
+    };
+    copy(&*repo, request, &told, &|| reporter.is_alone())
+}
 
 /// Copies a backup. `told` takes bytes done and in all; `stop` says that nobody waits for the copy any more.
 ///
@@ -107,21 +120,19 @@ fn fill(
     let workers = wanted.clamp(1, source.contents.chunks.len().max(1));
     let fill = Fill::new(source, place);
     let total: u64 = source.contents.files.iter().flat_map(|file| &file.parts).map(|p| u64::from(p.length)).sum();
-    let left = AtomicUsize::new(workers);
+    let main = &thread::current();
     thread::scope(|scope| {
-        let main = thread::current();
-        for _ in 0..workers {
-            scope.spawn(|| {
-                if let Err(error) = fill.work() {
-                    fill.ended.store(true, Ordering::Relaxed);
-                    let mut failure = fill.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                    failure.get_or_insert(error);
-                }
-                left.fetch_sub(1, Ordering::Release);
-                main.unpark();
-            });
-        }
-        while left.load(Ordering::Acquire) > 0 {
+        let fill = &fill;
+        let work = move || {
+            if let Err(error) = fill.work() {
+                fill.ended.store(true, Ordering::Relaxed);
+                let mut failure = fill.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(error);
+            }
+            main.unpark();
+        };
+        let all: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        while all.iter().any(|worker| !worker.is_finished()) {
             thread::park_timeout(TELL);
             told(fill.done.load(Ordering::Relaxed), total);
             if stop() {

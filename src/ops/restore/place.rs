@@ -10,9 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::job::{Claim, CopyForRestore};
 use super::source::{CONTROL, Source, oid_of};
 use crate::error::{Error, Result};
+use crate::ops::node::restore::{Claim, CopyForRestore};
 use crate::pg::backup_manifest::Listed;
 
 /// In the root of a scratch copy and of each of its tablespaces: by this a restore knows its own again.

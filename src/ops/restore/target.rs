@@ -16,60 +16,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::node::restore::{Target, Wish, clock};
 use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalSegmentSize};
+use crate::pg::wal_record::{Mark, MarkKind};
 use crate::repo::layout::Label;
 use crate::repo::manifest::Manifest;
-
-/// Where recovery ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// The end of the archive.
-    Latest,
-    /// As soon as the backup is consistent.
-    Immediate,
-    /// Before the first transaction that ended after this.
-    Time(Timestamp),
-    /// After the first record that begins here or later.
-    Lsn(Lsn),
-    /// After the end of this transaction.
-    Xid(u64),
-    /// At this restore point.
-    Name(String),
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Latest => f.write_str("the end of the archive"),
-            Self::Immediate => f.write_str("the end of the backup"),
-            Self::Time(at) => write!(f, "{}", clock(*at)),
-            Self::Lsn(lsn) => write!(f, "LSN {lsn}"),
-            Self::Xid(xid) => write!(f, "transaction {xid}"),
-            Self::Name(name) => write!(f, "restore point {name:?}"),
-        }
-    }
-}
-
-/// Writes a moment as the messages do: `2026-11-21 09:41:06.718 UTC`.
-pub fn clock(at: Timestamp) -> String {
-    let text = at.strftime("%Y-%m-%d %H:%M:%S%.f").to_string();
-    format!("{text} UTC")
-}
-
-/// What the operator asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Wish {
-    pub target: Target,
-    /// The timeline that the target is on, if the operator says so.
-    pub timeline: Option<TimelineId>,
-    /// The backup to begin with, if the operator says so.
-    pub backup: Option<Label>,
-}
 
 /// A run of segments on one timeline without a gap, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,35 +66,6 @@ pub struct Known {
     pub primary: Option<TimelineId>,
 }
 
-/// An end of a transaction, or a restore point, as the WAL has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Mark {
-    /// Where its record ends.
-    pub lsn: Lsn,
-    pub at: Timestamp,
-    pub kind: MarkKind,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MarkKind {
-    Commit { xid: u32 },
-    Abort { xid: u32 },
-    RestorePoint { name: String },
-}
-
-impl Mark {
-    fn is_commit(&self) -> bool {
-        matches!(self.kind, MarkKind::Commit { .. })
-    }
-
-    /// Restore points have a time too, but recovery to a time passes them by (`recoveryStopsBefore` in `xlogrecovery.c`).
-    fn ends_a_transaction(&self) -> bool {
-        matches!(self.kind, MarkKind::Commit { .. } | MarkKind::Abort { .. })
-    }
-}
-
 /// Reads the marks of one segment, in their order.
 pub type ReadMarks<'a> = dyn FnMut(SegmentName) -> Result<Vec<Mark>> + 'a;
 
@@ -154,14 +79,46 @@ pub struct Choice {
     pub timeline: TimelineId,
     /// The timelines that are replayed, in order: the backup's first, the target's last.
     pub timelines: Vec<TimelineId>,
+    /// Where each ancestor of the timeline was left.
+    pub forks: Vec<Fork>,
+    /// Where the backup is consistent.
+    pub consistent_at: Lsn,
+    pub segment_size: WalSegmentSize,
     /// The segments that are replayed, in order; all of them are in the archive.
     pub wal: Vec<Span>,
     /// The last commit that the copy will have, where the WAL told.
     pub last: Option<Mark>,
     /// The first transaction behind the target, which the copy will not have, where the WAL told.
     pub next: Option<Mark>,
-    /// The last segment that recovery would find if it went on.
-    pub reach: SegmentName,
+    /// The record behind which recovery stops, where it is known.
+    pub stops_at: Option<Lsn>,
+    /// What the archive has from the last replayed segment on: that segment, and those behind it without a gap.
+    pub rest: Vec<Span>,
+}
+
+/// A switch of timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fork {
+    pub left: TimelineId,
+    pub at: Lsn,
+}
+
+impl Choice {
+    /// Returns the timeline of the byte before `lsn`.
+    pub fn timeline_at(&self, lsn: Lsn) -> TimelineId {
+        self.forks.iter().find(|fork| lsn <= fork.at).map_or(self.timeline, |fork| fork.left)
+    }
+
+    /// Returns the last segment that recovery would find if it went on.
+    pub fn reach(&self) -> SegmentName {
+        self.rest.last().expect("the last replayed segment is part of it").last
+    }
+
+    /// Returns how many segments are replayed.
+    pub fn segments(&self) -> u64 {
+        self.wal.iter().map(|span| span.count(self.segment_size)).sum()
+    }
 }
 
 /// Decides how to come to the target.
@@ -183,7 +140,7 @@ pub fn decide(known: &Known, wish: &Wish, marks: &mut ReadMarks<'_>) -> Result<C
             let backup = candidates[0];
             let wal = line.segments(known, backup.start_lsn, None)?;
             let mut choice = line.choice(known, wish, backup, wal);
-            choice.last = line.last_mark(known, &choice, marks, Mark::is_commit)?;
+            choice.last = line.last_mark(&choice, marks)?;
             Ok(choice)
         }
         Target::Lsn(lsn) => to_lsn(known, wish, &line, &candidates, *lsn),
@@ -443,31 +400,42 @@ impl Line {
         let mut timelines: Vec<TimelineId> = wal.iter().map(|span| span.first.timeline()).collect();
         timelines.insert(0, backup.timeline);
         timelines.dedup();
-        let all = self.reach(known, backup.start_lsn, None).have;
-        let reach = all.last().or(wal.last()).map_or_else(|| backup.wal().1, |span| span.last);
+        let last = wal.last().map_or_else(|| backup.wal().1, |span| span.last);
+        let size = known.segment_size;
+        let mut rest: Vec<Span> = self.reach(known, backup.start_lsn, None).have;
+        rest.retain(|span| span.last.number(size) > last.number(size));
+        if let Some(first) = rest.first_mut() {
+            let from = first.first.number(size).max(last.number(size) + 1);
+            *first = Span::numbered(first.first.timeline(), from, first.last.number(size), size);
+        }
+        rest.insert(0, Span { first: last, last });
         Choice {
             target: wish.target.clone(),
             backup: backup.label.clone(),
             timeline: self.timeline,
             timelines,
+            forks: self
+                .legs
+                .iter()
+                .filter_map(|leg| Some(Fork { left: leg.timeline, at: leg.end? }))
+                .collect(),
+            consistent_at: backup.stop_lsn,
+            segment_size: known.segment_size,
             wal,
             last: None,
             next: None,
-            reach,
+            stops_at: None,
+            rest,
         }
     }
 
-    /// Returns the last mark that `wanted` takes, reading back from the end of the choice's WAL.
-    fn last_mark(
-        &self,
-        known: &Known,
-        choice: &Choice,
-        marks: &mut ReadMarks<'_>,
-        wanted: impl Fn(&Mark) -> bool,
-    ) -> Result<Option<Mark>> {
-        let names = names(&choice.wal, known.segment_size);
+    /// Returns the last commit of a choice's WAL, reading back from its end.
+    fn last_mark(&self, choice: &Choice, marks: &mut ReadMarks<'_>) -> Result<Option<Mark>> {
+        let names = names(&choice.wal, choice.segment_size);
         for name in names.into_iter().rev() {
-            if let Some(mark) = self.marks(known, name, marks)?.into_iter().rev().find(|mark| wanted(mark)) {
+            let mut found = self.marks(name, marks)?;
+            found.retain(|mark| mark.is_commit() && mark.lsn > choice.consistent_at);
+            if let Some(mark) = found.pop() {
                 return Ok(Some(mark));
             }
         }
@@ -475,13 +443,11 @@ impl Line {
     }
 
     /// Reads the marks of a segment that belong to this line: behind a fork a segment may go on with another story.
-    fn marks(&self, known: &Known, name: SegmentName, marks: &mut ReadMarks<'_>) -> Result<Vec<Mark>> {
+    fn marks(&self, name: SegmentName, marks: &mut ReadMarks<'_>) -> Result<Vec<Mark>> {
         let mut found = marks(name)?;
         if let Some(Leg { end: Some(end), .. }) = self.leg(name.timeline()) {
             found.retain(|mark| mark.lsn <= *end);
         }
-        let (start, end) = (name.start(known.segment_size), name.end(known.segment_size));
-        debug_assert!(found.iter().all(|mark| mark.lsn > start), "{name} ends at {end}");
         Ok(found)
     }
 }
@@ -598,7 +564,7 @@ fn to_time(
     let size = known.segment_size;
     let names = names(&reach.have, size);
     let mut ends = |name: SegmentName| -> Result<Vec<Mark>> {
-        Ok(line.marks(known, name, marks)?.into_iter().filter(Mark::ends_a_transaction).collect())
+        Ok(line.marks(name, marks)?.into_iter().filter(Mark::ends_a_transaction).collect())
     };
     // The last segment whose first transaction ended by then; times rise, but for what clocks and concurrent commits do to them,
     // so one segment before it is read as well.
@@ -652,7 +618,7 @@ fn in_the_future(
 ) -> Result<Error> {
     let mut newest = None;
     for name in names.iter().rev() {
-        newest = line.marks(known, *name, marks)?.into_iter().rev().find(Mark::ends_a_transaction);
+        newest = line.marks(*name, marks)?.into_iter().rev().find(Mark::ends_a_transaction);
         if newest.is_some() {
             break;
         }
@@ -693,20 +659,20 @@ fn to_mark(
     candidates: &[&Manifest],
     marks: &mut ReadMarks<'_>,
 ) -> Result<Choice> {
-    let is_it = |mark: &Mark| match (&wish.target, &mark.kind) {
+    let is_it = |mark: &Mark| match &mark.kind {
         // recovery_target_xid has 32 bits: the epoch of a 64-bit transaction number is not looked at.
-        (Target::Xid(wanted), MarkKind::Commit { xid } | MarkKind::Abort { xid }) => {
-            wanted & u64::from(u32::MAX) == u64::from(*xid)
+        MarkKind::Commit { xid } | MarkKind::Abort { xid } => {
+            matches!(wish.target, Target::Xid(wanted) if wanted & u64::from(u32::MAX) == u64::from(*xid))
         }
-        (Target::Name(wanted), MarkKind::RestorePoint { name }) => wanted == name,
-        _ => false,
+        MarkKind::RestorePoint { name } => matches!(&wish.target, Target::Name(wanted) if wanted == name),
+        MarkKind::Prepare { .. } => false,
     };
     let mut searched_from = None;
     for backup in candidates {
         let reach = line.reach(known, backup.start_lsn, searched_from);
         let mut last = None;
         for name in names(&reach.have, known.segment_size) {
-            for mark in line.marks(known, name, marks)? {
+            for mark in line.marks(name, marks)? {
                 if mark.is_commit() && mark.lsn > backup.stop_lsn {
                     last = Some(mark.clone());
                 }
@@ -720,6 +686,7 @@ fn to_mark(
                 let wal = line.segments(known, backup.start_lsn, Some(mark.lsn))?;
                 let mut choice = line.choice(known, wish, backup, wal);
                 choice.last = last;
+                choice.stops_at = Some(mark.lsn);
                 return Ok(choice);
             }
         }
