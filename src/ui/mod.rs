@@ -10,6 +10,7 @@ mod told;
 pub mod backup;
 pub mod error;
 pub mod exit;
+pub mod in_place;
 pub mod journal;
 pub mod operation;
 pub mod plan;

@@ -21,6 +21,7 @@ mod backup;
 mod connect;
 mod destroy;
 mod herd;
+mod in_place;
 mod objects;
 mod plan_file;
 mod pooler;
