@@ -9,6 +9,7 @@ pub mod copy;
 mod create;
 pub mod expire;
 mod holdings;
+pub mod list;
 pub mod pin;
 pub mod retention;
 #[cfg(test)]
