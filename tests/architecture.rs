@@ -38,6 +38,9 @@ const UPWARD: (&str, [&str; 2]) = ("commands", ["cli", "App"]);
 const SHARED_BY_OPS: &[&str] =
     &["binary", "cluster_lock", "node", "objects", "observe", "plan", "pooler", "provision", "roles"];
 
+/// Folders of `ops/` that are made of the other rooms, as the files directly in `ops/` are.
+const MADE_OF_ROOMS: &[&str] = &["in_place", "restore"];
+
 /// Paths that only some places may name. A trailing `*` stands for the rest of a crate's name, or for a glob import.
 struct Door {
     places: &'static [&'static str],
@@ -266,7 +269,8 @@ fn broken_ops_folder(module: &[String], target: &[String], known: &BTreeSet<Modu
     let is_folder =
         |room: &String| known.iter().any(|path| path.len() > 2 && path[0] == "ops" && path[1] == *room);
     let is_room = known.contains(&target[..2]);
-    (own != other && is_folder(own) && is_room && !SHARED_BY_OPS.contains(&other.as_str())).then(|| {
+    let may_import = SHARED_BY_OPS.contains(&other.as_str()) || MADE_OF_ROOMS.contains(&own.as_str());
+    (own != other && is_folder(own) && is_room && !may_import).then(|| {
         format!(
             "ops/{own} may not import ops::{other}: folders of ops share only {}",
             SHARED_BY_OPS.join(", ")

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::backup_care::{self, ExpireArgs, PinArgs, UnpinArgs, VerifyArgs};
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
@@ -32,6 +33,10 @@ enum Verb {
     Create(CreateArgs),
     List(ListArgs),
     Show(ShowArgs),
+    Verify(VerifyArgs),
+    Expire(ExpireArgs),
+    Pin(PinArgs),
+    Unpin(UnpinArgs),
 }
 
 /// Make a full backup of each cluster that declares backups, while it runs
@@ -112,6 +117,10 @@ pub fn run(args: &BackupArgs, app: &mut App) -> Outcome {
         Verb::Create(args) => super::block_on(create(args, app))?,
         Verb::List(_) => super::block_on(list(app))?,
         Verb::Show(args) => super::block_on(show(args, app))?,
+        Verb::Verify(args) => super::block_on(backup_care::verify(args, app))?,
+        Verb::Expire(args) => super::block_on(backup_care::expire(args, app))?,
+        Verb::Pin(args) => super::block_on(backup_care::pin(args, app))?,
+        Verb::Unpin(args) => super::block_on(backup_care::unpin(args, app))?,
     }
 }
 
@@ -148,8 +157,8 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
     }
 }
 
-/// Returns the clusters that were asked for; without a wish those that declare backups, if any does.
-fn with_backups<'h>(app: &App, herd: &'h Herd) -> Result<Vec<&'h Cluster>> {
+/// Returns the clusters that were asked for; without a name those that declare backups, if there are any.
+pub(super) fn with_backups<'h>(app: &App, herd: &'h Herd) -> Result<Vec<&'h Cluster>> {
     let mut clusters = app.clusters(herd)?;
     if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
         clusters.retain(|cluster| cluster.backups.is_some());

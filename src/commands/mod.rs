@@ -4,14 +4,17 @@
 
 pub mod apply;
 pub mod backup;
+mod backup_care;
 pub mod completions;
 pub mod config;
 pub mod destroy;
+pub mod in_place;
 pub mod init;
 pub mod man;
 pub mod node;
 pub mod operation;
 pub mod plan;
+pub mod restore;
 pub mod schema;
 pub mod status;
 pub mod validate;

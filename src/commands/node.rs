@@ -4,8 +4,10 @@ use std::io::Read as _;
 
 use super::{App, Outcome};
 use crate::error::{Error, Result};
-use crate::ops::backup::copy;
+use crate::ops::backup::{self, expire, verify};
 use crate::ops::node::{self, NodeRequest, Reporter};
+use crate::ops::restore;
+use crate::ops::wal;
 use crate::ui;
 use crate::ui::exit::Exit;
 
@@ -25,7 +27,16 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
     let reporter = Reporter::new(ui::line_now);
     match request {
         NodeRequest::Repository { url, call } => reporter.end(&Ok(node::serve(&url, call))),
-        NodeRequest::CopyForBackup(request) => reporter.end(&copy::run(&request, &reporter)),
+        NodeRequest::CopyForBackup(request) => reporter.end(&backup::copy::run(&request, &reporter)),
+        NodeRequest::PlanForRestore(request) => reporter.end(&restore::survey::survey(&request)),
+        NodeRequest::CopyForRestore(request) => reporter.end(&restore::copy::run(&request, &reporter)),
+        NodeRequest::ExpireBackups(request) => {
+            reporter.end(&super::block_on(expire::run(&request, &reporter)).flatten());
+        }
+        NodeRequest::VerifyBackups(request) => {
+            reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
+        }
+        NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
     }
     Ok(Exit::Done)
 }

@@ -6,7 +6,9 @@ pub mod backup;
 pub mod connect;
 pub mod logins;
 pub mod objects;
+pub mod promotion;
 pub mod queries;
+pub mod recovery;
 
 pub use connect::{
     Conn, Connector, DbError, Endpoint, Login, NodeConn, PrimaryConn, Session, StandbyConn, classify,

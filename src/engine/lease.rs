@@ -181,6 +181,32 @@ impl Held {
         Ok(Self::hold(repo, key, lease))
     }
 
+    /// Takes a lease to use finished backups: to restore or to verify them. Read their manifests only afterwards.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] while one of them is being removed, otherwise as the repository fails.
+    pub async fn take_to_use(
+        repo: &SharedRepo,
+        keys: &SystemKeys,
+        kind: Purpose,
+        labels: Vec<Label>,
+    ) -> Result<Self> {
+        let held = Self::take(repo, keys, kind, labels.clone()).await?;
+        let now = Timestamp::now();
+        let living = read_all(repo, keys).await?.into_iter().filter(|found| found.lives(now));
+        let remover = living
+            .filter_map(|found| found.lease.ok())
+            .filter(|lease| lease.kind == Purpose::Expire)
+            .find_map(|lease| {
+                Some((lease.labels.iter().find(|label| labels.contains(label))?.clone(), lease.by))
+            });
+        let Some((label, by)) = remover else { return Ok(held) };
+        held.release().await?;
+        Err(Error::new(ErrorKind::Locked, format!("backup {label} is being removed"))
+            .detail(format!("{by} expires it."))
+            .hint(format!("See what stays: pgherd backup list --cluster {}", keys.cluster())))
+    }
+
     /// Takes the one lease under which a backup is made.
     ///
     /// # Errors
@@ -240,11 +266,12 @@ impl Held {
     /// Ends when the lease is lost, with the reason.
     pub async fn lost(&self) -> Error {
         let mut lost = self.lost.clone();
-        match lost.wait_for(Option::is_some).await {
+        let why = lost.wait_for(Option::is_some).await.map(|why| why.clone());
+        match why {
             Ok(why) => {
                 let gone = gone(&self.stored.key);
-                match why.as_ref() {
-                    Some(why) => gone.detail(why.clone()),
+                match why {
+                    Some(why) => gone.detail(why),
                     None => gone,
                 }
             }

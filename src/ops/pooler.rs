@@ -30,6 +30,11 @@ use crate::units::human_duration;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a PgBouncer that was told to stop at once may take.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long the console may take to say that it is paused already.
+const CONFIRM: Duration = Duration::from_secs(5);
+/// What PgBouncer answers to a PAUSE or a RESUME that changes nothing; it gives no other sign (08P01 is its state for every error).
+const PAUSED_ALREADY: &str = "already suspended/paused";
+const NOT_PAUSED: &str = "not paused/suspended";
 /// How often something that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -59,6 +64,16 @@ pub enum PoolerProcess {
 pub enum ConsoleSeen {
     Answered(Console),
     Unknown { why: String },
+}
+
+/// How a pooler holds its clients back: none begins a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Paused {
+    /// No connection to a server is left.
+    Drained,
+    /// Transactions that had begun before still run.
+    Draining,
 }
 
 /// The door to one PgBouncer.
@@ -257,6 +272,66 @@ impl Pooler<'_> {
         })
     }
 
+    /// Has every client wait before its next transaction, also one that logs in only now, and gives those that run `grace` to end.
+    ///
+    /// The whole process is paused, not its aliases one by one: with a paused alias PgBouncer would still try to reach the server for
+    /// a client that logs in, and then refuse the next ones. It stays paused when whoever asked for it is gone.
+    ///
+    /// # Errors
+    /// When the console does not say that it is paused.
+    pub async fn pause(&self, grace: Duration) -> Result<Paused, Error> {
+        let began = Instant::now();
+        match self.tell_pause(grace).await? {
+            Told::Done => return Ok(Paused::Drained),
+            Told::Before => {}
+            // It goes on waiting without us, if it has heard us at all.
+            Told::NoAnswer => match self.tell_pause(CONFIRM).await? {
+                Told::Done => return Ok(Paused::Drained),
+                Told::Before => {}
+                Told::NoAnswer => {
+                    return Err(Error::failed(format!(
+                        "PgBouncer {}:{} does not say whether it is paused",
+                        self.listen, self.port
+                    )));
+                }
+            },
+        }
+        loop {
+            let open: u32 = self.shown().await?.databases.iter().map(|row| row.current_connections).sum();
+            if open == 0 {
+                return Ok(Paused::Drained);
+            }
+            if began.elapsed() >= grace {
+                return Ok(Paused::Draining);
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    async fn tell_pause(&self, limit: Duration) -> Result<Told, Error> {
+        match self.console(self.port).tell_within("PAUSE", limit).await {
+            Ok(()) => Ok(Told::Done),
+            Err(HostError::Exited { stderr, .. }) if stderr.contains(PAUSED_ALREADY) => Ok(Told::Before),
+            Err(HostError::Lost { .. }) => Ok(Told::NoAnswer),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Lets the clients go on. No error if they were not held back, or if it does not run.
+    ///
+    /// # Errors
+    /// When the console does not take it.
+    pub async fn resume(&self) -> Result<(), Error> {
+        if self.observe_process().await.0 == PoolerProcess::Stopped {
+            return Ok(());
+        }
+        match self.console(self.port).tell("RESUME").await {
+            Ok(()) => Ok(()),
+            Err(HostError::Exited { stderr, .. }) if stderr.contains(NOT_PAUSED) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Stops it: lets transactions end for `grace`, then ends it at once. No error if it does not run.
     ///
     /// # Errors
@@ -382,6 +457,14 @@ impl Pooler<'_> {
     fn console(&self, port: u16) -> console::Line<'_> {
         console::Line { host: self.host, psql: self.programs.path("psql"), paths: self.paths, port }
     }
+}
+
+/// What came of a PAUSE.
+enum Told {
+    Done,
+    /// It was paused before, or is about to be.
+    Before,
+    NoAnswer,
 }
 
 /// Tells whether a table of the kernel (`/proc/net/tcp`, `tcp6`) has a listener that takes connections to this address.

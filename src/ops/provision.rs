@@ -186,7 +186,10 @@ fn parse_progress(line: &str) -> Option<(u64, u64)> {
 }
 
 /// Claims the data directory for this operation, and empties what an earlier attempt of the same operation left in it.
-async fn claim_directory(site: &Site<'_>) -> Result<()> {
+///
+/// # Errors
+/// [`ErrorKind::Refused`] if it is not empty and not this operation's.
+pub async fn claim_directory(site: &Site<'_>) -> Result<()> {
     let (host, places) = (site.host(), site.places());
     let existing = host.list(site.directory()).await.map_err(|error| could_not("look at", site, error))?;
     let marker = observe::observe_claim(host, &places, site.node).await;
@@ -257,7 +260,10 @@ async fn write_marker(site: &Site<'_>, marker: &Marker) -> Result<()> {
 }
 
 /// Writes the profile and then the marker with its system identifier: from here on the directory is a node's.
-async fn complete_claim(site: &Site<'_>, memory: ByteCount) -> Result<SystemIdentifier> {
+///
+/// # Errors
+/// When pg_control cannot be read, or the host cannot.
+pub async fn complete_claim(site: &Site<'_>, memory: ByteCount) -> Result<SystemIdentifier> {
     let control = control_file(site).await?;
     let claimed = match observe::observe_claim(site.host(), &site.places(), site.node).await {
         observe::Claim::Ours(marker) => marker,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::db::queries::{ServerRole, Slot, WalSender};
+use crate::db::queries::{self, ServerRole, Slot, WalSender};
 use crate::engine::store::Listed;
 use crate::error::Result;
 use crate::ops::apply::{self, Context};
@@ -18,7 +18,7 @@ use crate::ops::observe::{
 use crate::ops::pooler::{ConsoleSeen, PoolerProcess};
 use crate::ops::roles::{self, Lead};
 use crate::pg::lsn::Lsn;
-use crate::topology::model::{Cluster, Herd};
+use crate::topology::model::{Cluster, Herd, Node};
 
 /// Everything that one screen shows of a cluster. `docs/formats/status.md` describes it as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -32,6 +32,8 @@ pub struct ClusterStatus {
     pub synchronous: Option<String>,
     pub nodes: Vec<NodeStatus>,
     pub poolers: Vec<PoolerStatus>,
+    /// `None` where none are declared.
+    pub backups: Option<BackupsStatus>,
     /// Operations that run or were left unfinished.
     pub operations: Vec<OperationStatus>,
     pub problems: Vec<Problem>,
@@ -115,6 +117,33 @@ pub enum PoolerState {
     Unknown,
 }
 
+/// What is kept of a cluster, and how its WAL gets there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackupsStatus {
+    /// Its name in the topology.
+    pub repository: String,
+    pub url: String,
+    /// `None` while no primary tells.
+    pub archive: Option<ArchiveStatus>,
+}
+
+/// How WAL archiving goes, as the primary sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ArchiveStatus {
+    /// Whether `archive_mode` is in effect.
+    pub on: bool,
+    /// Files that wait in `pg_wal`.
+    pub waiting: u64,
+    pub archived: i64,
+    /// Failed attempts since the counters were reset.
+    pub failed: i64,
+    pub last_archived: Option<String>,
+    pub last_archived_at: Option<Timestamp>,
+    /// The file that failed last, if nothing was archived since.
+    pub failing: Option<String>,
+    pub failing_at: Option<Timestamp>,
+}
+
 /// Where an alias leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteStatus {
@@ -169,6 +198,10 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         .collect();
     let running = primary.and_then(NodeObserved::running);
     let any = running.or_else(|| observed.nodes.iter().find_map(NodeObserved::running));
+    let archive = match (&cluster.backups, primary.and_then(|seen| cluster.node(&seen.node)), running) {
+        (Some(_), Some(node), Some(running)) => archive(&doors, cluster, node, running).await,
+        (_, _, _) => None,
+    };
     let mut report = ClusterStatus {
         cluster: cluster.name.clone(),
         version: any.map(|running| running.facts.version.to_string()),
@@ -181,6 +214,11 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
             .map(|synchronous| format!("any {} of ({})", synchronous.wait_for, synchronous.of.join(", "))),
         nodes,
         poolers,
+        backups: cluster.backups.as_ref().map(|backups| BackupsStatus {
+            repository: backups.repository.name.clone(),
+            url: backups.repository.url.clone(),
+            archive,
+        }),
         operations,
         problems: Vec::new(),
     };
@@ -190,7 +228,7 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
 
 fn node_status(
     cluster: &Cluster,
-    node: &crate::topology::model::Node,
+    node: &Node,
     seen: &NodeObserved,
     primary: Option<&NodeObserved>,
 ) -> NodeStatus {
@@ -298,6 +336,24 @@ fn lag(own: Option<&Running>, above: Option<&Running>, state: NodeState) -> (Opt
         _ => receiver.as_ref().and_then(|receiver| receiver.last_message_at).or(*last_replayed).map(since),
     };
     (bytes, seconds)
+}
+
+/// Asks the primary how its archiver does; `None` if it does not say.
+async fn archive(doors: &Doors, cluster: &Cluster, node: &Node, running: &Running) -> Option<ArchiveStatus> {
+    let connector = doors.connector.clone().timeouts(observe::PATIENCE, observe::PATIENCE);
+    let conn = connector.connect(&doors.superuser(cluster, node, "postgres")).await.ok()?;
+    let seen = queries::archiver(&conn).await.ok()?;
+    let failing = seen.failing().cloned();
+    Some(ArchiveStatus {
+        on: running.settings.get("archive_mode").is_some_and(|row| row.setting != "off"),
+        waiting: seen.waiting,
+        archived: seen.archived,
+        failed: seen.failed,
+        last_archived_at: seen.last_archived.as_ref().map(|(_, at)| *at),
+        last_archived: seen.last_archived.map(|(name, _)| name),
+        failing_at: failing.as_ref().map(|(_, at)| *at),
+        failing: failing.map(|(name, _)| name),
+    })
 }
 
 async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
@@ -468,6 +524,25 @@ fn problems(
                     &plan,
                 );
             }
+        }
+    }
+    if let Some(backups) = &report.backups {
+        match &backups.archive {
+            Some(archive) if !archive.on => {
+                add("no WAL is archived: archive_mode is off".to_owned(), &plan);
+            }
+            Some(ArchiveStatus { failing: Some(file), failing_at: Some(at), waiting, .. }) => add(
+                format!(
+                    "WAL does not get into repository {}: {file} failed at {at:.0}, {waiting} files wait",
+                    backups.repository
+                ),
+                "the server's log says why; then pgherd plan",
+            ),
+            Some(_) => {}
+            None => add(
+                format!("whether WAL gets into repository {} is unknown", backups.repository),
+                "pgherd status -v",
+            ),
         }
     }
     for operation in report.operations.iter().filter(|operation| !operation.running) {

@@ -1,5 +1,6 @@
 //! PostgreSQL's own nouns: pure values and formats that PostgreSQL defines. No I/O, no clock, no pgherd terms.
 
+pub mod backup_manifest;
 pub mod control_bytes;
 pub mod control_file;
 pub mod data_directory;
@@ -15,3 +16,4 @@ pub mod timeline;
 pub mod version;
 pub mod wal_file;
 pub mod wal_header;
+pub mod wal_record;

@@ -25,9 +25,9 @@ use super::{
 use crate::units::ByteCount;
 
 /// Where unfinished objects are.
-const UNFINISHED: &str = ".tmp";
+pub const UNFINISHED: &str = ".tmp";
 /// Held while an object is compared and replaced, or removed.
-const LOCK: &str = ".lock";
+pub const LOCK: &str = ".lock";
 const FILE_MODE: u32 = 0o640;
 const DIRECTORY_MODE: u32 = 0o750;
 /// A writer locks its temporary file as soon as it has made it; a younger one without a lock may be between the two.

@@ -3,11 +3,14 @@
 //! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
 
 pub mod about;
+pub mod archive;
+pub mod catalog;
 pub mod dir;
 pub mod faulty;
 pub mod layout;
 pub mod manifest;
 pub mod place;
+pub mod primary;
 pub mod retry;
 pub mod seal;
 

@@ -93,7 +93,7 @@ pub struct Header {
 pub struct SealError(String);
 
 impl SealError {
-    fn new(why: impl Into<String>) -> Self {
+    pub fn new(why: impl Into<String>) -> Self {
         Self(why.into())
     }
 }

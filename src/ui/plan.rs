@@ -64,7 +64,7 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
         let headline =
             if plan.is_empty() { format!("{}: as declared", plan.headline) } else { plan.headline.clone() };
         ui.remark(format!("{herd}/{}   {headline}", plan.cluster));
-        for line in lines(ui, plan) {
+        for line in lines(ui, &plan.stages, |step| matches!(step, ApplyStep::Keep {})) {
             ui.remark(line);
         }
         for note in &plan.notes {
@@ -94,12 +94,17 @@ pub fn summary(plans: &[ClusterPlan]) -> String {
     format!("Plan: {add} to add, {change} to change, 0 to destroy. {cost}")
 }
 
-fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
-    let width = |of: &dyn Fn(&PlannedStep) -> usize| plan.steps().map(of).max().unwrap_or(0);
+/// Returns the steps, with a line of its own where the one that `is_pivot` stands.
+pub(super) fn lines<S>(
+    ui: &Ui,
+    stages: &[Vec<PlannedStep<S>>],
+    is_pivot: impl Fn(&S) -> bool,
+) -> Vec<String> {
+    let width = |of: &dyn Fn(&PlannedStep<S>) -> usize| stages.iter().flatten().map(of).max().unwrap_or(0);
     let subject_width = width(&|step| step.subject.chars().count());
     let text_width = width(&|step| step.text.chars().count()).min(WIDEST_TEXT);
     let mut lines = Vec::new();
-    for (number, stage) in plan.stages.iter().enumerate() {
+    for (number, stage) in stages.iter().enumerate() {
         for step in stage {
             let tone = match step.sign {
                 Sign::Create => Tone::Good,
@@ -107,7 +112,7 @@ fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
                 Sign::Remove | Sign::Disrupt => Tone::Bad,
                 Sign::Look => Tone::Faint,
             };
-            if let ApplyStep::Keep {} = step.step {
+            if is_pivot(&step.step) {
                 lines.push(ui.paint(Tone::Faint, "     ── pivot: from here on there is only forward ──"));
                 continue;
             }
@@ -130,7 +135,7 @@ fn lines(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
 }
 
 /// Returns the reasons of a step; a long list is cut, unless more was asked for.
-fn reasons(ui: &Ui, step: &PlannedStep) -> Vec<String> {
+fn reasons<S>(ui: &Ui, step: &PlannedStep<S>) -> Vec<String> {
     let mut reasons: Vec<String> =
         step.reason.iter().flat_map(|reason| reason.lines()).map(str::to_owned).collect();
     if ui.verbosity < Verbosity::Verbose && reasons.len() > MOST_REASONS {

@@ -3,7 +3,9 @@
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::ops::status::{ClusterStatus, NodeRole, NodeState, NodeStatus, PoolerState, PoolerStatus};
+use crate::ops::status::{
+    BackupsStatus, ClusterStatus, NodeRole, NodeState, NodeStatus, PoolerState, PoolerStatus,
+};
 use crate::ui::{Format, Tone, Ui};
 use crate::units::{ByteCount, human_duration};
 
@@ -49,6 +51,10 @@ fn human(ui: &mut Ui, herd: &str, cluster: &ClusterStatus) {
     }
     for pooler in &cluster.poolers {
         let line = pooler_line(ui, pooler);
+        ui.line(format!("  {line}"));
+    }
+    if let Some(backups) = &cluster.backups {
+        let line = backups_line(ui, backups);
         ui.line(format!("  {line}"));
     }
     for operation in &cluster.operations {
@@ -160,10 +166,22 @@ fn pooler_line(ui: &Ui, pooler: &PoolerStatus) -> String {
     parts.join("   ")
 }
 
+fn backups_line(ui: &Ui, backups: &BackupsStatus) -> String {
+    let archive = match &backups.archive {
+        None => ui.paint(Tone::Warning, "unknown"),
+        Some(archive) if !archive.on => ui.paint(Tone::Bad, "off"),
+        Some(archive) if archive.failing.is_some() => {
+            format!("{}, {} waiting", ui.paint(Tone::Bad, "failing"), archive.waiting)
+        }
+        Some(archive) => format!("{} waiting", archive.waiting),
+    };
+    [format!("backup  repository {}", backups.repository), format!("archive {archive}")].join("   ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::status::{OperationStatus, Problem, RouteStatus, SlotStatus};
+    use crate::ops::status::{ArchiveStatus, OperationStatus, Problem, RouteStatus, SlotStatus};
     use crate::ui::versioned;
 
     fn node(name: &str, port: u16, role: NodeRole, state: NodeState) -> NodeStatus {
@@ -239,6 +257,20 @@ mod tests {
                 max_clients: 1000,
                 waiting: 0,
             }],
+            backups: Some(BackupsStatus {
+                repository: "main".to_owned(),
+                url: "file:///var/lib/pgherd/repository".to_owned(),
+                archive: Some(ArchiveStatus {
+                    on: true,
+                    waiting: 2,
+                    archived: 4711,
+                    failed: 3,
+                    last_archived: Some("0000000300000000000000A1".to_owned()),
+                    last_archived_at: Some("2026-11-21T09:39:58Z".parse().unwrap()),
+                    failing: Some("0000000300000000000000A2".to_owned()),
+                    failing_at: Some("2026-11-21T09:41:02Z".parse().unwrap()),
+                }),
+            }),
             operations: vec![OperationStatus {
                 id: "7f3a".to_owned(),
                 kind: "apply".to_owned(),

@@ -17,13 +17,17 @@ use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::logins;
 use crate::ops::apply::world::World;
 use crate::ops::binary::{self, Build, Installed};
+use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{self, Doors};
-use crate::ops::plan::{ArchiveHost, ArchiveSeen, RepositorySeen};
+use crate::ops::plan::{ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen};
 use crate::ops::provision::{self, Site};
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::repo::about::About;
+use crate::repo::dir;
 use crate::repo::layout::{self, ClusterKeys};
+use crate::repo::primary::{self, Primary};
+use crate::repo::seal;
 use crate::topology::model::{Cluster, Repository};
 use crate::topology::places::Places;
 
@@ -32,6 +36,8 @@ const ARRIVES: Duration = Duration::from_secs(60);
 /// The archiver tries a segment so often, a second apart, before it waits for a minute (`NUM_ARCHIVE_RETRIES` in `pgarch.c`).
 const TRIES: i64 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
+/// What a repository in a directory has for itself beside its objects.
+const OWN: [&str; 2] = [dir::UNFINISHED, dir::LOCK];
 
 /// Looks at both ends of the archive on every host of the cluster's nodes; `None` where the cluster declares no backups.
 pub(super) async fn look(doors: &Doors, cluster: &Cluster, build: &Build) -> Result<Option<ArchiveSeen>> {
@@ -47,7 +53,19 @@ pub(super) async fn look(doors: &Doors, cluster: &Cluster, build: &Build) -> Res
         let installed = binary::look(host, &doors.places).await?;
         hosts.insert(name.clone(), ArchiveHost { installed, repository });
     }
-    Ok(Some(ArchiveSeen { version: build.version().to_owned(), hash: build.hash()?.to_owned(), hosts }))
+    let primary = look_at_record(doors.host(&cluster.preferred().host), cluster, &backups.repository).await;
+    let (version, hash) = (build.version().to_owned(), build.hash()?.to_owned());
+    Ok(Some(ArchiveSeen { version, hash, hosts, primary }))
+}
+
+async fn look_at_record(host: &dyn Host, cluster: &Cluster, repository: &Repository) -> RecordSeen {
+    let file = repository.directory().join(ClusterKeys::new(&cluster.name).primary().as_str());
+    match host.read(&file).await {
+        Ok(None) => RecordSeen::Missing,
+        Ok(Some(bytes)) => seal::read_document(&bytes)
+            .map_or_else(|error| RecordSeen::Unknown { why: error.to_string() }, RecordSeen::Says),
+        Err(error) => RecordSeen::Unknown { why: error.to_string() },
+    }
 }
 
 /// Finds a data directory or a tablespace of the cluster that the repository overlaps, with every link followed.
@@ -221,12 +239,17 @@ pub(super) async fn unmake_repository(
         |error: HostError| Error::failed(format!("could not remove the repository {name}")).source(error);
     let Some(names) = host.list(directory).await.map_err(could_not)? else { return Ok(()) };
     let beside = beside(world, directory);
-    let left = names.iter().filter(|name| *name != layout::REPOSITORY && directory.join(name) != beside);
+    let left = names.iter().filter(|name| {
+        !OWN.contains(&name.as_str()) && *name != layout::REPOSITORY && directory.join(name) != beside
+    });
     if left.count() > 0 {
         return Ok(());
     }
     for file in [directory.join(layout::REPOSITORY), beside] {
         host.remove_file(&file).await.map_err(could_not)?;
+    }
+    for name in OWN {
+        host.remove_tree(&directory.join(name)).await.map_err(could_not)?;
     }
     if !directory_existed {
         provision::remove_empty(host, directory).await.map_err(could_not)?;
@@ -275,7 +298,7 @@ fn could_not_make(host: &dyn Host, repository: &Repository, error: HostError) ->
 }
 
 /// Has the primary finish a segment, and waits until it is in the repository and the archiver has crossed it off.
-pub(super) async fn prove(
+pub(crate) async fn prove(
     world: &World,
     node: &str,
     repository: &str,
@@ -329,7 +352,8 @@ async fn does_not_arrive(
         1 => "1 file waits".to_owned(),
         more => format!("{more} files wait"),
     };
-    let mut told = vec![match (seen.failing(), waits) {
+    let mut told = provision::last_log_lines(site).await;
+    told.push(match (seen.failing(), waits) {
         (Some((wal, at)), _) => {
             format!("The archiver has failed {} times, last with {wal} at {at:.0}; {waiting}.", seen.failed)
         }
@@ -338,11 +362,24 @@ async fn does_not_arrive(
             "The archiver says that {segment} is archived; it is not in {}.",
             repository.directory().display()
         ),
-    }];
-    told.extend(provision::last_log_lines(site).await);
+    });
     Error::failed(format!("the WAL of {} does not arrive in repository {}", site.name(), repository.name))
         .detail(told.join("\n"))
         .hint(format!("The server's log in {} says more.", site.places().log.display()))
+}
+
+/// Writes down who is primary, for every machine to read.
+pub(crate) async fn record(world: &World, node: &str) -> Result<Evidence> {
+    let site = world.site(node)?;
+    let conn = logins::as_primary(site.connect().await?, &site.name()).await?;
+    let facts = queries::server_facts(&conn).await?;
+    let backups = site.cluster.backups.as_ref();
+    let backups = backups.ok_or_else(|| Error::failed("the operation knows no repository"))?;
+    let door = NodeDoor::with(&world.doors, &site.node.host, &world.build).await?;
+    let repo = node::repository(&door, &backups.repository.url).await?;
+    let is = Primary { system_identifier: facts.system_identifier, node, timeline: facts.timeline };
+    let record = primary::record(&*repo, &site.cluster.name, is, &world.operation).await?;
+    Ok(Evidence::Recorded { term: record.term })
 }
 
 /// Removes the WAL of a cluster that this operation made and that nobody has used, unless there is a backup of it.

@@ -16,6 +16,8 @@ pub enum Evidence {
     RepositoryThere { id: String },
     /// The segment is in the repository, and the archiver knows that it is.
     Archived { segment: String, milliseconds: u64 },
+    /// The primary record says so.
+    Recorded { term: u64 },
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
     /// The server answers.

@@ -16,14 +16,14 @@ const STREAM: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Starts a standby and waits until it streams from its upstream on the upstream's timeline.
-pub(super) async fn start(world: &World, node: &str, upstream: &str) -> Result<Evidence> {
+pub(crate) async fn start(world: &World, node: &str, upstream: &str) -> Result<Evidence> {
     let site = world.site(node)?;
     provision::start(&site).await?;
     until_it_streams(&site, &world.site(upstream)?).await
 }
 
 /// Waits until a running standby streams from `upstream` on its timeline.
-pub(super) async fn until_it_streams(site: &Site<'_>, upstream: &Site<'_>) -> Result<Evidence> {
+pub(crate) async fn until_it_streams(site: &Site<'_>, upstream: &Site<'_>) -> Result<Evidence> {
     let deadline = Instant::now() + STREAM;
     loop {
         let why = match streams(site, upstream).await {
@@ -46,7 +46,7 @@ pub(super) async fn until_it_streams(site: &Site<'_>, upstream: &Site<'_>) -> Re
 
 /// Has the standbys look for their upstream at once: one that lost it tries again only every `wal_retrieve_retry_interval` (5 s),
 /// during which a commit that waits for it hangs, and a reload wakes its startup process.
-pub(super) async fn wake_standbys(world: &World) {
+pub(crate) async fn wake_standbys(world: &World) {
     for node in world.input.cluster.nodes.iter().filter(|node| node.name != world.input.primary) {
         let Ok(site) = world.site(&node.name) else { continue };
         // One that does not answer has nothing to be woken from.
@@ -57,7 +57,7 @@ pub(super) async fn wake_standbys(world: &World) {
 }
 
 /// Looks whether a standby streams.
-pub(super) async fn look(world: &World, node: &str, upstream: &str) -> Result<Found<Evidence>> {
+pub(crate) async fn look(world: &World, node: &str, upstream: &str) -> Result<Found<Evidence>> {
     // Whatever it does now, `start` starts it or waits for it.
     Ok(match streams(&world.site(node)?, &world.site(upstream)?).await {
         Ok(Ok(evidence)) => Found::Done(evidence),

@@ -23,7 +23,7 @@ const ITERATIONS: u32 = 4096;
 
 /// What was found of the logins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Look {
+pub(crate) enum Look {
     Right,
     /// `nodes` are those whose password file is missing or different.
     Wrong {
@@ -62,7 +62,7 @@ impl Passwords {
 }
 
 /// Looks for the logins on the primary and compares the password files of `nodes` with the primary's.
-pub(super) async fn look(world: &World, nodes: &[String]) -> Result<Look> {
+pub(crate) async fn look(world: &World, nodes: &[String]) -> Result<Look> {
     let primary = world.primary()?;
     let cluster = &world.input.cluster;
     let others: Vec<&Node> = nodes.iter().map(|name| world.node(name)).collect::<Result<_>>()?;
@@ -117,7 +117,7 @@ fn wrong(stored: Option<StoredLogin>, password: &Secret) -> Option<&'static str>
 }
 
 /// Makes the logins on the primary and writes the password files of the primary and of `nodes`.
-pub(super) async fn ensure(world: &World, nodes: &[String]) -> Result<()> {
+pub(crate) async fn ensure(world: &World, nodes: &[String]) -> Result<()> {
     let primary = world.primary()?;
     let passwords = match read(&world.doors, &world.input.cluster, primary.node).await? {
         Some(passwords) => passwords,
@@ -160,7 +160,7 @@ async fn quiet_primary(world: &World, primary: &Site<'_>) -> Result<PrimaryConn>
 }
 
 /// Holds a session to be a primary's.
-pub(super) async fn as_primary(conn: Conn, name: &str) -> Result<PrimaryConn> {
+pub(crate) async fn as_primary(conn: Conn, name: &str) -> Result<PrimaryConn> {
     match classify(conn).await? {
         NodeConn::Primary(conn) => Ok(conn),
         NodeConn::Standby(_) => {

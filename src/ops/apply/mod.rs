@@ -1,12 +1,12 @@
 //! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
 
-mod archive;
+pub(crate) mod archive;
 mod configure;
 pub mod evidence;
-mod follow;
-mod logins;
-mod pooler;
-mod proof;
+pub(crate) mod follow;
+pub(crate) mod logins;
+pub(crate) mod pooler;
+pub(crate) mod proof;
 pub mod step;
 pub mod world;
 
@@ -159,7 +159,12 @@ async fn look_closer(
 }
 
 /// Finds what stays the same for the whole operation.
-async fn fix(doors: &Doors, herd: &Herd, cluster: &Cluster, observed: &ClusterObserved) -> Result<Fixed> {
+pub(crate) async fn fix(
+    doors: &Doors,
+    herd: &Herd,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+) -> Result<Fixed> {
     let mut fixed = Fixed { memory: BTreeMap::new(), users: BTreeMap::new() };
     for node in &cluster.nodes {
         let host = doors.host(&node.host);
@@ -196,7 +201,10 @@ fn share(all: ByteCount, nodes: u64) -> ByteCount {
 }
 
 /// Resolves the passwords of all declared roles.
-async fn passwords(context: &Context, cluster: &Cluster) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
+pub(crate) async fn passwords(
+    context: &Context,
+    cluster: &Cluster,
+) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
     // A command that asks a vault may take longer than a look at a node.
     let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut found = BTreeMap::new();

@@ -16,7 +16,7 @@ use crate::ops::apply::world::World;
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running, Server};
 use crate::ops::plan::PoolerDrift;
 use crate::ops::pooler::{
-    self, ConsoleSeen, Declared, Drift, Layout, Pooler, PoolerFiles, PoolerObserved, PoolerPaths,
+    self, ConsoleSeen, Declared, Drift, Layout, Paused, Pooler, PoolerFiles, PoolerObserved, PoolerPaths,
     PoolerProcess, Standby, Target,
 };
 use crate::pg::scram::Verifier;
@@ -217,7 +217,7 @@ async fn verifiers(doors: &Doors, cluster: &Cluster, primary: &Node) -> Result<B
 }
 
 /// Looks whether the pooler does what it should.
-pub(super) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
+pub(crate) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
     let cluster = &world.input.cluster;
     let place = Place::find(&world.doors, cluster, host).await?;
     let observed = settled(world).await;
@@ -228,7 +228,7 @@ pub(super) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
 }
 
 /// Writes the pooler's files, starts it or has it read them, and sees that it does what they say.
-pub(super) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
+pub(crate) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let cluster = &world.input.cluster;
     let place = Place::find(&world.doors, cluster, host).await?;
     let observed = settled(world).await;
@@ -298,6 +298,22 @@ async fn write_profile(world: &World, place: &Place<'_>) -> Result<()> {
     host.write_atomic(&directory.join("profile.json"), &claim::write(&profile), 0o600)
         .await
         .map_err(could_not)
+}
+
+/// Holds back the clients of a pooler; see [`Pooler::pause`].
+///
+/// # Errors
+/// As [`Pooler::pause`].
+pub(crate) async fn pause(doors: &Doors, cluster: &Cluster, host: &str, grace: Duration) -> Result<Paused> {
+    Place::find(doors, cluster, host).await?.door().pause(grace).await
+}
+
+/// Lets the clients of a pooler go on; see [`Pooler::resume`].
+///
+/// # Errors
+/// As [`Pooler::resume`].
+pub(crate) async fn resume(doors: &Doors, cluster: &Cluster, host: &str) -> Result<()> {
+    Place::find(doors, cluster, host).await?.door().resume().await
 }
 
 /// Stops the pooler of a cluster and removes its directory.

@@ -25,7 +25,7 @@ struct Door {
 }
 
 /// Proves every database of the cluster: a row written through each way in is read on `standbys`.
-pub(super) async fn prove(world: &World, standbys: &[String]) -> Result<Evidence> {
+pub(crate) async fn prove(world: &World, standbys: &[String]) -> Result<Evidence> {
     let begun = Instant::now();
     for database in &world.input.cluster.databases {
         prove_database(world, database, standbys).await?;

@@ -36,6 +36,7 @@ impl Step for ApplyStep {
             Self::Configure { node, activation, .. } => format!("configure {node}{}", activation.suffix()),
             Self::Objects { .. } => "roles, databases, schemas, grants".to_owned(),
             Self::Archive { repository, .. } => format!("see WAL arrive in {repository}"),
+            Self::Record { node } => format!("record {node} as primary"),
             Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
             Self::Keep {} => "keep what is done".to_owned(),
@@ -59,6 +60,7 @@ impl Step for ApplyStep {
             | Self::Objects { .. }
             | Self::Mend { .. }
             | Self::Archive { .. }
+            | Self::Record { .. }
             | Self::Prove { .. } => Reversal::NothingToUndo,
             Self::Open { .. } | Self::Keep {} | Self::Pooler { .. } => Reversal::ForwardOnly,
         }
@@ -72,6 +74,7 @@ impl Step for ApplyStep {
             }
             // It ends by itself when the archiver stands still.
             Self::Archive { .. } => Duration::from_secs(24 * 3600),
+            Self::Record { .. } => Duration::from_secs(60),
             Self::Install { .. }
             | Self::Repository { .. }
             | Self::Initdb { .. }
@@ -95,6 +98,7 @@ impl Step for ApplyStep {
             Self::Install { .. }
             | Self::Repository { .. }
             | Self::Archive { .. }
+            | Self::Record { .. }
             | Self::Initdb { .. }
             | Self::Start { .. }
             | Self::Logins { .. }
@@ -117,7 +121,7 @@ impl Step for ApplyStep {
                 archive::look_at_install(world, wanted).await?
             }
             // Both are idempotent; what was shown before the crash is shown again.
-            Self::Repository { .. } | Self::Archive { .. } => Found::NotDone,
+            Self::Repository { .. } | Self::Archive { .. } | Self::Record { .. } => Found::NotDone,
             Self::Initdb { node } | Self::Clone { node, .. } => made(&world.site(node)?).await?,
             Self::Start { node } => answers(&world.site(node)?).await?,
             Self::Logins { nodes } => match logins::look(world, nodes).await? {
@@ -168,6 +172,7 @@ impl Step for ApplyStep {
                 archive::install(world, Install { host, hash, before: before.as_deref() }).await?
             }
             Self::Repository { host, name, .. } => archive::make_repository(world, host, name).await?,
+            Self::Record { node } => archive::record(world, node).await?,
             Self::Archive { node, repository } => {
                 let report = |done: u64, total: u64| (cx.progress.0)(done, Some(total), Unit::Items);
                 archive::prove(world, node, repository, &report).await?
@@ -259,6 +264,7 @@ impl Step for ApplyStep {
                 archive::unmake_repository(world, host, name, *directory_existed).await?;
             }
             Self::Archive { .. }
+            | Self::Record { .. }
             | Self::Logins { .. }
             | Self::Objects { .. }
             | Self::Mend { .. }

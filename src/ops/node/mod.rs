@@ -5,6 +5,7 @@
 //! did is unknown, and nothing is done again blindly. A child whose messages nobody reads any more stops.
 
 mod repository;
+pub mod restore;
 
 use std::io;
 use std::path::PathBuf;
@@ -37,6 +38,64 @@ pub enum NodeRequest {
     Repository { url: String, call: RepoCall },
     /// Copies a data directory into a backup; answered by [`Copied`].
     CopyForBackup(Box<CopyForBackup>),
+    /// Chooses backup and WAL for a restore; answered by `ops::restore::survey::Survey`.
+    PlanForRestore(Box<restore::PlanForRestore>),
+    /// Copies a backup into a data directory; answered by [`restore::Restored`].
+    CopyForRestore(Box<restore::CopyForRestore>),
+    /// Removes the backups and the WAL that no rule keeps; answered by `ops::backup::expire::Expired`.
+    ExpireBackups(ExpireBackups),
+    /// Checks what the repository holds of a cluster; answered by `ops::backup::verify::Verified`.
+    VerifyBackups(VerifyBackups),
+    /// Lists the WAL archive of a cluster; answered by `ops::wal::WalList`.
+    ListWal(ListWal),
+}
+
+/// Lists the WAL archive of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListWal {
+    pub url: String,
+    pub cluster: String,
+}
+
+/// Removes the backups and the WAL of a cluster that no rule keeps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpireBackups {
+    pub url: String,
+    pub cluster: String,
+    pub window: Option<Duration>,
+    pub keep_full: Option<u32>,
+    pub minimum_full: u32,
+    /// The backups that the operator agreed to lose; `None`: only look.
+    pub agreed: Option<Vec<Label>>,
+}
+
+/// Checks what the repository holds of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyBackups {
+    pub url: String,
+    pub cluster: String,
+    /// Empty: all of them, and everything else.
+    pub labels: Vec<Label>,
+    pub depth: VerifyDepth,
+    /// For what is chosen by chance.
+    pub seed: u64,
+    /// 0: as many as there are cores.
+    pub workers: u32,
+}
+
+/// How deep a verification goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyDepth {
+    /// Listings, and every small document.
+    Quick,
+    /// And chunks and WAL files by chance.
+    Sampled,
+    /// And every byte.
+    Full,
 }
 
 /// Copies the data directory of a node, in which a backup was started, into the repository: everything but the manifest.
@@ -223,7 +282,11 @@ impl NodeRequest {
     fn effect(&self) -> Effect {
         match self {
             Self::Repository { call, .. } => call.effect(),
-            Self::CopyForBackup(_) => Effect::Changes,
+            Self::PlanForRestore(_) | Self::ListWal(_) => Effect::Reads,
+            Self::CopyForBackup(_)
+            | Self::CopyForRestore(_)
+            | Self::ExpireBackups(_)
+            | Self::VerifyBackups(_) => Effect::Changes,
         }
     }
 }

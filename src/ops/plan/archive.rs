@@ -4,7 +4,9 @@ use crate::error::{Error, ErrorKind};
 use crate::ops::binary::{self, Installed};
 use crate::ops::observe::{Files, NodeObserved};
 use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
-use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RepositorySeen, Situation};
+use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, Situation};
+use crate::ops::roles;
+use crate::repo::primary::Primary;
 use crate::topology::claim::{self, Archive, Profile};
 use crate::topology::model::{Backups, Node};
 
@@ -127,6 +129,7 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
         | ApplyStep::Follow { .. }
         | ApplyStep::Objects { .. }
         | ApplyStep::Archive { .. }
+        | ApplyStep::Record { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
         | ApplyStep::Keep {}
@@ -146,6 +149,44 @@ pub(super) fn prove(situation: &Situation<'_>, primary: &Node) -> Option<Vec<Pla
         impact: None,
         undo: "nothing to undo".to_owned(),
         step: ApplyStep::Archive { node: primary.name.clone(), repository: backups.repository.name.clone() },
+    }])
+}
+
+/// Writes down who is primary, where the record does not say so.
+pub(super) fn record(situation: &Situation<'_>, primary: &Node) -> Option<Vec<PlannedStep>> {
+    let (seen, backups) = declared(situation)?;
+    if seen.hosts.values().any(|at| is_lost(situation, at)) {
+        return None;
+    }
+    let node = situation.observed.node(&primary.name);
+    let timeline = node.and_then(roles::timeline);
+    let system = node.and_then(NodeObserved::control).map(|control| control.system_identifier);
+    let (sign, reason) = match &seen.primary {
+        RecordSeen::Missing => (Sign::Create, None),
+        RecordSeen::Says(found) => {
+            let is = system.zip(timeline).map(|(system_identifier, timeline)| Primary {
+                system_identifier,
+                node: &primary.name,
+                timeline,
+            });
+            if is.is_some_and(|is| found.says(is)) {
+                return None;
+            }
+            let now = timeline.map_or_else(String::new, |timeline| format!(", timeline {timeline}"));
+            let reason =
+                format!("it says {}, timeline {} → {}{now}", found.node, found.timeline, primary.name);
+            (Sign::Change, Some(reason))
+        }
+        RecordSeen::Unknown { .. } => return None,
+    };
+    Some(vec![PlannedStep {
+        sign,
+        subject: situation.cluster.full_name(&primary.name),
+        text: format!("record it as primary in repository {}", backups.repository.name),
+        reason,
+        impact: None,
+        undo: "a new record takes the place of this one".to_owned(),
+        step: ApplyStep::Record { node: primary.name.clone() },
     }])
 }
 
@@ -265,6 +306,9 @@ pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
             | RepositorySeen::Foreign { .. }
             | RepositorySeen::Overlaps { .. } => {}
         }
+    }
+    if let RecordSeen::Unknown { why } = &seen.primary {
+        notes.push(format!("the primary record of {cluster} in repository {name} could not be read: {why}"));
     }
     notes.dedup();
     notes

@@ -91,6 +91,7 @@ pub(super) fn plan(
     if plan.steps().any(|step| archive::changes(&step.step)) {
         plan.stages.extend(archive::prove(situation, primary));
     }
+    plan.stages.extend(archive::record(situation, primary));
     let nodes_move = plan.steps().any(|step| moves_a_node(&step.step));
     let passwords_change = plan.steps().any(|step| changes_a_password(&step.step));
     // On a standby that is left alone nothing can be proved.
@@ -113,6 +114,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         ApplyStep::Install { .. }
         | ApplyStep::Repository { .. }
         | ApplyStep::Archive { .. }
+        | ApplyStep::Record { .. }
         | ApplyStep::Initdb { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }

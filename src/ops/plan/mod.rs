@@ -22,6 +22,7 @@ use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
+use crate::repo::primary::PrimaryRecord;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::Places;
@@ -55,6 +56,15 @@ pub struct ArchiveSeen {
     pub hash: String,
     /// By host of a node.
     pub hosts: BTreeMap<String, ArchiveHost>,
+    pub primary: RecordSeen,
+}
+
+/// The primary record, as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordSeen {
+    Missing,
+    Says(PrimaryRecord),
+    Unknown { why: String },
 }
 
 /// One host's ends of the archive.
@@ -284,6 +294,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         ApplyStep::Objects { changes },
     )]);
     plan.stages.extend(archive::prove(situation, primary));
+    plan.stages.extend(archive::record(situation, primary));
     if roles.is_empty() {
         plan.stages.push(vec![keep(cluster)]);
     } else {

@@ -57,6 +57,8 @@ pub enum ApplyStep {
     Objects { changes: Vec<Change> },
     /// A WAL segment of the primary that arrives in the repository.
     Archive { node: String, repository: String },
+    /// Who is primary, written into the repository.
+    Record { node: String },
     /// The passwords of all declared roles, in one transaction: from here on clients may come in.
     Open { roles: Vec<String> },
     /// One role, database, schema or grant of a cluster that is already open.
@@ -131,7 +133,7 @@ impl Sign {
 /// A step with what an operator wants to know before it runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PlannedStep {
+pub struct PlannedStep<S = ApplyStep> {
     pub sign: Sign,
     /// A node (`inventory-a`), a host, `pooler`, or the cluster.
     pub subject: String,
@@ -143,5 +145,5 @@ pub struct PlannedStep {
     pub impact: Option<String>,
     /// How it is taken back.
     pub undo: String,
-    pub step: ApplyStep,
+    pub step: S,
 }

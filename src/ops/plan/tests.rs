@@ -14,13 +14,15 @@ use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
-    ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RepositorySeen, Situation, plan,
+    ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen, Situation,
+    plan,
 };
 use crate::pg::control_file::ControlFile;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
+use crate::repo::primary::PrimaryRecord;
 use crate::topology::claim::{self, Archive, FORMAT, Marker, Profile};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::load_text;
@@ -332,6 +334,7 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Install { host, .. } => format!("install on {host}"),
             ApplyStep::Repository { name, .. } => format!("repository {name}"),
             ApplyStep::Archive { node, .. } => format!("archive {node}"),
+            ApplyStep::Record { node } => format!("record {node}"),
             ApplyStep::Initdb { node } => format!("initdb {node}"),
             ApplyStep::Start { node } => format!("start {node}"),
             ApplyStep::Logins { .. } => "logins".to_owned(),
@@ -605,6 +608,7 @@ fn with_backups(world: &mut World, installed: Installed, repository: RepositoryS
         version: "0.1.0".to_owned(),
         hash: HASH.to_owned(),
         hosts: BTreeMap::from([("local".to_owned(), ArchiveHost { installed, repository })]),
+        primary: RecordSeen::Missing,
     });
 }
 
@@ -629,7 +633,34 @@ fn archiving(installed: Installed, repository: RepositorySeen) -> World {
         node.files.as_mut().unwrap().profile = Some(String::from_utf8(claim::write(&profile)).unwrap());
         node.profile = Some(profile);
     }
+    world.archive.as_mut().unwrap().primary = RecordSeen::Says(record("a"));
     world
+}
+
+/// The primary record that names a node on the timeline that the world is on.
+fn record(node: &str) -> PrimaryRecord {
+    PrimaryRecord {
+        format: 1,
+        cluster: "inventory".to_owned(),
+        system_identifier: system(),
+        node: node.to_owned(),
+        timeline: TimelineId::new(1).unwrap(),
+        term: 1,
+        since: jiff::Timestamp::UNIX_EPOCH,
+        operation: "7f3a".to_owned(),
+    }
+}
+
+#[test]
+fn a_primary_that_its_record_does_not_name_is_recorded() {
+    let mut world = archiving(ours(), ready());
+    world.archive.as_mut().unwrap().primary = RecordSeen::Says(record("b"));
+    let plan = world.plan().unwrap();
+    assert_eq!(lines(&plan), ["~ inventory-a: record it as primary in repository main"]);
+    let reason = plan.stages[0][0].reason.as_deref();
+    assert_eq!(reason, Some("it says b, timeline 1 → a, timeline 1"));
+    world.archive.as_mut().unwrap().primary = RecordSeen::Missing;
+    assert_eq!(lines(&world.plan().unwrap()), ["+ inventory-a: record it as primary in repository main"]);
 }
 
 #[test]
@@ -639,7 +670,7 @@ fn a_cluster_is_born_into_its_repository_and_opened_when_wal_has_arrived() {
     let steps = kinds(&world.plan().unwrap());
     assert_eq!(steps[..3], ["install on local", "repository main", "initdb a"]);
     let at = |step: &str| steps.iter().position(|found| found == step).unwrap();
-    assert_eq!(at("archive a") + 1, at("pivot"));
+    assert_eq!([at("archive a") + 1, at("record a") + 1], [at("record a"), at("pivot")]);
 }
 
 #[test]

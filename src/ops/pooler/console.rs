@@ -100,7 +100,12 @@ impl Line<'_> {
 
     /// Gives the console a command that changes something, such as RELOAD.
     pub(super) async fn tell(&self, statement: &str) -> Result<(), HostError> {
-        self.host.run(&self.psql().args(["-c", statement])).await.map(|_| ())
+        self.tell_within(statement, LIMIT).await
+    }
+
+    /// As [`Line::tell`], for a command that waits for clients: [`HostError::Lost`] if it still waits after `limit`.
+    pub(super) async fn tell_within(&self, statement: &str, limit: Duration) -> Result<(), HostError> {
+        self.host.run(&self.psql().args(["-c", statement]).timeout(limit)).await.map(|_| ())
     }
 
     fn psql(&self) -> Command {

@@ -1,0 +1,267 @@
+//! `backup expire`, on the node: shows what goes, or removes it.
+//!
+//! Every order of removal leaves a repository that can be restored from: a manifest goes before its data, a backup before the ones whose
+//! chunks it has, WAL from the oldest on. So whoever is killed in the middle leaves only what the next run removes. Before anything
+//! is removed a lease says what; whoever wants to use that from then on is told, and what somebody used before stays.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::holdings::{self, Holdings, OfSystem};
+use super::retention::{Decision, Fate, Rules, Verdict, decide};
+use crate::engine::lease::{self, Held, Purpose};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::node::{ExpireBackups, Progress, Reporter};
+use crate::pg::system::SystemIdentifier;
+use crate::repo::layout::{ClusterKeys, Label};
+use crate::repo::{self, Key, SharedRepo};
+use crate::units::ByteCount;
+
+/// A lease that ended so long ago is of no use to anybody.
+const DEAD_LEASE: SignedDuration = SignedDuration::from_hours(24);
+const TELL: Duration = Duration::from_millis(250);
+
+/// What goes or is gone, and what stays.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expired {
+    pub cluster: String,
+    /// The repository's URL.
+    pub url: String,
+    pub decision: Decision,
+    /// `None`: only looked.
+    pub removed: Option<Removed>,
+    /// What was agreed to go and stays all the same: somebody began to use it.
+    pub spared: Vec<Label>,
+    /// Objects that pgherd did not put there; they stay.
+    pub strays: Vec<Key>,
+    /// Documents that cannot be used; they keep what they might be about.
+    pub unusable: Vec<Unusable>,
+}
+
+/// An object that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unusable {
+    pub object: Key,
+    pub why: String,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Removed {
+    pub backups: Vec<Label>,
+    pub wal_files: u64,
+    pub freed: ByteCount,
+}
+
+/// Looks, or removes what was agreed to go.
+///
+/// # Errors
+/// As the repository fails; what was removed by then is whole, and the next run goes on. [`ErrorKind::Interrupted`] when nobody listens
+/// any more.
+pub async fn run(request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
+    run_in(repo::open(&request.url)?, request, reporter).await
+}
+
+async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
+    let rules =
+        Rules { window: request.window, keep_full: request.keep_full, minimum_full: request.minimum_full };
+    let mut holdings = Holdings::read(&repo, &request.cluster, Timestamp::now()).await?;
+    // What is not known cannot be decided about.
+    if let Some((_, error)) = holdings.unlisted.pop().or_else(|| holdings.unreadable.pop()) {
+        return Err(Error::from(error));
+    }
+    let decision = decide(&rules, &holdings.systems(), &|_| false, Timestamp::now());
+    let unusable = holdings.systems.iter().flat_map(|of| &of.unusable);
+    let mut expired = Expired {
+        cluster: request.cluster.clone(),
+        url: request.url.clone(),
+        removed: None,
+        spared: Vec::new(),
+        strays: holdings.strays.iter().map(|listed| listed.key.clone()).collect(),
+        unusable: unusable
+            .map(|(key, error)| Unusable { object: key.clone(), why: error.to_string() })
+            .collect(),
+        decision,
+    };
+    if let Some(agreed) = &request.agreed {
+        let agreed: BTreeSet<Label> = agreed.iter().cloned().collect();
+        let mut run = Run {
+            repo,
+            cluster: ClusterKeys::new(&request.cluster),
+            rules,
+            holdings,
+            agreed,
+            reporter,
+            told: Instant::now(),
+            removed: Removed::default(),
+        };
+        expired.decision = run.all().await?;
+        let stays = |label: &&Label| !run.removed.backups.contains(label);
+        expired.spared = run.agreed.iter().filter(stays).cloned().collect();
+        expired.removed = Some(run.removed);
+    }
+    Ok(expired)
+}
+
+struct Run<'a> {
+    repo: SharedRepo,
+    cluster: ClusterKeys,
+    rules: Rules,
+    holdings: Holdings,
+    agreed: BTreeSet<Label>,
+    reporter: &'a Reporter,
+    told: Instant,
+    removed: Removed,
+}
+
+impl Run<'_> {
+    /// Removes, and returns what was decided in the end.
+    async fn all(&mut self) -> Result<Decision> {
+        let mut leases = Vec::new();
+        let ended = self.under_leases(&mut leases).await;
+        for (_, held) in leases {
+            if let Err(error) = held.release().await {
+                tracing::warn!(%error, "could not give the lease back; it expires by itself");
+            }
+        }
+        ended
+    }
+
+    async fn under_leases(&mut self, leases: &mut Vec<(SystemIdentifier, Held)>) -> Result<Decision> {
+        let first = self.decide();
+        for system in self.holdings.systems.iter().map(|of| of.keys.clone()) {
+            let labels: Vec<Label> =
+                going_of(&first, system.system()).map(|verdict| verdict.label.clone()).collect();
+            if !labels.is_empty() {
+                leases
+                    .push((system.system(), Held::take(&self.repo, &system, Purpose::Expire, labels).await?));
+            }
+        }
+        // Whoever began to use one of them before our leases were there is seen now; whoever begins later sees ours.
+        self.look_again().await?;
+        let decision = self.decide();
+        // From the newest on: a backup has chunks in older ones only.
+        let mut going: Vec<&Verdict> = decision.going().collect();
+        going.sort_by(|a, b| b.label.cmp(&a.label));
+        let total = decision.freed();
+        for verdict in going {
+            let Some((_, held)) = leases.iter().find(|(id, _)| *id == verdict.system_identifier) else {
+                continue;
+            };
+            held.confirm().await?;
+            self.remove_backup(verdict, total).await?;
+        }
+        // Of what came into use meanwhile nothing was removed, so its WAL stays too.
+        self.look_again().await?;
+        let wal = self.decide();
+        for verdict in &wal.wal {
+            let keys = self.cluster.system(verdict.system_identifier);
+            for file in &verdict.going {
+                let stored = self
+                    .of(verdict.system_identifier)
+                    .and_then(|of| of.system.wal.iter().find(|wal| wal.file == *file).map(|wal| wal.stored));
+                if self.remove(&keys.wal(*file), stored.unwrap_or_default(), total).await? {
+                    self.removed.wal_files += 1;
+                }
+            }
+        }
+        self.remove_dead_leases().await?;
+        let wal = wal.wal;
+        Ok(Decision { wal, ..decision })
+    }
+
+    fn decide(&self) -> Decision {
+        let spared = |label: &Label| !self.agreed.contains(label);
+        decide(&self.rules, &self.holdings.systems(), &spared, Timestamp::now())
+    }
+
+    fn of(&self, system: SystemIdentifier) -> Option<&OfSystem> {
+        self.holdings.systems.iter().find(|of| of.keys.system() == system)
+    }
+
+    /// Reads once more what is in use.
+    async fn look_again(&mut self) -> Result<()> {
+        for of in &mut self.holdings.systems {
+            of.system.uses = holdings::uses(&self.repo, &of.keys, Timestamp::now()).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a backup, unless somebody uses it by now.
+    async fn remove_backup(&mut self, verdict: &Verdict, total: ByteCount) -> Result<()> {
+        let keys = self.cluster.system(verdict.system_identifier);
+        let uses = holdings::uses(&self.repo, &keys, Timestamp::now()).await?;
+        if uses.iter().any(|of| of.labels.as_ref().is_none_or(|labels| labels.contains(&verdict.label))) {
+            return Ok(());
+        }
+        let backup = keys.backup(&verdict.label);
+        let listed = self.repo.list_all(backup.folder()).await?;
+        let manifest = backup.manifest();
+        let (first, rest): (Vec<_>, Vec<_>) = listed.into_iter().partition(|listed| listed.key == manifest);
+        for listed in first.into_iter().chain(rest) {
+            self.remove(&listed.key, listed.size, total).await?;
+        }
+        self.removed.backups.push(verdict.label.clone());
+        if let Some(of) =
+            self.holdings.systems.iter_mut().find(|of| of.keys.system() == verdict.system_identifier)
+        {
+            of.system.backups.retain(|backup| backup.label != verdict.label);
+            of.system.unfinished.retain(|unfinished| unfinished.label != verdict.label);
+        }
+        Ok(())
+    }
+
+    async fn remove(&mut self, key: &Key, size: ByteCount, total: ByteCount) -> Result<bool> {
+        if self.reporter.is_alone() {
+            return Err(Error::new(ErrorKind::Interrupted, "nobody waits for the expiry any more")
+                .detail("What was removed by then is removed whole; the next run goes on."));
+        }
+        let removed = self.repo.remove(key).await.map_err(|error| self.stopped(error.into()))?;
+        if removed {
+            self.removed.freed.0 += size.0;
+        }
+        if self.told.elapsed() >= TELL {
+            self.told = Instant::now();
+            self.reporter.progress(Progress { done: self.removed.freed, total, stored: ByteCount(0) });
+        }
+        Ok(removed)
+    }
+
+    /// Adds what was removed already to an error that stopped the rest.
+    fn stopped(&self, error: Error) -> Error {
+        let Removed { backups, wal_files, freed } = &self.removed;
+        let so_far =
+            format!("{} backups and {wal_files} WAL files were removed before, {freed}.", backups.len());
+        let detail = error.detail_text().map_or_else(String::new, |detail| format!("{detail} "));
+        let hint = error.hint_text().map(str::to_owned);
+        let stopped = Error::new(error.kind(), error.what()).detail(format!("{detail}{so_far}"));
+        stopped.hint(hint.unwrap_or_else(|| "Run it again: it goes on where it stopped.".to_owned()))
+    }
+
+    /// Removes leases whose holders are long dead.
+    async fn remove_dead_leases(&self) -> Result<()> {
+        let now = Timestamp::now();
+        for of in &self.holdings.systems {
+            for found in lease::read_all(&self.repo, &of.keys).await? {
+                if !found.lives(now) && found.modified.checked_add(DEAD_LEASE).is_ok_and(|dead| dead < now) {
+                    self.repo.remove(&found.key).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn going_of(decision: &Decision, system: SystemIdentifier) -> impl Iterator<Item = &Verdict> {
+    let goes = |verdict: &&Verdict| matches!(verdict.fate, Fate::Goes(_));
+    decision.backups.iter().filter(goes).filter(move |verdict| verdict.system_identifier == system)
+}
+
+#[cfg(test)]
+mod tests;
