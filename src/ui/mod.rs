@@ -15,6 +15,7 @@ pub mod operation;
 pub mod plan;
 pub mod status;
 pub mod trust;
+pub mod wal;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};

@@ -15,6 +15,7 @@ mod apply_life_cycle;
 mod apply_refusals;
 mod apply_split;
 mod apply_tune;
+mod archive;
 mod archiving;
 mod backup;
 mod connect;
