@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, init, man, node, operation, plan, restore, schema, status,
-    validate, wal,
+    Globals, apply, backup, completions, config, destroy, init, man, node, operation, plan, restore, schema,
+    status, validate, wal,
 };
 use crate::ui::exit;
 

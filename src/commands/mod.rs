@@ -4,9 +4,11 @@
 
 pub mod apply;
 pub mod backup;
+mod backup_care;
 pub mod completions;
 pub mod config;
 pub mod destroy;
+pub mod in_place;
 pub mod init;
 pub mod man;
 pub mod node;

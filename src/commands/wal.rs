@@ -1,7 +1,7 @@
 //! `pgherd wal`.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{App, Failure, Outcome};
 use crate::error::{Error, ErrorKind};
@@ -68,7 +68,7 @@ struct PushArgs {
 /// nothing shows that there is WAL behind it: PostgreSQL would end recovery there and let clients in. A gap, an unreadable repository, a
 /// damaged object and any other trouble stop recovery instead (126), or have a standby ask again (125).
 ///
-/// Exit codes: 0 it is there, 1 it is absent, 125 any error where there is a standby.signal, 126 any error elsewhere.
+/// Exit codes: 0 it is there, 1 it is absent, 125 any error on a standby, 126 any error elsewhere.
 ///
 /// Example: restore_command = '/usr/local/lib/pgherd/pgherd wal fetch --profile /etc/pgherd/nodes/inventory-a/profile.json "%f" "%p"'
 #[derive(Debug, clap::Args)]
@@ -156,8 +156,10 @@ fn verbose(app: &App, text: String) {
 impl WalArgs {
     /// Returns the exit by which PostgreSQL understands how the run has ended.
     pub fn exit(&self, ended: Exit) -> Exit {
-        match self.verb {
-            Verb::Fetch(_) if !matches!(ended, Exit::Done | Exit::Absent) => trouble(),
+        match &self.verb {
+            Verb::Fetch(args) if !matches!(ended, Exit::Done | Exit::Absent) => {
+                trouble(Some((&args.name, &args.path)))
+            }
             Verb::Push(_) if ended.code() > 125 => Exit::Failed,
             Verb::List(_) | Verb::Push(_) | Verb::Fetch(_) => ended,
         }
@@ -168,11 +170,11 @@ impl WalArgs {
 pub fn usage_exit<T: AsRef<OsStr>>(args: &[T]) -> Exit {
     let mut args = args.iter().map(AsRef::as_ref);
     let fetch = args.any(|arg| arg == "wal") && args.any(|arg| arg == "fetch");
-    if fetch { trouble() } else { Exit::Usage }
+    if fetch { trouble(None) } else { Exit::Usage }
 }
 
-fn trouble() -> Exit {
-    match wal::recovery() {
+fn trouble(wanted: Option<(&str, &Path)>) -> Exit {
+    match wal::recovery(wanted) {
         Recovery::Ends => Exit::StopRecovery,
         Recovery::Waits => Exit::AskAgain,
     }

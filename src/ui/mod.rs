@@ -10,11 +10,13 @@ mod told;
 pub mod backup;
 pub mod error;
 pub mod exit;
+pub mod in_place;
 pub mod journal;
 pub mod operation;
 pub mod plan;
 pub mod restore;
 pub mod status;
+pub mod trust;
 pub mod wal;
 
 use std::fmt::Display;

@@ -91,7 +91,10 @@ impl Place {
         let failed = |doing: &str, error: &io::Error| could_not(doing, path, error);
         match fs::metadata(path) {
             Ok(found) if !found.is_dir() => {
-                return Err(Error::refused(format!("cannot restore into {}: it is no directory", path.display())));
+                return Err(Error::refused(format!(
+                    "cannot restore into {}: it is no directory",
+                    path.display()
+                )));
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -107,7 +110,11 @@ impl Place {
                 .detail("PostgreSQL starts only in a directory of its own user. Nothing in it was changed.")
                 .hint("Give the directory to the user that owns the nodes' files, or choose one that is not there yet."));
         }
-        let names = list(path).map_err(|error| failed("list", &error))?;
+        let mut names = list(path).map_err(|error| failed("list", &error))?;
+        // A tablespace's location may be a file system of its own: what a restore in place sets aside stays in it (`ops::in_place`).
+        if !prefix.is_empty() && *claim == (Claim::Node {}) {
+            names.retain(|name| !name.contains(".before-"));
+        }
         let empty = names.is_empty();
         match claim {
             Claim::Scratch { id } => {
@@ -176,7 +183,9 @@ impl Place {
             let made = open_file(&path, file.mode).and_then(|open| {
                 open.set_permissions(fs::Permissions::from_mode(file.mode))?;
                 // Longer than it should be: what is left of it may be anything.
-                if self.reuse { open.set_len(0)? }
+                if self.reuse {
+                    open.set_len(0)?
+                }
                 open.set_len(file.size)
             });
             made.map_err(|error| could_not("write", &path, &error))?;

@@ -104,7 +104,16 @@ pub async fn prepare(context: &Context, cluster: &Cluster, host: &str, wish: &Wi
             "The archive has timeline {passed}, which is newer and is not followed. If it is the one that you want: --target-timeline {passed}."
         ));
     }
-    Ok(Prepared { repository: backups.repository.clone(), repo, door, doors, observed, primary, survey, notes })
+    Ok(Prepared {
+        repository: backups.repository.clone(),
+        repo,
+        door,
+        doors,
+        observed,
+        primary,
+        survey,
+        notes,
+    })
 }
 
 /// Asks the primary where it is, if there is one that answers.
@@ -132,9 +141,7 @@ async fn see_primary(
     // What it does not say now is unknown, and no reason not to restore.
     let conn = doors.connector.connect(&doors.superuser(cluster, node, "postgres")).await.ok();
     let (next_transaction, at_least) = match &conn {
-        Some(conn) => {
-            (recovery::next_transaction(conn).await.ok(), recovery::at_least(conn).await.ok())
-        }
+        Some(conn) => (recovery::next_transaction(conn).await.ok(), recovery::at_least(conn).await.ok()),
         None => (None, None),
     };
     Ok(Some(SeenPrimary {
@@ -186,7 +193,9 @@ impl Remap {
     /// `Usage` for an OID that the backup does not have.
     pub fn decide(&self, survey: &Survey, directory: &Path) -> Result<Vec<Moved>> {
         let declared = &survey.manifest.tablespaces;
-        if let Some((oid, _)) = self.one.iter().find(|(oid, _)| !declared.iter().any(|found| found.oid == *oid)) {
+        if let Some((oid, _)) =
+            self.one.iter().find(|(oid, _)| !declared.iter().any(|found| found.oid == *oid))
+        {
             let known: Vec<String> = declared.iter().map(|found| found.oid.to_string()).collect();
             let has = if known.is_empty() { "no tablespaces".to_owned() } else { known.join(", ") };
             return Err(Error::usage(format!("backup {} has no tablespace {oid}", survey.manifest.label))
@@ -250,8 +259,11 @@ pub async fn room(host: &dyn Host, survey: &Survey, directory: &Path, moved: &[M
 pub fn refuse_without_room(rooms: &[Room]) -> Result<()> {
     // The same file system may serve several: what all of those need must fit.
     for room in rooms {
-        let together: u64 =
-            rooms.iter().filter(|other| other.free_bytes == room.free_bytes).map(|other| other.needed_bytes.0).sum();
+        let together: u64 = rooms
+            .iter()
+            .filter(|other| other.free_bytes == room.free_bytes)
+            .map(|other| other.needed_bytes.0)
+            .sum();
         if together > room.free_bytes.0 {
             return Err(Error::refused(format!("there is no room for the copy in {}", room.path.display()))
                 .detail(format!(

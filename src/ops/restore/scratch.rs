@@ -101,7 +101,11 @@ pub enum Event {
     Phase(Phase),
     Progress(Progress),
     /// Recovery is here, on its way from the first LSN to the last.
-    Replay { at: Lsn, from: Lsn, to: Lsn },
+    Replay {
+        at: Lsn,
+        from: Lsn,
+        to: Lsn,
+    },
 }
 
 /// Where events go.
@@ -269,12 +273,7 @@ struct Begun {
     chosen_in: Duration,
 }
 
-async fn prepare_all(
-    context: &Context,
-    herd: &Herd,
-    cluster: &Cluster,
-    request: &Request,
-) -> Result<Begun> {
+async fn prepare_all(context: &Context, herd: &Herd, cluster: &Cluster, request: &Request) -> Result<Begun> {
     let begun = Instant::now();
     let nodes: Vec<(String, &Node)> = herd
         .clusters
@@ -373,7 +372,8 @@ pub async fn restore(
     prepare::refuse_without_room(&begun.room)?;
     let survey = &begun.prepared.survey;
     let keys = ClusterKeys::new(&cluster.name).system(survey.system_identifier);
-    let held = Held::take(&begun.prepared.repo, &keys, Purpose::Restore, vec![survey.choice.backup.clone()]).await?;
+    let held =
+        Held::take(&begun.prepared.repo, &keys, Purpose::Restore, vec![survey.choice.backup.clone()]).await?;
     let ended = async {
         refuse_expiring(&begun, &keys).await?;
         let copy = Copy::new(context, herd, cluster, request, &begun, id).await?;
@@ -724,7 +724,9 @@ impl<'a> Copy<'a> {
         let to = match (choice.stops_at, &choice.next) {
             (Some(at), _) => at,
             (None, Some(next)) => next.lsn,
-            (None, None) => choice.wal.last().map_or(choice.consistent_at, |span| span.last.end(choice.segment_size)),
+            (None, None) => {
+                choice.wal.last().map_or(choice.consistent_at, |span| span.last.end(choice.segment_size))
+            }
         };
         let told = |at: Lsn| tell(Event::Replay { at, from, to });
         let achieved = recover::until_target(site, choice, &told).await?;
@@ -756,7 +758,9 @@ impl<'a> Copy<'a> {
             Ok(None) => error,
             Ok(Some(pid)) => match provision::stop(&site).await {
                 Ok(()) => error,
-                Err(_) => error.context(format!("process {pid} still runs in {}", self.request.directory.display())),
+                Err(_) => {
+                    error.context(format!("process {pid} still runs in {}", self.request.directory.display()))
+                }
             },
             Err(_) => error,
         }
