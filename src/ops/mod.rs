@@ -8,6 +8,7 @@ pub mod binary;
 pub mod cluster_lock;
 pub mod destroy;
 pub mod in_place;
+pub mod kept;
 pub mod node;
 pub mod objects;
 pub mod observe;
