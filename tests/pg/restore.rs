@@ -376,7 +376,7 @@ fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
     damage(&second);
     shop.restore(&["--target-lsn", &three.lsn])
         .ends_with(1)
-        .tells(&["ended before it was at its target", "Nothing was promoted"]);
+        .tells(&["did not get to its target", "Nothing was promoted"]);
     assert!(shop.to().join("recovery.signal").exists(), "it was not promoted");
     assert!(!shop.to().join("postmaster.pid").exists(), "nothing is left running");
     fs::write(&second, good).unwrap();

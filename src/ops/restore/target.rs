@@ -76,7 +76,7 @@ pub struct Choice {
     pub stops_at: Option<Lsn>,
     /// What the archive has from the last replayed segment on: that segment, and those behind it without a gap.
     pub rest: Vec<Span>,
-    /// Whether a segment is missing behind those although later ones are there.
+    /// Whether behind those there is WAL of which a segment is missing, or that another timeline has left.
     pub gap_behind: bool,
 }
 
@@ -387,7 +387,8 @@ impl Line {
         let last = wal.last().map_or_else(|| backup.wal().1, |span| span.last);
         let size = known.segment_size;
         let reach = self.reach(known, backup.start_lsn, None);
-        let gap_behind = reach.gap.is_some();
+        let newer = known.timelines.keys().any(|timeline| *timeline > self.timeline);
+        let gap_behind = newer || reach.gap.is_some();
         let mut rest = reach.have;
         rest.retain(|span| span.last.number(size) > last.number(size));
         if let Some(first) = rest.first_mut() {
