@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::ops::backup::{self, expire, verify};
 use crate::ops::node::{self, NodeRequest, Reporter};
 use crate::ops::restore;
+use crate::ops::wal;
 use crate::ui;
 use crate::ui::exit::Exit;
 
@@ -35,6 +36,7 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         NodeRequest::VerifyBackups(request) => {
             reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
         }
+        NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
     }
     Ok(Exit::Done)
 }

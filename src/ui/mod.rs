@@ -10,11 +10,14 @@ mod told;
 pub mod backup;
 pub mod error;
 pub mod exit;
+pub mod in_place;
 pub mod journal;
 pub mod operation;
 pub mod plan;
+pub mod restore;
 pub mod status;
 pub mod trust;
+pub mod wal;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
