@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, init, man, node, operation, plan, schema, status,
-    validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, init, man, node, operation, plan, schema,
+    status, validate, wal,
 };
 use crate::ui::exit;
 
@@ -37,6 +37,7 @@ pub enum Command {
     Status(status::StatusArgs),
     Backup(backup::BackupArgs),
     Wal(wal::WalArgs),
+    Drill(drill::DrillArgs),
     Destroy(destroy::DestroyArgs),
     Operation(operation::OperationArgs),
     Config(config::ConfigArgs),

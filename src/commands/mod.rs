@@ -7,6 +7,7 @@ pub mod backup;
 pub mod completions;
 pub mod config;
 pub mod destroy;
+pub mod drill;
 pub mod init;
 pub mod man;
 pub mod node;

@@ -77,7 +77,9 @@ fn push(args: &PushArgs, app: &App) -> Outcome {
         Pushed::Stored { file, size, stored } => verbose(app, format!("{file}: {size} stored as {stored}")),
         Pushed::AlreadyThere { file } => verbose(app, format!("{file}: the same is there already")),
         Pushed::Mended { file, damage } => {
-            app.ui.message(format!("{file} was damaged in the archive ({damage}) and has been replaced by the same content"));
+            app.ui.message(format!(
+                "{file} was damaged in the archive ({damage}) and has been replaced by the same content"
+            ));
         }
     }
     Ok(Exit::Done)

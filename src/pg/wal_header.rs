@@ -104,7 +104,9 @@ impl SegmentHeader {
             page,
             system_identifier: SystemIdentifier::new(u64::from_le_bytes(part(segment, 24)?))?,
             segment_size: WalSegmentSize::new(u64::from(u32::from_le_bytes(part(segment, 32)?))).ok()?,
-            page_size: usize::try_from(page_size).ok().filter(|size| size.is_power_of_two() && *size >= 1024)?,
+            page_size: usize::try_from(page_size)
+                .ok()
+                .filter(|size| size.is_power_of_two() && *size >= 1024)?,
         })
     }
 
@@ -173,7 +175,13 @@ mod tests {
         bytes
     }
 
-    fn check(bytes: &[u8], name: &str, length: u64, system: u64, major: u32) -> Result<(), SegmentHeaderError> {
+    fn check(
+        bytes: &[u8],
+        name: &str,
+        length: u64,
+        system: u64,
+        major: u32,
+    ) -> Result<(), SegmentHeaderError> {
         let header = SegmentHeader::parse(bytes)?;
         header.check(name.parse().unwrap(), length, SystemIdentifier::new(system).unwrap(), major)
     }

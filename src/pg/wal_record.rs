@@ -43,11 +43,19 @@ pub struct Mark {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MarkKind {
-    Commit { xid: u32 },
-    Abort { xid: u32 },
+    Commit {
+        xid: u32,
+    },
+    Abort {
+        xid: u32,
+    },
     /// The first half of a two-phase commit: it outlives a crash, and is not visible yet.
-    Prepare { xid: u32 },
-    RestorePoint { name: String },
+    Prepare {
+        xid: u32,
+    },
+    RestorePoint {
+        name: String,
+    },
 }
 
 impl Mark {
@@ -164,7 +172,8 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn all(&mut self) -> SegmentMarks {
-        let mut found = SegmentMarks { marks: Vec::new(), tail: None, head: Vec::new(), end: Lsn::new(self.start) };
+        let mut found =
+            SegmentMarks { marks: Vec::new(), tail: None, head: Vec::new(), end: Lsn::new(self.start) };
         if short(self.bytes, 2) & FIRST_IS_CONTRECORD != 0 {
             let length = usize::try_from(word(self.bytes, 16)).unwrap_or(usize::MAX);
             match self.collect(0, length) {
@@ -238,7 +247,8 @@ impl<'a> Reader<'a> {
 
     /// Collects `length` bytes from `at` on over the headers of pages. Returns where they end.
     fn collect(&self, at: usize, length: usize) -> Result<(Cow<'a, [u8]>, usize), Broken> {
-        let mut at = if at.is_multiple_of(self.page) { self.behind_header(at).ok_or(Broken::End)? } else { at };
+        let mut at =
+            if at.is_multiple_of(self.page) { self.behind_header(at).ok_or(Broken::End)? } else { at };
         let bytes = self.bytes;
         if length <= self.page - at % self.page {
             return Ok((Cow::Borrowed(&bytes[at..at + length]), at + length));

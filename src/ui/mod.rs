@@ -8,9 +8,11 @@ mod progress;
 mod told;
 
 pub mod backup;
+pub mod drill;
 pub mod error;
 pub mod exit;
 pub mod journal;
+pub mod junit;
 pub mod operation;
 pub mod plan;
 pub mod status;

@@ -100,8 +100,7 @@ pub(super) fn lines<S>(
     stages: &[Vec<PlannedStep<S>>],
     is_pivot: impl Fn(&S) -> bool,
 ) -> Vec<String> {
-    let width =
-        |of: &dyn Fn(&PlannedStep<S>) -> usize| stages.iter().flatten().map(of).max().unwrap_or(0);
+    let width = |of: &dyn Fn(&PlannedStep<S>) -> usize| stages.iter().flatten().map(of).max().unwrap_or(0);
     let subject_width = width(&|step| step.subject.chars().count());
     let text_width = width(&|step| step.text.chars().count()).min(WIDEST_TEXT);
     let mut lines = Vec::new();

@@ -159,7 +159,12 @@ async fn look_closer(
 }
 
 /// Finds what stays the same for the whole operation.
-pub(crate) async fn fix(doors: &Doors, herd: &Herd, cluster: &Cluster, observed: &ClusterObserved) -> Result<Fixed> {
+pub(crate) async fn fix(
+    doors: &Doors,
+    herd: &Herd,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+) -> Result<Fixed> {
     let mut fixed = Fixed { memory: BTreeMap::new(), users: BTreeMap::new() };
     for node in &cluster.nodes {
         let host = doors.host(&node.host);
@@ -196,7 +201,10 @@ fn share(all: ByteCount, nodes: u64) -> ByteCount {
 }
 
 /// Resolves the passwords of all declared roles.
-pub(crate) async fn passwords(context: &Context, cluster: &Cluster) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
+pub(crate) async fn passwords(
+    context: &Context,
+    cluster: &Cluster,
+) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
     // A command that asks a vault may take longer than a look at a node.
     let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let mut found = BTreeMap::new();

@@ -6,6 +6,7 @@
 
 mod repository;
 pub mod restore;
+pub mod scratch;
 
 use std::io;
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ pub enum NodeRequest {
     ExpireBackups(ExpireBackups),
     /// Checks what the repository holds of a cluster; answered by `ops::backup::verify::Verified`.
     VerifyBackups(VerifyBackups),
+    /// Stays, and ends and removes a scratch directory when whoever asked for it has died; never answered otherwise.
+    GuardScratch(Box<scratch::Scratch>),
 }
 
 /// Removes the backups and the WAL of a cluster that no rule keeps.
@@ -276,7 +279,8 @@ impl NodeRequest {
             Self::CopyForBackup(_)
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)
-            | Self::VerifyBackups(_) => Effect::Changes,
+            | Self::VerifyBackups(_)
+            | Self::GuardScratch(_) => Effect::Changes,
         }
     }
 }

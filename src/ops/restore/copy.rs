@@ -16,11 +16,11 @@ use super::dress;
 use super::place::{self, Place, could_not};
 use super::source::{CONTROL, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::node::{Progress, Reporter};
 use crate::ops::node::restore::{CopyForRestore, Dressing, Restored, Signal};
+use crate::ops::node::{Progress, Reporter};
 use crate::pg::backup_manifest::{self, Listed, WalRange};
-use crate::repo::{self, Repo};
 use crate::repo::manifest::{CHUNK, File};
+use crate::repo::{self, Repo};
 use crate::topology::declared;
 use crate::units::ByteCount;
 
@@ -119,7 +119,8 @@ fn fill(
     let wanted = usize::try_from(workers).ok().filter(|workers| *workers > 0).unwrap_or(cores);
     let workers = wanted.clamp(1, source.contents.chunks.len().max(1));
     let fill = Fill::new(source, place);
-    let total: u64 = source.contents.files.iter().flat_map(|file| &file.parts).map(|p| u64::from(p.length)).sum();
+    let total: u64 =
+        source.contents.files.iter().flat_map(|file| &file.parts).map(|p| u64::from(p.length)).sum();
     let main = &thread::current();
     thread::scope(|scope| {
         let fill = &fill;
@@ -248,8 +249,9 @@ impl<'a> Fill<'a> {
             } else {
                 self.place.path(&file.path)
             };
-            let written = write_part(&path, file, part.at, bytes, self.place.reused().then_some(present), within == 0)
-                .map_err(|error| could_not("write", &path, &error))?;
+            let written =
+                write_part(&path, file, part.at, bytes, self.place.reused().then_some(present), within == 0)
+                    .map_err(|error| could_not("write", &path, &error))?;
             self.written.fetch_add(written, Ordering::Relaxed);
         }
         self.done.fetch_add(u64::from(part.length), Ordering::Relaxed);
@@ -404,7 +406,10 @@ fn put_on(
         ("postgresql.conf", declared::with_includes(&conf)),
         (declared::AUTO_FILE, dress::neutralised(&auto, &dressing.neutral)),
         ("pg_hba.conf", declared::with_access(&place.read_text("pg_hba.conf")?.unwrap_or_default())),
-        ("pg_ident.conf", declared::with_users(&place.read_text("pg_ident.conf")?.unwrap_or_default(), &users)),
+        (
+            "pg_ident.conf",
+            declared::with_users(&place.read_text("pg_ident.conf")?.unwrap_or_default(), &users),
+        ),
         ("backup_label", source.manifest.backup_label.clone()),
     ];
     match (&dressing.shared, place.read_text(declared::SHARED_FILE)?) {
@@ -434,7 +439,12 @@ fn write_manifest(place: &Place, source: &Source<'_>, own: Vec<Listed>) -> Resul
         .files
         .iter()
         .filter(|file| !own.iter().any(|listed| listed.path == file.path))
-        .map(|file| Listed { path: file.path.clone(), size: file.size, mtime: file.mtime, crc32c: file.crc32c })
+        .map(|file| Listed {
+            path: file.path.clone(),
+            size: file.size,
+            mtime: file.mtime,
+            crc32c: file.crc32c,
+        })
         .collect();
     files.extend(own);
     let wal = WalRange { timeline: manifest.timeline, start: manifest.start_lsn, end: manifest.stop_lsn };

@@ -37,7 +37,8 @@ const TAKEN_OUT: &str = "#pgherd restore: ";
 pub fn neutralised(conf: &str, names: &[String]) -> String {
     conf.split_inclusive('\n')
         .map(|line| {
-            let set = set_by(line).is_some_and(|name| names.iter().any(|other| other.eq_ignore_ascii_case(name)));
+            let set =
+                set_by(line).is_some_and(|name| names.iter().any(|other| other.eq_ignore_ascii_case(name)));
             if set { format!("{TAKEN_OUT}{line}") } else { line.to_owned() }
         })
         .collect()

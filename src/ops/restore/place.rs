@@ -87,7 +87,10 @@ impl Place {
         let failed = |doing: &str, error: &io::Error| could_not(doing, path, error);
         match fs::metadata(path) {
             Ok(found) if !found.is_dir() => {
-                return Err(Error::refused(format!("cannot restore into {}: it is no directory", path.display())));
+                return Err(Error::refused(format!(
+                    "cannot restore into {}: it is no directory",
+                    path.display()
+                )));
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -171,7 +174,9 @@ impl Place {
             let made = open_file(&path, file.mode).and_then(|open| {
                 open.set_permissions(fs::Permissions::from_mode(file.mode))?;
                 // Longer than it should be: what is left of it may be anything.
-                if self.reuse { open.set_len(0)? }
+                if self.reuse {
+                    open.set_len(0)?
+                }
                 open.set_len(file.size)
             });
             made.map_err(|error| could_not("write", &path, &error))?;

@@ -109,12 +109,16 @@ pub async fn hold_in_effect(site: &Site<'_>, wanted: &[(&str, &str)]) -> Result<
     for (name, value) in wanted {
         let found = setting_in_effect(site, name).await?;
         if found != *value {
-            return Err(Error::refused(format!("cannot start the copy: {name} is {found:?} in it, not {value:?}"))
-                .detail(format!(
-                    "A configuration file in {} that pgherd does not write sets it. Nothing was started.",
-                    site.node.data_directory.display()
-                ))
-                .hint("Take that line out of the copy's configuration, then start it by hand, or restore again."));
+            return Err(Error::refused(format!(
+                "cannot start the copy: {name} is {found:?} in it, not {value:?}"
+            ))
+            .detail(format!(
+                "A configuration file in {} that pgherd does not write sets it. Nothing was started.",
+                site.node.data_directory.display()
+            ))
+            .hint(
+                "Take that line out of the copy's configuration, then start it by hand, or restore again.",
+            ));
         }
     }
     Ok(())
@@ -287,9 +291,12 @@ async fn prove(
             .hint("Raise it in the copy's pgherd.node.conf and start it again."));
     }
     if let Some(why) = short_of(choice, lsn, state.last_transaction) {
-        return Err(Error::failed(format!("recovery of {} stopped at LSN {lsn}, which is not the target", site.name()))
-            .detail(format!("The target is {}: {why}. Nothing was promoted.", choice.target))
-            .hint("Do not use this copy; the server's log says why it stopped."));
+        return Err(Error::failed(format!(
+            "recovery of {} stopped at LSN {lsn}, which is not the target",
+            site.name()
+        ))
+        .detail(format!("The target is {}: {why}. Nothing was promoted.", choice.target))
+        .hint("Do not use this copy; the server's log says why it stopped."));
     }
     Ok(Achieved {
         lsn,
@@ -313,15 +320,25 @@ fn short_of(choice: &Choice, lsn: Lsn, last: Option<Timestamp>) -> Option<String
     if let Some(mark) = &choice.last
         && lsn < mark.lsn
     {
-        return Some(format!("the transaction that ended at {} ({}) was not replayed", clock(mark.at), mark.lsn));
+        return Some(format!(
+            "the transaction that ended at {} ({}) was not replayed",
+            clock(mark.at),
+            mark.lsn
+        ));
     }
     if let Some(mark) = &choice.next
         && lsn >= mark.lsn
     {
-        return Some(format!("the transaction that ended at {} ({}) was replayed as well", clock(mark.at), mark.lsn));
+        return Some(format!(
+            "the transaction that ended at {} ({}) was replayed as well",
+            clock(mark.at),
+            mark.lsn
+        ));
     }
     match (&choice.target, last) {
-        (Target::Lsn(wanted), _) if lsn <= *wanted => Some("no record that begins there was replayed".to_owned()),
+        (Target::Lsn(wanted), _) if lsn <= *wanted => {
+            Some("no record that begins there was replayed".to_owned())
+        }
         (Target::Time(at), Some(last)) if last > *at => {
             Some(format!("a transaction of {} was replayed", clock(last)))
         }
@@ -348,9 +365,9 @@ async fn too_low(site: &Site<'_>, conn: &Conn) -> Result<Option<String>> {
         control.max_prepared_transactions,
         control.max_locks_per_transaction,
     ];
-    Ok((0..AT_LEAST.len())
-        .find(|index| found[*index] < needed[*index])
-        .map(|index| format!("{} is {}, and the primary had {}", AT_LEAST[index], found[index], needed[index])))
+    Ok((0..AT_LEAST.len()).find(|index| found[*index] < needed[*index]).map(|index| {
+        format!("{} is {}, and the primary had {}", AT_LEAST[index], found[index], needed[index])
+    }))
 }
 
 /// Says that the server is gone, with its own last words.

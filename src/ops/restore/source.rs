@@ -13,8 +13,14 @@ use crate::repo::{self, Key, Repo};
 pub(super) const CONTROL: &str = "global/pg_control";
 
 /// Files of the data directory that a restore writes itself.
-const OURS: [&str; 6] =
-    ["backup_label", "backup_manifest", "postmaster.pid", "recovery.signal", "standby.signal", "tablespace_map"];
+const OURS: [&str; 6] = [
+    "backup_label",
+    "backup_manifest",
+    "postmaster.pid",
+    "recovery.signal",
+    "standby.signal",
+    "tablespace_map",
+];
 
 /// A backup whose list of files holds together.
 #[derive(Debug)]
@@ -148,7 +154,12 @@ fn check_file(file: &File, chunks: &[Chunk]) -> Result<(), String> {
         let end = part.at.checked_add(u64::from(part.length));
         match end.filter(|end| within && part.at >= at && *end <= file.size) {
             Some(end) => at = end,
-            None => return Err(format!("a part of {:?} is not where its neighbours and its chunk are", file.path)),
+            None => {
+                return Err(format!(
+                    "a part of {:?} is not where its neighbours and its chunk are",
+                    file.path
+                ));
+            }
         }
     }
     Ok(())

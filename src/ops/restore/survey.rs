@@ -72,7 +72,8 @@ pub fn survey(request: &PlanForRestore) -> Result<Survey> {
     let mut reader = Reader { archive: &archive, kept: VecDeque::new() };
     let choice = target::decide(&known, &request.wish, &mut |name| reader.marks(name))?;
     let beyond = beyond(&choice, &mut reader)?;
-    let passed_over = known.timelines.keys().copied().filter(|timeline| *timeline > choice.timeline).collect();
+    let passed_over =
+        known.timelines.keys().copied().filter(|timeline| *timeline > choice.timeline).collect();
     let wal_stored = archive.stored(&choice.wal);
     let manifest = known
         .backups

@@ -61,7 +61,8 @@ pub fn fetch(profile: &Path, name: &str, target: &Path) -> Result<Fetched> {
         },
     };
     let identity = Identity { kind: Kind::Wal, name, system_identifier: archive.profile.system_identifier };
-    let content = seal::open(identity, &object).map_err(|error| damaged(&archive, &key, error.to_string()))?;
+    let content =
+        seal::open(identity, &object).map_err(|error| damaged(&archive, &key, error.to_string()))?;
     if let WalFile::Segment(name) = file
         && let Ok(size) = WalSegmentSize::new(content.len() as u64)
     {
@@ -97,13 +98,15 @@ impl Lines {
         let WalFile::Segment(name) = file else { return Ok(Self(Vec::new())) };
         // The target is pg_wal/RECOVERYXLOG.
         let beside = target.parent().filter(|directory| !directory.as_os_str().is_empty());
-        let pg_wal = beside.map_or_else(|| data_directory(&archive.profile).join("pg_wal"), Path::to_path_buf);
+        let pg_wal =
+            beside.map_or_else(|| data_directory(&archive.profile).join("pg_wal"), Path::to_path_buf);
         let could_not =
             |error: io::Error| Error::failed(format!("could not read {}", pg_wal.display())).source(error);
         let mut lines = Vec::new();
         for entry in fs::read_dir(&pg_wal).map_err(could_not)? {
             let entry = entry.map_err(could_not)?;
-            let Some(Ok(WalFile::TimelineHistory(timeline))) = entry.file_name().to_str().map(str::parse) else {
+            let Some(Ok(WalFile::TimelineHistory(timeline))) = entry.file_name().to_str().map(str::parse)
+            else {
                 continue;
             };
             if timeline <= name.timeline() {
@@ -202,9 +205,14 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
     }
     match needed {
         None => Ok(Absence::Proven),
-        Some(why) => Err(Error::failed(format!("{file} is missing from the archive of {}", archive.profile.cluster))
-            .detail(format!("{why}, so recovery must not end here as if there were nothing more. Looked in {}.", archive.repo.url()))
-            .hint("\"pgherd wal list\" shows every gap, and which moments can be restored.")),
+        Some(why) => {
+            Err(Error::failed(format!("{file} is missing from the archive of {}", archive.profile.cluster))
+                .detail(format!(
+                    "{why}, so recovery must not end here as if there were nothing more. Looked in {}.",
+                    archive.repo.url()
+                ))
+                .hint("\"pgherd wal list\" shows every gap, and which moments can be restored."))
+        }
     }
 }
 
@@ -219,7 +227,10 @@ fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<SegmentN
         let level = now(archive.repo.list(Some(&folder)))?;
         let segment = files(&level).find_map(|file| match file {
             WalFile::Segment(found) if found >= name => Some(found),
-            WalFile::Segment(_) | WalFile::Partial(_) | WalFile::TimelineHistory(_) | WalFile::BackupHistory(..) => None,
+            WalFile::Segment(_)
+            | WalFile::Partial(_)
+            | WalFile::TimelineHistory(_)
+            | WalFile::BackupHistory(..) => None,
         });
         if segment.is_some() {
             return Ok(segment);
@@ -279,9 +290,10 @@ fn segment_size(archive: &Archive) -> Result<Option<WalSegmentSize>> {
 /// and stops at the first that it does not get (`findNewestTimeLine` in `timeline.c`).
 fn later_timeline(archive: &Archive, timeline: TimelineId) -> Result<Option<String>> {
     let level = now(archive.repo.list(Some(&archive.keys.wal_folder())))?;
-    let of_folders = level.folders.iter().filter_map(|folder| {
-        TimelineId::new(u32::from_str_radix(folder.get(..8)?, 16).ok()?)
-    });
+    let of_folders = level
+        .folders
+        .iter()
+        .filter_map(|folder| TimelineId::new(u32::from_str_radix(folder.get(..8)?, 16).ok()?));
     let of_histories = files(&level).map(WalFile::timeline);
     let newest = of_folders.chain(of_histories).filter(|found| *found >= timeline).max();
     Ok(newest.map(|newest| {

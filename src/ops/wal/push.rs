@@ -40,20 +40,17 @@ pub enum Pushed {
 /// When it is not: PostgreSQL keeps the file and tries again. Nothing in the archive is ever replaced by something else.
 pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let file: WalFile = name.parse().map_err(|error| {
-        Error::failed(format!("cannot archive {}", path.display())).source(error)
-    })?;
+    let file: WalFile = name
+        .parse()
+        .map_err(|error| Error::failed(format!("cannot archive {}", path.display())).source(error))?;
     let archive = super::open(profile)?;
     let content = fs::read(path)
         .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
     check_source(&archive, file, &content)?;
 
     let key = archive.keys.wal(file);
-    let identity = Identity {
-        kind: Kind::Wal,
-        name: &name,
-        system_identifier: archive.profile.system_identifier,
-    };
+    let identity =
+        Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
     let ours = Ours { archive: &archive, file, key: &key, identity, content: &content };
     if let Some(object) = now(archive.repo.read(&key))? {
         return ours.compare(&object);
@@ -67,8 +64,10 @@ pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
         }),
         Put::Refused => match now(archive.repo.read(&key))? {
             Some(object) => ours.compare(&object),
-            None => Err(Error::failed(format!("could not store {key} in the repository {}", archive.repo.url()))
-                .detail("Something was there when it was to be stored, and was removed meanwhile.")),
+            None => {
+                Err(Error::failed(format!("could not store {key} in the repository {}", archive.repo.url()))
+                    .detail("Something was there when it was to be stored, and was removed meanwhile."))
+            }
         },
     }
 }
@@ -98,9 +97,11 @@ fn check_source(archive: &Archive, file: WalFile, content: &[u8]) -> Result<()> 
         WalFile::Segment(name) | WalFile::Partial(name) => {
             check_segment(archive, name, content).map_err(|error| refused(format!("Of the file, {error}")))
         }
-        WalFile::TimelineHistory(timeline) => TimelineHistory::parse(timeline, &String::from_utf8_lossy(content))
-            .map(drop)
-            .map_err(|error| refused(format!("It is no timeline history: {error}"))),
+        WalFile::TimelineHistory(timeline) => {
+            TimelineHistory::parse(timeline, &String::from_utf8_lossy(content))
+                .map(drop)
+                .map_err(|error| refused(format!("It is no timeline history: {error}")))
+        }
         WalFile::BackupHistory(..) => Ok(()),
     }
 }
@@ -204,7 +205,12 @@ mod tests {
     #[test]
     fn every_kind_of_wal_file_is_stored() {
         let place = Place::new();
-        for name in [NAME, "000000010000000000000003.partial", "00000002.history", "000000010000000000000003.00000028.backup"] {
+        for name in [
+            NAME,
+            "000000010000000000000003.partial",
+            "00000002.history",
+            "000000010000000000000003.00000028.backup",
+        ] {
             let path = place.write(name, 7);
             assert!(matches!(push(&place.profile, &path).unwrap(), Pushed::Stored { .. }), "{name}");
             assert!(place.object(name).exists());

@@ -34,9 +34,14 @@ impl Stage {
         let directory = tempfile::tempdir().unwrap();
         let repo = DirRepo::create(&directory.path().join("repository")).unwrap();
         let mut stage = Self { directory, repo, contents: Contents::default(), raw: BTreeMap::new() };
-        for (path, mode) in
-            [(".", 0o750), ("base", 0o700), ("base/5", 0o700), ("global", 0o700), ("pg_tblspc", 0o700), ("pg_wal", 0o700)]
-        {
+        for (path, mode) in [
+            (".", 0o750),
+            ("base", 0o700),
+            ("base/5", 0o700),
+            ("global", 0o700),
+            ("pg_tblspc", 0o700),
+            ("pg_wal", 0o700),
+        ] {
             stage.contents.dirs.push(Dir { path: path.to_owned(), mode });
         }
         if files.iter().any(|(path, _)| path.starts_with("pg_tblspc/16385/")) {
@@ -185,7 +190,8 @@ impl Stage {
         for file in manifest["Files"].as_array().unwrap() {
             let path = file["Path"].as_str().unwrap();
             let bytes = fs::read(self.path("copy").join(path)).unwrap();
-            let crc: String = crc32c::crc32c(&bytes).to_le_bytes().iter().map(|b| format!("{b:02x}")).collect();
+            let crc: String =
+                crc32c::crc32c(&bytes).to_le_bytes().iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(file["Checksum"], crc.as_str(), "{path}");
             assert_eq!(file["Size"], bytes.len(), "{path}");
         }
@@ -289,7 +295,8 @@ fn every_damaged_chunk_is_refused_with_the_files_in_it() {
         now(stage.repo.store(&key, &good)).unwrap();
         assert!(error.what().contains(key.as_str()), "{error}");
         let detail = error.detail_text().unwrap();
-        let file = stage.contents.files.iter().find(|f| f.parts.iter().any(|p| p.chunk as usize == number)).unwrap();
+        let file =
+            stage.contents.files.iter().find(|f| f.parts.iter().any(|p| p.chunk as usize == number)).unwrap();
         assert!(detail.contains(&file.path), "{detail}");
         assert!(!stage.can_start(), "chunk {number}");
     }

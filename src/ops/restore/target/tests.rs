@@ -81,7 +81,8 @@ fn minutely(name: SegmentName) -> Result<Vec<Mark>> {
 
 #[track_caller]
 fn choose(known: &Known, target: Target) -> Choice {
-    decide(known, &wish(target), &mut minutely).unwrap_or_else(|error| panic!("{error}: {:?}", error.detail_text()))
+    decide(known, &wish(target), &mut minutely)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", error.detail_text()))
 }
 
 #[track_caller]
@@ -149,7 +150,14 @@ fn every_time_of_the_window_finds_its_transaction_although_most_segments_have_no
 #[test]
 fn refuses_a_time_before_the_end_of_every_backup() {
     let told = refusal(&simple(), &wish(Target::Time(at(12))));
-    assert_has(&told, &["the oldest backup that leads there ends later", "20261121T001000Z-full", "2026-11-21 00:12:00 UTC"]);
+    assert_has(
+        &told,
+        &[
+            "the oldest backup that leads there ends later",
+            "20261121T001000Z-full",
+            "2026-11-21 00:12:00 UTC",
+        ],
+    );
 }
 
 #[test]
@@ -161,7 +169,10 @@ fn refuses_a_time_behind_the_last_archived_transaction() {
 #[test]
 fn refuses_an_lsn_before_the_end_of_every_backup_and_one_behind_the_archive() {
     let before = Lsn::new(lsn(12).as_u64() - 1);
-    assert_has(&refusal(&simple(), &wish(Target::Lsn(before))), &["the oldest backup that leads there ends later"]);
+    assert_has(
+        &refusal(&simple(), &wish(Target::Lsn(before))),
+        &["the oldest backup that leads there ends later"],
+    );
     assert_eq!(choose(&simple(), Target::Lsn(lsn(12))).backup, Label::full(at(10)));
     assert_eq!(choose(&simple(), Target::Lsn(lsn(22))).backup, Label::full(at(20)));
     assert_has(
@@ -182,7 +193,10 @@ fn a_missing_segment_on_the_way_is_refused_by_its_name() {
     let known = known(vec![backup(1, 10, 12)], [archived(1, &[], &[(1, 24), (26, 40)])], Some(1));
     for target in [Target::Latest, Target::Lsn(lsn(30))] {
         let told = refusal(&known, &wish(target));
-        assert_has(&told, &["WAL is missing", "000000010000000000000019", "goes on with 00000001000000000000001A"]);
+        assert_has(
+            &told,
+            &["WAL is missing", "000000010000000000000019", "goes on with 00000001000000000000001A"],
+        );
     }
     let told = refusal(&known, &wish(Target::Time(at(30))));
     assert_has(&told, &["does not reach that far", "000000010000000000000019 is missing"]);
@@ -283,7 +297,10 @@ fn a_timeline_that_a_test_restore_made_is_not_followed() {
     let told = refusal(&without, &wish(Target::Latest));
     assert_has(
         &told,
-        &["cannot tell whether timeline 3 is the cluster's own", "timeline 1, archived up to 00000001000000000000001D; timeline 2"],
+        &[
+            "cannot tell whether timeline 3 is the cluster's own",
+            "timeline 1, archived up to 00000001000000000000001D; timeline 2",
+        ],
     );
     let named = Wish { timeline: Some(tl(2)), ..wish(Target::Latest) };
     assert_eq!(decide(&without, &named, &mut minutely).unwrap().timeline, tl(2));
@@ -313,17 +330,20 @@ fn refuses_a_timeline_that_forked_before_the_backup_ended() {
     // The only backup ended on timeline 1 in segment 32, behind the fork of timeline 2 in segment 30.
     let known = known(vec![backup(1, 28, 32)], three(), Some(3));
     let told = refusal(&known, &wish(Target::Latest));
-    assert_has(&told, &["no backup leads to timeline 3 (the primary's)", "ended at 0/20000028 on timeline 1, behind 0/1E000028"]);
+    assert_has(
+        &told,
+        &[
+            "no backup leads to timeline 3 (the primary's)",
+            "ended at 0/20000028 on timeline 1, behind 0/1E000028",
+        ],
+    );
     let named = Wish { backup: Some(Label::full(at(28))), ..wish(Target::Latest) };
     assert_has(&refusal(&known, &named), &["backup 20261121T002800Z-full does not lead to timeline 3"]);
 }
 
 #[test]
 fn a_newer_backup_on_another_line_does_not_hide_the_one_that_leads_there() {
-    let timelines = [
-        archived(1, &[], &[(1, 36)]),
-        archived(2, &[(1, lsn(30))], &[(30, 40)]),
-    ];
+    let timelines = [archived(1, &[], &[(1, 36)]), archived(2, &[(1, lsn(30))], &[(30, 40)])];
     let known = known(vec![backup(1, 20, 22), backup(1, 33, 35)], timelines, Some(2));
     assert_eq!(choose(&known, Target::Latest).backup, Label::full(at(20)));
 }
@@ -337,7 +357,10 @@ fn a_transaction_is_found_behind_the_newest_backup_that_ended_before_it() {
     let within = choose(&simple(), Target::Xid(1021));
     assert_eq!((within.backup.clone(), last_number(&within)), (Label::full(at(10)), 21));
     assert_eq!(choose(&simple(), Target::Xid((1 << 32) + 1030)).backup, Label::full(at(20)));
-    assert_has(&refusal(&simple(), &wish(Target::Xid(5))), &["transaction 5 is not in the archive", "20261121T001000Z-full"]);
+    assert_has(
+        &refusal(&simple(), &wish(Target::Xid(5))),
+        &["transaction 5 is not in the archive", "20261121T001000Z-full"],
+    );
 }
 
 #[test]
