@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::backup_care::{self, ExpireArgs, PinArgs, UnpinArgs, VerifyArgs};
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::Context;
 use crate::ops::backup::{self, Created, Wish};
 use crate::ops::node::Priority;
+use crate::repo::layout::Label;
 use crate::topology::model::{BackupSource, Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
@@ -29,6 +31,12 @@ pub struct BackupArgs {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Create(CreateArgs),
+    List(ListArgs),
+    Show(ShowArgs),
+    Verify(VerifyArgs),
+    Expire(ExpireArgs),
+    Pin(PinArgs),
+    Unpin(UnpinArgs),
 }
 
 /// Make a full backup of each cluster that declares backups, while it runs
@@ -63,6 +71,30 @@ struct CreateArgs {
     archive_timeout: Duration,
 }
 
+/// List the backups of each cluster, oldest first
+///
+/// Also one that is being made, with how far it is, and what an interrupted one left. Reads only the repository: no server need run.
+///
+/// Exit codes: 0 listed, 4 the cluster declares no backups, 10 no such cluster, or no repository.
+///
+/// Example: pgherd backup list --cluster inventory --format json
+#[derive(Debug, clap::Args)]
+struct ListArgs {}
+
+/// Show one backup in full
+///
+/// What it holds, where it was read, which WAL a restore of it needs, and which pages in it are damaged. Reads only the repository.
+///
+/// Exit codes: 0 shown, 4 the cluster declares no backups, 10 no such backup, or no repository.
+///
+/// Example: pgherd backup show 20261121T100203Z-full
+#[derive(Debug, clap::Args)]
+struct ShowArgs {
+    /// The backup's label
+    #[arg(value_name = "LABEL")]
+    label: Label,
+}
+
 fn source_parser() -> impl clap::builder::TypedValueParser<Value = BackupSource> {
     use clap::builder::{PossibleValuesParser, TypedValueParser as _};
     PossibleValuesParser::new(["standby", "primary"]).map(|word| match word.as_str() {
@@ -83,6 +115,12 @@ fn parse_rate(text: &str) -> Result<ByteCount, String> {
 pub fn run(args: &BackupArgs, app: &mut App) -> Outcome {
     match &args.verb {
         Verb::Create(args) => super::block_on(create(args, app))?,
+        Verb::List(_) => super::block_on(list(app))?,
+        Verb::Show(args) => super::block_on(show(args, app))?,
+        Verb::Verify(args) => super::block_on(backup_care::verify(args, app))?,
+        Verb::Expire(args) => super::block_on(backup_care::expire(args, app))?,
+        Verb::Pin(args) => super::block_on(backup_care::pin(args, app))?,
+        Verb::Unpin(args) => super::block_on(backup_care::unpin(args, app))?,
     }
 }
 
@@ -96,10 +134,7 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
         rate_limit: args.rate_limit,
         archive_timeout: args.archive_timeout,
     };
-    let mut clusters = app.clusters(&herd)?;
-    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
-        clusters.retain(|cluster| cluster.backups.is_some());
-    }
+    let clusters = with_backups(app, &herd)?;
     let interrupt = app.interrupt()?;
     let mut failed = Vec::new();
     let mut damaged = false;
@@ -120,6 +155,44 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
         (true, true) => Ok(Exit::Partial),
         (true, false) => Ok(Exit::Done),
     }
+}
+
+/// Returns the clusters that were asked for; without a name those that declare backups, if there are any.
+pub(super) fn with_backups<'h>(app: &App, herd: &'h Herd) -> Result<Vec<&'h Cluster>> {
+    let mut clusters = app.clusters(herd)?;
+    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
+        clusters.retain(|cluster| cluster.backups.is_some());
+    }
+    Ok(clusters)
+}
+
+async fn list(app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let mut lists = Vec::new();
+    for cluster in with_backups(app, &herd)? {
+        lists.push(app.within(backup::list::list(&context, cluster)).await??);
+    }
+    ui::backup::print_list(&mut app.ui, &herd.name, &lists);
+    Ok(Exit::Done)
+}
+
+async fn show(args: &ShowArgs, app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let mut missing = None;
+    for cluster in with_backups(app, &herd)? {
+        match app.within(backup::list::show(&context, cluster, &args.label)).await? {
+            Ok(shown) => {
+                ui::backup::print_shown(&mut app.ui, &herd.name, &shown);
+                return Ok(Exit::Done);
+            }
+            // The label may be that of another cluster.
+            Err(error) if error.kind() == ErrorKind::NotFound => missing = missing.or(Some(error)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(missing.expect("a herd has a cluster").into())
 }
 
 async fn one(

@@ -4,6 +4,7 @@
 
 pub mod apply;
 pub mod backup;
+mod backup_care;
 pub mod completions;
 pub mod config;
 pub mod destroy;

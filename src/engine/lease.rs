@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -142,9 +142,9 @@ pub async fn read_all(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Found>
 /// A lease that this process holds and renews until it is released or dropped.
 #[derive(Debug)]
 pub struct Held {
-    repo: SharedRepo,
-    key: Key,
-    lease: Arc<Mutex<Lease>>,
+    stored: Arc<Stored>,
+    /// Asks for a renewal before its time.
+    soon: Arc<Notify>,
     lost: watch::Receiver<Option<String>>,
     renewal: JoinHandle<()>,
 }
@@ -153,6 +153,15 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.renewal.abort();
     }
+}
+
+#[derive(Debug)]
+struct Stored {
+    repo: SharedRepo,
+    key: Key,
+    lease: Mutex<Lease>,
+    /// One renewal at a time: of two at once one would find the other's content and take it for a stranger's.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Held {
@@ -229,15 +238,21 @@ impl Held {
     }
 
     fn hold(repo: &SharedRepo, key: Key, lease: Lease) -> Self {
-        let lease = Arc::new(Mutex::new(lease));
         let (tell, lost) = watch::channel(None);
-        let renewal = tokio::spawn(renew(repo.clone(), key.clone(), lease.clone(), tell));
-        Self { repo: repo.clone(), key, lease, lost, renewal }
+        let soon = Arc::new(Notify::new());
+        let turn = tokio::sync::Mutex::default();
+        let stored = Arc::new(Stored { repo: repo.clone(), key, lease: Mutex::new(lease), turn });
+        let renewal = tokio::spawn(renew(stored.clone(), soon.clone(), tell));
+        Self { stored, soon, lost, renewal }
     }
 
-    /// Says how far the holder is; others see it after the next renewal.
+    /// Says how far the holder is; others see another phase at once, and the rest after the next renewal.
     pub fn progress(&self, progress: LeaseProgress) {
-        lock(&self.lease).progress = Some(progress);
+        let mut lease = lock(&self.stored.lease);
+        if lease.progress.as_ref().is_none_or(|before| before.phase != progress.phase) {
+            self.soon.notify_one();
+        }
+        lease.progress = Some(progress);
     }
 
     /// Makes sure that the lease is still ours, for a while from now on.
@@ -245,10 +260,7 @@ impl Held {
     /// # Errors
     /// When it is not, or that cannot be told.
     pub async fn confirm(&self) -> Result<()> {
-        match store(&self.repo, &self.key, &self.lease).await? {
-            true => Ok(()),
-            false => Err(gone(&self.key)),
-        }
+        if self.stored.renew().await? { Ok(()) } else { Err(gone(&self.stored.key)) }
     }
 
     /// Ends when the lease is lost, with the reason.
@@ -256,7 +268,11 @@ impl Held {
         let mut lost = self.lost.clone();
         match lost.wait_for(Option::is_some).await {
             Ok(why) => {
-                why.as_ref().map_or_else(|| gone(&self.key), |why| gone(&self.key).detail(why.clone()))
+                let gone = gone(&self.stored.key);
+                match why.as_ref() {
+                    Some(why) => gone.detail(why.clone()),
+                    None => gone,
+                }
             }
             // The renewal ends only by being aborted, which happens when this is dropped.
             Err(_) => std::future::pending().await,
@@ -269,21 +285,25 @@ impl Held {
     /// As the repository fails; the lease then expires by itself.
     pub async fn release(self) -> Result<()> {
         self.renewal.abort();
-        let token = lock(&self.lease).token.clone();
-        let Some(bytes) = self.repo.read(&self.key).await? else { return Ok(()) };
+        let Stored { repo, key, lease, .. } = &*self.stored;
+        let token = lock(lease).token.clone();
+        let Some(bytes) = repo.read(key).await? else { return Ok(()) };
         if seal::read_document::<Lease>(&bytes).is_ok_and(|found| found.token == token) {
-            self.repo.remove(&self.key).await?;
+            repo.remove(key).await?;
         }
         Ok(())
     }
 }
 
 /// Renews a lease until it is lost.
-async fn renew(repo: SharedRepo, key: Key, lease: Arc<Mutex<Lease>>, lost: watch::Sender<Option<String>>) {
+async fn renew(stored: Arc<Stored>, soon: Arc<Notify>, lost: watch::Sender<Option<String>>) {
     let mut good = Instant::now();
     loop {
-        tokio::time::sleep(RENEW).await;
-        match store(&repo, &key, &lease).await {
+        tokio::select! {
+            () = tokio::time::sleep(RENEW) => {}
+            () = soon.notified() => {}
+        }
+        match stored.renew().await {
             Ok(true) => good = Instant::now(),
             Ok(false) => {
                 lost.send_replace(Some("Somebody else has taken or removed it.".to_owned()));
@@ -293,27 +313,30 @@ async fn renew(repo: SharedRepo, key: Key, lease: Arc<Mutex<Lease>>, lost: watch
                 lost.send_replace(Some(format!("It could not be renewed: {error}.")));
                 return;
             }
-            Err(error) => tracing::warn!(%error, %key, "could not renew the lease"),
+            Err(error) => tracing::warn!(%error, key = %stored.key, "could not renew the lease"),
         }
     }
 }
 
-/// Stores the lease anew; `false` if it is no longer ours.
-async fn store(repo: &SharedRepo, key: &Key, lease: &Mutex<Lease>) -> Result<bool> {
-    let Some((bytes, version)) = repo.read_versioned(key).await? else { return Ok(false) };
-    let mut renewed = lock(lease).clone();
-    let now = Timestamp::now();
-    let ours = seal::read_document::<Lease>(&bytes).is_ok_and(|found| found.token == renewed.token);
-    // One that has ended may have been passed over by whoever removes what it names.
-    if !ours || now >= renewed.expires {
-        return Ok(false);
+impl Stored {
+    /// Stores the lease anew; `false` if it is no longer ours.
+    async fn renew(&self) -> Result<bool> {
+        let _turn = self.turn.lock().await;
+        let Some((bytes, version)) = self.repo.read_versioned(&self.key).await? else { return Ok(false) };
+        let mut renewed = lock(&self.lease).clone();
+        let now = Timestamp::now();
+        let ours = seal::read_document::<Lease>(&bytes).is_ok_and(|found| found.token == renewed.token);
+        // One that has ended may have been passed over by whoever removes what it names.
+        if !ours || now >= renewed.expires {
+            return Ok(false);
+        }
+        renewed.expires = now + signed(LIFE);
+        if self.repo.replace_if(&self.key, &seal::write_document(&renewed), &version).await? == Put::Refused {
+            return Ok(false);
+        }
+        lock(&self.lease).expires = renewed.expires;
+        Ok(true)
     }
-    renewed.expires = now + signed(LIFE);
-    if repo.replace_if(key, &seal::write_document(&renewed), &version).await? == Put::Refused {
-        return Ok(false);
-    }
-    lock(lease).expires = renewed.expires;
-    Ok(true)
 }
 
 fn lock(lease: &Mutex<Lease>) -> MutexGuard<'_, Lease> {

@@ -100,6 +100,11 @@ impl SegmentName {
         Self::numbered(lsn.as_u64().saturating_sub(1) / size.0, timeline, size)
     }
 
+    /// Returns segment `number` from the beginning of the log.
+    pub fn at(number: u64, timeline: TimelineId, size: WalSegmentSize) -> Self {
+        Self::numbered(number.min(u64::MAX / size.0), timeline, size)
+    }
+
     fn numbered(number: u64, timeline: TimelineId, size: WalSegmentSize) -> Self {
         let part = |part: u64| u32::try_from(part).expect("an LSN has 64 bits and a segment at least 20");
         Self { timeline, log: part(number / size.in_a_log()), segment: part(number % size.in_a_log()) }

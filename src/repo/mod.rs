@@ -3,6 +3,8 @@
 //! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
 
 pub mod about;
+pub mod archive;
+pub mod catalog;
 pub mod dir;
 pub mod faulty;
 pub mod layout;

@@ -3,14 +3,21 @@
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
+use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
 use super::{Format, Tone, Ui, Verbosity};
+use crate::ops::backup::list::{
+    BackupFacts, BackupItem, BackupState, ClusterBackups, RunningBackup, ShownBackup,
+};
 use crate::ops::backup::{Created, Event, Phase};
 use crate::ops::node::{DamagedFile, Progress};
+use crate::repo::layout::Label;
+use crate::repo::manifest::{Source, Tablespace};
 use crate::units::{ByteCount, human_duration};
 
 /// How often somebody who reads a log is told that it goes on.
@@ -171,6 +178,144 @@ pub fn print_created(ui: &mut Ui, herd: &str, created: &Created) {
         ui.note(format!("NOTE:   {note}"));
     }
     print_damaged(ui, created.damaged_pages, &created.damaged);
+}
+
+#[derive(Serialize)]
+struct Lists<'a> {
+    herd: &'a str,
+    clusters: &'a [ClusterBackups],
+}
+
+/// Prints the backups of clusters.
+pub fn print_list(ui: &mut Ui, herd: &str, lists: &[ClusterBackups]) {
+    if ui.format == Format::Json {
+        ui.json(&Lists { herd, clusters: lists });
+        return;
+    }
+    for (index, list) in lists.iter().enumerate() {
+        if index > 0 {
+            ui.line("");
+        }
+        ui.line(format!("{herd}/{}   backups in {}", list.cluster, list.repository));
+        if list.backups.is_empty() {
+            ui.line("  none   next: pgherd backup create");
+            continue;
+        }
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["", "label", "state", "from", "ended", "took", "size", "stored", "WAL", "note"]);
+        for item in &list.backups {
+            table.add_row(row(ui, item));
+        }
+        for line in table.lines() {
+            ui.line(line.trim_end());
+        }
+    }
+}
+
+fn row(ui: &Ui, item: &BackupItem) -> Vec<String> {
+    let (word, tone) = match item.state {
+        BackupState::Whole => ("whole", Tone::Good),
+        BackupState::DamagedPages => ("damaged pages", Tone::Bad),
+        BackupState::Running => ("running", Tone::Good),
+        BackupState::Unfinished => ("unfinished", Tone::Warning),
+        BackupState::Unreadable => ("unreadable", Tone::Bad),
+    };
+    let none = || "-".to_owned();
+    let fact = |text: &dyn Fn(&BackupFacts) -> String| item.facts.as_ref().map_or_else(none, text);
+    let mut notes: Vec<String> = item.why.iter().cloned().collect();
+    notes.extend(item.running.as_ref().map(running));
+    notes.extend(item.pin.as_ref().map(|pin| match pin.until {
+        Some(until) => format!("pinned until {until:.0}"),
+        None => "pinned".to_owned(),
+    }));
+    vec![
+        String::new(),
+        item.label.to_string(),
+        ui.paint(tone, word),
+        fact(&|facts| facts.node.clone()),
+        fact(&|facts| facts.ended.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()),
+        fact(&|facts| human_duration(Duration::from_secs_f64(facts.seconds))),
+        fact(&|facts| facts.size_bytes.to_string()),
+        fact(&|facts| facts.stored_bytes.to_string()),
+        fact(&|facts| format!("{} …", facts.first_segment)),
+        notes.join("; "),
+    ]
+}
+
+/// Returns `copies   1.1 GiB of 18.2 GiB   96 MiB/s   3m02s left   by dba on db1 (pid 4711)`.
+pub(super) fn running(running: &RunningBackup) -> String {
+    let mut parts = Vec::new();
+    if let Some(progress) = &running.progress {
+        parts.push(progress.phase.clone());
+        if progress.total.0 > 0 {
+            parts.push(format!("{} of {}", progress.done, progress.total));
+        }
+        if progress.rate.0 > 0 {
+            let left = progress.total.0.saturating_sub(progress.done.0) / progress.rate.0;
+            parts.push(format!("{}/s", progress.rate));
+            parts.push(format!("{} left", human_duration(Duration::from_secs(left))));
+        }
+    }
+    parts.push(format!("by {}", running.by));
+    parts.join("   ")
+}
+
+/// Prints one backup in full.
+pub fn print_shown(ui: &mut Ui, herd: &str, shown: &ShownBackup) {
+    if ui.format == Format::Json {
+        ui.json(shown);
+        return;
+    }
+    let item = &shown.item;
+    ui.line(format!("{herd}/{}   {}   in {}", shown.cluster, item.label, shown.repository));
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    let word = match item.state {
+        BackupState::Whole => "whole".to_owned(),
+        BackupState::DamagedPages => "whole, with damaged pages".to_owned(),
+        BackupState::Running => "running".to_owned(),
+        BackupState::Unfinished => "unfinished".to_owned(),
+        BackupState::Unreadable => "unreadable".to_owned(),
+    };
+    lines.push(("state", item.why.as_ref().map_or(word.clone(), |why| format!("{word}: {why}"))));
+    lines.extend(item.running.as_ref().map(|made| ("progress", running(made))));
+    lines.push(("system", item.system_identifier.to_string()));
+    if let Some(facts) = &item.facts {
+        let from = match facts.from {
+            Source::Primary => "primary",
+            Source::Standby => "standby",
+        };
+        lines.push(("from", format!("{} ({from}), PostgreSQL {}", facts.node, facts.server_version)));
+        let took = human_duration(Duration::from_secs_f64(facts.seconds));
+        lines.push(("begun", format!("{:.3}", facts.begun)));
+        lines.push(("ended", format!("{:.3}, after {took}", facts.ended)));
+        lines.push(("size", format!("{} in {} files", facts.size_bytes, facts.files)));
+        lines
+            .push(("LSN", format!("{} to {}, timeline {}", facts.start_lsn, facts.stop_lsn, facts.timeline)));
+        lines.push(("WAL", format!("{} to {}", facts.first_segment, facts.last_segment)));
+        let checksums =
+            if facts.data_checksums { "checked" } else { "not checked: the cluster has no checksums" };
+        lines.push(("pages", checksums.to_owned()));
+        for tablespace in &facts.tablespaces {
+            let Tablespace { oid, location, size } = tablespace;
+            lines.push(("tablespace", format!("{oid}   {}   {size}", location.display())));
+        }
+        if !facts.needs.is_empty() {
+            let needs: Vec<&str> = facts.needs.iter().map(Label::as_str).collect();
+            lines.push(("needs", needs.join(", ")));
+        }
+        lines.push(("made by", format!("pgherd {}", facts.pgherd)));
+    }
+    lines.push(("occupies", format!("{} in {} objects", shown.occupied_bytes, shown.objects)));
+    if let Some(pin) = &item.pin {
+        let until = pin.until.map_or_else(|| "for good".to_owned(), |until| format!("until {until:.0}"));
+        lines.push(("pinned", format!("{until} by {}: {}", pin.by, pin.reason)));
+    }
+    for (name, text) in lines {
+        ui.line(format!("  {name:<10} {text}"));
+    }
+    let pages = item.facts.as_ref().map_or(0, |facts| facts.damaged_pages);
+    print_damaged(ui, pages, &shown.damaged);
 }
 
 /// Names the damaged pages of a backup.

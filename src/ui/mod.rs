@@ -16,6 +16,7 @@ pub mod junit;
 pub mod operation;
 pub mod plan;
 pub mod status;
+pub mod trust;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};

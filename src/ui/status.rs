@@ -181,7 +181,7 @@ fn backups_line(ui: &Ui, backups: &BackupsStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::status::{OperationStatus, Problem, RouteStatus, SlotStatus};
+    use crate::ops::status::{ArchiveStatus, OperationStatus, Problem, RouteStatus, SlotStatus};
     use crate::ui::versioned;
 
     fn node(name: &str, port: u16, role: NodeRole, state: NodeState) -> NodeStatus {
@@ -257,7 +257,20 @@ mod tests {
                 max_clients: 1000,
                 waiting: 0,
             }],
-            backups: None,
+            backups: Some(BackupsStatus {
+                repository: "main".to_owned(),
+                url: "file:///var/lib/pgherd/repository".to_owned(),
+                archive: Some(ArchiveStatus {
+                    on: true,
+                    waiting: 2,
+                    archived: 4711,
+                    failed: 3,
+                    last_archived: Some("0000000300000000000000A1".to_owned()),
+                    last_archived_at: Some("2026-11-21T09:39:58Z".parse().unwrap()),
+                    failing: Some("0000000300000000000000A2".to_owned()),
+                    failing_at: Some("2026-11-21T09:41:02Z".parse().unwrap()),
+                }),
+            }),
             operations: vec![OperationStatus {
                 id: "7f3a".to_owned(),
                 kind: "apply".to_owned(),

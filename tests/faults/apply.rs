@@ -714,8 +714,8 @@ impl Scene<'_> {
             self.whole_or_absent()?;
         }
         // What a cluster archived before it was born to the end goes with it; what one archived that lives stays.
-        if self.case.kind.before().is_none() && self.site.repository().exists() {
-            return Err("the repository is left".to_owned());
+        if self.case.kind.before().is_none() && self.site.has_wal() {
+            return Err("WAL is left in the repository".to_owned());
         }
         // A grant or a login that was put right stays right.
         let steps = |plan: &ClusterPlan| -> Vec<ApplyStep> {

@@ -104,6 +104,12 @@ impl Site {
         systems.map(|system| system.path().join(&below)).any(|file| file.exists())
     }
 
+    /// Tells whether the repository has a folder of a system identifier.
+    pub fn has_wal(&self) -> bool {
+        let systems = fs::read_dir(self.repository().join(CLUSTER)).into_iter().flatten().flatten();
+        systems.filter(|entry| entry.path().is_dir()).count() > 0
+    }
+
     /// Where pgherd keeps its facts of a node.
     pub fn facts(&self, node: &str) -> PathBuf {
         self.places.node(&format!("{CLUSTER}-{node}")).facts

@@ -201,29 +201,49 @@ fn wal_that_does_not_arrive_is_told_with_the_servers_words_and_everything_is_und
     herd.is_as_declared();
 }
 
+/// Has the installed copy fail at WAL and do everything else; returns where it is.
+fn break_the_copy(herd: &Herd) -> PathBuf {
+    let link = fs::read_link(herd.path("lib/pgherd")).expect("a link");
+    let copy = herd.path("lib").join(link);
+    fs::remove_file(&copy).expect("it is ours");
+    let script = format!(
+        "#!/bin/sh\ncase \"$1\" in wal) echo 'ERROR:  the disk is on fire' >&2; exit 1;; esac\nexec {} \"$@\"\n",
+        text(binary())
+    );
+    fs::write(&copy, script).expect("writable");
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    copy
+}
+
+fn archived(herd: &Herd) -> Vec<PathBuf> {
+    let mut files = files_below(&herd.repository());
+    files.retain(|file| file.extension().is_some_and(|end| end == "zst"));
+    files
+}
+
 #[test]
 fn a_birth_whose_wal_is_refused_says_what_the_server_said_and_leaves_nothing() {
     let herd = declared(&newest_or_15(0), &SINGLE);
     herd.apply().ends_with(0);
-    herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
-    // The repository is one, and its folder for this cluster is closed.
-    let folder = herd.repository().join("inventory");
-    let kept = files_below(&herd.repository());
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).expect("it is ours");
+    let gone = herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
+    gone.tells(&["WAL and backups of inventory in repository main, file://", "pgherd in", "stays"]);
+    let kept = archived(&herd);
+    assert!(!kept.is_empty());
+    let copy = break_the_copy(&herd);
     let apply = herd.apply().ends_with(1);
     apply.tells(&[
         "ERROR:  the WAL of inventory-a does not arrive in repository main",
-        "The archiver failed",
-        "The failed archive command was:",
+        "ERROR:  the disk is on fire",
+        "The archiver has failed 3 times, last with 0000000100000000",
         "was undone",
     ]);
     herd.nothing_is_left();
-    assert_eq!(files_below(&herd.repository()), kept);
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).expect("it is ours");
+    assert_eq!(archived(&herd), kept);
+    fs::remove_file(&copy).expect("it is ours");
     // What another cluster of this name archived stays apart, and the plan says so.
     herd.plan()
         .ends_with(0)
-        .says(&["also holds WAL or backups of another cluster that was called inventory"]);
+        .tells(&["also holds WAL or backups of another cluster that was called inventory"]);
     herd.apply().ends_with(0);
     arrives(&herd);
 }
@@ -243,9 +263,10 @@ fn a_birth_that_is_undone_takes_its_wal_along() {
     let id = report["clusters"][0]["operations"][0]["id"].as_str().expect("an operation").to_owned();
     herd.run(&["operation", "undo", &id, "--yes"]).ends_with(0);
     herd.nothing_is_left();
-    assert_eq!(files_below(&herd.repository()), [herd.repository().join("repository.json")]);
-    assert!(!herd.repository().join("inventory").exists());
-    assert!(!herd.path("lib/pgherd").exists());
+    // The repository itself holds the lock under which this was undone.
+    let left = [".lock", "repository.json"].map(|name| herd.repository().join(name));
+    assert_eq!(files_below(&herd.repository()), left);
+    assert!(!herd.repository().join("inventory").exists() && !herd.path("lib/pgherd").exists());
     herd.apply().ends_with(0);
     herd.is_as_declared();
     arrives(&herd);

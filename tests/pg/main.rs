@@ -24,6 +24,7 @@ mod objects;
 mod plan_file;
 mod pooler;
 mod queries;
+mod repository_lock;
 mod secrets;
 mod server;
 mod settings;

@@ -352,7 +352,8 @@ async fn does_not_arrive(
         1 => "1 file waits".to_owned(),
         more => format!("{more} files wait"),
     };
-    let mut told = vec![match (seen.failing(), waits) {
+    let mut told = provision::last_log_lines(site).await;
+    told.push(match (seen.failing(), waits) {
         (Some((wal, at)), _) => {
             format!("The archiver has failed {} times, last with {wal} at {at:.0}; {waiting}.", seen.failed)
         }
@@ -361,8 +362,7 @@ async fn does_not_arrive(
             "The archiver says that {segment} is archived; it is not in {}.",
             repository.directory().display()
         ),
-    }];
-    told.extend(provision::last_log_lines(site).await);
+    });
     Error::failed(format!("the WAL of {} does not arrive in repository {}", site.name(), repository.name))
         .detail(told.join("\n"))
         .hint(format!("The server's log in {} says more.", site.places().log.display()))

@@ -65,11 +65,15 @@ pub struct Removed {
 /// As the repository fails; what was removed by then is whole, and the next run goes on. [`ErrorKind::Interrupted`] when nobody listens
 /// any more.
 pub async fn run(request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
-    let repo = repo::open(&request.url)?;
+    run_in(repo::open(&request.url)?, request, reporter).await
+}
+
+async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
     let rules =
         Rules { window: request.window, keep_full: request.keep_full, minimum_full: request.minimum_full };
     let mut holdings = Holdings::read(&repo, &request.cluster, Timestamp::now()).await?;
-    if let Some(error) = holdings.unreadable.pop() {
+    // What is not known cannot be decided about.
+    if let Some((_, error)) = holdings.unlisted.pop().or_else(|| holdings.unreadable.pop()) {
         return Err(Error::from(error));
     }
     let decision = decide(&rules, &holdings.systems(), &|_| false, Timestamp::now());
@@ -258,3 +262,6 @@ fn going_of(decision: &Decision, system: SystemIdentifier) -> impl Iterator<Item
     let goes = |verdict: &&Verdict| matches!(verdict.fate, Fate::Goes(_));
     decision.backups.iter().filter(goes).filter(move |verdict| verdict.system_identifier == system)
 }
+
+#[cfg(test)]
+mod tests;

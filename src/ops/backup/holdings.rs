@@ -29,8 +29,10 @@ pub(super) struct Holdings {
     pub(super) documents: Vec<Key>,
     /// Objects that pgherd did not put there.
     pub(super) strays: Vec<Listed>,
-    /// What could not be listed or read. What follows from the rest is not the whole truth.
-    pub(super) unreadable: Vec<RepoError>,
+    /// Folders that could not be listed. What is in them is not known to be absent.
+    pub(super) unlisted: Vec<(Key, RepoError)>,
+    /// Small objects that could not be read.
+    pub(super) unreadable: Vec<(Key, RepoError)>,
 }
 
 /// What it holds of one system identifier.
@@ -68,18 +70,17 @@ impl Holdings {
     /// When a document was written by a newer pgherd, whose wishes nobody here knows.
     pub(super) async fn read(repo: &SharedRepo, cluster: &str, now: Timestamp) -> Result<Self> {
         let keys = ClusterKeys::new(cluster);
-        let mut unreadable = Vec::new();
+        let (mut unlisted, mut unreadable) = (Vec::new(), Vec::new());
         let mut sorted = Sorted::default();
-        for listed in list_all(&**repo, &keys.folder(), &mut unreadable).await {
+        for listed in list_all(&**repo, &keys.folder(), &mut unlisted).await {
             sorted.take(Place::of(&keys, &listed.key), listed);
         }
         let Sorted { systems, documents, strays } = sorted;
-        let mut holdings = Self { systems: Vec::new(), documents, strays, unreadable };
+        let mut of = Vec::new();
         for (id, listed) in systems {
-            let of = OfSystem::read(repo, keys.system(id), listed, now, &mut holdings.unreadable).await?;
-            holdings.systems.push(of);
+            of.push(OfSystem::read(repo, keys.system(id), listed, now, &mut unreadable).await?);
         }
-        Ok(holdings)
+        Ok(Self { systems: of, documents, strays, unlisted, unreadable })
     }
 
     /// Returns what is decided about.
@@ -89,7 +90,7 @@ impl Holdings {
 }
 
 /// Lists everything below `folder` that can be listed.
-async fn list_all(repo: &dyn Repo, folder: &Key, unreadable: &mut Vec<RepoError>) -> Vec<Listed> {
+async fn list_all(repo: &dyn Repo, folder: &Key, unlisted: &mut Vec<(Key, RepoError)>) -> Vec<Listed> {
     if let Ok(listed) = repo.list_all(folder).await {
         return listed;
     }
@@ -100,7 +101,7 @@ async fn list_all(repo: &dyn Repo, folder: &Key, unreadable: &mut Vec<RepoError>
                 folders.extend(level.folders.iter().filter_map(|name| folder.join(name).ok()));
                 found.extend(level.objects);
             }
-            Err(error) => unreadable.push(error),
+            Err(error) => unlisted.push((folder, error)),
         }
     }
     found
@@ -154,12 +155,16 @@ impl SortedSystem {
 }
 
 impl OfSystem {
+    pub(super) fn has(&self, file: WalFile) -> bool {
+        self.system.wal.iter().any(|wal| wal.file == file)
+    }
+
     async fn read(
         repo: &SharedRepo,
         keys: SystemKeys,
         listed: SortedSystem,
         now: Timestamp,
-        unreadable: &mut Vec<RepoError>,
+        unreadable: &mut Vec<(Key, RepoError)>,
     ) -> Result<Self> {
         let system = System {
             id: keys.system(),
@@ -235,7 +240,7 @@ impl OfSystem {
 
 struct Reader<'a> {
     repo: &'a dyn Repo,
-    unreadable: &'a mut Vec<RepoError>,
+    unreadable: &'a mut Vec<(Key, RepoError)>,
 }
 
 enum Read {
@@ -255,7 +260,7 @@ impl Reader<'_> {
             Ok(Some(bytes)) => Read::Bytes(bytes),
             Err(error) => {
                 let why = error.why.clone();
-                self.unreadable.push(error);
+                self.unreadable.push((key.clone(), error));
                 Read::Failed(why)
             }
         }

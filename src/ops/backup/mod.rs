@@ -1,14 +1,19 @@
 //! Backups: made from a running cluster, listed, shown, pinned, expired, verified.
 //!
-//! `create` is the controller's side, who has the server's session; `copy` is the node's side, who reads the data directory.
+//! `create` is the controller's side, who has the server's session; `copy` is the node's side, who reads the data directory. `care` is the
+//! controller's side of `expire`, `pin` and `verify`.
 
+pub mod care;
 mod chunk;
 pub mod copy;
 mod create;
 pub mod expire;
 mod holdings;
+pub mod list;
 pub mod pin;
 pub mod retention;
+#[cfg(test)]
+mod trial;
 pub mod verify;
 mod walk;
 

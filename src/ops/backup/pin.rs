@@ -81,8 +81,15 @@ async fn read(repo: &dyn Repo, keys: &crate::repo::layout::BackupKeys) -> Result
     })
 }
 
-/// Finds the system identifier under which a cluster has a backup.
 async fn system_of(repo: &dyn Repo, cluster: &str, label: &Label) -> Result<SystemIdentifier> {
+    find(repo, cluster, label).await?.ok_or_else(|| no_backup(cluster, label))
+}
+
+/// Finds the system identifier under which a cluster has a backup.
+///
+/// # Errors
+/// As the repository fails.
+pub async fn find(repo: &dyn Repo, cluster: &str, label: &Label) -> Result<Option<SystemIdentifier>> {
     let keys = ClusterKeys::new(cluster);
     for name in repo.list(Some(&keys.folder())).await?.folders {
         let Ok(system) = name.parse::<SystemIdentifier>() else { continue };
@@ -91,10 +98,10 @@ async fn system_of(repo: &dyn Repo, cluster: &str, label: &Label) -> Result<Syst
         let is_manifest =
             |key| matches!(Place::of(&keys, key), Place::System(_, InSystem::Backup(_, InBackup::Manifest)));
         if level.objects.iter().any(|object| is_manifest(&object.key)) {
-            return Ok(system);
+            return Ok(Some(system));
         }
     }
-    Err(no_backup(cluster, label))
+    Ok(None)
 }
 
 fn no_backup(cluster: &str, label: &Label) -> Error {

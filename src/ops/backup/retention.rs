@@ -342,7 +342,7 @@ fn by_rules(rules: &Rules, systems: &[System], window_begin: Option<Timestamp>, 
     }
     if let Some(begin) = window_begin {
         // Whatever timeline it is on: there is always one backup that is as old as the window.
-        if let Some((system, backup, manifest)) = newest.iter().find(|(_, _, of)| of.ended <= begin) {
+        if let Some((system, backup, manifest)) = newest.iter().find(|(_, _, of)| of.ended < begin) {
             reasons.add(*system, &backup.label, Because::WindowBegin(manifest.timeline));
         }
         for system in systems {
@@ -355,7 +355,7 @@ fn by_rules(rules: &Rules, systems: &[System], window_begin: Option<Timestamp>, 
             let newer = newest.iter().filter(|(_, whole, _)| whole.label > broken.label);
             let outdated = newer.clone().count() >= count
                 && (rules.keep_full.is_some() || window_begin.is_some())
-                && window_begin.is_none_or(|begin| newer.clone().any(|(_, _, of)| of.ended <= begin));
+                && window_begin.is_none_or(|begin| newer.clone().any(|(_, _, of)| of.ended < begin));
             if !outdated {
                 reasons.add(system.id, &broken.label, Because::Age);
             }
@@ -366,7 +366,7 @@ fn by_rules(rules: &Rules, systems: &[System], window_begin: Option<Timestamp>, 
 /// Keeps what every second of the window needs: the backups that ended in it, and for each timeline that reaches into it the newest
 /// backup that ended before and from which that timeline can be restored.
 fn by_window(system: &System, begin: Timestamp, reasons: &mut Reasons) {
-    for (backup, _) in wholes(system).filter(|(_, manifest)| manifest.ended > begin) {
+    for (backup, _) in wholes(system).filter(|(_, manifest)| manifest.ended >= begin) {
         reasons.add(system.id, &backup.label, Because::Window);
     }
     let from = begin.checked_sub(SLACK).unwrap_or(Timestamp::MIN);
@@ -374,7 +374,7 @@ fn by_window(system: &System, begin: Timestamp, reasons: &mut Reasons) {
     let backups =
         wholes(system).filter(|(_, manifest)| manifest.ended >= from).map(|(_, manifest)| manifest.timeline);
     for timeline in wal.chain(backups).collect::<BTreeSet<_>>() {
-        let before = wholes(system).filter(|(_, manifest)| manifest.ended <= begin);
+        let before = wholes(system).filter(|(_, manifest)| manifest.ended < begin);
         // Of each timeline on the way; one that surely leads here stands for those before it.
         let mut newest: BTreeMap<TimelineId, (&Backup, Leads)> = BTreeMap::new();
         for (backup, manifest) in before {

@@ -3,8 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::repo::manifest::Source;
-use crate::repo::seal::Blake3;
+use crate::ops::backup::trial::manifest;
 
 const MIB: u64 = 1 << 20;
 /// Noon of day 0; days and hours count from here.
@@ -32,39 +31,8 @@ fn id(number: u64) -> SystemIdentifier {
 
 /// A backup that ends when it begins, whose WAL is of one segment.
 fn backup(ended: Timestamp, timeline: TimelineId, start_lsn: Lsn, stop_lsn: Lsn) -> Backup {
-    let label = Label::full(ended);
-    let manifest = Manifest {
-        format: 1,
-        label: label.clone(),
-        herd: "shop".to_owned(),
-        cluster: "inventory".to_owned(),
-        system_identifier: id(1),
-        pgherd: "0.1.0".to_owned(),
-        server_version: 180_000,
-        node: "a".to_owned(),
-        from: Source::Primary,
-        begun: ended,
-        ended,
-        timeline,
-        start_lsn,
-        stop_lsn,
-        wal_segment_size: size(),
-        data_checksums: true,
-        block_size: 8192,
-        blocks_a_file: 131_072,
-        backup_label: String::new(),
-        tablespace_map: String::new(),
-        tablespaces: Vec::new(),
-        level: 3,
-        needs: Vec::new(),
-        files: 0,
-        directories: 0,
-        size: ByteCount(0),
-        stored: ByteCount(0),
-        damaged_pages: 0,
-        files_blake3: Blake3::of(b""),
-        files_stored: ByteCount(0),
-    };
+    let manifest = Manifest { timeline, start_lsn, stop_lsn, ..manifest(ended) };
+    let label = manifest.label.clone();
     Backup { label, stored: ByteCount(100), manifest: Some(manifest), broken: None, pin: Pinned::No }
 }
 

@@ -22,8 +22,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::{Progress, Reporter, VerifyBackups, VerifyDepth};
 use crate::pg::history::TimelineHistory;
 use crate::pg::system::SystemIdentifier;
-use crate::pg::wal_file::{WalFile, WalSegmentSize};
+use crate::pg::wal_file::WalFile;
+use crate::pg::wal_header::SegmentHeader;
 use crate::repo::layout::{self, Label, SystemKeys};
+use crate::repo::manifest::Manifest;
 use crate::repo::seal::{self, Identity, Kind};
 use crate::repo::{self, Key, RepoError, SharedRepo};
 use crate::units::ByteCount;
@@ -148,8 +150,11 @@ impl ProblemKind {
 /// [`ErrorKind::NotFound`] when there is no backup, or none of a label; [`ErrorKind::Locked`] while one is being removed;
 /// [`ErrorKind::Interrupted`] when nobody listens any more; otherwise as the repository fails as a whole.
 pub async fn run(request: &VerifyBackups, reporter: &Reporter) -> Result<Verified> {
+    run_in(repo::open(&request.url)?, request, reporter).await
+}
+
+async fn run_in(repo: SharedRepo, request: &VerifyBackups, reporter: &Reporter) -> Result<Verified> {
     let begun = std::time::Instant::now();
-    let repo = repo::open(&request.url)?;
     let seen = Holdings::read(&repo, &request.cluster, Timestamp::now()).await?;
     asked_for(request, &seen)?;
     let mut leases = Vec::new();
@@ -174,8 +179,8 @@ fn asked_for(request: &VerifyBackups, seen: &Holdings) -> Result<()> {
     };
     let error = Error::new(ErrorKind::NotFound, what);
     // What cannot be read may be what was asked for.
-    Err(match seen.unreadable.first() {
-        Some(unreadable) => error.detail(format!("{unreadable}.")),
+    Err(match seen.unlisted.iter().chain(&seen.unreadable).next() {
+        Some((_, unreadable)) => error.detail(format!("{unreadable}.")),
         None => error.hint(format!("See which there are: pgherd backup list --cluster {}", request.cluster)),
     })
 }
@@ -208,16 +213,11 @@ async fn verify(
         verified.strays = holdings.strays.iter().map(|listed| listed.key.clone()).collect();
     }
     for of in &holdings.systems {
-        work.system(of, &mut verified)?;
+        work.system(of, &holdings, &mut verified)?;
     }
-    for error in &holdings.unreadable {
-        let known = verified.problems.iter().any(|problem| {
-            problem.kind == ProblemKind::Unreadable && error.doing.ends_with(problem.object.as_str())
-        });
-        if !known {
-            let object = error.doing.rsplit(' ').next().and_then(|key| Key::new(key).ok());
-            let object = object.unwrap_or_else(layout::repository);
-            verified.problems.push(Problem::unreadable(object, error));
+    for (object, error) in holdings.unlisted.iter().chain(&holdings.unreadable) {
+        if !verified.problems.iter().any(|problem| problem.object == *object) {
+            verified.problems.push(Problem::unreadable(object.clone(), error));
         }
     }
     verified.bytes_read = ByteCount(work.read.load(Ordering::Relaxed));
@@ -291,7 +291,7 @@ impl<'a> Work<'a> {
     }
 
     /// Checks what there is of one system identifier.
-    fn system(&self, of: &OfSystem, verified: &mut Verified) -> Result<()> {
+    fn system(&self, of: &OfSystem, holdings: &Holdings, verified: &mut Verified) -> Result<()> {
         let wanted = |label: &Label| self.request.labels.is_empty() || self.request.labels.contains(label);
         let mut problems: Vec<Problem> = Vec::new();
         for (object, error) in &of.unusable {
@@ -316,17 +316,32 @@ impl<'a> Work<'a> {
             .iter()
             .filter(|stored| {
                 let key = of.keys.wal(stored.file);
-                problems.iter().any(|problem| problem.object == key)
+                problems
+                    .iter()
+                    .any(|problem| problem.object == key && problem.kind != ProblemKind::Unreadable)
             })
             .map(|stored| stored.file)
             .collect();
+        for problem in problems.iter_mut().filter(|problem| problem.kind == ProblemKind::Missing) {
+            let folder = holdings.unlisted.iter().find(|(folder, _)| is_below(&problem.object, folder));
+            if let Some((_, error)) = folder {
+                let label = problem.backup.take();
+                *problem = Problem::unreadable(problem.object.clone(), error);
+                problem.backup = label;
+            }
+        }
         judge(&mut checked, &problems);
         let broken: BTreeSet<Label> = checked
             .iter()
             .filter(|backup| backup.verdict == Verdict::Damaged)
             .map(|backup| backup.label.clone())
             .collect();
-        let reach = reach::reach(&of.system, &bad, &broken);
+        // Where a folder could not be listed nothing is known to be missing.
+        let reach = if holdings.unlisted.is_empty() {
+            reach::reach(&of.system, &bad, &broken)
+        } else {
+            reach::Reach::default()
+        };
         for backup in &mut checked {
             if let Some(segment) = reach.without_wal.get(&backup.label) {
                 backup.verdict = Verdict::Damaged;
@@ -336,29 +351,20 @@ impl<'a> Work<'a> {
             }
         }
         if self.request.labels.is_empty() {
+            problems.extend(missing_segments(of, &reach));
+            if holdings.unlisted.is_empty() {
+                problems.extend(missing_histories(of));
+            }
+            wal.missing = reach.missing;
             verified.lost.extend(reach.lost);
             verified
                 .unfinished
                 .extend(of.system.unfinished.iter().map(|unfinished| unfinished.label.clone()));
-            for run in &reach.missing {
-                let why = if run.first == run.last {
-                    "it lies between others that are there".to_owned()
-                } else {
-                    format!("it and all others up to {} are missing between others that are there", run.last)
-                };
-                let key = of.keys.wal(WalFile::Segment(run.first));
-                problems.push(Problem::new(ProblemKind::Missing, key, why));
-            }
-            problems.extend(missing_histories(of));
-            wal.missing = reach.missing;
         } else {
-            let needed =
-                |name| checked.iter().any(|backup| reach.without_wal.get(&backup.label) == Some(&name));
-            for name in reach.without_wal.values().filter(|name| needed(**name)) {
-                if !of.system.wal.iter().any(|wal| wal.file == WalFile::Segment(*name)) {
-                    let key = of.keys.wal(WalFile::Segment(*name));
-                    problems.push(Problem::new(ProblemKind::Missing, key, "a backup needs it"));
-                }
+            let named = reach.without_wal.iter().filter(|(label, _)| self.request.labels.contains(label));
+            for (_, name) in named.filter(|(_, name)| !of.has(WalFile::Segment(**name))) {
+                let key = of.keys.wal(WalFile::Segment(*name));
+                problems.push(Problem::new(ProblemKind::Missing, key, "a backup needs it"));
             }
         }
         verified.wal.push(wal);
@@ -396,11 +402,11 @@ impl<'a> Work<'a> {
                     .collect()
             }
         };
-        let size = segment_size(of);
+        let major = major(of);
         let chosen: Vec<_> = chosen.into_iter().filter(|wal| wal.stored.0 > 0).collect();
         self.expect(chosen.iter().map(|wal| wal.stored.0).sum());
         let found = self.in_parallel(&chosen, |wal| {
-            let problem = self.wal_file(&of.keys, wal.file, size);
+            let problem = self.wal_file(&of.keys, wal.file, major);
             self.done(wal.stored.0);
             problem
         })?;
@@ -425,7 +431,7 @@ impl<'a> Work<'a> {
     }
 
     /// Opens one WAL file and checks all of it.
-    fn wal_file(&self, keys: &SystemKeys, file: WalFile, size: Option<WalSegmentSize>) -> Option<Problem> {
+    fn wal_file(&self, keys: &SystemKeys, file: WalFile, major: Option<u32>) -> Option<Problem> {
         let key = keys.wal(file);
         let object = match repo::now(self.repo.read(&key)) {
             Ok(Some(object)) => object,
@@ -436,7 +442,7 @@ impl<'a> Work<'a> {
         let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: keys.system() };
         let why = match seal::open(identity, &object) {
             Err(error) => error.to_string(),
-            Ok(content) => wrong_content(file, &content, size)?,
+            Ok(content) => wrong_content(keys, file, &content, major)?,
         };
         Some(Problem::new(ProblemKind::Damaged, key, why))
     }
@@ -494,32 +500,41 @@ impl<'a> Work<'a> {
 }
 
 /// Says what is wrong with the content of a WAL file that is what was stored.
-fn wrong_content(file: WalFile, content: &[u8], size: Option<WalSegmentSize>) -> Option<String> {
+fn wrong_content(keys: &SystemKeys, file: WalFile, content: &[u8], major: Option<u32>) -> Option<String> {
     match file {
-        WalFile::Segment(_) => {
-            let expected = size?.as_u64();
-            (content.len() as u64 != expected)
-                .then(|| format!("it holds {} bytes, expected {expected}", content.len()))
+        WalFile::Segment(name) | WalFile::Partial(name) => {
+            let checked = SegmentHeader::parse(content).and_then(|header| {
+                let major = major.or_else(|| header.page.major()).unwrap_or(0);
+                header.check(name, content.len() as u64, keys.system(), major)
+            });
+            checked.err().map(|error| error.to_string())
         }
         WalFile::TimelineHistory(timeline) => {
-            TimelineHistory::parse(timeline, &String::from_utf8_lossy(content))
-                .err()
-                .map(|error| error.to_string())
+            let text = String::from_utf8_lossy(content);
+            TimelineHistory::parse(timeline, &text).err().map(|error| error.to_string())
         }
-        WalFile::Partial(_) | WalFile::BackupHistory(..) => None,
+        WalFile::BackupHistory(..) => None,
     }
 }
 
-/// Returns the segment size, if all backups agree on it.
-fn segment_size(of: &OfSystem) -> Option<WalSegmentSize> {
-    let sizes: BTreeSet<WalSegmentSize> = of
-        .system
-        .backups
-        .iter()
-        .filter_map(|backup| backup.manifest.as_ref())
-        .map(|manifest| manifest.wal_segment_size)
-        .collect();
-    sizes.first().copied().filter(|_| sizes.len() == 1)
+/// Returns the major version of a system, which it keeps for its life.
+fn major(of: &OfSystem) -> Option<u32> {
+    of.system.backups.iter().find_map(|backup| backup.manifest.as_ref()).map(Manifest::major)
+}
+
+fn is_below(key: &Key, folder: &Key) -> bool {
+    key.as_str().strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn missing_segments<'a>(of: &'a OfSystem, reach: &'a reach::Reach) -> impl Iterator<Item = Problem> + 'a {
+    reach.missing.iter().map(|run| {
+        let why = if run.first == run.last {
+            "a restore needs it".to_owned()
+        } else {
+            format!("a restore needs it; all up to {} are missing too", run.last)
+        };
+        Problem::new(ProblemKind::Missing, of.keys.wal(WalFile::Segment(run.first)), why)
+    })
 }
 
 /// Finds timelines that the archive has WAL of and that cannot be reached from an earlier one, since their history file is not there.
@@ -598,3 +613,6 @@ impl Chance {
         all
     }
 }
+
+#[cfg(test)]
+mod tests;

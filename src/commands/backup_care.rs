@@ -1,0 +1,331 @@
+//! `pgherd backup verify`, `expire`, `pin` and `unpin`.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::mpsc;
+
+use super::backup::with_backups;
+use super::{App, Failure, Outcome};
+use crate::engine::interrupt::Interrupt;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::backup::care::{Hear, VerifyWish, Way};
+use crate::ops::backup::expire::Expired;
+use crate::ops::backup::retention::Verdict as Fated;
+use crate::ops::backup::verify::Verdict;
+use crate::ops::node::{Priority, Progress, VerifyDepth};
+use crate::repo::layout::Label;
+use crate::topology::model::Herd;
+use crate::ui;
+use crate::ui::exit::Exit;
+use crate::units;
+
+/// Check that backups and WAL in the repository are what was stored
+///
+/// Without a flag: every object is there in its size, every manifest, list of files, history file, lock, lease and pin is what was stored,
+/// and so are chunks and WAL files chosen by chance: 32 and a hundredth of each backup and of the WAL. The seed that is printed chooses
+/// the same again. --quick leaves that out. --full reads every byte: every chunk against its hash, every file against its checksum,
+/// every WAL file, and finds every flipped bit. Gaps in the WAL are found at every depth. What is damaged or missing is named, and what
+/// can no longer be restored: which backups, and which times.
+///
+/// Needs no server. Changes nothing but a lease of its own, which keeps `backup expire` from what is being read. With labels only these
+/// backups are checked, and the WAL that each needs to become consistent.
+///
+/// Exit codes: 0 nothing is wrong, 1 something is damaged or missing, 3 something could not be read and nothing was found to be damaged, 10
+/// there is no backup or no repository, 130 interrupted.
+///
+/// Example: pgherd backup verify --full --low-priority
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    /// The backups; without one all of them, and everything else that the repository holds of the cluster
+    #[arg(value_name = "LABEL")]
+    labels: Vec<Label>,
+    /// Look at listings and small documents only
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// Read every byte
+    #[arg(long)]
+    full: bool,
+    /// What chance begins with, to check the same chunks again
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["quick", "full"])]
+    seed: Option<u64>,
+    /// How many threads read and check; as many as the node has cores, but not more than 12
+    #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
+    workers: u32,
+    /// Take processor and disk only when nobody else wants them (nice 19, ionice idle)
+    #[arg(long)]
+    low_priority: bool,
+}
+
+/// Remove the backups and the WAL that no rule keeps
+///
+/// Shows every backup, with each reason why it stays, and what goes and how much that frees. Then it asks. The rules are declared with
+/// `backups` in the topology: `window` keeps all that is needed to restore any second of it, `keep-full` a number of backups, and
+/// `minimum-full` stays whatever they say; a backup stays if one of them wants it, or if neither window nor keep-full is stated. A pinned
+/// backup stays, and so does what a backup, a restore or a verification uses in this moment. A backup that is known not to be whole counts
+/// for no rule. WAL stays from the oldest backup that stays; where that cannot be told, all of it.
+///
+/// A manifest goes before its data and the oldest WAL first: killed at any moment it leaves a repository that can be restored from, and
+/// the next run removes the rest. What pgherd did not put there is told and left.
+///
+/// Exit codes: 0 done or nothing to do, 1 failed, 2 there is nobody to ask and no --yes, 10 no repository, 130 interrupted or not agreed.
+///
+/// Example: pgherd backup expire --yes
+#[derive(Debug, clap::Args)]
+pub struct ExpireArgs {
+    /// Only show; ask nothing and remove nothing
+    #[arg(long)]
+    preview: bool,
+}
+
+/// Keep a backup whatever the rules say
+///
+/// Writes who pinned it, until when and why beside the backup, in place of a pin that it has. A pinned backup keeps the WAL from its start
+/// on, so that it can be restored to any moment after it.
+///
+/// Exit codes: 0 pinned, 1 failed, 10 no cluster has such a backup.
+///
+/// Example: pgherd backup pin 20261121T100203Z-full --until "90 days" --reason "audit 2026"
+#[derive(Debug, clap::Args)]
+pub struct PinArgs {
+    /// The backup
+    #[arg(value_name = "LABEL")]
+    label: Label,
+    /// Until then, such as 2027-01-31, 2027-01-31T12:00:00Z or "90 days"; without it until it is unpinned
+    #[arg(long, value_name = "TIME", value_parser = parse_until)]
+    until: Option<Timestamp>,
+    /// Why, for whoever reads it later
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    reason: String,
+}
+
+/// Leave a pinned backup to the rules again
+///
+/// Removes nothing but the pin; the next `backup expire` shows what becomes of the backup.
+///
+/// Exit codes: 0 it is not pinned, 1 failed, 10 no cluster has such a backup.
+///
+/// Example: pgherd backup unpin 20261121T100203Z-full
+#[derive(Debug, clap::Args)]
+pub struct UnpinArgs {
+    /// The backup
+    #[arg(value_name = "LABEL")]
+    label: Label,
+}
+
+fn parse_until(text: &str) -> Result<Timestamp, String> {
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    if let Ok(date) = text.parse::<jiff::civil::Date>() {
+        let at = date.to_zoned(TimeZone::UTC).map_err(|error| error.to_string())?;
+        return Ok(at.timestamp());
+    }
+    let span = units::parse_duration(text)
+        .map_err(|_| "expected a date, a time with its zone, or a span such as 90 days".to_owned())?;
+    let span = SignedDuration::try_from(span).map_err(|error| error.to_string())?;
+    Timestamp::now().checked_add(span).map_err(|error| error.to_string())
+}
+
+pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let interrupt = app.interrupt()?;
+    let mut clusters = with_backups(app, &herd)?;
+    if let Some(label) = args.labels.first()
+        && clusters.len() > 1
+    {
+        clusters = vec![find(app, &herd, label).await?];
+    }
+    let wish = VerifyWish {
+        labels: args.labels.clone(),
+        depth: match (args.quick, args.full) {
+            (true, _) => VerifyDepth::Quick,
+            (false, true) => VerifyDepth::Full,
+            (false, false) => VerifyDepth::Sampled,
+        },
+        seed: args.seed.map_or_else(chance, Ok)?,
+        workers: args.workers,
+        priority: if args.low_priority { Priority::Low } else { Priority::Normal },
+    };
+    let (mut worst, mut failed) = (Verdict::Sound, Vec::new());
+    for cluster in clusters {
+        let verified = async {
+            let way = Way::open(&context, cluster).await?;
+            hearing(app, &herd.name, &cluster.name, "verify_progress", &interrupt, async |hear, interrupt| {
+                way.verify(&wish, hear, interrupt).await
+            })
+            .await
+        };
+        match verified.await {
+            Ok(verified) => {
+                worst = worst.max(verified.verdict);
+                ui::trust::print_verified(&mut app.ui, &herd.name, &verified);
+            }
+            Err(error) => failed.push(error),
+        }
+        if interrupt.is_asked() {
+            break;
+        }
+    }
+    match (failed.is_empty(), worst) {
+        (false, Verdict::Damaged) => {
+            Failure::Errors(failed).print(&app.ui);
+            Ok(Exit::Failed)
+        }
+        (false, Verdict::Sound | Verdict::CannotTell) => Err(Failure::Errors(failed)),
+        (true, Verdict::Damaged) => Ok(Exit::Failed),
+        (true, Verdict::CannotTell) => Ok(Exit::Partial),
+        (true, Verdict::Sound) => Ok(Exit::Done),
+    }
+}
+
+/// Returns a seed that a person can type.
+fn chance() -> Result<u64> {
+    let mut bytes = [0_u8; 4];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::failed("the operating system gave no random bytes").source(error))?;
+    Ok(u64::from(u32::from_le_bytes(bytes)))
+}
+
+/// Does work that tells how far it is, and shows that.
+async fn hearing<T>(
+    app: &mut App,
+    herd: &str,
+    cluster: &str,
+    message_type: &str,
+    interrupt: &Interrupt,
+    work: impl AsyncFnOnce(Hear, &Interrupt) -> Result<T>,
+) -> Result<T> {
+    let (told, stream) = mpsc::unbounded_channel::<Progress>();
+    // Nobody is left to hear it only when the screen is gone.
+    let hear: Hear = Arc::new(move |progress| told.send(progress).unwrap_or(()));
+    let (ended, ()) = tokio::join!(
+        work(hear, interrupt),
+        ui::trust::draw(&mut app.ui, herd, cluster, message_type, stream),
+    );
+    ended
+}
+
+pub(super) async fn expire(args: &ExpireArgs, app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let interrupt = app.interrupt()?;
+    let mut failed = Vec::new();
+    let mut shown: Vec<(Way<'_>, Expired)> = Vec::new();
+    for cluster in with_backups(app, &herd)? {
+        let looked = async {
+            let way = Way::open(&context, cluster).await?;
+            let expired = way.expire(None, Arc::new(|_| ()), &interrupt).await?;
+            Ok((way, expired))
+        };
+        match looked.await {
+            Ok((way, expired)) => {
+                ui::trust::print_expiry(&mut app.ui, &herd.name, way.backups(), &expired);
+                shown.push((way, expired));
+            }
+            Err(error) => failed.push(error),
+        }
+    }
+    shown.retain(|(_, expired)| !expired.decision.is_empty());
+    if !shown.is_empty() && !args.preview {
+        agree(app, &herd)?;
+        for (way, expired) in shown {
+            let agreed = expired.decision.going().map(|Fated { label, .. }| label.clone()).collect();
+            let name = &way.cluster().name;
+            let removed =
+                hearing(app, &herd.name, name, "expire_progress", &interrupt, async |hear, interrupt| {
+                    way.expire(Some(agreed), hear, interrupt).await
+                });
+            match removed.await {
+                Ok(expired) => ui::trust::print_removed(&mut app.ui, &herd.name, &expired),
+                Err(error) => failed.push(error),
+            }
+            if interrupt.is_asked() {
+                break;
+            }
+        }
+    }
+    if failed.is_empty() { Ok(Exit::Done) } else { Err(Failure::Errors(failed)) }
+}
+
+fn agree(app: &App, herd: &Herd) -> Result<()> {
+    if app.globals.yes {
+        return Ok(());
+    }
+    if !app.ui.is_interactive() {
+        return Err(Error::usage("expire needs an answer, and there is no terminal to ask")
+            .detail("Nothing was removed.")
+            .hint("Say yes beforehand: pgherd backup expire --yes   or only look: pgherd backup expire --preview"));
+    }
+    if app
+        .ui
+        .ask(&format!("There is no undo. Remove that from the repository of {}? type yes: ", herd.name))?
+        == "yes"
+    {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Interrupted, "not removed").detail("Nothing was removed."))
+}
+
+pub(super) async fn pin(args: &PinArgs, app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let cluster = find(app, &herd, &args.label).await?;
+    let way = Way::open(&app.context()?, cluster).await?;
+    let before = way.pin(&args.label, args.until, &args.reason).await?;
+    ui::trust::print_pinned(&mut app.ui, &herd.name, &cluster.name, &args.label, args.until, &before);
+    Ok(Exit::Done)
+}
+
+pub(super) async fn unpin(args: &UnpinArgs, app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let cluster = find(app, &herd, &args.label).await?;
+    let way = Way::open(&app.context()?, cluster).await?;
+    let before = way.unpin(&args.label).await?;
+    ui::trust::print_unpinned(&mut app.ui, &herd.name, &cluster.name, &args.label, &before);
+    Ok(Exit::Done)
+}
+
+/// Finds the cluster that has a backup of this label.
+async fn find<'h>(app: &App, herd: &'h Herd, label: &Label) -> Result<&'h crate::topology::model::Cluster> {
+    let context = app.context()?;
+    let clusters = with_backups(app, herd)?;
+    if let [only] = clusters.as_slice() {
+        return Ok(only);
+    }
+    let mut found = Vec::new();
+    for cluster in clusters {
+        if Way::open(&context, cluster).await?.has(label).await? {
+            found.push(cluster);
+        }
+    }
+    match found.as_slice() {
+        [only] => Ok(only),
+        [] => {
+            Err(Error::new(ErrorKind::NotFound, format!("no cluster of {} has a backup {label}", herd.name))
+                .hint("See which there are: pgherd backup list"))
+        }
+        [_, _, ..] => {
+            let names: Vec<&str> = found.iter().map(|cluster| cluster.name.as_str()).collect();
+            Err(Error::usage(format!("{} have each a backup {label}", names.join(" and ")))
+                .hint("Name the one that is meant: --cluster NAME"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_keep_until_is_a_date_a_time_or_a_span() {
+        assert_eq!(parse_until("2027-01-31"), Ok("2027-01-31T00:00:00Z".parse().unwrap()));
+        assert_eq!(parse_until("2027-01-31T12:00:00+02:00"), Ok("2027-01-31T10:00:00Z".parse().unwrap()));
+        let days = parse_until("90 days").unwrap() - Timestamp::now();
+        assert!((89..=90).contains(&(days.get_seconds() / 86_400)), "{days}");
+        for text in ["", "soon", "2027-01-31 12:00", "90", "2027-02-30"] {
+            assert!(parse_until(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The controller's side of what becomes of finished backups: expired, pinned, verified. No server is asked; a node's host only leads to
+//! the repository.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+
+use super::expire::Expired;
+use super::pin::{self, Before};
+use super::verify::Verified;
+use crate::engine::interrupt::Interrupt;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::apply::Context;
+use crate::ops::node::{
+    self, ExpireBackups, NodeDoor, NodeRequest, Priority, Progress, VerifyBackups, VerifyDepth,
+};
+use crate::ops::observe::Doors;
+use crate::repo::layout::Label;
+use crate::topology::model::{Backups, Cluster};
+
+/// Where progress goes.
+pub type Hear = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// The way to the repository of a cluster.
+#[derive(Debug)]
+pub struct Way<'a> {
+    cluster: &'a Cluster,
+    backups: &'a Backups,
+    door: NodeDoor,
+}
+
+/// What a verification is asked for.
+#[derive(Debug, Clone)]
+pub struct VerifyWish {
+    /// Empty: all of them, and everything else.
+    pub labels: Vec<Label>,
+    pub depth: VerifyDepth,
+    pub seed: u64,
+    /// 0: as many as there are cores.
+    pub workers: u32,
+    pub priority: Priority,
+}
+
+impl<'a> Way<'a> {
+    /// Opens the door of the first host that lets us, the preferred primary's before the others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] without declared backups; when no host lets us, why the first one does not.
+    pub async fn open(context: &Context, cluster: &'a Cluster) -> Result<Self> {
+        let backups = cluster.backups.as_ref().ok_or_else(|| {
+            Error::refused(format!("cluster {} declares no backups", cluster.name))
+                .hint("Declare them in the topology: backups: {repository: NAME}.")
+        })?;
+        let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
+        let mut hosts = vec![&cluster.preferred().host];
+        for node in &cluster.nodes {
+            if !hosts.contains(&&node.host) {
+                hosts.push(&node.host);
+            }
+        }
+        let mut first = None;
+        for host in hosts {
+            match NodeDoor::open(&doors, host).await {
+                Ok(door) => return Ok(Self { cluster, backups, door }),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.expect("a cluster has a node"))
+    }
+
+    /// Shows what expires, or with `agreed` removes that.
+    ///
+    /// # Errors
+    /// As [`super::expire::run`]; [`ErrorKind::Interrupted`] on request.
+    pub async fn expire(
+        &self,
+        agreed: Option<Vec<Label>>,
+        hear: Hear,
+        interrupt: &Interrupt,
+    ) -> Result<Expired> {
+        let request = NodeRequest::ExpireBackups(ExpireBackups {
+            url: self.backups.repository.url.clone(),
+            cluster: self.cluster.name.clone(),
+            window: self.backups.window,
+            keep_full: self.backups.keep_full,
+            minimum_full: self.backups.minimum_full,
+            agreed,
+        });
+        let detail = "What was removed by then is removed whole. The next run goes on.";
+        self.call(&request, Priority::Normal, hear, interrupt, detail).await
+    }
+
+    /// Verifies.
+    ///
+    /// # Errors
+    /// As [`super::verify::run`]; [`ErrorKind::Interrupted`] on request.
+    pub async fn verify(&self, wish: &VerifyWish, hear: Hear, interrupt: &Interrupt) -> Result<Verified> {
+        let request = NodeRequest::VerifyBackups(VerifyBackups {
+            url: self.backups.repository.url.clone(),
+            cluster: self.cluster.name.clone(),
+            labels: wish.labels.clone(),
+            depth: wish.depth,
+            seed: wish.seed,
+            workers: wish.workers,
+        });
+        self.call(&request, wish.priority, hear, interrupt, "Nothing is known of what was not read yet.")
+            .await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        request: &NodeRequest,
+        priority: Priority,
+        hear: Hear,
+        interrupt: &Interrupt,
+        detail: &str,
+    ) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = interrupt.asked(1) => Err(Error::new(ErrorKind::Interrupted, "interrupted").detail(detail)),
+            ended = self.door.call(request, priority, hear) => ended,
+        }
+    }
+
+    /// Tells whether the cluster has a backup of this label.
+    ///
+    /// # Errors
+    /// As the repository fails.
+    pub async fn has(&self, label: &Label) -> Result<bool> {
+        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        Ok(pin::find(&*repo, &self.cluster.name, label).await?.is_some())
+    }
+
+    /// Pins a backup.
+    ///
+    /// # Errors
+    /// As [`pin::pin`].
+    pub async fn pin(&self, label: &Label, until: Option<Timestamp>, reason: &str) -> Result<Before> {
+        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        pin::pin(&*repo, &self.cluster.name, label, until, reason).await
+    }
+
+    /// Removes the pin of a backup.
+    ///
+    /// # Errors
+    /// As [`pin::unpin`].
+    pub async fn unpin(&self, label: &Label) -> Result<Before> {
+        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        pin::unpin(&*repo, &self.cluster.name, label).await
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        self.cluster
+    }
+
+    pub fn backups(&self) -> &Backups {
+        self.backups
+    }
+}

@@ -1,0 +1,210 @@
+//! A small repository for tests: whole backups and WAL of a cluster that never ran.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use crate::pg::lsn::Lsn;
+use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
+use crate::pg::wal_header::LONG;
+use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
+use crate::repo::manifest::{Chunk, Contents, DataObject, Dir, File, Manifest, Part, Source};
+use crate::repo::seal::{self, Blake3, Identity, Kind};
+use crate::repo::{self, Key, SharedRepo, now};
+use crate::units::ByteCount;
+
+pub(super) const CLUSTER: &str = "inventory";
+pub(super) const MIB: u64 = 1 << 20;
+
+/// Returns the manifest of an empty backup that ended when it began.
+pub(super) fn manifest(ended: Timestamp) -> Manifest {
+    Manifest {
+        format: 1,
+        label: Label::full(ended),
+        herd: "shop".to_owned(),
+        cluster: CLUSTER.to_owned(),
+        system_identifier: SystemIdentifier::new(1).unwrap(),
+        pgherd: "0.1.0".to_owned(),
+        server_version: 180_006,
+        node: "a".to_owned(),
+        from: Source::Primary,
+        begun: ended,
+        ended,
+        timeline: TimelineId::new(1).unwrap(),
+        start_lsn: Lsn::new(40),
+        stop_lsn: Lsn::new(400),
+        wal_segment_size: WalSegmentSize::new(MIB).unwrap(),
+        data_checksums: true,
+        block_size: 8192,
+        blocks_a_file: 131_072,
+        backup_label: String::new(),
+        tablespace_map: String::new(),
+        tablespaces: Vec::new(),
+        level: 3,
+        needs: Vec::new(),
+        files: 0,
+        directories: 0,
+        size: ByteCount(0),
+        stored: ByteCount(0),
+        damaged_pages: 0,
+        files_blake3: Blake3::of(b""),
+        files_stored: ByteCount(0),
+    }
+}
+
+/// A repository in a directory of its own.
+pub(super) struct Trial {
+    directory: tempfile::TempDir,
+    pub(super) repo: SharedRepo,
+}
+
+impl Trial {
+    pub(super) fn new() -> Self {
+        // In memory where there is such a place: thousands of small objects are synced.
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let url = format!("file://{}", directory.path().join("repository").display());
+        let repo = repo::create(&url).unwrap();
+        Self { directory, repo }
+    }
+
+    pub(super) fn url(&self) -> String {
+        self.repo.url().to_owned()
+    }
+
+    pub(super) fn path(&self, key: &Key) -> PathBuf {
+        self.directory.path().join("repository").join(key.as_str())
+    }
+
+    pub(super) fn system() -> SystemKeys {
+        ClusterKeys::new(CLUSTER).system(SystemIdentifier::new(7).unwrap())
+    }
+
+    /// Stores segments of timeline 1, 1 MiB each.
+    pub(super) fn archive(&self, numbers: impl IntoIterator<Item = u64>) {
+        for number in numbers {
+            let file = WalFile::Segment(Self::segment(number));
+            self.store_wal(file, &Self::wal(number));
+        }
+    }
+
+    /// Makes a segment of PostgreSQL 18: a header, and the same byte over and over.
+    pub(super) fn wal(number: u64) -> Vec<u8> {
+        let mut content = Vec::new();
+        content.extend(0xD118_u16.to_le_bytes());
+        content.extend(LONG.to_le_bytes());
+        content.extend(1_u32.to_le_bytes());
+        content.extend((number * MIB).to_le_bytes());
+        content.extend([0; 8]);
+        content.extend(7_u64.to_le_bytes());
+        content.extend(u32::try_from(MIB).unwrap().to_le_bytes());
+        content.extend(8192_u32.to_le_bytes());
+        content.resize(usize::try_from(MIB).unwrap(), u8::try_from(number % 251).unwrap());
+        content
+    }
+
+    pub(super) fn segment(number: u64) -> SegmentName {
+        let size = WalSegmentSize::new(MIB).unwrap();
+        SegmentName::holding(Lsn::new(number * MIB), TimelineId::new(1).unwrap(), size)
+    }
+
+    pub(super) fn store_wal(&self, file: WalFile, content: &[u8]) {
+        let (keys, name) = (Self::system(), file.to_string());
+        let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: keys.system() };
+        let object = seal::seal(identity, content, 3).unwrap();
+        now(self.repo.store(&keys.wal(file), &object)).unwrap();
+    }
+
+    /// Stores a backup of three files in two data objects, whose WAL is the segment `start`.
+    pub(super) fn back_up(&self, ended: Timestamp, start: u64) -> Label {
+        let keys = Self::system();
+        let mut manifest = manifest(ended);
+        manifest.system_identifier = keys.system();
+        manifest.start_lsn = Lsn::new(start * MIB + 40);
+        manifest.stop_lsn = Lsn::new(start * MIB + 400);
+        let backup = keys.backup(&manifest.label);
+
+        let text = |seed: u64, length: usize| -> Vec<u8> {
+            let mut state = seed ^ start;
+            let next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                u8::try_from(state >> 60).unwrap()
+            };
+            std::iter::repeat_with(next).take(length).collect()
+        };
+        let (small, other, large) = (text(1, 300), text(2, 500), text(3, 4000));
+        let bundle = [small.clone(), other.clone()].concat();
+        let mut contents = Contents::default();
+        for (object, pieces) in [(1, vec![&bundle[..], &large[..1500]]), (2, vec![&large[1500..]])] {
+            let mut stored = Vec::new();
+            for piece in pieces {
+                let frame = zstd::bulk::compress(piece, 3).unwrap();
+                contents.chunks.push(Chunk {
+                    object,
+                    offset: stored.len() as u64,
+                    stored: u32::try_from(frame.len()).unwrap(),
+                    size: u32::try_from(piece.len()).unwrap(),
+                    blake3: Blake3::of(&frame),
+                    backup: None,
+                });
+                stored.extend(frame);
+            }
+            now(self.repo.store(&backup.data(object), &stored)).unwrap();
+            contents
+                .objects
+                .push(DataObject { size: ByteCount(stored.len() as u64), blake3: Blake3::of(&stored) });
+        }
+        let part = |at, length, chunk, from| Part { at, length, chunk, from };
+        // The large one has a hole of 8 KiB after its first 1500 bytes, and one at its end.
+        let sparse = [&large[..1500], &[0; 8192], &large[1500..], &[0; 100]].concat();
+        for (path, bytes, parts) in [
+            ("PG_VERSION", &small, vec![part(0, 300, 0, 0)]),
+            ("base/5/1259", &other, vec![part(0, 500, 0, 300)]),
+            ("base/5/16384", &sparse, vec![part(0, 1500, 1, 0), part(9692, 2500, 2, 0)]),
+            ("base/5/16390", &Vec::new(), Vec::new()),
+        ] {
+            contents.files.push(File {
+                path: path.to_owned(),
+                mode: 0o600,
+                size: bytes.len() as u64,
+                mtime: 0,
+                crc32c: crc32c::crc32c(bytes),
+                parts,
+                damaged_blocks: Vec::new(),
+            });
+        }
+        contents.dirs.push(Dir { path: ".".to_owned(), mode: 0o700 });
+        self.commit(manifest, &contents)
+    }
+
+    /// Stores the list and the manifest.
+    pub(super) fn commit(&self, mut manifest: Manifest, contents: &Contents) -> Label {
+        let (keys, label) = (Self::system(), manifest.label.clone());
+        let backup = keys.backup(&label);
+        let identity = Identity { kind: Kind::Files, name: label.as_str(), system_identifier: keys.system() };
+        let files = seal::seal(identity, &contents.write(), 3).unwrap();
+        manifest.files = contents.files.len() as u64;
+        manifest.directories = contents.dirs.len() as u64;
+        manifest.size = ByteCount(contents.files.iter().map(|file| file.size).sum());
+        manifest.stored = ByteCount(contents.objects.iter().map(|object| object.size.0).sum());
+        manifest.files_blake3 = Blake3::of(&files);
+        manifest.files_stored = ByteCount(files.len() as u64);
+        now(self.repo.store(&backup.files(), &files)).unwrap();
+        now(self.repo.store(&backup.manifest(), &seal::write_document(&manifest))).unwrap();
+        label
+    }
+
+    /// Returns the keys of all objects.
+    pub(super) fn objects(&self) -> Vec<Key> {
+        let listed = now(self.repo.list_all(&ClusterKeys::new(CLUSTER).folder())).unwrap();
+        listed.into_iter().map(|listed| listed.key).collect()
+    }
+
+    /// Flips one bit of an object, as a failing disk does: behind the repository's back.
+    pub(super) fn flip(&self, key: &Key, bit: usize) {
+        let mut bytes = std::fs::read(self.path(key)).unwrap();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(self.path(key), bytes).unwrap();
+    }
+}
