@@ -14,6 +14,7 @@ pub mod man;
 pub mod node;
 pub mod operation;
 pub mod plan;
+pub mod restore;
 pub mod schema;
 pub mod status;
 pub mod validate;

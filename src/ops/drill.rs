@@ -9,13 +9,10 @@ mod report;
 mod scratch;
 mod window;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use archive::{Kept, list, root, write_whole};
@@ -23,61 +20,28 @@ pub use report::{Freshness, Held, Judged, Phase, PhaseTime, Proof, Reached, Repo
 pub use scratch::guard;
 
 use crate::db::assertion::{self, ProbeRow};
-use crate::db::{promotion, recovery};
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lease::{Held as Lease, Purpose};
 use crate::engine::record::Failure;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::Context;
-use crate::ops::binary;
-use crate::ops::node::restore::{
-    Claim, CopyForRestore, Dressing, PlanForRestore, Restored, Target, Wish as RestoreWish,
-};
-use crate::ops::node::{self, NodeDoor, NodeRequest, Priority, Progress, Told};
-use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
-use crate::ops::provision::{self, Site};
+use crate::ops::node::Progress;
+use crate::ops::node::restore::{Target, Wish as RestoreWish};
+use crate::ops::observe::Doors;
+use crate::ops::provision::Site;
+use crate::ops::restore::prepare::{self, Prepared, Remap};
+use crate::ops::restore::scratch as copy;
 use crate::ops::restore::survey::Survey;
-use crate::ops::restore::{dress, recover};
-use crate::ops::roles::{self, Lead};
-use crate::pg::lsn::Lsn;
-use crate::pg::system::SystemIdentifier;
-use crate::pg::timeline::TimelineId;
-use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
+use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::manifest::Manifest;
-use crate::repo::{SharedRepo, primary, seal};
-use crate::topology::claim::{self, Archive, Profile};
-use crate::topology::declared::{self, NodeWish, Setting};
+use crate::repo::seal;
 use crate::topology::model::{Cluster, DrillTarget, Herd, Node, Promote, RestoreDrill, RestoreProof};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
 
-/// The name of the copy within the cluster, and of its only node.
-const NODE: &str = "drill";
-/// What the copy is tuned for: it runs beside the nodes.
-const MEMORY: ByteCount = ByteCount(512 << 20);
 /// Room for WAL that is replayed: what the server keeps of it until its next restartpoint.
 const WAL_ROOM: u64 = 2 << 30;
-/// How long the end of recovery may take.
-const PROMOTE: Duration = Duration::from_secs(600);
 /// Seeds are short, since people type them.
 const SEEDS: u64 = 1_000_000;
-/// Settings that no copy keeps from `postgresql.conf` or ALTER SYSTEM: they would lead it to the outside.
-const OUTSIDE: [&str; 14] = [
-    "archive_command",
-    "archive_library",
-    "archive_mode",
-    "archive_timeout",
-    "cluster_name",
-    "default_transaction_read_only",
-    "hot_standby",
-    "listen_addresses",
-    "log_directory",
-    "port",
-    "shared_buffers",
-    "synchronous_standby_names",
-    "unix_socket_directories",
-    "max_logical_replication_workers",
-];
 
 /// What the operator asked for beyond the topology.
 #[derive(Debug, Clone, Default)]
@@ -94,7 +58,7 @@ pub struct Wish {
 #[derive(Debug, Clone)]
 pub enum Event {
     Phase(Phase),
-    Chosen { backup: Label, target: Target, seed: Option<u64>, directory: PathBuf },
+    Chosen { target: Target, seed: Option<u64>, directory: PathBuf },
     Progress(Progress),
 }
 
@@ -126,21 +90,14 @@ pub async fn run(
     let mut report = begun;
     // Who is killed has said so beforehand.
     archive::write(&context.places, &report)?;
-    let ended = match Doors::open(cluster, context.places.clone(), &context.gate) {
-        Err(error) => Err(error),
-        Ok(doors) => {
-            let mut stage = Stage::default();
-            let drill = Drill { context, herd, cluster, declared: &declared, wish, doors: &doors, tell };
-            let ended = tokio::select! {
-                biased;
-                () = interrupt.asked(1) => Err(Error::new(ErrorKind::Interrupted, "the drill was interrupted")
-                    .detail("It proves nothing. What it had made was removed.")),
-                ended = drill.all(&mut report, &mut stage) => ended,
-            };
-            let cleared = stage.end(&doors, wish.keep, &mut report).await;
-            ended.and(cleared)
-        }
-    };
+    let drill = Drill { context, herd, cluster, declared: &declared, wish, tell, interrupt };
+    let mut stage = Stage::default();
+    let ended = drill.all(&mut report, &mut stage).await.map_err(|error| match error.kind() {
+        ErrorKind::Interrupted => interrupted(),
+        _ => error,
+    });
+    let cleared = stage.end(wish.keep, &mut report).await;
+    let ended = ended.and(cleared);
     report.error = ended.err().map(|error| Failure::from(&error));
     report.ended = Timestamp::now();
     report.verdict = report.judge();
@@ -193,29 +150,27 @@ fn random() -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+fn interrupted() -> Error {
+    Error::new(ErrorKind::Interrupted, "the drill was interrupted").detail("It proves nothing.")
+}
+
 /// What has to be ended, whatever happens.
 #[derive(Debug, Default)]
 struct Stage {
+    doors: Option<Doors>,
     held: Option<scratch::Held>,
     guard: Option<scratch::Guard>,
-    lease: Option<Lease>,
 }
 
 impl Stage {
-    async fn end(self, doors: &Doors, keep: bool, report: &mut Report) -> Result<()> {
-        if let Some(lease) = self.lease
-            && let Err(error) = lease.release().await
-        {
-            tracing::warn!(%error, "could not give the lease back; it expires by itself");
-        }
-        let Some(held) = self.held else { return Ok(()) };
+    async fn end(self, keep: bool, report: &mut Report) -> Result<()> {
+        let (Some(doors), Some(held)) = (self.doors, self.held) else { return Ok(()) };
         let directory = held.scratch.directory.display().to_string();
         let host = doors.host(&held.scratch.host);
-        // Kept is what is whole: after an error, too, but nothing that runs.
         if keep {
-            drop(self.guard);
             report.left = Some(directory);
             scratch::stop(host, &held.scratch).await?;
+            drop(self.guard);
             return held.forget();
         }
         let cleared = scratch::clear(host, &held.scratch).await;
@@ -236,186 +191,169 @@ struct Drill<'a> {
     cluster: &'a Cluster,
     declared: &'a RestoreDrill,
     wish: &'a Wish,
-    doors: &'a Doors,
     tell: Tell,
-}
-
-/// What is known of the cluster before anything is chosen.
-struct Known {
-    system_identifier: Option<SystemIdentifier>,
-    timeline: Option<TimelineId>,
-    /// What only a primary that answers can say.
-    primary: Option<FromPrimary>,
-}
-
-struct FromPrimary {
-    next_transaction: u64,
-    at_least: [u32; 5],
-    probe: Option<ProbeRow>,
+    interrupt: &'a Interrupt,
 }
 
 impl Drill<'_> {
     async fn all(&self, report: &mut Report, stage: &mut Stage) -> Result<()> {
-        let backups = self.cluster.backups.as_ref().ok_or_else(|| {
-            Error::refused(format!("cannot drill {}: it has no backups", self.cluster.name))
-                .hint("Declare \"backups\" in the topology, run \"pgherd apply\", then make one: pgherd backup create")
-        })?;
         let node = self.cluster.preferred();
         report.host = Some(node.host.clone());
+        (self.tell)(Event::Phase(Phase::Choose));
         self.remove_leftovers(report).await?;
-        let door = Arc::new(NodeDoor::with(self.doors, &node.host, &self.context.build).await?);
-        let repo = node::repository(&door, &backups.repository.url).await?;
-        let known = self.look(&repo).await?;
+        let wish = |target| RestoreWish { target, timeline: None, backup: None };
+        let prepared = self
+            .unless_interrupted(prepare::prepare(
+                self.context,
+                self.cluster,
+                &node.host,
+                &wish(Target::Latest),
+            ))
+            .await?;
+        let target = match report.to {
+            DrillTarget::Newest => Target::Latest,
+            DrillTarget::RandomSecond => Target::Time(self.random_second(&prepared, report).await?),
+        };
+        let probe = self.probe_of_primary(&prepared).await;
+        let Prepared { door, doors, survey: newest, primary, .. } = prepared;
+        let scratch = self.scratch(node, report, &doors, &newest).await?;
+        (self.tell)(Event::Chosen {
+            target: target.clone(),
+            seed: report.seed,
+            directory: scratch.directory.clone(),
+        });
+        let doors = stage.doors.insert(doors);
+        let host = doors.host(&node.host);
+        let held = stage.held.insert(scratch::make(&self.context.places, host, scratch).await?);
+        stage.guard = Some(scratch::guarded(Arc::new(door), held.scratch.clone()));
 
-        let clock = self.begin_phase(Phase::Choose);
-        let newest = self.survey(&door, &backups.repository.url, &known, Target::Latest).await?;
-        let keys = ClusterKeys::new(&self.cluster.name).system(newest.system_identifier);
-        let survey = match report.to {
-            DrillTarget::Newest => newest.clone(),
-            DrillTarget::RandomSecond => {
-                let at = self.random_second(&repo, &keys, &newest, report).await?;
-                self.survey(&door, &backups.repository.url, &known, Target::Time(at)).await?
+        let request = copy::Request {
+            wish: wish(target.clone()),
+            directory: held.scratch.data(),
+            remap: Remap { one: Vec::new(), all: Some(held.scratch.directory.join("tablespaces")) },
+            port: copy::PORT,
+            action: copy::Action::Promote,
+            start: true,
+            delta: false,
+            workers: 0,
+        };
+        let restored =
+            copy::restore(self.context, self.herd, self.cluster, &request, self.listener(), self.interrupt)
+                .await?;
+        let achieved = restored.achieved.as_ref().expect("a copy that was started has reached its target");
+        report.backup = Some(restored.label.clone());
+        report.notes.extend(restored.notes.iter().cloned());
+        let seconds = restored.seconds;
+        for (phase, seconds) in [
+            (Phase::Choose, seconds.choose),
+            (Phase::Fetch, seconds.copy),
+            (Phase::Replay, seconds.replay),
+            (Phase::Start, seconds.promote),
+        ] {
+            report.phases.push(PhaseTime { phase, seconds });
+        }
+        report.reached = Some(Reached {
+            lsn: achieved.lsn,
+            timeline: achieved.timeline,
+            last_transaction: achieved.last_transaction,
+        });
+        let next = match report.to {
+            DrillTarget::Newest => Some(achieved.next_transaction),
+            DrillTarget::RandomSecond => None,
+        };
+        report.freshness =
+            Some(freshness(report, &newest, primary.and_then(|primary| primary.next_transaction), next));
+        let until = match target {
+            Target::Time(at) => at,
+            Target::Latest | Target::Immediate | Target::Lsn(_) | Target::Xid(_) | Target::Name(_) => {
+                newest_commit(&newest)
             }
         };
-        clock.end(report);
-        report.backup = Some(survey.choice.backup.clone());
-        report.notes.extend(survey.notes.iter().cloned());
 
-        let labels = vec![survey.choice.backup.clone()];
-        let lease = stage.lease.insert(Lease::take_to_use(&repo, &keys, Purpose::Restore, labels).await?);
-        let scratch = self.scratch(node, report, &survey).await?;
-        let doors = self.doors_to(&scratch)?;
-        let copy = copy_of(node, &scratch);
-        let programs = self.doors.programs(self.cluster, &node.host).await?;
-        let users = [
-            self.doors.host(&node.host).os_user().to_owned(),
-            self.doors.host(&node.host).caller().to_owned(),
-        ];
+        (self.tell)(Event::Phase(Phase::Checks));
+        let begun = Instant::now();
+        let copied = self.copied(node, &request, &restored);
+        let to_copy = doors_to(doors, &restored)?;
+        let users = Vec::new();
         let site = Site {
             herd: &self.herd.name,
-            operation: &report.id.clone(),
+            operation: &held.scratch.id,
             cluster: self.cluster,
-            node: &copy,
-            doors: &doors,
-            programs,
+            node: &copied,
+            doors: &to_copy,
+            programs: doors.programs(self.cluster, &node.host).await?,
             users: &users,
         };
-        scratch::socket_fits(&site.places().socket, copy.port)?;
-        let held = stage.held.insert(scratch::make(&self.context.places, site.host(), scratch).await?);
-        stage.guard = Some(scratch::guarded(Arc::clone(&door), held.scratch.clone()));
-        (self.tell)(Event::Chosen {
-            backup: survey.choice.backup.clone(),
-            target: survey.choice.target.clone(),
-            seed: report.seed,
-            directory: held.scratch.directory.clone(),
-        });
-        tokio::select! {
-            biased;
-            why = lease.lost() => return Err(why),
-            restored = self.restore(&site, &door, &survey, &known, report) => restored?,
-        }
-        let reached = report.reached.as_ref().expect("restore fills it in");
-        let until = match survey.choice.target {
-            Target::Time(at) => at,
-            _ => reached.last_transaction.unwrap_or(survey.manifest.ended),
-        };
-        let clock = self.begin_phase(Phase::Checks);
-        let probe = known.primary.as_ref().and_then(|primary| primary.probe.as_ref());
-        proofs::prove(&site, self.declared, probe, until, &mut report.proofs).await?;
-        clock.end(report);
+        self.unless_interrupted(proofs::prove(
+            &site,
+            self.declared,
+            probe.as_ref(),
+            until,
+            &mut report.proofs,
+        ))
+        .await?;
+        report.restored = Some(restored.copied);
+        report.phases.push(PhaseTime { phase: Phase::Checks, seconds: begun.elapsed().as_secs_f64() });
         report.rto_seconds = Some(report.phases.iter().map(|time| time.seconds).sum());
         report.objectives = self.judge(report);
         Ok(())
     }
 
-    fn begin_phase(&self, phase: Phase) -> Clock {
-        (self.tell)(Event::Phase(phase));
-        Clock { phase, begun: Instant::now() }
+    async fn unless_interrupted<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.interrupt.asked(1) => Err(interrupted()),
+            ended = work => ended,
+        }
+    }
+
+    /// Hands on what the restore tells.
+    fn listener(&self) -> copy::Tell {
+        let tell = Arc::clone(&self.tell);
+        Arc::new(move |event| match event {
+            copy::Event::Phase(copy::Phase::Copies) => tell(Event::Phase(Phase::Fetch)),
+            copy::Event::Phase(copy::Phase::Recovers) => tell(Event::Phase(Phase::Replay)),
+            copy::Event::Phase(copy::Phase::Promotes) => tell(Event::Phase(Phase::Start)),
+            copy::Event::Progress(progress) => tell(Event::Progress(progress)),
+            copy::Event::Replay { .. } => {}
+        })
     }
 
     /// Ends and removes what drills of this cluster left that were killed.
     async fn remove_leftovers(&self, report: &mut Report) -> Result<()> {
-        for held in scratch::of_the_dead(&self.context.places, self.cluster)? {
+        let dead = scratch::of_the_dead(&self.context.places, self.cluster)?;
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let doors = Doors::open(self.cluster, self.context.places.clone(), &self.context.gate)?;
+        for held in dead {
             if self.cluster.nodes.iter().all(|node| node.host != held.scratch.host) {
                 continue;
             }
-            scratch::clear(self.doors.host(&held.scratch.host), &held.scratch).await?;
-            report.notes.push(format!("Drill {} was killed; what it had left was removed.", held.scratch.id));
+            scratch::clear(doors.host(&held.scratch.host), &held.scratch).await?;
+            report.notes.push(format!("Drill {} was killed; nothing of it is left now.", held.scratch.id));
             held.forget()?;
         }
         Ok(())
     }
 
-    /// Looks who is primary, and asks it what the copy is compared with. A cluster of which nothing is left can be drilled, too.
-    async fn look(&self, repo: &SharedRepo) -> Result<Known> {
-        let observed = observe::observe(self.doors, self.cluster, Depth::Servers).await;
-        let profiles = observed.nodes.iter().filter_map(|node| node.profile.as_ref());
-        let system_identifier = profiles.map(|profile| profile.system_identifier).next();
-        let lead = match roles::lead(&observed) {
-            Lead::Primary(name) | Lead::StoppedPrimary(name) => Some(name),
-            Lead::Unborn | Lead::Split(_) | Lead::Unknown { .. } => None,
-        };
-        let led = lead.as_deref().and_then(|name| observed.node(name)).and_then(roles::timeline);
-        let timeline = match led {
-            Some(timeline) => Some(timeline),
-            None => primary::read(&**repo, &self.cluster.name).await?.map(|record| record.timeline),
-        };
-        let primary = self.ask_primary(&observed).await;
-        Ok(Known { system_identifier, timeline, primary })
-    }
-
-    async fn ask_primary(&self, observed: &ClusterObserved) -> Option<FromPrimary> {
-        let Lead::Primary(name) = roles::lead(observed) else { return None };
-        let node = self.cluster.node(&name)?;
-        let asked = async {
-            let login = self.doors.superuser(self.cluster, node, "postgres");
-            let conn = self.doors.connector.connect(&login).await?;
-            let next_transaction = recovery::next_transaction(&conn).await?;
-            let at_least = recovery::at_least(&conn).await?;
-            let probe = match self.cluster.databases.first() {
-                None => None,
-                Some(database) => {
-                    let login = self.doors.superuser(self.cluster, node, database);
-                    assertion::probe_row(&self.doors.connector.connect(&login).await?).await?
-                }
-            };
-            Ok::<_, Error>(FromPrimary { next_transaction, at_least, probe })
-        };
-        match asked.await {
-            Ok(answer) => Some(answer),
-            Err(error) => {
-                tracing::warn!(%error, "the primary did not say what the copy could be compared with");
-                None
-            }
-        }
-    }
-
-    async fn survey(&self, door: &NodeDoor, url: &str, known: &Known, target: Target) -> Result<Survey> {
-        let request = PlanForRestore {
-            url: url.to_owned(),
-            cluster: self.cluster.name.clone(),
-            system_identifier: known.system_identifier,
-            wish: RestoreWish { target, timeline: None, backup: None },
-            primary: known.timeline,
-        };
-        door.call(&NodeRequest::PlanForRestore(Box::new(request)), Priority::Normal, Arc::new(|_| ())).await
+    /// Reads the row of the write proof on the primary; what it does not say now is no reason not to drill.
+    async fn probe_of_primary(&self, prepared: &Prepared) -> Option<ProbeRow> {
+        let node = self.cluster.node(&prepared.primary.as_ref()?.node)?;
+        let login = prepared.doors.superuser(self.cluster, node, self.cluster.databases.first()?);
+        let conn = prepared.doors.connector.connect(&login).await.ok()?;
+        assertion::probe_row(&conn).await.ok()?
     }
 
     /// Draws a second between the end of the oldest backup and the newest commit.
-    async fn random_second(
-        &self,
-        repo: &SharedRepo,
-        keys: &SystemKeys,
-        newest: &Survey,
-        report: &mut Report,
-    ) -> Result<Timestamp> {
+    async fn random_second(&self, prepared: &Prepared, report: &mut Report) -> Result<Timestamp> {
         let seed = match self.wish.seed {
             Some(seed) => seed,
             None => random()? % SEEDS,
         };
         report.seed = Some(seed);
-        let first = oldest(repo, keys).await?.unwrap_or(newest.manifest.ended);
-        let last = newest_commit(newest);
+        let first = oldest(self.cluster, prepared).await?.unwrap_or(prepared.survey.manifest.ended);
+        let last = newest_commit(&prepared.survey);
         let drawn = window::draw(seed, first, last).ok_or_else(|| {
             Error::refused("there is no second to choose from")
                 .detail(format!(
@@ -428,177 +366,33 @@ impl Drill<'_> {
     }
 
     /// Names a scratch directory where there is room for the copy.
-    async fn scratch(&self, node: &Node, report: &Report, survey: &Survey) -> Result<node::scratch::Scratch> {
-        let wal = survey.choice.segments().saturating_mul(survey.choice.segment_size.as_u64()).min(WAL_ROOM);
-        let size = survey.manifest.size.0;
+    async fn scratch(
+        &self,
+        node: &Node,
+        report: &Report,
+        doors: &Doors,
+        newest: &Survey,
+    ) -> Result<crate::ops::node::scratch::Scratch> {
+        let wal = newest.choice.segments().saturating_mul(newest.choice.segment_size.as_u64()).min(WAL_ROOM);
+        let size = newest.manifest.size.0;
         let needed = ByteCount(size.saturating_add(size / 10).saturating_add(wal));
         let named = self.wish.scratch.as_deref();
-        let base = scratch::base(self.doors, self.cluster, &node.host, named, needed).await?;
-        let programs = self.doors.programs(self.cluster, &node.host).await?;
+        let base = scratch::base(doors, self.cluster, &node.host, named, needed).await?;
+        let programs = doors.programs(self.cluster, &node.host).await?;
         Ok(scratch::name(&base, &report.id, self.cluster, &node.host, &programs.directory))
     }
 
-    /// Returns the same doors, with every place of the copy in its scratch directory.
-    fn doors_to(&self, scratch: &node::scratch::Scratch) -> Result<Doors> {
-        let lib = self.doors.places.lib().display().to_string();
-        let within = scratch.directory.display().to_string();
-        let mut doors = self.doors.clone();
-        doors.places = Places::decide(false, |name| match name {
-            "PGHERD_LIB_DIR" => Some(lib.clone()),
-            "PGHERD_CONFIG_DIR" | "PGHERD_STATE_DIR" => Some(within.clone()),
-            _ => None,
-        })?;
-        Ok(doors)
-    }
-
-    /// Copies, replays to the target, and ends recovery.
-    async fn restore(
-        &self,
-        site: &Site<'_>,
-        door: &NodeDoor,
-        survey: &Survey,
-        known: &Known,
-        report: &mut Report,
-    ) -> Result<()> {
-        let clock = self.begin_phase(Phase::Fetch);
-        let settings = self.settings(site, survey).await?;
-        write_profile(site, survey.system_identifier).await?;
-        report.restored = Some(self.copy(site, door, survey, &settings).await?);
-        clock.end(report);
-
-        let clock = self.begin_phase(Phase::Replay);
-        let socket = site.places().socket.display().to_string();
-        let closed = [
-            ("archive_mode", "off"),
-            ("listen_addresses", ""),
-            ("unix_socket_directories", socket.as_str()),
-            ("synchronous_standby_names", ""),
-            ("primary_conninfo", ""),
-            ("max_logical_replication_workers", "0"),
-        ];
-        recover::hold_in_effect(site, &closed).await?;
-        recover::start(site, known.primary.as_ref().map(|primary| primary.at_least)).await?;
-        let achieved = recover::until_target(site, &survey.choice, &|_: Lsn| ()).await?;
-        clock.end(report);
-        report.freshness = Some(self.freshness(report, survey, known, achieved.next_transaction));
-
-        let clock = self.begin_phase(Phase::Start);
-        let conn = site.connect().await?;
-        if !promotion::promote(&conn, PROMOTE).await? {
-            return Err(Error::failed("the copy did not end its recovery")
-                .detail(provision::last_log_lines(site).await.join("\n")));
+    /// Declares the copy as a node.
+    fn copied(&self, node: &Node, request: &copy::Request, restored: &copy::Report) -> Node {
+        Node {
+            name: copy::NAME.to_owned(),
+            host: node.host.clone(),
+            port: restored.port,
+            data_directory: request.directory.clone(),
+            preferred: false,
+            promote: Promote::ByHand,
+            pool_connections: None,
         }
-        clock.end(report);
-        report.reached = Some(Reached {
-            lsn: achieved.lsn,
-            timeline: achieved.timeline,
-            last_transaction: achieved.last_transaction,
-            segments: survey.choice.segments(),
-            wal_stored: survey.wal_stored,
-        });
-        Ok(())
-    }
-
-    /// Returns what goes into `pgherd.node.conf` of the copy.
-    async fn settings(&self, site: &Site<'_>, survey: &Survey) -> Result<Vec<Setting>> {
-        let mut places = site.places();
-        // The link to pgherd may be another version's, or not be there any more.
-        places.program = binary::ensure_copy(site.host(), &self.doors.places, &self.context.build).await?;
-        let wish = NodeWish { upstream: None, synchronous: String::new(), memory: MEMORY };
-        let mut settings = declared::node_settings(site.cluster, site.node, &wish, &places);
-        let own = [
-            ("archive_command", ""),
-            ("archive_mode", "off"),
-            ("listen_addresses", ""),
-            // A subscription of the copy would drain the slot of the original.
-            ("max_logical_replication_workers", "0"),
-            ("shared_buffers", "128MB"),
-            ("ssl", "off"),
-            // Its jobs belong to the original (pg_cron; without it an unused name).
-            ("cron.launch_active_jobs", "off"),
-        ];
-        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        for (name, value) in own.into_iter().chain(recover::settings(&survey.choice)) {
-            settings.retain(|(other, _)| *other != name);
-            settings.push((name, value));
-        }
-        settings.sort();
-        Ok(settings)
-    }
-
-    async fn copy(
-        &self,
-        site: &Site<'_>,
-        door: &NodeDoor,
-        survey: &Survey,
-        settings: &[Setting],
-    ) -> Result<Restored> {
-        let directory = site.node.data_directory.parent().expect("it is in the scratch directory");
-        let tablespaces: BTreeMap<u32, PathBuf> = survey
-            .manifest
-            .tablespaces
-            .iter()
-            .map(|tablespace| (tablespace.oid, directory.join(format!("tablespaces/{}", tablespace.oid))))
-            .collect();
-        for path in
-            std::iter::once(directory.join("tablespaces")).chain([site.places().socket, site.places().log])
-        {
-            site.host()
-                .make_directory(&path, 0o700)
-                .await
-                .map_err(|error| Error::failed(format!("could not make {}", path.display())).source(error))?;
-        }
-        let request = CopyForRestore {
-            url: self.url(),
-            cluster: self.cluster.name.clone(),
-            system_identifier: survey.system_identifier,
-            label: survey.choice.backup.clone(),
-            data_directory: site.node.data_directory.clone(),
-            tablespaces,
-            claim: Claim::Scratch { id: site.operation.to_owned() },
-            dressing: Dressing {
-                shared: None,
-                node: declared::settings_file(settings),
-                users: site.users.to_vec(),
-                neutral: dress::OLD_PLACE.iter().chain(&OUTSIDE).map(|name| (*name).to_owned()).collect(),
-                signal: Some(recover::signal(&survey.choice.target)),
-            },
-            workers: 0,
-        };
-        let (told, mut heard) = watch::channel(Progress::default());
-        let listen: Told = Arc::new(move |progress| {
-            told.send_replace(progress);
-        });
-        let request = NodeRequest::CopyForRestore(Box::new(request));
-        let mut copy = std::pin::pin!(door.call::<Restored>(&request, Priority::Normal, listen));
-        loop {
-            tokio::select! {
-                ended = &mut copy => return ended,
-                Ok(()) = heard.changed() => (self.tell)(Event::Progress(*heard.borrow_and_update())),
-            }
-        }
-    }
-
-    fn url(&self) -> String {
-        self.cluster.backups.as_ref().map(|backups| backups.repository.url.clone()).unwrap_or_default()
-    }
-
-    /// Says what the loss of everything but the repository would have cost when the drill began.
-    fn freshness(&self, report: &Report, survey: &Survey, known: &Known, next_transaction: u64) -> Freshness {
-        let newest_commit = match report.to {
-            DrillTarget::Newest => newest_commit(survey),
-            DrillTarget::RandomSecond => {
-                survey.beyond.last.as_ref().map_or_else(|| newest_commit(survey), |mark| mark.at)
-            }
-        };
-        let age_seconds = report.begun.duration_since(newest_commit).as_secs_f64().max(0.0);
-        // What a copy of the newest moment would give its next transaction, the primary would, too, if none has begun since.
-        let written_since = match (report.to, &known.primary) {
-            (DrillTarget::Newest, Some(primary)) => Some(primary.next_transaction != next_transaction),
-            (DrillTarget::Newest | DrillTarget::RandomSecond, _) => None,
-        };
-        let rpo_seconds = if written_since == Some(false) { 0.0 } else { age_seconds };
-        Freshness { newest_commit, age_seconds, written_since, rpo_seconds }
     }
 
     /// Holds what was measured to the objectives that a restore answers.
@@ -637,31 +431,20 @@ impl Drill<'_> {
     }
 }
 
-/// Measures a phase.
-struct Clock {
-    phase: Phase,
-    begun: Instant,
-}
-
-impl Clock {
-    fn end(self, report: &mut Report) {
-        report.phases.push(PhaseTime { phase: self.phase, seconds: self.begun.elapsed().as_secs_f64() });
-    }
-}
-
 /// Returns when the newest transaction committed that a restore to the end of the archive has.
 fn newest_commit(survey: &Survey) -> Timestamp {
     survey.choice.last.as_ref().map_or(survey.manifest.ended, |mark| mark.at)
 }
 
 /// Returns when the oldest backup had ended.
-async fn oldest(repo: &SharedRepo, keys: &SystemKeys) -> Result<Option<Timestamp>> {
-    let folders = repo.list(Some(&keys.backups())).await?.folders;
+async fn oldest(cluster: &Cluster, prepared: &Prepared) -> Result<Option<Timestamp>> {
+    let keys = ClusterKeys::new(&cluster.name).system(prepared.survey.system_identifier);
+    let folders = prepared.repo.list(Some(&keys.backups())).await?.folders;
     let mut labels: Vec<Label> = folders.iter().filter_map(|folder| folder.parse().ok()).collect();
     labels.sort();
     for label in labels {
         // One without a manifest is not finished; one that is damaged counts for nothing here, and verify names it.
-        if let Some(bytes) = repo.read(&keys.backup(&label).manifest()).await?
+        if let Some(bytes) = prepared.repo.read(&keys.backup(&label).manifest()).await?
             && let Ok(manifest) = seal::read_document::<Manifest>(&bytes)
         {
             return Ok(Some(manifest.ended));
@@ -670,45 +453,31 @@ async fn oldest(repo: &SharedRepo, keys: &SystemKeys) -> Result<Option<Timestamp
     Ok(None)
 }
 
-/// Declares the copy as a node.
-fn copy_of(node: &Node, scratch: &node::scratch::Scratch) -> Node {
-    Node {
-        name: NODE.to_owned(),
-        host: node.host.clone(),
-        // It only names the socket.
-        port: node.port,
-        data_directory: scratch.data(),
-        preferred: false,
-        promote: Promote::ByHand,
-        pool_connections: None,
-    }
+/// Returns the same doors, with every place of a node beside the copy.
+fn doors_to(doors: &Doors, restored: &copy::Report) -> Result<Doors> {
+    let lib = doors.places.lib().display().to_string();
+    let beside = restored.beside.display().to_string();
+    let mut doors = doors.clone();
+    doors.places = Places::decide(true, |name| match name {
+        "PGHERD_LIB_DIR" => Some(lib.clone()),
+        "PGHERD_CONFIG_DIR" | "PGHERD_STATE_DIR" => Some(beside.clone()),
+        _ => None,
+    })?;
+    Ok(doors)
 }
 
-/// Writes the profile that the copy's `restore_command` names.
-async fn write_profile(site: &Site<'_>, system_identifier: SystemIdentifier) -> Result<()> {
-    let places = site.places();
-    let profile = Profile {
-        format: claim::FORMAT,
-        herd: site.herd.to_owned(),
-        cluster: site.cluster.name.clone(),
-        node: site.node.name.clone(),
-        host: site.node.host.clone(),
-        os_user: site.host().os_user().to_owned(),
-        version: site.programs.version.major,
-        system_identifier,
-        data_directory: site.node.data_directory.clone(),
-        bin_directory: site.programs.directory.clone(),
-        socket_directory: places.socket.clone(),
-        log_directory: places.log.clone(),
-        passfile: places.passfile.clone(),
-        port: site.node.port,
-        slot: site.cluster.slot_name(&site.node.name),
-        memory: MEMORY,
-        archive: Archive::of(site.cluster),
-    };
-    site.host()
-        .make_directory(&places.facts, 0o700)
-        .await
-        .map_err(|error| Error::failed(format!("could not make {}", places.facts.display())).source(error))?;
-    provision::write(site, &places.profile, &claim::write(&profile), 0o600).await
+/// Says what the loss of everything but the repository would have cost when the drill began.
+///
+/// `primary_next` is the number that the primary's next transaction had then, `copy_next` that of a copy of the newest moment.
+fn freshness(
+    report: &Report,
+    newest: &Survey,
+    primary_next: Option<u64>,
+    copy_next: Option<u64>,
+) -> Freshness {
+    let newest_commit = newest_commit(newest);
+    let age_seconds = report.begun.duration_since(newest_commit).as_secs_f64().max(0.0);
+    let written_since = primary_next.zip(copy_next).map(|(primary, copy)| primary != copy);
+    let rpo_seconds = if written_since == Some(false) { 0.0 } else { age_seconds };
+    Freshness { newest_commit, age_seconds, written_since, rpo_seconds }
 }

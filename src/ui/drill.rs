@@ -35,9 +35,9 @@ pub async fn draw(ui: &mut Ui, herd: &str, cluster: &str, mut events: UnboundedR
     while let Some(event) = events.recv().await {
         let text = match event {
             Event::Phase(phase) => phase.text().to_owned(),
-            Event::Chosen { backup, target, seed, directory } => {
+            Event::Chosen { target, seed, directory } => {
                 let seed = seed.map(|seed| format!(" (seed {seed})")).unwrap_or_default();
-                let text = format!("{name}   {backup} to {target}{seed} in {}", directory.display());
+                let text = format!("{name}   a copy of {target}{seed} in {}", directory.display());
                 match &bar {
                     Some(bar) => bar.suspend(|| ui.note(text)),
                     None if ui.format != Format::Json => ui.note(text),

@@ -15,6 +15,7 @@ pub mod journal;
 pub mod junit;
 pub mod operation;
 pub mod plan;
+pub mod restore;
 pub mod status;
 pub mod trust;
 

@@ -19,6 +19,7 @@ mod archiving;
 mod backup;
 mod connect;
 mod destroy;
+mod drill;
 mod herd;
 mod objects;
 mod plan_file;

@@ -9,7 +9,6 @@ use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::Label;
 use crate::topology::model::DrillTarget;
-use crate::units::ByteCount;
 
 /// The format that this pgherd reads and writes.
 pub const FORMAT: u32 = 1;
@@ -121,9 +120,6 @@ pub struct Reached {
     pub timeline: TimelineId,
     /// When the last transaction that was replayed ended.
     pub last_transaction: Option<Timestamp>,
-    /// WAL segments that were replayed, and their bytes in the repository.
-    pub segments: u64,
-    pub wal_stored: ByteCount,
 }
 
 /// A drill, as it ended or as far as it came.

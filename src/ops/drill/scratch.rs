@@ -33,8 +33,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long an immediate shutdown, and the end of the last process that writes into the directory, may take.
 const END: Duration = Duration::from_secs(60);
-/// The longest path of a Unix socket (`sun_path` of unix(7), less its end).
-const LONGEST_SOCKET: usize = 107;
 
 /// A scratch directory that this process answers for.
 #[derive(Debug)]
@@ -323,19 +321,4 @@ fn taken(cluster: &Cluster, base: &Path) -> Option<String> {
     let repository = repository.filter(|repository| base.starts_with(repository.directory()));
     node.map(|node| cluster.full_name(&node.name))
         .or(repository.map(|found| format!("repository {}", found.name)))
-}
-
-/// Refuses a directory in which a Unix socket could not be made.
-pub(super) fn socket_fits(socket: &Path, port: u16) -> Result<()> {
-    let path = socket.join(format!(".s.PGSQL.{port}"));
-    let length = path.as_os_str().len();
-    if length <= LONGEST_SOCKET {
-        return Ok(());
-    }
-    Err(Error::refused(format!(
-        "the scratch directory's path is too long for a Unix socket: {}",
-        path.display()
-    ))
-    .detail(format!("It has {length} bytes, the most is {LONGEST_SOCKET}."))
-    .hint("Name a place with a shorter path: --scratch-dir DIRECTORY"))
 }
