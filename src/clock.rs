@@ -31,9 +31,13 @@ impl Clock for SystemClock {
 /// # Errors
 /// A fragment that says what was expected; also for a clock time that the zone has twice or not at all.
 pub fn parse_moment(text: &str, zone: &str) -> Result<Timestamp, String> {
-    const EXPECTED: &str = "expected a moment such as \"2026-11-21 09:41:07.5 UTC\" or 2026-11-21T09:41:07+01:00";
+    const EXPECTED: &str =
+        "expected a moment such as \"2026-11-21 09:41:07.5 UTC\" or 2026-11-21T09:41:07+01:00";
     let text = text.trim();
-    let utc = text.strip_suffix("UTC").or_else(|| text.strip_suffix("GMT")).map(|rest| format!("{}Z", rest.trim_end()));
+    let utc = text
+        .strip_suffix("UTC")
+        .or_else(|| text.strip_suffix("GMT"))
+        .map(|rest| format!("{}Z", rest.trim_end()));
     let normal = utc.as_deref().unwrap_or(text);
     if let Ok(moment) = normal.parse::<Timestamp>() {
         return Ok(moment);
@@ -42,7 +46,8 @@ pub fn parse_moment(text: &str, zone: &str) -> Result<Timestamp, String> {
     if normal.ends_with('Z') {
         return Err(EXPECTED.to_owned());
     }
-    let zone_found = jiff::tz::TimeZone::get(zone).map_err(|_| format!("the time zone {zone} is not known here"))?;
+    let zone_found =
+        jiff::tz::TimeZone::get(zone).map_err(|_| format!("the time zone {zone} is not known here"))?;
     zone_found.to_ambiguous_timestamp(clock).unambiguous().map_err(|_| {
         format!("the clocks of {zone} showed {clock} twice or not at all; add an offset, such as +01 or UTC")
     })

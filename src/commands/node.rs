@@ -8,6 +8,7 @@ use crate::ops::backup::{self, expire, verify};
 use crate::ops::drill;
 use crate::ops::node::{self, NodeRequest, Reporter};
 use crate::ops::restore;
+use crate::ops::wal;
 use crate::ui;
 use crate::ui::exit::Exit;
 
@@ -39,6 +40,7 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         NodeRequest::VerifyBackups(request) => {
             reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
         }
+        NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
     }
     Ok(Exit::Done)
 }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{App, Outcome};
+use super::{App, Outcome, in_place};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::ops::node::restore::{Target, Wish};
@@ -17,6 +18,7 @@ use crate::repo::layout::Label;
 use crate::topology::model::Herd;
 use crate::ui;
 use crate::ui::exit::Exit;
+use crate::units;
 
 /// Bring a cluster back as it was at a moment
 ///
@@ -29,18 +31,34 @@ use crate::ui::exit::Exit;
 /// not complete does not start. It is promoted only after it was seen to have reached its target. Run again after an interruption, it goes on.
 /// Tablespaces go to DIR-tablespaces unless you say otherwise; the copy's socket, log and profile are in DIR-pgherd.
 ///
-/// Exit codes: 0 done, 1 failed (nothing was promoted), 2 bad usage, 4 refused: no way to the target, or the directory is not free, 5 the
-/// backup is being removed, 10 no backup or no repository, 130 interrupted.
+/// --in-place brings the whole cluster back: its poolers are paused, its nodes stopped, their directories renamed (DIR.before-ID, and
+/// never removed), one node is restored and checked, the others are cloned from it, the archive goes on with a new timeline, and the
+/// clients go on. It shows the plan and asks for the cluster's name. Until clients are let in, whatever fails is undone, and so it is by
+/// `pgherd operation undo`: then everything is as it was. Killed in between it leaves clients waiting; resume or undo it.
+///
+/// Exit codes: 0 done, 1 failed (nothing was promoted, or in place everything was undone), 2 bad usage, 4 refused: no way to the target, or the directory is not free, 5 the
+/// backup is being removed or another operation holds the cluster, 6 stuck, 7 in place: clients may be let in and something is left, 10 no
+/// backup or no repository, 130 interrupted.
 ///
 /// Example: pgherd restore inventory --to-dir /srv/r --target-time "2026-11-21 09:41:07 UTC" --preview
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("place").required(true).args(["to_dir", "in_place"]))]
 pub struct RestoreArgs {
     /// The cluster's name
     #[arg(value_name = "CLUSTER")]
     pub name: String,
     /// Make a copy in this directory, which must be new or empty
     #[arg(long, value_name = "DIR")]
-    pub to_dir: PathBuf,
+    pub to_dir: Option<PathBuf>,
+    /// Bring the whole cluster back in its own place, while its clients wait
+    #[arg(long, conflicts_with_all = ["tablespace", "tablespaces", "action", "no_start", "delta", "port", "workers"])]
+    pub in_place: bool,
+    /// In place: the node that comes from the backup and is primary afterwards, instead of the preferred one
+    #[arg(long, value_name = "NODE", requires = "in_place")]
+    pub node: Option<String>,
+    /// In place: wait so long for another operation of the cluster to end
+    #[arg(long, value_name = "TIME", requires = "in_place", value_parser = units::parse_duration)]
+    pub wait_lock: Option<Duration>,
     /// Show what would be done, and do nothing
     #[arg(long)]
     pub preview: bool,
@@ -143,13 +161,25 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;
     let cluster = super::find_cluster(&herd, &args.name)?;
+    let wish = Wish {
+        target: args.target.target(&herd)?,
+        timeline: args.target_timeline,
+        backup: args.backup.clone(),
+    };
+    let Some(directory) = &args.to_dir else {
+        let asked = in_place::Asked {
+            herd: &herd,
+            cluster,
+            wish,
+            node: args.node.as_deref(),
+            preview: args.preview,
+            wait: args.wait_lock.unwrap_or_default(),
+        };
+        return in_place::execute(&asked, app).await;
+    };
     let request = Request {
-        wish: Wish {
-            target: args.target.target(&herd)?,
-            timeline: args.target_timeline,
-            backup: args.backup.clone(),
-        },
-        directory: absolute(&args.to_dir)?,
+        wish,
+        directory: absolute(directory)?,
         remap: Remap {
             one: args.tablespace.clone(),
             all: args.tablespaces.as_deref().map(absolute).transpose()?,
@@ -179,9 +209,8 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
 
 /// Makes a path absolute without looking at it, and takes `/` off its end.
 fn absolute(path: &std::path::Path) -> Result<PathBuf> {
-    let absolute = std::path::absolute(path).map_err(|error| {
-        Error::usage(format!("cannot tell where {} is", path.display())).source(error)
-    })?;
+    let absolute = std::path::absolute(path)
+        .map_err(|error| Error::usage(format!("cannot tell where {} is", path.display())).source(error))?;
     let plain: PathBuf = absolute.components().collect();
     if plain.file_name().is_none() || plain.components().any(|part| part == std::path::Component::ParentDir) {
         return Err(Error::usage(format!("{} is no directory to restore into", path.display())));

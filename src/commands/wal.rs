@@ -1,12 +1,17 @@
 //! `pgherd wal`.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{App, Outcome};
-use crate::ops::wal::{self, Fetched, Pushed, Recovery};
-use crate::ui::Verbosity;
+use super::{App, Failure, Outcome};
+use crate::error::{Error, ErrorKind};
+use crate::ops::apply::Context;
+use crate::ops::node::NodeDoor;
+use crate::ops::observe::Doors;
+use crate::ops::wal::{self, Fetched, Pushed, Recovery, WalList};
+use crate::topology::model::Cluster;
 use crate::ui::exit::Exit;
+use crate::ui::{self, Verbosity};
 
 /// The WAL archive: what servers call, and what it holds
 ///
@@ -19,9 +24,22 @@ pub struct WalArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    List(ListArgs),
     Push(PushArgs),
     Fetch(FetchArgs),
 }
+
+/// Show what the archive holds: runs of WAL a timeline, every gap, and which moments can be restored
+///
+/// A moment can be restored if a backup ended before it and all WAL from that backup's begin up to the moment is archived: from the end
+/// of the oldest such backup to the last archived commit, which is read from the WAL itself. Segments, gaps and histories are told from
+/// listings. Needs the repository only; no server has to run. Changes nothing.
+///
+/// Exit codes: 0 listed (also when there are gaps), 1 something that has to be read is damaged, 10 no repository, or no WAL of the cluster.
+///
+/// Example: pgherd wal list --cluster inventory
+#[derive(Debug, clap::Args)]
+struct ListArgs {}
 
 /// Store a WAL file in the archive; PostgreSQL's archive_command
 ///
@@ -50,7 +68,7 @@ struct PushArgs {
 /// nothing shows that there is WAL behind it: PostgreSQL would end recovery there and let clients in. A gap, an unreadable repository, a
 /// damaged object and any other trouble stop recovery instead (126), or have a standby ask again (125).
 ///
-/// Exit codes: 0 it is there, 1 it is absent, 125 any error where there is a standby.signal, 126 any error elsewhere.
+/// Exit codes: 0 it is there, 1 it is absent, 125 any error on a standby, 126 any error elsewhere.
 ///
 /// Example: restore_command = '/usr/local/lib/pgherd/pgherd wal fetch --profile /etc/pgherd/nodes/inventory-a/profile.json "%f" "%p"'
 #[derive(Debug, clap::Args)]
@@ -64,11 +82,41 @@ struct FetchArgs {
     path: PathBuf,
 }
 
-pub fn run(args: &WalArgs, app: &App) -> Outcome {
+pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
     match &args.verb {
+        Verb::List(ListArgs {}) => super::block_on(list(app))?,
         Verb::Push(args) => push(args, app),
         Verb::Fetch(args) => fetch(args, app),
     }
+}
+
+async fn list(app: &mut App) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    let mut clusters = app.clusters(&herd)?;
+    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
+        clusters.retain(|cluster| cluster.backups.is_some());
+    }
+    let mut lists = Vec::new();
+    let mut failed = Vec::new();
+    for cluster in clusters {
+        match app.within(list_of(cluster, &context)).await? {
+            Ok(list) => lists.push(list),
+            Err(error) => failed.push(error),
+        }
+    }
+    ui::wal::print(&mut app.ui, &herd.name, &lists);
+    if failed.is_empty() { Ok(Exit::Done) } else { Err(Failure::Errors(failed)) }
+}
+
+async fn list_of(cluster: &Cluster, context: &Context) -> Result<WalList, Error> {
+    let Some(backups) = &cluster.backups else {
+        return Err(Error::new(ErrorKind::NotFound, format!("{} has no archive", cluster.name))
+            .hint("Declare \"backups\" for it in the topology, then run \"pgherd apply\"."));
+    };
+    let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
+    let door = NodeDoor::with(&doors, &cluster.preferred().host, &context.build).await?;
+    wal::list(&door, &backups.repository, &cluster.name).await
 }
 
 /// What is said on success would fill the server's log, except that something was mended.
@@ -108,10 +156,12 @@ fn verbose(app: &App, text: String) {
 impl WalArgs {
     /// Returns the exit by which PostgreSQL understands how the run has ended.
     pub fn exit(&self, ended: Exit) -> Exit {
-        match self.verb {
-            Verb::Fetch(_) if !matches!(ended, Exit::Done | Exit::Absent) => trouble(),
+        match &self.verb {
+            Verb::Fetch(args) if !matches!(ended, Exit::Done | Exit::Absent) => {
+                trouble(Some((&args.name, &args.path)))
+            }
             Verb::Push(_) if ended.code() > 125 => Exit::Failed,
-            Verb::Push(_) | Verb::Fetch(_) => ended,
+            Verb::List(_) | Verb::Push(_) | Verb::Fetch(_) => ended,
         }
     }
 }
@@ -120,11 +170,11 @@ impl WalArgs {
 pub fn usage_exit<T: AsRef<OsStr>>(args: &[T]) -> Exit {
     let mut args = args.iter().map(AsRef::as_ref);
     let fetch = args.any(|arg| arg == "wal") && args.any(|arg| arg == "fetch");
-    if fetch { trouble() } else { Exit::Usage }
+    if fetch { trouble(None) } else { Exit::Usage }
 }
 
-fn trouble() -> Exit {
-    match wal::recovery() {
+fn trouble(wanted: Option<(&str, &Path)>) -> Exit {
+    match wal::recovery(wanted) {
         Recovery::Ends => Exit::StopRecovery,
         Recovery::Waits => Exit::AskAgain,
     }

@@ -8,6 +8,7 @@ pub mod binary;
 pub mod cluster_lock;
 pub mod destroy;
 pub mod drill;
+pub mod in_place;
 pub mod node;
 pub mod objects;
 pub mod observe;

@@ -11,6 +11,7 @@ pub mod backup;
 pub mod drill;
 pub mod error;
 pub mod exit;
+pub mod in_place;
 pub mod journal;
 pub mod junit;
 pub mod operation;
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod restore;
 pub mod status;
 pub mod trust;
+pub mod wal;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};

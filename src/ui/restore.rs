@@ -75,7 +75,9 @@ fn target_line(preview: &Preview) -> String {
     let choice = &preview.survey.choice;
     let line = |mark: &Mark| {
         let what = match &mark.kind {
-            MarkKind::Commit { xid } | MarkKind::Abort { xid } | MarkKind::Prepare { xid } => format!("xid {xid}"),
+            MarkKind::Commit { xid } | MarkKind::Abort { xid } | MarkKind::Prepare { xid } => {
+                format!("xid {xid}")
+            }
             MarkKind::RestorePoint { name } => name.clone(),
         };
         format!("{what} at {}, LSN {}", clock(mark.at), mark.lsn)
@@ -102,7 +104,9 @@ fn timelines(survey: &Survey) -> String {
 
 fn touches(preview: &Preview) -> String {
     let mut paths = vec![preview.directory.display().to_string()];
-    paths.extend(preview.tablespaces.iter().map(|moved| format!("{} (tablespace {})", moved.to.display(), moved.oid)));
+    paths.extend(
+        preview.tablespaces.iter().map(|moved| format!("{} (tablespace {})", moved.to.display(), moved.oid)),
+    );
     let state = match preview.directory_state {
         DirectoryState::New | DirectoryState::Empty => "",
         DirectoryState::Unfinished => " (an unfinished restore is there, and is gone on with)",
@@ -124,13 +128,17 @@ fn given_up(given: &GivenUp) -> String {
         (None, None) => {}
     }
     if parts.is_empty() {
-        return "not known: no primary answers, and there is too much WAL behind the target to count".to_owned();
+        return "not known: no primary answers, and there is too much WAL behind the target to count"
+            .to_owned();
     }
     let until = match given.archived_until {
         Some(until) => format!(" (archived until {})", clock(until)),
         None => String::new(),
     };
-    format!("{} behind the target{until}, if it takes the cluster's place; nothing, if you only look at it", parts.join(" = "))
+    format!(
+        "{} behind the target{until}, if it takes the cluster's place; nothing, if you only look at it",
+        parts.join(" = ")
+    )
 }
 
 fn plural(count: u64) -> &'static str {

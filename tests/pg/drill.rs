@@ -261,3 +261,19 @@ fn a_kept_copy_is_there_and_nothing_runs_in_it() {
     assert_eq!(files_below(&herd.path("state/drills/.running")), Vec::<PathBuf>::new());
     drill(&herd, &["--scratch-dir", text(&herd.data("a"))]).ends_with(3).tells(&["it belongs to inventory-a"]);
 }
+
+#[test]
+fn zz_look() {
+    let herd = backed(&newest());
+    let place = herd.path("elsewhere");
+    fs::create_dir(&place).expect("a directory");
+    let ran = drill(&herd, &["--keep", "--scratch-dir", "elsewhere"]);
+    eprintln!("{}{}", ran.stdout, ran.stderr);
+    for file in files_below(&place) {
+        if text(&file).ends_with(".log") { eprintln!("{}: {}", file.display(), fs::read_to_string(&file).unwrap()); }
+    }
+    for file in files_below(&place) {
+        if text(&file).ends_with(".conf") && text(&file).contains("pgherd") { eprintln!("{}: {}", file.display(), fs::read_to_string(&file).unwrap()); }
+    }
+    panic!();
+}

@@ -95,6 +95,11 @@ impl Server {
 
     /// Makes a cluster and leaves it stopped.
     pub fn make(installation: &Installation, settings: &str) -> Self {
+        Self::make_with(installation, settings, &[])
+    }
+
+    /// Makes a cluster with more arguments for initdb, and leaves it stopped.
+    pub fn make_with(installation: &Installation, settings: &str, more: &[&str]) -> Self {
         let server = Self::empty(installation);
         let data = server.data();
         server.program(
@@ -102,6 +107,7 @@ impl Server {
             &["-D", text(&data), "-U", "postgres", "--no-sync", "-k", "--auth-local=trust"]
                 .into_iter()
                 .chain(["--auth-host=scram-sha-256", "--encoding=UTF8", "--locale=C"])
+                .chain(more.iter().copied())
                 .collect::<Vec<_>>(),
         );
         server.append("postgresql.conf", settings);
@@ -136,11 +142,36 @@ impl Server {
         server
     }
 
+    /// Takes a base backup of a running server, without any WAL, and leaves it stopped.
+    pub fn backup_of(primary: &Self, settings: &str) -> Self {
+        let server = Self::empty(&primary.installation);
+        let (data, socket, port) = (server.data(), primary.socket(), primary.port.to_string());
+        let from = ["-h", text(&socket), "-p", &port, "-U", "postgres"];
+        let how = ["-D", text(&data), "-c", "fast", "-X", "none", "--no-sync"];
+        server.program("pg_basebackup", &[&from[..], &how[..]].concat());
+        server.append("postgresql.conf", settings);
+        server
+    }
+
+    /// Copies the data directory of a stopped server, and leaves the copy stopped.
+    pub fn twin_of(stopped: &Self, settings: &str) -> Self {
+        let server = Self::empty(&stopped.installation);
+        if let Err(said) = server.as_server("cp", &["-a", text(&stopped.data()), text(&server.data())]) {
+            panic!("{said}");
+        }
+        server.append("postgresql.conf", settings);
+        server
+    }
+
     fn empty(installation: &Installation) -> Self {
         let directory =
             tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").expect("a directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("open the directory");
         Self { installation: installation.clone(), directory, port: free_port() }
+    }
+
+    pub fn installation(&self) -> &Installation {
+        &self.installation
     }
 
     pub fn port(&self) -> u16 {
@@ -173,13 +204,26 @@ impl Server {
     }
 
     fn launch(&self, wait: &str) {
+        if let Err(said) = self.try_launch(wait) {
+            panic!("pg_ctl start: {said}\n{}", self.log());
+        }
+    }
+
+    /// Starts it and waits until it is ready, or has given up.
+    pub fn run_or_fail(&self) -> Result<(), String> {
+        self.try_launch("-w")
+    }
+
+    fn try_launch(&self, wait: &str) -> Result<(), String> {
         let (data, log) = (self.data(), self.directory.path().join("log"));
         let options = format!(
             "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c lc_messages=C",
             self.port,
             self.directory.path().display()
         );
-        self.program("pg_ctl", &["-D", text(&data), "-l", text(&log), "-o", &options, wait, "start"]);
+        let program = self.installation.bin.join("pg_ctl");
+        let args = ["-D", text(&data), "-l", text(&log), "-o", &options, wait, "start"];
+        self.as_server(text(&program), &args)
     }
 
     /// Stops it in one of pg_ctl's modes and waits.

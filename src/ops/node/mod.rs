@@ -49,6 +49,16 @@ pub enum NodeRequest {
     VerifyBackups(VerifyBackups),
     /// Stays, and ends and removes a scratch directory when whoever asked for it has died; never answered otherwise.
     GuardScratch(Box<scratch::Scratch>),
+    /// Lists the WAL archive of a cluster; answered by `ops::wal::WalList`.
+    ListWal(ListWal),
+}
+
+/// Lists the WAL archive of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListWal {
+    pub url: String,
+    pub cluster: String,
 }
 
 /// Removes the backups and the WAL of a cluster that no rule keeps.
@@ -275,7 +285,7 @@ impl NodeRequest {
     fn effect(&self) -> Effect {
         match self {
             Self::Repository { call, .. } => call.effect(),
-            Self::PlanForRestore(_) => Effect::Reads,
+            Self::PlanForRestore(_) | Self::ListWal(_) => Effect::Reads,
             Self::CopyForBackup(_)
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)

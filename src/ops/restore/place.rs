@@ -104,7 +104,11 @@ impl Place {
                 .detail("PostgreSQL starts only in a directory of its own user. Nothing in it was changed.")
                 .hint("Give the directory to the user that owns the nodes' files, or choose one that is not there yet."));
         }
-        let names = list(path).map_err(|error| failed("list", &error))?;
+        let mut names = list(path).map_err(|error| failed("list", &error))?;
+        // A tablespace's location may be a file system of its own: what a restore in place sets aside stays in it (`ops::in_place`).
+        if !prefix.is_empty() && *claim == (Claim::Node {}) {
+            names.retain(|name| !name.contains(".before-"));
+        }
         let empty = names.is_empty();
         match claim {
             Claim::Scratch { id } => {

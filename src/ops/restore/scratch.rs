@@ -768,13 +768,12 @@ impl<'a> Copy<'a> {
 }
 
 /// Settings that keep a copy apart from the cluster that it comes from.
-const CLOSED: [(&str, &str); 16] = [
+const CLOSED: [(&str, &str); 15] = [
     ("archive_cleanup_command", ""),
     ("archive_command", ""),
     ("archive_mode", "off"),
     // The jobs that came along are the original's (pg_cron; without it a name that nobody asks for).
     ("cron.launch_active_jobs", "off"),
-    ("external_pid_file", ""),
     ("huge_pages", "try"),
     ("listen_addresses", ""),
     ("log_destination", "stderr"),

@@ -37,10 +37,18 @@ pub enum Recovery {
     Waits,
 }
 
-/// Tells what a server in the current directory would do; without one, the worse of the two.
-pub fn recovery() -> Recovery {
+/// Tells what a server in the current directory would do if it did not get the file that it wants at `target`; without one, the worse.
+///
+/// A standby that is being promoted has removed its signal file when it asks for the history of the timeline that it leaves
+/// (`writeTimeLineHistory` in `timeline.c`). It takes the one in its pg_wal then, and a repository that is away must not keep it from
+/// becoming primary.
+pub fn recovery(wanted: Option<(&str, &Path)>) -> Recovery {
     // standby.signal wins over recovery.signal (`readRecoverySignalFile` in `xlogrecovery.c`).
-    if Path::new("standby.signal").exists() { Recovery::Waits } else { Recovery::Ends }
+    let standby = Path::new("standby.signal").exists();
+    let own = wanted.is_some_and(|(name, target)| {
+        name.ends_with(".history") && target.parent().is_some_and(|pg_wal| pg_wal.join(name).exists())
+    });
+    if standby || own { Recovery::Waits } else { Recovery::Ends }
 }
 
 /// Writes the WAL file `name` to `target`, from the archive of the node whose profile is `profile`.
@@ -50,6 +58,10 @@ pub fn recovery() -> Recovery {
 pub fn fetch(profile: &Path, name: &str, target: &Path) -> Result<Fetched> {
     let file: WalFile =
         name.parse().map_err(|error| Error::failed("cannot fetch from the WAL archive").source(error))?;
+    // The first timeline has no history; every promotion from it asks all the same.
+    if matches!(file, WalFile::TimelineHistory(timeline) if timeline.as_u32() == 1) {
+        return Ok(Fetched::Absent { file });
+    }
     let archive = super::open(profile)?;
     let key = archive.keys.wal(file);
     let lines = Lines::read(&archive, file, target)?;
@@ -196,6 +208,9 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
             Some(later) => Some(format!("The archive goes on with {later}")),
             None => partial(archive, name)?.or(needed_by(archive, name, lines)?),
         },
+        // The first timeline has no history. A server that ends its recovery on it asks all the same (`writeTimeLineHistory` in
+        // `timeline.c`), and could not be promoted if it were stopped here.
+        WalFile::TimelineHistory(timeline) if timeline.as_u32() == 1 => None,
         WalFile::TimelineHistory(timeline) => later_timeline(archive, timeline)?,
         WalFile::Partial(_) | WalFile::BackupHistory(..) => None,
     };
@@ -366,12 +381,34 @@ mod tests {
     fn a_history_is_absent_only_if_its_timeline_never_was() {
         let place = Place::new();
         place.archive(&segment_name(3), 7);
+        absent(&place, "00000001.history");
         absent(&place, "00000002.history");
         place.archive("000000020000000000000003", 7);
         trouble(&place, "00000002.history", "The archive has WAL of timeline 2");
         place.archive("00000004.history", 7);
         trouble(&place, "00000003.history", "The archive has timeline 4");
         absent(&place, "00000005.history");
+    }
+
+    #[test]
+    fn the_first_timeline_has_no_history_whatever_is_archived() {
+        let place = Place::new();
+        place.archive(&segment_name(3), 7);
+        place.archive("00000002.history", 7);
+        absent(&place, "00000001.history");
+        fs::remove_dir_all(place.directory.path().join("repository")).unwrap();
+        absent(&place, "00000001.history");
+    }
+
+    #[test]
+    fn a_server_that_has_the_history_itself_is_not_stopped() {
+        let place = Place::new();
+        let target = place.pg_wal().join("RECOVERYHISTORY");
+        assert_eq!(recovery(Some(("00000002.history", &target))), Recovery::Ends);
+        place.write("00000002.history", 7);
+        assert_eq!(recovery(Some(("00000002.history", &target))), Recovery::Waits);
+        assert_eq!(recovery(Some(("00000003.history", &target))), Recovery::Ends);
+        assert_eq!(recovery(None), Recovery::Ends);
     }
 
     #[test]

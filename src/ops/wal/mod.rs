@@ -4,12 +4,14 @@
 //! the repository that it names. What they are asked for by PostgreSQL is in its documentation, "Continuous Archiving".
 
 mod fetch;
+mod list;
 mod push;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use fetch::{Fetched, Recovery, fetch, recovery};
+pub use list::{Begin, Run, SystemWal, TimelineWal, WalList, Window, list, run};
 pub use push::{Pushed, push};
 
 use crate::error::{Error, Result};
