@@ -181,11 +181,16 @@ pub(super) async fn clear(host: &dyn Host, scratch: &Scratch) -> Result<()> {
         stop(host, scratch).await?;
         match remove(host, directory).await {
             Ok(()) => return Ok(()),
+            Err(error) if is_empty(host, directory).await => return Err(could_not().source(error)),
             // A child that still copies makes files in what is being removed, until it sees that nobody listens.
             Err(_) if Instant::now() < deadline => sleep(PAUSE).await,
             Err(error) => return Err(could_not().source(error)),
         }
     }
+}
+
+async fn is_empty(host: &dyn Host, directory: &Path) -> bool {
+    matches!(host.list(directory).await, Ok(Some(names)) if names.is_empty())
 }
 
 /// Removes the marker last: until then a directory that is half gone is known to be ours.
@@ -245,7 +250,8 @@ impl Drop for Guard {
     }
 }
 
-/// The guard itself, on the host: waits until nobody listens any more, then ends and removes the directory.
+/// The guard itself, on the host: waits until nobody listens any more, then ends and removes the directory. Where only root may take it out
+/// of its parent, it stays, empty, until the next drill.
 ///
 /// # Errors
 /// As the end fails; nobody hears it, and the next drill tries again.
