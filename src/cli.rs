@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, init, man, node, operation, plan, restore, schema,
-    status, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, init, man, node, operation, plan, restore,
+    schema, status, validate, wal,
 };
 use crate::ui::exit;
 
@@ -38,6 +38,7 @@ pub enum Command {
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
     Wal(wal::WalArgs),
+    Drill(drill::DrillArgs),
     Destroy(destroy::DestroyArgs),
     Operation(operation::OperationArgs),
     Config(config::ConfigArgs),

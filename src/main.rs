@@ -65,6 +65,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Restore(args) => commands::restore::run(args, app),
         Command::Backup(args) => commands::backup::run(args, app),
         Command::Wal(args) => commands::wal::run(args, app),
+        Command::Drill(args) => commands::drill::run(args, app),
         Command::Node(args) => commands::node::run(args, app),
         Command::Destroy(args) => commands::destroy::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),

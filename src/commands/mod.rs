@@ -8,6 +8,7 @@ mod backup_care;
 pub mod completions;
 pub mod config;
 pub mod destroy;
+pub mod drill;
 pub mod in_place;
 pub mod init;
 pub mod man;

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use super::{App, Outcome};
 use crate::error::{Error, Result};
 use crate::ops::backup::{self, expire, verify};
+use crate::ops::drill;
 use crate::ops::kept;
 use crate::ops::node::{self, NodeRequest, Reporter};
 use crate::ops::restore;
@@ -33,6 +34,9 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         NodeRequest::CopyForRestore(request) => reporter.end(&restore::copy::run(&request, &reporter)),
         NodeRequest::ExpireBackups(request) => {
             reporter.end(&super::block_on(expire::run(&request, &reporter)).flatten());
+        }
+        NodeRequest::GuardScratch(scratch) => {
+            reporter.end(&super::block_on(drill::guard(&scratch, &reporter)).flatten());
         }
         NodeRequest::VerifyBackups(request) => {
             reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());

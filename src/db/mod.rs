@@ -2,6 +2,7 @@
 //!
 //! Hands out typed rows. Decides nothing: it does not know the topology and never compares with it.
 
+pub mod assertion;
 pub mod backup;
 pub mod connect;
 pub mod logins;

@@ -7,6 +7,7 @@ pub mod backup;
 pub mod binary;
 pub mod cluster_lock;
 pub mod destroy;
+pub mod drill;
 pub mod in_place;
 pub mod kept;
 pub mod node;

@@ -8,10 +8,12 @@ mod progress;
 mod told;
 
 pub mod backup;
+pub mod drill;
 pub mod error;
 pub mod exit;
 pub mod in_place;
 pub mod journal;
+pub mod junit;
 pub mod operation;
 pub mod plan;
 pub mod restore;

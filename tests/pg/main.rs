@@ -20,6 +20,7 @@ mod archiving;
 mod backup;
 mod connect;
 mod destroy;
+mod drill;
 mod flips;
 mod herd;
 mod in_place;

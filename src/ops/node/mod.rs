@@ -6,6 +6,7 @@
 
 mod repository;
 pub mod restore;
+pub mod scratch;
 
 use std::io;
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ pub enum NodeRequest {
     ExpireBackups(ExpireBackups),
     /// Checks what the repository holds of a cluster; answered by `ops::backup::verify::Verified`.
     VerifyBackups(VerifyBackups),
+    /// Stays, and ends and removes a scratch directory when whoever asked for it has died; never answered otherwise.
+    GuardScratch(Box<scratch::Scratch>),
     /// Lists the WAL archive of a cluster; answered by `ops::wal::WalList`.
     ListWal(ListWal),
     /// Looks at what the repository keeps of a cluster; answered by `ops::kept::Kept`.
@@ -314,7 +317,8 @@ impl NodeRequest {
             Self::CopyForBackup(_)
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)
-            | Self::VerifyBackups(_) => Effect::Changes,
+            | Self::VerifyBackups(_)
+            | Self::GuardScratch(_) => Effect::Changes,
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::topology::places::Places;
 use crate::units::ByteCount;
 
 /// The name of the copy within its cluster.
-const NAME: &str = "restored";
+pub const NAME: &str = "restored";
 /// The memory that a copy is tuned for, if the topology states none: it shares the host with others.
 const MEMORY: ByteCount = ByteCount(1 << 30);
 /// Where `psql -h DIRECTORY` looks without being told a port.
@@ -768,10 +768,12 @@ impl<'a> Copy<'a> {
 }
 
 /// Settings that keep a copy apart from the cluster that it comes from.
-const CLOSED: [(&str, &str); 14] = [
+const CLOSED: [(&str, &str); 15] = [
     ("archive_cleanup_command", ""),
     ("archive_command", ""),
     ("archive_mode", "off"),
+    // The jobs that came along are the original's (pg_cron; without it a name that nobody asks for).
+    ("cron.launch_active_jobs", "off"),
     ("huge_pages", "try"),
     ("listen_addresses", ""),
     ("log_destination", "stderr"),
