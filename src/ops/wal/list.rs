@@ -228,10 +228,12 @@ async fn windows(
             if ends || (last.timeline() != history.timeline() && reach.missing.is_none()) {
                 continue;
             }
-            if windows
-                .iter()
-                .any(|(known, window)| known.last == Some(last) && window.first <= manifest.ended)
-            {
+            // Manifests come in order of time, so that the window is there already. Without a commit, its end is that of a backup.
+            let known = windows.iter_mut().find(|(known, _)| known.last == Some(last));
+            if let Some((_, window)) = known {
+                if manifest.ended > window.last {
+                    (window.last, window.last_lsn) = (manifest.ended, manifest.stop_lsn);
+                }
                 continue;
             }
             let needed = WalArchive::needed(
