@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, init, man, node, operation, plan, schema, status,
-    validate, wal,
+    Globals, apply, backup, completions, config, destroy, init, man, node, operation, plan, restore, schema,
+    status, validate, wal,
 };
 use crate::ui::exit;
 
@@ -36,6 +36,7 @@ pub enum Command {
     Apply(apply::ApplyArgs),
     Status(status::StatusArgs),
     Backup(backup::BackupArgs),
+    Restore(restore::RestoreArgs),
     Wal(wal::WalArgs),
     Destroy(destroy::DestroyArgs),
     Operation(operation::OperationArgs),

@@ -62,6 +62,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Operation(args) => commands::operation::run(args, app),
         Command::Config(args) => commands::config::run(args, app),
         Command::Status(args) => commands::status::run(args, app),
+        Command::Restore(args) => commands::restore::run(args, app),
         Command::Backup(args) => commands::backup::run(args, app),
         Command::Wal(args) => commands::wal::run(args, app),
         Command::Node(args) => commands::node::run(args, app),

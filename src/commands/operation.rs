@@ -14,6 +14,7 @@ use crate::engine::view::OperationView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::{self, Context, Way};
 use crate::ops::destroy::{self, DestroyStep};
+use crate::ops::in_place::{self, step::RestoreStep};
 use crate::ops::plan::step::ApplyStep;
 use crate::topology::model::Cluster;
 use crate::ui;
@@ -261,6 +262,9 @@ async fn go_on(app: &mut App, id: &str, claim: &Claim, way: Way) -> Outcome {
         (outcome, _) => {
             outcome.into_result(&id)?;
             app.ui.note(format!("operation {id} is done"));
+            if context.store.read(&id)?.header.kind == in_place::KIND {
+                ui::in_place::print_report(&mut app.ui, &in_place::report::read(&context.store, &id)?);
+            }
         }
     }
     Ok(Exit::Done)
@@ -284,6 +288,10 @@ async fn drive(
         destroy::KIND => {
             let operation: Operation<DestroyStep> = claimed(context, id, claim, interrupt).await?;
             destroy::go_on(context, operation, way, &events, interrupt).await
+        }
+        in_place::KIND => {
+            let operation: Operation<RestoreStep> = claimed(context, id, claim, interrupt).await?;
+            in_place::go_on(context, operation, way, &events, interrupt).await
         }
         other => Err(Error::new(
             ErrorKind::Stuck,

@@ -266,11 +266,12 @@ impl Held {
     /// Ends when the lease is lost, with the reason.
     pub async fn lost(&self) -> Error {
         let mut lost = self.lost.clone();
-        match lost.wait_for(Option::is_some).await {
+        let why = lost.wait_for(Option::is_some).await.map(|why| why.clone());
+        match why {
             Ok(why) => {
                 let gone = gone(&self.stored.key);
-                match why.as_ref() {
-                    Some(why) => gone.detail(why.clone()),
+                match why {
+                    Some(why) => gone.detail(why),
                     None => gone,
                 }
             }

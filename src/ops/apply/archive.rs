@@ -369,7 +369,7 @@ async fn does_not_arrive(
 }
 
 /// Writes down who is primary, for every machine to read.
-pub(super) async fn record(world: &World, node: &str) -> Result<Evidence> {
+pub(crate) async fn record(world: &World, node: &str) -> Result<Evidence> {
     let site = world.site(node)?;
     let conn = logins::as_primary(site.connect().await?, &site.name()).await?;
     let facts = queries::server_facts(&conn).await?;

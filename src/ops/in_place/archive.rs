@@ -37,9 +37,8 @@ pub(super) async fn goes_on(
     progress: Progress<'_>,
 ) -> Result<Evidence> {
     let (last, _) = arrives(world, node, progress).await?;
-    let last: SegmentName = last
-        .parse()
-        .map_err(|error| Error::failed(format!("{last} is no segment")).source(error))?;
+    let last: SegmentName =
+        last.parse().map_err(|error| Error::failed(format!("{last} is no segment")).source(error))?;
     let site = world.site(node)?;
     let control = provision::control_file(&site).await?;
     let size = WalSegmentSize::new(u64::from(control.wal_segment_size))

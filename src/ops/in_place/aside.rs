@@ -72,9 +72,10 @@ pub(super) async fn put_back(site: &Site<'_>, paths: &[PathBuf]) -> Result<()> {
 }
 
 async fn is_there(host: &dyn Host, path: &Path) -> Result<bool> {
-    let found = host.stat(path).await.map_err(|error| {
-        Error::failed(format!("could not look at {}", path.display())).source(error)
-    })?;
+    let found = host
+        .stat(path)
+        .await
+        .map_err(|error| Error::failed(format!("could not look at {}", path.display())).source(error))?;
     Ok(found.is_some())
 }
 

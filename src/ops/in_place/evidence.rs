@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::ops::pooler::Paused;
 use crate::ops::restore::recover::Achieved;
+use crate::ops::restore::survey::Beyond;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::SegmentName;
+use crate::pg::wal_record::Mark;
 
 /// What a step leaves in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,8 +29,8 @@ pub enum Evidence {
     SetAside { moved: Vec<Moved> },
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
-    /// The server has replayed to the target and waits, or ended there.
-    Recovered { achieved: Box<Achieved> },
+    /// The server has replayed to the target and waits there. `next` is the first transaction that it does not have, `beyond` all of them.
+    Recovered { achieved: Box<Achieved>, next: Option<Mark>, beyond: Beyond },
     /// It is a primary; `history` is its own line of descent, `end` where its timeline began.
     Promoted { timeline: TimelineId, begins: Lsn },
     /// The logins are as the password files say.
@@ -47,6 +49,8 @@ pub enum Evidence {
     Opened {},
     /// The archive goes on.
     ArchiveGoesOn { history: bool, first: SegmentName, last: SegmentName },
+    /// The primary record says so.
+    Recorded { term: u64 },
     /// The pooler answers through each of these aliases.
     PoolerAnswers { aliases: Vec<String> },
     /// The clients go on.

@@ -20,7 +20,9 @@ pub(super) async fn pause(world: &World, hosts: &[String]) -> Result<Evidence> {
     for (host, answer) in hosts.iter().zip(join_all(asked).await) {
         match answer {
             Ok(paused) => poolers.push((host.clone(), paused)),
-            Err(error) => failed = Some(error.context(format!("hold back the clients of the pooler on {host}"))),
+            Err(error) => {
+                failed = Some(error.context(format!("hold back the clients of the pooler on {host}")))
+            }
         }
     }
     match failed {

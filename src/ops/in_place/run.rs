@@ -47,6 +47,7 @@ impl Step for RestoreStep {
             Self::Keep {} => "keep what is restored".to_owned(),
             Self::Open { node } => format!("open {node}"),
             Self::Archive { node } => format!("see the archive of {node} go on"),
+            Self::Record { node } => format!("record {node} as primary"),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Resume { hosts } => format!("let the clients of the pooler on {} go on", hosts.join(", ")),
             Self::Prove { .. } => "prove a write".to_owned(),
@@ -72,6 +73,7 @@ impl Step for RestoreStep {
             Self::Keep {}
             | Self::Open { .. }
             | Self::Archive { .. }
+            | Self::Record { .. }
             | Self::Pooler { .. }
             | Self::Resume { .. } => Reversal::ForwardOnly,
         }
@@ -93,6 +95,7 @@ impl Step for RestoreStep {
             | Self::Passwords { .. }
             | Self::Slot { .. }
             | Self::Keep {}
+            | Self::Record { .. }
             | Self::Pooler { .. }
             | Self::Resume { .. }
             | Self::Prove { .. } => SHORT,
@@ -102,9 +105,11 @@ impl Step for RestoreStep {
     fn retry(&self) -> Retry {
         match self {
             // Past the pivot each of them may be done again, and a connection that broke is no reason to leave it.
-            Self::Open { .. } | Self::Pooler { .. } | Self::Resume { .. } | Self::Prove { .. } => {
-                Retry { attempts: 3, pause: Duration::from_millis(500) }
-            }
+            Self::Open { .. }
+            | Self::Record { .. }
+            | Self::Pooler { .. }
+            | Self::Resume { .. }
+            | Self::Prove { .. } => Retry { attempts: 3, pause: Duration::from_millis(500) },
             Self::Pause { .. }
             | Self::LastWal { .. }
             | Self::Stop { .. }
@@ -150,6 +155,7 @@ impl Step for RestoreStep {
             | Self::Slot { .. }
             | Self::Catalogs { .. }
             | Self::Archive { .. }
+            | Self::Record { .. }
             | Self::Pooler { .. }
             | Self::Resume { .. }
             | Self::Prove { .. } => Found::NotDone,
@@ -180,8 +186,11 @@ impl Step for RestoreStep {
             Self::Clone { node, from } => {
                 let site = world.site(node)?;
                 let from = world.apply.node(from)?;
-                let wish =
-                    world.wish(site.node, Some(from), declared::synchronous_names(world.cluster(), site.node));
+                let wish = world.wish(
+                    site.node,
+                    Some(from),
+                    declared::synchronous_names(world.cluster(), site.node),
+                );
                 let report =
                     |done: u64, total: u64| (cx.progress.0)(done << 10, Some(total << 10), Unit::Bytes);
                 let system_identifier = provision::clone(&site, from, &wish, &report).await?;
@@ -197,6 +206,12 @@ impl Step for RestoreStep {
             Self::Open { node } => files::open(world, node).await.map_err(maybe_passing)?,
             Self::Archive { node } => {
                 archive::goes_on(world, node, promoted(cx)?, cx.progress).await.map_err(maybe_passing)?
+            }
+            Self::Record { node } => {
+                match apply::archive::record(&world.apply, node).await.map_err(maybe_passing)? {
+                    Applied::Recorded { term } => Evidence::Recorded { term },
+                    other => return Err(unexpected(&other).into()),
+                }
             }
             Self::Pooler { host } => {
                 match apply::pooler::ensure(&world.apply, host).await.map_err(maybe_passing)? {
@@ -235,6 +250,7 @@ impl Step for RestoreStep {
             | Self::Keep {}
             | Self::Open { .. }
             | Self::Archive { .. }
+            | Self::Record { .. }
             | Self::Pooler { .. }
             | Self::Resume { .. }
             | Self::Prove { .. } => {}

@@ -42,6 +42,8 @@ pub enum RestoreStep {
     Open { node: String },
     /// See the history of the new timeline and its first segments in the repository, without a gap.
     Archive { node: String },
+    /// Write down in the repository that the node is primary on its new timeline.
+    Record { node: String },
     /// PgBouncer on a host: its files, its process, where its aliases point.
     Pooler { host: String },
     /// RESUME: the clients go on.

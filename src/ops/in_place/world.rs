@@ -1,5 +1,6 @@
 //! What the steps of a restore in place share while they run.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -7,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::ops::apply;
 use crate::ops::apply::Context;
+use crate::ops::node::restore::Wish;
 use crate::ops::observe::Doors;
 use crate::ops::plan::Fixed;
 use crate::ops::provision::Site;
-use crate::ops::restore::target::{Choice, Wish};
+use crate::ops::restore::target::Choice;
+use crate::pg::system::SystemIdentifier;
 use crate::topology::declared::NodeWish;
 use crate::topology::model::{Cluster, Node, Repository};
 use crate::units::ByteCount;
@@ -24,6 +27,9 @@ pub struct Input {
     pub fixed: Fixed,
     pub wish: Wish,
     pub choice: Choice,
+    pub system_identifier: SystemIdentifier,
+    /// Where each tablespace of the backup goes, by OID.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
     /// The node that is restored from the backup, and primary afterwards.
     pub seed: String,
     /// Every node as it was, in the order of the file.

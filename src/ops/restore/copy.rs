@@ -40,6 +40,11 @@ pub fn run(request: &CopyForRestore, reporter: &Reporter) -> Result<Restored> {
     let told = |done: u64, total: u64| {
         reporter.progress(Progress { done: ByteCount(done), total: ByteCount(total), stored: ByteCount(0) });
     };
+    told(0, 0);
+    // Whoever asked for it may have been killed, and may be undoing by now what this would begin.
+    if reporter.is_alone() {
+        return Err(Error::new(ErrorKind::Interrupted, "nobody waits for the copy any more"));
+    }
     copy(&*repo, request, &told, &|| reporter.is_alone())
 }
 

@@ -768,11 +768,10 @@ impl<'a> Copy<'a> {
 }
 
 /// Settings that keep a copy apart from the cluster that it comes from.
-const CLOSED: [(&str, &str); 15] = [
+const CLOSED: [(&str, &str); 14] = [
     ("archive_cleanup_command", ""),
     ("archive_command", ""),
     ("archive_mode", "off"),
-    ("external_pid_file", ""),
     ("huge_pages", "try"),
     ("listen_addresses", ""),
     ("log_destination", "stderr"),

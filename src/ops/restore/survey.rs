@@ -1,23 +1,22 @@
 //! What the repository has for a restore, and what is chosen of it: on the node, as the os-user. Reads only.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::source;
-use super::target::{self, Archived, Choice, Known, Span, names};
+use super::target::{self, Archived, Choice, Known, names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::restore::{PlanForRestore, Target};
-use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
-use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
-use crate::pg::wal_record::{self, Mark, SegmentMarks};
-use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
+use crate::pg::wal_file::{SegmentName, WalSegmentSize};
+use crate::pg::wal_record::{Mark, SegmentMarks};
+use crate::repo::archive::{self, Span, WalArchive};
+use crate::repo::catalog::{self, Backup, State};
+use crate::repo::layout::{ClusterKeys, SystemKeys};
 use crate::repo::manifest::Manifest;
-use crate::repo::seal::{self, Identity, Kind};
-use crate::repo::{self, Listed, Repo};
+use crate::repo::{self, Repo};
 use crate::units::ByteCount;
 
 /// Behind the target so many segments are read to count what would be given up; more take too long for a look.
@@ -60,21 +59,35 @@ pub struct Beyond {
 pub fn survey(request: &PlanForRestore) -> Result<Survey> {
     let repo = repo::open(&request.url)?;
     let cluster = ClusterKeys::new(&request.cluster);
-    let mut notes = Vec::new();
-    let system = system(&*repo, &cluster, request)?;
+    let backups = repo::now(Box::pin(catalog::backups(&*repo, &cluster)))?;
+    let system = system(&backups, request)?;
     let keys = cluster.system(system);
-    let backups = manifests(&*repo, &keys, &mut notes)?;
-    let newest = backups.iter().max_by_key(|backup| backup.label.clone());
-    let newest = newest.ok_or_else(|| nothing_of(&request.cluster, Some(system)))?;
+    let (mut whole, mut notes) = (Vec::new(), Vec::new());
+    for backup in backups.into_iter().filter(|backup| backup.system == system) {
+        match backup.state {
+            State::Whole(manifest) if manifest.label == backup.label && manifest.system_identifier == system => {
+                whole.push(*manifest);
+            }
+            State::Whole(manifest) => notes.push(format!(
+                "Backup {} was passed over: its manifest is that of {}.",
+                backup.label, manifest.label
+            )),
+            State::Damaged(error) => {
+                notes.push(format!("Backup {} was passed over: of its manifest, {error}.", backup.label));
+            }
+            State::Unfinished => {}
+        }
+    }
+    let newest = whole.last().ok_or_else(|| nothing_of(&request.cluster, Some(system)))?;
     let segment_size = newest.wal_segment_size;
-    let archive = Archive::list(&*repo, keys, segment_size)?;
-    let known = Known { backups, segment_size, timelines: archive.timelines()?, primary: request.primary };
-    let mut reader = Reader { archive: &archive, kept: VecDeque::new() };
+    let archive = repo::now(Box::pin(WalArchive::look(&*repo, &keys)))?;
+    let timelines = timelines(&*repo, &keys, &archive)?;
+    let known = Known { backups: whole, segment_size, timelines, primary: request.primary };
+    let mut reader = Reader { repo: &*repo, keys: &keys, known: &known, kept: VecDeque::new() };
     let choice = target::decide(&known, &request.wish, &mut |name| reader.marks(name))?;
     let beyond = beyond(&choice, &mut reader)?;
-    let passed_over =
-        known.timelines.keys().copied().filter(|timeline| *timeline > choice.timeline).collect();
-    let wal_stored = archive.stored(&choice.wal);
+    let passed_over = known.timelines.keys().copied().filter(|timeline| *timeline > choice.timeline).collect();
+    let wal_stored = stored(&*repo, &keys, &choice.wal, segment_size)?;
     let manifest = known
         .backups
         .into_iter()
@@ -84,36 +97,27 @@ pub fn survey(request: &PlanForRestore) -> Result<Survey> {
 }
 
 /// Finds whose backups are looked at.
-fn system(repo: &dyn Repo, cluster: &ClusterKeys, request: &PlanForRestore) -> Result<SystemIdentifier> {
-    let mut labels: Vec<(Label, SystemIdentifier)> = Vec::new();
-    for folder in repo::now(repo.list(Some(&cluster.folder())))?.folders {
-        let Ok(system) = folder.parse::<SystemIdentifier>() else { continue };
-        for label in repo::now(repo.list(Some(&cluster.system(system).backups())))?.folders {
-            labels.extend(label.parse::<Label>().ok().map(|label| (label, system)));
-        }
-    }
+fn system(backups: &[Backup], request: &PlanForRestore) -> Result<SystemIdentifier> {
     if let Some(wanted) = &request.wish.backup {
-        let found = labels.iter().find(|(label, _)| label == wanted);
-        return found.map(|(_, system)| *system).ok_or_else(|| {
+        let found = backups.iter().find(|backup| backup.label == *wanted);
+        return found.map(|backup| backup.system).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("there is no backup {wanted} of {}", request.cluster))
                 .hint("See those that there are: pgherd backup list")
         });
     }
-    match request.system_identifier {
-        Some(own) if labels.iter().any(|(_, system)| *system == own) => Ok(own),
-        Some(own) => Err(match labels.iter().max() {
-            None => nothing_of(&request.cluster, Some(own)),
-            Some((label, other)) => nothing_of(&request.cluster, Some(own)).hint(format!(
-                "There are backups of an earlier cluster of that name, with system identifier {other}. If you want one of those, name it: \
-                 --backup {label}"
-            )),
-        }),
+    let newest = backups.iter().rfind(|backup| backup.manifest().is_some());
+    match (request.system_identifier, newest) {
+        (Some(own), Some(newest)) if backups.iter().all(|b| b.system != own || b.manifest().is_none()) => {
+            Err(nothing_of(&request.cluster, Some(own)).hint(format!(
+                "There are backups of an earlier cluster of that name, with system identifier {}. If you want one of those, name it: \
+                 --backup {}",
+                newest.system, newest.label
+            )))
+        }
+        (Some(own), _) => Ok(own),
         // No node is left that could tell.
-        None => labels
-            .iter()
-            .max()
-            .map(|(_, system)| *system)
-            .ok_or_else(|| nothing_of(&request.cluster, None)),
+        (None, Some(newest)) => Ok(newest.system),
+        (None, None) => Err(nothing_of(&request.cluster, None)),
     }
 }
 
@@ -124,109 +128,43 @@ fn nothing_of(cluster: &str, system: Option<SystemIdentifier>) -> Error {
         .hint("Make one: pgherd backup create")
 }
 
-/// Reads the manifests of all whole backups; one that is damaged is passed over and told.
-fn manifests(repo: &dyn Repo, keys: &SystemKeys, notes: &mut Vec<String>) -> Result<Vec<Manifest>> {
-    let mut found = Vec::new();
-    for folder in repo::now(repo.list(Some(&keys.backups())))?.folders {
-        let Ok(label) = folder.parse::<Label>() else { continue };
-        match source::manifest(repo, keys, &label) {
-            Ok(manifest) => found.push(manifest),
-            // Without a manifest it is what an interrupted backup left.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                if repo::now(repo.read(&keys.backup(&label).manifest()))?.is_some() {
-                    return Err(error);
-                }
-            }
-            Err(error) if error.what().contains("damaged") => {
-                notes.push(format!("Backup {label} was passed over: its manifest is damaged."));
-            }
-            Err(error) => return Err(error),
-        }
+/// Reads every history file: each must be whole, since recovery would end on an older timeline without it.
+fn timelines(
+    repo: &dyn Repo,
+    keys: &SystemKeys,
+    archive: &WalArchive,
+) -> Result<BTreeMap<TimelineId, Archived>> {
+    let mut timelines = BTreeMap::new();
+    for (id, found) in &archive.timelines {
+        let history =
+            if found.history { repo::now(Box::pin(archive::history(repo, keys, *id)))? } else { None };
+        timelines.insert(*id, Archived { history, spans: found.spans.clone() });
     }
-    Ok(found)
+    Ok(timelines)
 }
 
-/// The WAL archive of one system identifier, as a listing shows it.
-struct Archive<'a> {
-    repo: &'a dyn Repo,
-    keys: SystemKeys,
-    size: WalSegmentSize,
-    segments: BTreeMap<SegmentName, ByteCount>,
-    histories: Vec<TimelineId>,
-}
-
-impl<'a> Archive<'a> {
-    fn list(repo: &'a dyn Repo, keys: SystemKeys, size: WalSegmentSize) -> Result<Self> {
-        let (mut segments, mut histories) = (BTreeMap::new(), Vec::new());
-        for Listed { key, size: stored, .. } in repo::now(repo.list_all(&keys.wal_folder()))? {
-            let Some(name) = key.name().strip_suffix(".zst") else { continue };
-            match name.parse::<WalFile>() {
-                Ok(WalFile::Segment(name)) if name.fits(size) => {
-                    segments.insert(name, stored);
-                }
-                Ok(WalFile::TimelineHistory(timeline)) => histories.push(timeline),
-                // PostgreSQL asks for neither in recovery.
-                Ok(WalFile::Segment(_) | WalFile::Partial(_) | WalFile::BackupHistory(..)) | Err(_) => {}
+/// Returns how many bytes the segments of spans have in the repository.
+fn stored(repo: &dyn Repo, keys: &SystemKeys, spans: &[Span], size: WalSegmentSize) -> Result<ByteCount> {
+    let wanted: BTreeSet<SegmentName> = names(spans, size).into_iter().collect();
+    let folders: BTreeSet<String> = wanted.iter().map(|name| name.folder()).collect();
+    let mut bytes = 0;
+    for folder in folders {
+        let Ok(folder) = keys.wal_folder().join(&folder) else { continue };
+        for listed in repo::now(repo.list(Some(&folder)))?.objects {
+            let name = listed.key.name().strip_suffix(".zst").and_then(|name| name.parse().ok());
+            if name.is_some_and(|name| wanted.contains(&name)) {
+                bytes += listed.size.0;
             }
         }
-        Ok(Self { repo, keys, size, segments, histories })
     }
-
-    /// Reads every history file, and joins the segments to runs.
-    fn timelines(&self) -> Result<BTreeMap<TimelineId, Archived>> {
-        let mut timelines: BTreeMap<TimelineId, Archived> = BTreeMap::new();
-        for timeline in &self.histories {
-            let history = self.history(*timeline)?;
-            timelines.entry(*timeline).or_default().history = Some(history);
-        }
-        for name in self.segments.keys() {
-            let spans = &mut timelines.entry(name.timeline()).or_default().spans;
-            match spans.last_mut() {
-                Some(span) if span.last.next(self.size) == *name => span.last = *name,
-                Some(_) | None => spans.push(Span { first: *name, last: *name }),
-            }
-        }
-        Ok(timelines)
-    }
-
-    fn history(&self, timeline: TimelineId) -> Result<TimelineHistory> {
-        let file = WalFile::TimelineHistory(timeline);
-        let bytes = self.read(file)?.ok_or_else(|| damaged(file, "it has just gone"))?;
-        let text = String::from_utf8_lossy(&bytes);
-        TimelineHistory::parse(timeline, &text).map_err(|error| damaged(file, &error.to_string()))
-    }
-
-    fn read(&self, file: WalFile) -> Result<Option<Vec<u8>>> {
-        let Some(object) = repo::now(self.repo.read(&self.keys.wal(file)))? else { return Ok(None) };
-        let name = file.to_string();
-        let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: self.keys.system() };
-        seal::open(identity, &object).map(Some).map_err(|error| damaged(file, &error.to_string()))
-    }
-
-    fn stored(&self, spans: &[Span]) -> ByteCount {
-        let sizes = names(spans, self.size).into_iter().filter_map(|name| self.segments.get(&name));
-        ByteCount(sizes.map(|size| size.0).sum())
-    }
-
-    /// Returns the segments that may go on where `name` ends: on its own timeline first.
-    fn behind(&self, name: SegmentName) -> Vec<SegmentName> {
-        let next = name.next(self.size);
-        let own = self.segments.contains_key(&next).then_some(next);
-        let other = self.histories.iter().map(|timeline| next.on(*timeline));
-        let other = other.filter(|other| *other != next && self.segments.contains_key(other));
-        own.into_iter().chain(other).collect()
-    }
-}
-
-fn damaged(file: WalFile, why: &str) -> Error {
-    Error::failed(format!("{file} in the repository is damaged"))
-        .detail(format!("{why}."))
-        .hint("See what can no longer be restored: pgherd backup verify --full")
+    Ok(ByteCount(bytes))
 }
 
 /// Reads segments for their marks, and keeps the last few.
 struct Reader<'a> {
-    archive: &'a Archive<'a>,
+    repo: &'a dyn Repo,
+    keys: &'a SystemKeys,
+    known: &'a Known,
     kept: VecDeque<(SegmentName, SegmentMarks)>,
 }
 
@@ -236,10 +174,9 @@ impl Reader<'_> {
         let found = self.segment(name)?;
         let mut marks = found.marks;
         if let Some(tail) = found.tail {
-            for next in self.archive.behind(name) {
+            for next in self.behind(name) {
                 let behind = self.segment(next)?;
-                let start: Lsn = next.start(self.archive.size);
-                if let Some(mark) = tail.complete(&behind, start) {
+                if let Some(mark) = tail.complete(&behind, next.start(self.known.segment_size)) {
                     marks.push(mark);
                     break;
                 }
@@ -248,14 +185,23 @@ impl Reader<'_> {
         Ok(marks)
     }
 
+    /// Returns the segments that may go on where `name` ends: on its own timeline first.
+    fn behind(&self, name: SegmentName) -> Vec<SegmentName> {
+        let next = name.next(self.known.segment_size);
+        let has = |name: &SegmentName| {
+            let spans = self.known.timelines.get(&name.timeline()).map_or(&[][..], |found| &found.spans);
+            spans.iter().any(|span| span.first <= *name && *name <= span.last)
+        };
+        let others = self.known.timelines.keys().map(|timeline| next.on(*timeline));
+        std::iter::once(next).chain(others.filter(|other| *other != next)).filter(has).collect()
+    }
+
     fn segment(&mut self, name: SegmentName) -> Result<SegmentMarks> {
         if let Some((_, kept)) = self.kept.iter().find(|(kept, _)| *kept == name) {
             return Ok(kept.clone());
         }
-        let file = WalFile::Segment(name);
-        let bytes = self.archive.read(file)?.ok_or_else(|| damaged(file, "it has just gone"))?;
-        let marks = wal_record::marks(name, self.archive.size, &bytes)
-            .map_err(|error| damaged(file, &error.to_string()))?;
+        let size = self.known.segment_size;
+        let marks = repo::now(Box::pin(archive::marks(self.repo, self.keys, name, size)))?;
         if self.kept.len() == KEPT {
             self.kept.pop_front();
         }

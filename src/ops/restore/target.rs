@@ -22,30 +22,9 @@ use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalSegmentSize};
 use crate::pg::wal_record::{Mark, MarkKind};
+use crate::repo::archive::Span;
 use crate::repo::layout::Label;
 use crate::repo::manifest::Manifest;
-
-/// A run of segments on one timeline without a gap, both ends included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Span {
-    pub first: SegmentName,
-    pub last: SegmentName,
-}
-
-impl Span {
-    /// Returns how many segments it has.
-    pub fn count(self, size: WalSegmentSize) -> u64 {
-        self.last.number(size) - self.first.number(size) + 1
-    }
-
-    fn numbered(timeline: TimelineId, first: u64, last: u64, size: WalSegmentSize) -> Self {
-        let name = |number: u64| {
-            SegmentName::holding(Lsn::new(number.saturating_mul(size.as_u64())), timeline, size)
-        };
-        Self { first: name(first), last: name(last) }
-    }
-}
 
 /// What the archive has of one timeline.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,6 +64,8 @@ pub struct Choice {
     /// Where the backup is consistent.
     pub consistent_at: Lsn,
     pub segment_size: WalSegmentSize,
+    /// PostgreSQL's major version.
+    pub major: u32,
     /// The segments that are replayed, in order; all of them are in the archive.
     pub wal: Vec<Span>,
     /// The last commit that the copy will have, where the WAL told.
@@ -95,6 +76,8 @@ pub struct Choice {
     pub stops_at: Option<Lsn>,
     /// What the archive has from the last replayed segment on: that segment, and those behind it without a gap.
     pub rest: Vec<Span>,
+    /// Whether a segment is missing behind those although later ones are there.
+    pub gap_behind: bool,
 }
 
 /// A switch of timeline.
@@ -178,10 +161,8 @@ fn timeline(known: &Known, wish: &Wish, named: Option<&Manifest>) -> Result<Time
         .iter()
         .filter(|(timeline, archived)| line.goes_on_beside(known, **timeline, archived))
         .map(|(timeline, archived)| {
-            let last = archived
-                .spans
-                .last()
-                .map_or_else(String::new, |span| format!(", archived up to {}", span.last));
+            let last =
+                archived.spans.last().map_or_else(String::new, |span| format!(", archived up to {}", span.last));
             format!("timeline {timeline}{last}")
         })
         .collect();
@@ -297,7 +278,7 @@ impl Line {
                 None => last_of_all,
             };
             if first <= last {
-                spans.push(Span::numbered(leg.timeline, first, last, size));
+                spans.push(spanned(leg.timeline, first, last, size));
             }
         }
         spans
@@ -324,7 +305,7 @@ impl Line {
                 },
             };
             if found.is_some() {
-                have.push(Span::numbered(want.first.timeline(), begin, last, size));
+                have.push(spanned(want.first.timeline(), begin, last, size));
             }
             if last < want.last.number(size) {
                 return Reach { gap: self.gap(known, &wanted, index, last + 1), have };
@@ -349,7 +330,7 @@ impl Line {
     fn gap(&self, known: &Known, wanted: &[Span], index: usize, number: u64) -> Option<Gap> {
         let size = known.segment_size;
         let timeline = wanted[index].first.timeline();
-        let first = Span::numbered(timeline, number, number, size).first;
+        let first = spanned(timeline, number, number, size).first;
         let same = spans_of(known, timeline)
             .iter()
             .find(|span| span.first > first && span.first <= wanted[index].last)
@@ -363,12 +344,8 @@ impl Line {
             })
         };
         let after = same.or_else(later)?;
-        let last = if after.timeline() == timeline {
-            after.number(size) - 1
-        } else {
-            wanted[index].last.number(size)
-        };
-        Some(Gap { missing: Span::numbered(timeline, number, last.max(number), size), after })
+        let last = if after.timeline() == timeline { after.number(size) - 1 } else { wanted[index].last.number(size) };
+        Some(Gap { missing: spanned(timeline, number, last.max(number), size), after })
     }
 
     /// Returns the segments from `from` to `to`, or to the end of the archive; all must be there.
@@ -409,11 +386,13 @@ impl Line {
         timelines.dedup();
         let last = wal.last().map_or_else(|| backup.wal().1, |span| span.last);
         let size = known.segment_size;
-        let mut rest: Vec<Span> = self.reach(known, backup.start_lsn, None).have;
+        let reach = self.reach(known, backup.start_lsn, None);
+        let gap_behind = reach.gap.is_some();
+        let mut rest = reach.have;
         rest.retain(|span| span.last.number(size) > last.number(size));
         if let Some(first) = rest.first_mut() {
             let from = first.first.number(size).max(last.number(size) + 1);
-            *first = Span::numbered(first.first.timeline(), from, first.last.number(size), size);
+            *first = spanned(first.first.timeline(), from, first.last.number(size), size);
         }
         rest.insert(0, Span { first: last, last });
         Choice {
@@ -428,11 +407,13 @@ impl Line {
                 .collect(),
             consistent_at: backup.stop_lsn,
             segment_size: known.segment_size,
+            major: backup.major(),
             wal,
             last: None,
             next: None,
             stops_at: None,
             rest,
+            gap_behind,
         }
     }
 
@@ -472,11 +453,11 @@ fn spans_of(known: &Known, timeline: TimelineId) -> &[Span] {
 }
 
 fn told(span: Span, count: u64) -> String {
-    if count == 1 {
-        span.first.to_string()
-    } else {
-        format!("{} to {} ({count} segments)", span.first, span.last)
-    }
+    if count == 1 { span.first.to_string() } else { format!("{} to {} ({count} segments)", span.first, span.last) }
+}
+
+fn spanned(timeline: TimelineId, first: u64, last: u64, size: WalSegmentSize) -> Span {
+    Span { first: SegmentName::at(first, timeline, size), last: SegmentName::at(last, timeline, size) }
 }
 
 /// Lists every segment of spans.
@@ -646,8 +627,7 @@ fn in_the_future(
         }
         (None, None) => "No WAL was archived after the backup.".to_owned(),
     };
-    let error =
-        Error::refused(format!("cannot restore to {}: the archive does not reach that far", wish.target));
+    let error = Error::refused(format!("cannot restore to {}: the archive does not reach that far", wish.target));
     Ok(match &reach.gap {
         Some(Gap { missing, after }) => error
             .detail(format!(

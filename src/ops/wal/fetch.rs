@@ -208,6 +208,9 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
             Some(later) => Some(format!("The archive goes on with {later}")),
             None => partial(archive, name)?.or(needed_by(archive, name, lines)?),
         },
+        // The first timeline has no history. A server that ends its recovery on it asks all the same (`writeTimeLineHistory` in
+        // `timeline.c`), and could not be promoted if it were stopped here.
+        WalFile::TimelineHistory(timeline) if timeline.as_u32() == 1 => None,
         WalFile::TimelineHistory(timeline) => later_timeline(archive, timeline)?,
         WalFile::Partial(_) | WalFile::BackupHistory(..) => None,
     };
@@ -378,6 +381,7 @@ mod tests {
     fn a_history_is_absent_only_if_its_timeline_never_was() {
         let place = Place::new();
         place.archive(&segment_name(3), 7);
+        absent(&place, "00000001.history");
         absent(&place, "00000002.history");
         place.archive("000000020000000000000003", 7);
         trouble(&place, "00000002.history", "The archive has WAL of timeline 2");

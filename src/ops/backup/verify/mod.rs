@@ -460,6 +460,7 @@ impl<'a> Work<'a> {
     fn in_parallel<T: Sync, R: Send>(&self, tasks: &[T], work: impl Fn(&T) -> R + Sync) -> Result<Vec<R>> {
         let (next, done, results) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
         let main = thread::current();
+        self.tell();
         thread::scope(|scope| {
             for _ in 0..self.workers.min(tasks.len()) {
                 scope.spawn(|| {
