@@ -25,7 +25,10 @@ struct Moment {
 impl Drop for Shop {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for file in files_below(&self.herd.path("copies/r-pgherd/state/log")).iter().chain(&files_below(&self.herd.path("copies/r-pgherd/log"))) {
+            for file in files_below(&self.herd.path("copies/r-pgherd/state/log"))
+                .iter()
+                .chain(&files_below(&self.herd.path("copies/r-pgherd/log")))
+            {
                 let log = fs::read_to_string(file).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
                 eprintln!("--- {}\n{}", file.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
@@ -216,7 +219,10 @@ impl Shop {
 }
 
 fn dump(herd: &Herd, socket: &Path, port: &str) -> String {
-    let text = herd.program("pg_dump", &["-h", text(socket), "-p", port, "-U", "postgres", "--no-unlogged-table-data", "postgres"]);
+    let text = herd.program(
+        "pg_dump",
+        &["-h", text(socket), "-p", port, "-U", "postgres", "--no-unlogged-table-data", "postgres"],
+    );
     // A word by chance since the minor versions of August 2025; and a sequence is logged 32 numbers ahead.
     let same = |line: &&str| !line.contains("restrict ") && !line.contains("pg_catalog.setval(");
     text.lines().filter(same).map(|line| format!("{line}\n")).collect()
@@ -278,7 +284,8 @@ fn each_kind_of_target_is_reached_exactly() {
         (&two, "--target-xid", two.xid.clone()),
         (&one, "--target-name", one.name.clone()),
     ] {
-        let ran = shop.restore(&[flag, &value, "--action", "pause"]).ends_with(0).says(&["paused at its target"]);
+        let ran =
+            shop.restore(&[flag, &value, "--action", "pause"]).ends_with(0).says(&["paused at its target"]);
         same(&shop.dump_of_copy(), &moment.dump, &format!("{flag} {value}\n{}", ran.stdout));
         assert_eq!(shop.ask("SELECT pg_is_in_recovery()"), "t");
         shop.remove();
