@@ -13,6 +13,7 @@ pub mod objects;
 pub mod observe;
 pub mod plan;
 pub mod pooler;
+pub mod present;
 pub mod provision;
 pub mod restore;
 pub mod roles;

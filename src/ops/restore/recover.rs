@@ -67,6 +67,10 @@ pub fn settings(choice: &Choice) -> Vec<Setting> {
         settings.push(("recovery_target_inclusive", "on".to_owned()));
         settings.push(("recovery_target_action", "pause".to_owned()));
     }
+    // Since 15 the server reads ahead, over the target, and must not find the gap that is only behind it.
+    if choice.gap_behind && choice.major >= 15 {
+        settings.push(("recovery_prefetch", "off".to_owned()));
+    }
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
