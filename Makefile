@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 with-servers = eval "$$(scripts/setup --print-env)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down build test soak bench lint install
+.PHONY: help demo demo-down build test soak bench bench-backup lint install
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,11 @@ bench: ## measure
 	cargo build --release --locked
 	cargo bench --locked
 	scripts/bench
+
+bench-backup: ## measure a full backup beside pgBackRest and tar
+	scripts/setup --bench
+	cargo build --release --locked
+	scripts/bench-backup
 
 lint: ## check the format, and deny every warning of rustc and clippy
 	cargo fmt --check

@@ -134,7 +134,7 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
         rate_limit: args.rate_limit,
         archive_timeout: args.archive_timeout,
     };
-    let clusters = with_backups(app, &herd)?;
+    let clusters = app.clusters_with_backups(&herd)?;
     let interrupt = app.interrupt()?;
     let mut failed = Vec::new();
     let mut damaged = false;
@@ -157,20 +157,11 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
     }
 }
 
-/// Returns the clusters that were asked for; without a name those that declare backups, if there are any.
-pub(super) fn with_backups<'h>(app: &App, herd: &'h Herd) -> Result<Vec<&'h Cluster>> {
-    let mut clusters = app.clusters(herd)?;
-    if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
-        clusters.retain(|cluster| cluster.backups.is_some());
-    }
-    Ok(clusters)
-}
-
 async fn list(app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;
     let mut lists = Vec::new();
-    for cluster in with_backups(app, &herd)? {
+    for cluster in app.clusters_with_backups(&herd)? {
         lists.push(app.within(backup::list::list(&context, cluster)).await??);
     }
     ui::backup::print_list(&mut app.ui, &herd.name, &lists);
@@ -181,7 +172,7 @@ async fn show(args: &ShowArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;
     let mut missing = None;
-    for cluster in with_backups(app, &herd)? {
+    for cluster in app.clusters_with_backups(&herd)? {
         match app.within(backup::list::show(&context, cluster, &args.label)).await? {
             Ok(shown) => {
                 ui::backup::print_shown(&mut app.ui, &herd.name, &shown);

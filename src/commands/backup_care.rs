@@ -6,7 +6,6 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc;
 
-use super::backup::with_backups;
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
@@ -132,7 +131,7 @@ pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;
     let interrupt = app.interrupt()?;
-    let mut clusters = with_backups(app, &herd)?;
+    let mut clusters = app.clusters_with_backups(&herd)?;
     if let Some(label) = args.labels.first()
         && clusters.len() > 1
     {
@@ -152,7 +151,7 @@ pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
     let (mut worst, mut failed) = (Verdict::Sound, Vec::new());
     for cluster in clusters {
         let verified = async {
-            let way = Way::open(&context, cluster).await?;
+            let way = Way::open(&context.places, &context.gate, cluster).await?;
             hearing(app, &herd.name, &cluster.name, "verify_progress", &interrupt, async |hear, interrupt| {
                 way.verify(&wish, hear, interrupt).await
             })
@@ -214,9 +213,9 @@ pub(super) async fn expire(args: &ExpireArgs, app: &mut App) -> Outcome {
     let interrupt = app.interrupt()?;
     let mut failed = Vec::new();
     let mut shown: Vec<(Way<'_>, Expired)> = Vec::new();
-    for cluster in with_backups(app, &herd)? {
+    for cluster in app.clusters_with_backups(&herd)? {
         let looked = async {
-            let way = Way::open(&context, cluster).await?;
+            let way = Way::open(&context.places, &context.gate, cluster).await?;
             let expired = way.expire(None, Arc::new(|_| ()), &interrupt).await?;
             Ok((way, expired))
         };
@@ -272,7 +271,8 @@ fn agree(app: &App, herd: &Herd) -> Result<()> {
 pub(super) async fn pin(args: &PinArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let cluster = find(app, &herd, &args.label).await?;
-    let way = Way::open(&app.context()?, cluster).await?;
+    let context = app.context()?;
+    let way = Way::open(&context.places, &context.gate, cluster).await?;
     let before = way.pin(&args.label, args.until, &args.reason).await?;
     ui::trust::print_pinned(&mut app.ui, &herd.name, &cluster.name, &args.label, args.until, &before);
     Ok(Exit::Done)
@@ -281,7 +281,8 @@ pub(super) async fn pin(args: &PinArgs, app: &mut App) -> Outcome {
 pub(super) async fn unpin(args: &UnpinArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let cluster = find(app, &herd, &args.label).await?;
-    let way = Way::open(&app.context()?, cluster).await?;
+    let context = app.context()?;
+    let way = Way::open(&context.places, &context.gate, cluster).await?;
     let before = way.unpin(&args.label).await?;
     ui::trust::print_unpinned(&mut app.ui, &herd.name, &cluster.name, &args.label, &before);
     Ok(Exit::Done)
@@ -290,13 +291,13 @@ pub(super) async fn unpin(args: &UnpinArgs, app: &mut App) -> Outcome {
 /// Finds the cluster that has a backup of this label.
 async fn find<'h>(app: &App, herd: &'h Herd, label: &Label) -> Result<&'h crate::topology::model::Cluster> {
     let context = app.context()?;
-    let clusters = with_backups(app, herd)?;
+    let clusters = app.clusters_with_backups(herd)?;
     if let [only] = clusters.as_slice() {
         return Ok(only);
     }
     let mut found = Vec::new();
     for cluster in clusters {
-        if Way::open(&context, cluster).await?.has(label).await? {
+        if Way::open(&context.places, &context.gate, cluster).await?.has(label).await? {
             found.push(cluster);
         }
     }

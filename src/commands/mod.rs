@@ -214,6 +214,18 @@ impl App {
             Some(name) => Ok(vec![find_cluster(herd, name)?]),
         }
     }
+
+    /// Returns the clusters that were asked for; without a name those that declare backups, if there are any.
+    ///
+    /// # Errors
+    /// As [`App::clusters`].
+    pub fn clusters_with_backups<'h>(&self, herd: &'h Herd) -> Result<Vec<&'h Cluster>, Error> {
+        let mut clusters = self.clusters(herd)?;
+        if self.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
+            clusters.retain(|cluster| cluster.backups.is_some());
+        }
+        Ok(clusters)
+    }
 }
 
 /// Runs what needs tokio.

@@ -6,6 +6,7 @@ use super::{App, Outcome};
 use crate::error::{Error, Result};
 use crate::ops::backup::{self, expire, verify};
 use crate::ops::drill;
+use crate::ops::kept;
 use crate::ops::node::{self, NodeRequest, Reporter};
 use crate::ops::restore;
 use crate::ops::wal;
@@ -41,6 +42,7 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
             reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
         }
         NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
+        NodeRequest::LookAtKept(request) => reporter.end(&kept::run(&request)),
     }
     Ok(Exit::Done)
 }

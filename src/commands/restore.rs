@@ -15,7 +15,7 @@ use crate::ops::restore::scratch::{self, Action, Request};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::Label;
-use crate::topology::model::Herd;
+use crate::topology::model::{Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
@@ -42,7 +42,7 @@ use crate::units;
 ///
 /// Example: pgherd restore inventory --to-dir /srv/r --target-time "2026-11-21 09:41:07 UTC" --preview
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("place").required(true).args(["to_dir", "in_place"]))]
+#[command(group = clap::ArgGroup::new("place").args(["to_dir", "in_place"]))]
 pub struct RestoreArgs {
     /// The cluster's name
     #[arg(value_name = "CLUSTER")]
@@ -166,7 +166,18 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
         timeline: args.target_timeline,
         backup: args.backup.clone(),
     };
-    let Some(directory) = &args.to_dir else {
+    let directory = match &args.to_dir {
+        Some(directory) => Some(directory.clone()),
+        None if args.in_place => None,
+        None if args.preview => Some(copy_of(cluster)),
+        None => {
+            return Err(Error::usage("restore does not know where to")
+                .detail("Nothing was changed.")
+                .hint("Make a copy with --to-dir DIR, bring the cluster back with --in-place, or look first with --preview.")
+                .into());
+        }
+    };
+    let Some(directory) = &directory else {
         let asked = in_place::Asked {
             herd: &herd,
             cluster,
@@ -205,6 +216,12 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
     );
     ui::restore::print_report(&mut app.ui, &herd.name, &ended?);
     Ok(Exit::Done)
+}
+
+/// Returns where a preview without a place has its copy: beside the primary's data directory.
+fn copy_of(cluster: &Cluster) -> PathBuf {
+    let data = &cluster.preferred().data_directory;
+    data.with_file_name(format!("{}-restored", cluster.name))
 }
 
 /// Makes a path absolute without looking at it, and takes `/` off its end.

@@ -12,13 +12,15 @@ use crate::db::queries::{self, ServerRole, Slot, WalSender};
 use crate::engine::store::Listed;
 use crate::error::Result;
 use crate::ops::apply::{self, Context};
+use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{
     self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
 };
 use crate::ops::pooler::{ConsoleSeen, PoolerProcess};
 use crate::ops::roles::{self, Lead};
 use crate::pg::lsn::Lsn;
-use crate::topology::model::{Cluster, Herd, Node};
+use crate::pg::system::SystemIdentifier;
+use crate::topology::model::{Cluster, Herd, Node, Repository};
 
 /// Everything that one screen shows of a cluster. `docs/formats/status.md` describes it as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -123,8 +125,48 @@ pub struct BackupsStatus {
     /// Its name in the topology.
     pub repository: String,
     pub url: String,
+    /// Why nothing is known of what the repository holds, if nothing is.
+    pub why: Option<String>,
+    /// The newest backup; `None` if there is none, or that is not known.
+    pub last: Option<BackupStatus>,
+    /// Those that are being made.
+    pub running: Vec<RunningStatus>,
+    /// The newest moments without a gap between them; `None` if there is none, or that is not known.
+    pub restorable: Option<Restorable>,
     /// `None` while no primary tells.
     pub archive: Option<ArchiveStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackupStatus {
+    pub label: String,
+    pub ended: Timestamp,
+    pub age_seconds: i64,
+    /// Of the cluster, and in the repository.
+    pub size_bytes: u64,
+    pub stored_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunningStatus {
+    pub label: String,
+    pub by: String,
+    pub since: Timestamp,
+    pub phase: Option<String>,
+    pub done_bytes: Option<u64>,
+    pub total_bytes: Option<u64>,
+}
+
+/// Moments of which each one can be restored.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Restorable {
+    /// When a backup ended.
+    pub from: Timestamp,
+    /// When the last transaction committed whose WAL is archived.
+    pub to: Timestamp,
+    pub timeline: u32,
+    /// The segment that is missing behind it, although WAL behind that is archived.
+    pub ends_before: Option<String>,
 }
 
 /// How WAL archiving goes, as the primary sees it.
@@ -182,8 +224,11 @@ pub async fn status(context: &Context, herd: &Herd, clusters: &[&Cluster]) -> Re
 
 async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterStatus> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
-    let (observed, poolers) =
-        tokio::join!(observe::observe(&doors, cluster, Depth::Servers), poolers(&doors, cluster));
+    let (observed, poolers, kept) = tokio::join!(
+        observe::observe(&doors, cluster, Depth::Servers),
+        poolers(&doors, cluster),
+        kept(&doors, context, cluster),
+    );
     let operations = operations(context, cluster);
     let lead = roles::lead(&observed);
     let primary = match &lead {
@@ -214,10 +259,9 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
             .map(|synchronous| format!("any {} of ({})", synchronous.wait_for, synchronous.of.join(", "))),
         nodes,
         poolers,
-        backups: cluster.backups.as_ref().map(|backups| BackupsStatus {
-            repository: backups.repository.name.clone(),
-            url: backups.repository.url.clone(),
-            archive,
+        backups: kept.zip(cluster.backups.as_ref()).map(|(kept, backups)| {
+            let system = any.map(|running| running.facts.system_identifier);
+            backups_status(&backups.repository, kept, system, archive)
         }),
         operations,
         problems: Vec::new(),
@@ -338,6 +382,75 @@ fn lag(own: Option<&Running>, above: Option<&Running>, state: NodeState) -> (Opt
     (bytes, seconds)
 }
 
+/// Asks for what the repository keeps; `None` where no backups are declared.
+async fn kept(
+    doors: &Doors,
+    context: &Context,
+    cluster: &Cluster,
+) -> Option<std::result::Result<Kept, String>> {
+    let repository = &cluster.backups.as_ref()?.repository;
+    let look = kept::look(doors, &context.build, cluster, repository);
+    let told = match tokio::time::timeout(observe::PATIENCE, look).await {
+        Ok(Ok(kept)) => Ok(kept),
+        Ok(Err(error)) => Err(match error.detail_text() {
+            Some(detail) => format!("{}: {}", error.what(), detail.trim_end_matches('.')),
+            None => error.what().to_owned(),
+        }),
+        Err(_) => Err(format!("it did not answer within {} s", observe::PATIENCE.as_secs())),
+    };
+    Some(told)
+}
+
+fn backups_status(
+    repository: &Repository,
+    kept: std::result::Result<Kept, String>,
+    system: Option<SystemIdentifier>,
+    archive: Option<ArchiveStatus>,
+) -> BackupsStatus {
+    let (kept, why) = match kept {
+        Ok(kept) => (Some(kept), None),
+        Err(why) => (None, Some(why)),
+    };
+    // Of a cluster that does not run, the one that was backed up last counts.
+    let system = system.or(kept.as_ref().and_then(|kept| Some(kept.last.as_ref()?.system_identifier)));
+    let window = kept.as_ref().and_then(|kept| {
+        let (_, windows) = kept.windows.iter().find(|(found, _)| Some(*found) == system)?;
+        windows.iter().max_by_key(|window| window.last)
+    });
+    let now = Timestamp::now();
+    BackupsStatus {
+        repository: repository.name.clone(),
+        url: repository.url.clone(),
+        restorable: window.map(|window| Restorable {
+            from: window.first,
+            to: window.last,
+            timeline: window.timeline.as_u32(),
+            ends_before: window.ends_before.map(|segment| segment.to_string()),
+        }),
+        last: kept.as_ref().and_then(|kept| kept.last.as_ref()).map(|last| BackupStatus {
+            label: last.label.to_string(),
+            ended: last.ended,
+            age_seconds: now.duration_since(last.ended).as_secs().max(0),
+            size_bytes: last.size.0,
+            stored_bytes: last.stored.0,
+        }),
+        running: kept
+            .iter()
+            .flat_map(|kept| &kept.running)
+            .map(|made| RunningStatus {
+                label: made.label.to_string(),
+                by: made.by.clone(),
+                since: made.since,
+                phase: made.phase.clone(),
+                done_bytes: made.done.map(|bytes| bytes.0),
+                total_bytes: made.total.map(|bytes| bytes.0),
+            })
+            .collect(),
+        why,
+        archive,
+    }
+}
+
 /// Asks the primary how its archiver does; `None` if it does not say.
 async fn archive(doors: &Doors, cluster: &Cluster, node: &Node, running: &Running) -> Option<ArchiveStatus> {
     let connector = doors.connector.clone().timeouts(observe::PATIENCE, observe::PATIENCE);
@@ -451,11 +564,11 @@ fn problems(
     observed: &ClusterObserved,
     report: &ClusterStatus,
 ) -> Vec<Problem> {
-    let plan = if herd.clusters.len() > 1 {
-        format!("pgherd --cluster {} plan", cluster.name)
-    } else {
-        "pgherd plan".to_owned()
+    let of = |verb: &str| match herd.clusters.len() {
+        0 | 1 => format!("pgherd {verb}"),
+        _ => format!("pgherd --cluster {} {verb}", cluster.name),
     };
+    let plan = of("plan");
     let mut found = Vec::new();
     let mut add = |what: String, next: &str| found.push(Problem { what, next: next.to_owned() });
     match lead {
@@ -526,24 +639,10 @@ fn problems(
             }
         }
     }
-    if let Some(backups) = &report.backups {
-        match &backups.archive {
-            Some(archive) if !archive.on => {
-                add("no WAL is archived: archive_mode is off".to_owned(), &plan);
-            }
-            Some(ArchiveStatus { failing: Some(file), failing_at: Some(at), waiting, .. }) => add(
-                format!(
-                    "WAL does not get into repository {}: {file} failed at {at:.0}, {waiting} files wait",
-                    backups.repository
-                ),
-                "the server's log says why; then pgherd plan",
-            ),
-            Some(_) => {}
-            None => add(
-                format!("whether WAL gets into repository {} is unknown", backups.repository),
-                "pgherd status -v",
-            ),
-        }
+    for (what, next) in
+        report.backups.iter().flat_map(|backups| backup_problems(backups, &plan, &of("backup create")))
+    {
+        add(what, &next);
     }
     for operation in report.operations.iter().filter(|operation| !operation.running) {
         add(format!("operation {} ({}) is unfinished", operation.id, operation.kind), &operation.next);
@@ -553,6 +652,42 @@ fn problems(
             format!("{}-{} is no longer in the file and still there", cluster.name, profile.node),
             &format!("pgherd destroy {} --node {}", cluster.name, profile.node),
         );
+    }
+    found
+}
+
+/// What is wrong with the backups and the archive, each with the next command.
+fn backup_problems(backups: &BackupsStatus, plan: &str, create: &str) -> Vec<(String, String)> {
+    let name = &backups.repository;
+    let mut found = Vec::new();
+    let mut add = |what: String, next: &str| found.push((what, next.to_owned()));
+    match &backups.archive {
+        Some(archive) if !archive.on => add("no WAL is archived: archive_mode is off".to_owned(), plan),
+        Some(ArchiveStatus { failing: Some(file), failing_at: Some(at), waiting, .. }) => {
+            let files =
+                if *waiting == 1 { "1 file waits".to_owned() } else { format!("{waiting} files wait") };
+            let what = format!("WAL does not get into repository {name}: {file} failed at {at:.0}, {files}");
+            add(what, "see the server's log; then pgherd plan");
+        }
+        Some(_) => {}
+        None => add(format!("whether WAL gets into repository {name} is unknown"), "pgherd status -v"),
+    }
+    match (&backups.why, &backups.last, &backups.restorable) {
+        (Some(why), _, _) => add(format!("what repository {name} holds is unknown: {why}"), plan),
+        (None, None, _) if backups.running.is_empty() => {
+            add(format!("there is no backup in repository {name}: nothing can be restored"), create);
+        }
+        (None, None, _) => {}
+        (None, Some(_), None) => {
+            add(
+                format!("no backup in repository {name} has the WAL that it needs: nothing can be restored"),
+                create,
+            );
+        }
+        (None, Some(_), Some(Restorable { ends_before: Some(segment), to, .. })) => {
+            add(format!("WAL is missing from {segment} on: nothing after {to:.0} can be restored"), create);
+        }
+        (None, Some(_), Some(_)) => {}
     }
     found
 }

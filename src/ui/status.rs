@@ -1,6 +1,7 @@
 //! The herd on one screen a cluster.
 
 use comfy_table::{Table, presets};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::ops::status::{
@@ -167,21 +168,76 @@ fn pooler_line(ui: &Ui, pooler: &PoolerStatus) -> String {
 }
 
 fn backups_line(ui: &Ui, backups: &BackupsStatus) -> String {
-    let archive = match &backups.archive {
-        None => ui.paint(Tone::Warning, "unknown"),
-        Some(archive) if !archive.on => ui.paint(Tone::Bad, "off"),
-        Some(archive) if archive.failing.is_some() => {
-            format!("{}, {} waiting", ui.paint(Tone::Bad, "failing"), archive.waiting)
+    let mut parts = vec![format!("backup  {}", last_backup(ui, backups))];
+    parts.extend(backups.running.iter().map(|made| {
+        let share = match (made.done_bytes, made.total_bytes) {
+            (Some(done), Some(total)) if total > 0 => {
+                format!(
+                    ", {} of {} ({} %)",
+                    ByteCount(done),
+                    ByteCount(total),
+                    u128::from(done) * 100 / u128::from(total)
+                )
+            }
+            _ => String::new(),
+        };
+        format!("{} is being made{share}", made.label)
+    }));
+    parts.push(format!(
+        "archive {}",
+        match &backups.archive {
+            None => ui.paint(Tone::Warning, "unknown"),
+            Some(archive) if !archive.on => ui.paint(Tone::Bad, "off"),
+            Some(archive) if archive.failing.is_some() => {
+                format!("{}, {} waiting", ui.paint(Tone::Bad, "failing"), archive.waiting)
+            }
+            Some(archive) => format!("{} waiting", archive.waiting),
         }
-        Some(archive) => format!("{} waiting", archive.waiting),
-    };
-    [format!("backup  repository {}", backups.repository), format!("archive {archive}")].join("   ")
+    ));
+    parts.extend(
+        backups
+            .restorable
+            .as_ref()
+            .map(|span| format!("restorable {} → {} UTC", second(next_second(span.from)), second(span.to))),
+    );
+    parts.join("   ")
+}
+
+fn last_backup(ui: &Ui, backups: &BackupsStatus) -> String {
+    match (&backups.last, &backups.why) {
+        (_, Some(_)) => ui.paint(Tone::Warning, "unknown"),
+        (None, None) => ui.paint(Tone::Bad, "none"),
+        (Some(last), None) => {
+            let age = std::time::Duration::from_secs(u64::try_from(last.age_seconds).unwrap_or_default());
+            format!(
+                "full {} ({} ago, {})",
+                last.ended.strftime("%Y-%m-%d %H:%M"),
+                human_duration(age),
+                ByteCount(last.size_bytes)
+            )
+        }
+    }
+}
+
+/// Whatever is shown as restorable is: the begin is rounded up, the end down.
+fn next_second(at: Timestamp) -> Timestamp {
+    match at.subsec_nanosecond() {
+        0 => at,
+        _ => Timestamp::from_second(at.as_second() + 1).unwrap_or(at),
+    }
+}
+
+fn second(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::status::{ArchiveStatus, OperationStatus, Problem, RouteStatus, SlotStatus};
+    use crate::ops::status::{
+        ArchiveStatus, BackupStatus, OperationStatus, Problem, Restorable, RouteStatus, RunningStatus,
+        SlotStatus,
+    };
     use crate::ui::versioned;
 
     fn node(name: &str, port: u16, role: NodeRole, state: NodeState) -> NodeStatus {
@@ -260,6 +316,28 @@ mod tests {
             backups: Some(BackupsStatus {
                 repository: "main".to_owned(),
                 url: "file:///var/lib/pgherd/repository".to_owned(),
+                why: None,
+                last: Some(BackupStatus {
+                    label: "20261121T020000Z-full".to_owned(),
+                    ended: "2026-11-21T02:04:11.25Z".parse().unwrap(),
+                    age_seconds: 27_456,
+                    size_bytes: 19_541_821_235,
+                    stored_bytes: 4_815_162_342,
+                }),
+                running: vec![RunningStatus {
+                    label: "20261121T094000Z-full".to_owned(),
+                    by: "ada on db1 (pid 4712)".to_owned(),
+                    since: "2026-11-21T09:40:00Z".parse().unwrap(),
+                    phase: Some("copies".to_owned()),
+                    done_bytes: Some(1_000_000_000),
+                    total_bytes: Some(19_541_821_235),
+                }],
+                restorable: Some(Restorable {
+                    from: "2026-10-22T02:01:10.5Z".parse().unwrap(),
+                    to: "2026-11-21T09:39:58.75Z".parse().unwrap(),
+                    timeline: 3,
+                    ends_before: None,
+                }),
                 archive: Some(ArchiveStatus {
                     on: true,
                     waiting: 2,
@@ -284,6 +362,24 @@ mod tests {
                 next: "pgherd status -v".to_owned(),
             }],
         }
+    }
+
+    #[test]
+    fn a_backup_and_the_window_fit_one_line() {
+        let ui = Ui::new(Format::Human, crate::ui::Verbosity::Normal, crate::ui::ColorChoice::Never);
+        let mut backups = cluster().backups.unwrap();
+        assert_eq!(
+            backups_line(&ui, &backups),
+            "backup  full 2026-11-21 02:04 (7h37m ago, 18.2 GiB)   20261121T094000Z-full is being made, 953.7 MiB of 18.2 GiB (5 %)   \
+             archive failing, 2 waiting   restorable 2026-10-22 02:01:11 → 2026-11-21 09:39:58 UTC"
+        );
+        backups.running.clear();
+        backups.restorable = None;
+        backups.last = None;
+        backups.archive = None;
+        assert_eq!(backups_line(&ui, &backups), "backup  none   archive unknown");
+        backups.why = Some("it did not answer within 2 s".to_owned());
+        assert_eq!(backups_line(&ui, &backups), "backup  unknown   archive unknown");
     }
 
     #[test]

@@ -381,3 +381,68 @@ fn paths_with_blanks_quotes_and_percent_signs_reach_the_command_whole() {
     until("it is there", || file.is_file().then_some(()));
     assert_eq!(failures(&herd), "0");
 }
+
+/// Returns what status says of the backups, as JSON, and its problems as one text.
+fn backups_status(herd: &Herd) -> (serde_json::Value, String) {
+    let report = herd.run(&["status", "--format", "json"]).ends_with(0).json();
+    let cluster = &report["clusters"][0];
+    (cluster["backups"].clone(), cluster["problems"].to_string())
+}
+
+#[test]
+fn status_tells_backup_archive_and_window_and_says_unknown_when_it_cannot_look() {
+    let herd = declared(&newest_or_15(0), &SINGLE);
+    herd.apply().ends_with(0);
+    herd.status()
+        .ends_with(0)
+        .says(&["backup  none   archive 0 waiting", "WARNING  there is no backup in repository main"]);
+    let (told, problems) = backups_status(&herd);
+    assert_eq!(told["why"], serde_json::Value::Null);
+    assert_eq!((&told["last"], &told["restorable"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    assert_eq!(told["archive"]["on"], true);
+    assert!(problems.contains("pgherd backup create"), "{problems}");
+
+    herd.run(&["backup", "create"]).ends_with(0);
+    herd.sql("a", "CREATE TABLE kept AS SELECT 1");
+    arrives(&herd);
+    herd.status().ends_with(0).says(&["backup  full ", " ago, ", "archive 0 waiting   restorable ", " UTC"]);
+    let (told, problems) = backups_status(&herd);
+    assert!(told["last"]["label"].as_str().expect("a label").ends_with("-full"), "{told}");
+    assert!(told["last"]["age_seconds"].as_i64().is_some_and(|age| age < 120), "{told}");
+    assert!(told["restorable"]["from"].as_str() < told["restorable"]["to"].as_str(), "{told}");
+    for word in ["WAL", "backup", "restored"] {
+        assert!(!problems.contains(word), "{problems}");
+    }
+
+    // An archiver that fails is told with the file and what waits.
+    let copy = break_the_copy(&herd);
+    finish_segment(&herd);
+    until("the archiver fails", || (failures(&herd) != "0").then_some(()));
+    herd.status().ends_with(0).says(&[
+        "archive failing, 1 waiting",
+        "WARNING  WAL does not get into repository main: 0000000100000000",
+    ]);
+    fs::remove_file(&copy).and_then(|()| fs::copy(binary(), &copy)).expect("it is ours");
+    arrives(&herd);
+
+    // A repository that is not there, and one that cannot be read, are unknown and never fine.
+    let aside = herd.path("unmounted");
+    fs::rename(herd.repository(), &aside).expect("it is ours");
+    herd.status()
+        .ends_with(0)
+        .says(&["backup  unknown   archive ", "WARNING  what repository main holds is unknown: "]);
+    let (told, _) = backups_status(&herd);
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("repository.json")), "{told}");
+    fs::rename(&aside, herd.repository()).expect("it is ours");
+    if is_root() {
+        fs::set_permissions(herd.repository(), fs::Permissions::from_mode(0o000)).expect("root may");
+        herd.status().ends_with(0).says(&["backup  unknown   archive "]);
+        fs::set_permissions(herd.repository(), fs::Permissions::from_mode(0o750)).expect("root may");
+    }
+
+    // While no primary tells, what is in the repository is still told, and the archive is unknown.
+    herd.stop("a", "fast");
+    let (told, _) = backups_status(&herd);
+    assert!(told["last"]["label"].is_string() && told["restorable"]["to"].is_string(), "{told}");
+    assert_eq!(told["archive"], serde_json::Value::Null);
+}

@@ -24,12 +24,13 @@ struct Moment {
 
 impl Drop for Shop {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for file in files_below(&self.herd.path("copies/r-pgherd/state/log")).iter().chain(&files_below(&self.herd.path("copies/r-pgherd/log"))) {
-                let log = fs::read_to_string(file).unwrap_or_default();
-                let lines: Vec<&str> = log.lines().collect();
-                eprintln!("--- {}\n{}", file.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
-            }
+        if !std::thread::panicking() {
+            return;
+        }
+        for file in files_below(&self.herd.path("copies/r-pgherd/log")) {
+            let log = fs::read_to_string(&file).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- {}\n{}", file.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
         }
     }
 }
@@ -289,4 +290,316 @@ fn each_kind_of_target_is_reached_exactly() {
     shop.restore(&["--target-immediate"]).ends_with(0);
     assert_eq!(shop.ask("SELECT count(*) FROM moments"), "0");
     shop.remove();
+}
+
+/// Changes one byte in the middle of a file of the repository.
+fn damage(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 8;
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
+    let shop = Shop::up(&newest(), &crate::herd::PAIR);
+    shop.backup();
+    let one = shop.moment("one");
+    shop.archive();
+    shop.herd.stop("a", "fast");
+    shop.herd.program("pg_ctl", &["-D", text(&shop.herd.data("b")), "-w", "promote"]);
+    shop.herd.sql("b", "INSERT INTO moments (note) VALUES ('on the second timeline')");
+    let segment = shop.herd.sql("b", "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(true, 'a', 'b')");
+    shop.wait_archived(&segment);
+    let preview = shop.restore(&["--preview"]).ends_with(0).says(&["timelines 1 → 2, every history file present"]);
+    assert!(!shop.to().exists(), "{}", preview.stdout);
+    shop.restore(&[]).ends_with(0);
+    assert_eq!(shop.ask("SELECT note FROM moments ORDER BY n DESC LIMIT 1"), "on the second timeline");
+    assert_eq!(shop.ask("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    shop.remove();
+    // The moment before is on both timelines.
+    shop.restore(&["--target-time", &one.time, "--target-timeline", "1"]).ends_with(0);
+    same(&shop.dump_of_copy(), &one.dump, "on timeline 1");
+    shop.remove();
+    shop.restore(&["--target-time", &one.time]).ends_with(0);
+    same(&shop.dump_of_copy(), &one.dump, "on timeline 2");
+    shop.remove();
+
+    let history = shop.below().join("wal/00000002.history.zst");
+    fs::rename(&history, shop.herd.path("kept")).unwrap();
+    shop.restore(&[]).ends_with(4).tells(&["the history of timeline 2 is not in the archive", "00000002.history"]);
+    assert!(!shop.to().exists());
+}
+
+#[test]
+fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
+    let shop = Shop::up(&newest(), &SINGLE);
+    shop.restore(&[]).ends_with(10).tells(&["there is no backup of inventory to restore"]);
+    shop.backup();
+    shop.moment("one");
+    let first = shop.archive();
+    shop.moment("two");
+    let second = shop.archive();
+    let three = shop.moment("three");
+    shop.archive();
+    let (first, second) = (shop.stored(&first), shop.stored(&second));
+
+    // A target that nobody can reach is refused before anything is written.
+    shop.restore(&["--target-time", "2020-01-01 00:00:00 UTC"]).ends_with(4).tells(&["ends later"]);
+    shop.restore(&["--target-time", "2099-01-01 00:00:00 UTC"]).ends_with(4).tells(&["does not reach that far"]);
+    shop.restore(&["--target-lsn", "FFF/0"]).ends_with(4).tells(&["does not reach"]);
+    shop.restore(&["--target-name", "never"]).ends_with(4).tells(&["is not in the archive"]);
+    assert!(!shop.to().exists() && !shop.herd.path("copies/r-pgherd").exists());
+
+    // A segment that is missing on the way.
+    let kept = shop.herd.path("kept");
+    fs::rename(&second, &kept).unwrap();
+    shop.restore(&["--target-lsn", &three.lsn]).ends_with(4).tells(&["WAL is missing on the way"]);
+    shop.restore(&["--target-name", "one"]).ends_with(0);
+    shop.remove();
+    fs::rename(&kept, &second).unwrap();
+
+    // One that vanishes, or a repository that does, when the server recovers already.
+    for gone in [second.clone(), shop.herd.repository()] {
+        shop.restore(&["--target-lsn", &three.lsn, "--no-start"]).ends_with(0);
+        fs::rename(&gone, &kept).unwrap();
+        let mut start = as_server(&shop.herd.installation().bin().join("postgres"));
+        start.args(["-D", text(&shop.to())]);
+        text_of(start).expect_err("recovery must end with an error");
+        assert!(shop.to().join("recovery.signal").exists(), "it was not promoted");
+        fs::rename(&kept, &gone).unwrap();
+        shop.remove();
+    }
+
+    // One that is damaged: no listing shows that.
+    let good = fs::read(&second).unwrap();
+    damage(&second);
+    shop.restore(&["--target-lsn", &three.lsn])
+        .ends_with(1)
+        .tells(&["did not get to its target", "Nothing was promoted"]);
+    assert!(shop.to().join("recovery.signal").exists(), "it was not promoted");
+    assert!(!shop.to().join("postmaster.pid").exists(), "nothing is left running");
+    fs::write(&second, good).unwrap();
+    // The same again goes on with what is there.
+    shop.restore(&["--target-lsn", &three.lsn]).ends_with(0);
+    same(&shop.dump_of_copy(), &three.dump, "three");
+    shop.remove();
+
+    // The last segment: the end of the archive is not taken for what it is not.
+    fs::rename(&first, &kept).unwrap();
+    shop.restore(&[]).ends_with(4).tells(&["WAL is missing on the way"]);
+    fs::rename(&kept, &first).unwrap();
+
+    // A data object of the backup.
+    let data = files_below(&shop.below().join("backup"));
+    let object = data.iter().find(|file| file.ends_with("data/000001")).unwrap();
+    damage(object);
+    shop.restore(&[]).ends_with(1).tells(&["is damaged", "data/000001", "They hold a part of", "--backup LABEL"]);
+    shop.cannot_start();
+}
+
+#[test]
+fn a_directory_that_is_not_free_is_refused_and_left_alone() {
+    let shop = Shop::up(&newest(), &SINGLE);
+    shop.backup();
+    let to = shop.directory("copies/r");
+    fs::write(to.join("mine"), "precious").unwrap();
+    shop.restore(&["--preview"]).ends_with(4).says(&["OBSTACLE", "it is not empty"]);
+    shop.restore(&[]).ends_with(4).tells(&["it is not empty"]);
+    assert_eq!(fs::read_to_string(to.join("mine")).unwrap(), "precious");
+    assert!(!shop.herd.path("copies/r-pgherd").exists());
+    fs::remove_dir_all(&to).unwrap();
+
+    // A copy that runs, and the data directory of a node.
+    shop.restore(&["--target-immediate"]).ends_with(0);
+    shop.restore(&["--target-immediate", "--delta"]).ends_with(4).tells(&["a server runs in it"]);
+    assert_eq!(shop.ask("SELECT pg_is_in_recovery()"), "f");
+    shop.remove();
+    let data = shop.herd.data("a");
+    shop.herd.run(&["restore", "inventory", "--to-dir", text(&data)]).ends_with(4).tells(&["it is the place of inventory-a"]);
+    shop.herd.is_as_declared();
+
+    // Somebody else's parent, and a directory of another user.
+    if is_root() {
+        fs::create_dir(shop.herd.path("locked")).unwrap();
+        fs::set_permissions(shop.herd.path("locked"), fs::Permissions::from_mode(0o700)).unwrap();
+        let inside = shop.herd.path("locked/r");
+        let ran = shop.herd.run(&["restore", "inventory", "--to-dir", text(&inside)]);
+        assert_ne!(ran.code, 0, "{}", ran.stdout);
+        assert!(!inside.join("PG_VERSION").exists());
+        shop.directory("copies");
+        fs::create_dir(shop.to()).unwrap();
+        shop.restore(&["--target-immediate"]).ends_with(4).tells(&["it belongs to another user"]);
+    }
+    let long = shop.herd.path(&"x".repeat(90));
+    shop.herd.run(&["restore", "inventory", "--to-dir", text(&long)]).ends_with(2).tells(&["is too long"]);
+}
+
+#[test]
+fn a_restore_that_was_killed_is_ended_by_the_next() {
+    let shop = Shop::up(&crate::herd::newest_or_15(1), &SINGLE);
+    shop.backup();
+    let one = shop.moment("one");
+    shop.archive();
+    let whole = shop.restore(&["--target-name", "one"]).ends_with(0).took;
+    shop.remove();
+    let mut killed = 0;
+    for part in 1..8 {
+        let mut run = shop.start(&["--target-name", "one"]);
+        let moment = std::time::Instant::now() + whole * part / 8;
+        until("it is time", || (std::time::Instant::now() >= moment || run.has_ended()).then_some(()));
+        run.signal(rustix::process::Signal::KILL);
+        killed += u32::from(run.end().code == 137);
+        // Nothing that did not reach its target accepts writes.
+        if shop.to().exists() && !shop.to().join("global/pg_control").exists() {
+            shop.cannot_start();
+        }
+        let saved = fs::read_to_string(shop.herd.path("copies/r-pgherd/restore.json")).unwrap_or_default();
+        if saved.contains("\"finished\": true") {
+            shop.remove();
+        }
+    }
+    assert!(killed >= 4, "only {killed} were killed");
+    shop.restore(&["--target-name", "one"]).ends_with(0);
+    same(&shop.dump_of_copy(), &one.dump, "after all those kills");
+    shop.remove();
+}
+
+#[test]
+fn an_interrupted_restore_leaves_nothing_running() {
+    let shop = Shop::up(&newest(), &SINGLE);
+    shop.backup();
+    shop.archive();
+    let mut run = shop.start(&[]);
+    until("it copies", || (run.has_ended() || shop.to().join("base").exists()).then_some(()));
+    run.signal(rustix::process::Signal::INT);
+    run.end().ends_with(130).tells(&["the restore was interrupted", "Run the same restore again"]);
+    let to = shop.to().display().to_string();
+    until("nothing of it runs", || {
+        (!shop.herd.processes().iter().any(|(_, line)| line.contains(&to))).then_some(())
+    });
+    shop.restore(&[]).ends_with(0);
+    shop.remove();
+}
+
+#[test]
+fn a_preview_says_what_would_be_done_and_writes_nothing() {
+    let shop = Shop::up(&newest(), &SINGLE);
+    shop.backup();
+    let one = shop.moment("one");
+    shop.archive();
+    let args = ["--target-time", one.time.as_str(), "--preview"];
+    shop.restore(&args).ends_with(0).says(&[
+        "restore to",
+        "last commit: xid",
+        "consistent from",
+        "0 missing",
+        "room",
+        "no estimate",
+        "gives up",
+        "production is not touched",
+        "next     the same without --preview",
+    ]);
+    let json = shop.restore(&[&args[..], &["--format", "json"]].concat()).ends_with(0).json();
+    assert_eq!(json["format_version"], "1.0");
+    assert_eq!(json["directory_state"], "new");
+    assert_eq!(json["survey"]["choice"]["timeline"], 1);
+    assert_eq!(json["survey"]["beyond"]["commits"], 1, "{json:#}");
+    assert!(!shop.to().exists() && !shop.herd.path("copies/r-pgherd").exists());
+    let leases = files_below(&shop.below().join("lease"));
+    assert_eq!(leases, Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_backup_is_restored_by_hand_as_its_page_says() {
+    let shop = Shop::up(&newest(), &SINGLE);
+    let load = shop.load();
+    shop.backup();
+    drop(load);
+    shop.archive();
+    let dump = shop.dump();
+    shop.archive();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats/backup.md")).unwrap();
+    let (_, script) = page.split_once("```sh\n").expect("the page has a script");
+    let (script, _) = script.split_once("```").expect("it ends");
+    let by_hand = shop.herd.path("restore-by-hand");
+    fs::write(&by_hand, script).unwrap();
+    // The tablespace is where it was: the original must go first.
+    shop.herd.stop("a", "fast");
+    let space = shop.herd.path("space");
+    fs::rename(&space, shop.herd.path("space-before")).unwrap();
+    shop.directory("space");
+    shop.directory("copies");
+    let backup = files_below(&shop.below().join("backup")).remove(0);
+    let backup = backup.ancestors().find(|path| path.to_string_lossy().ends_with("-full")).unwrap().to_owned();
+    let mut run = as_server(Path::new("/bin/sh"));
+    run.args([text(&by_hand), text(&backup), text(&shop.to())]);
+    text_of(run).unwrap_or_else(|said| panic!("{said}"));
+    let socket = shop.directory("copies/socket");
+    let options = format!("-p 5432 -k {} -c listen_addresses= -c logging_collector=off", socket.display());
+    let log = shop.herd.path("copies/log");
+    fs::write(&log, "").unwrap();
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o666)).unwrap();
+    shop.herd.program(
+        "pg_ctl",
+        &["-D", text(&shop.to()), "-o", &options, "-l", text(&log), "-w", "-t", "60", "start"],
+    );
+    let promoted = || {
+        let mut ask = as_server(&shop.herd.installation().bin().join("psql"));
+        ask.args(["-XAtq", "-h", text(&socket), "-U", "postgres", "-c", "SELECT pg_is_in_recovery()"]);
+        (text_of(ask).as_deref() == Ok("f")).then_some(())
+    };
+    until("it has recovered", promoted);
+    same(&super::restore::dump(&shop.herd, &socket, "5432"), &dump, "by hand");
+}
+
+/// A file system in memory; root alone may make one.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn mount(at: PathBuf, options: &str) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs", text(&at)]);
+        text_of(mount).expect("root may mount");
+        Self(at)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let mut unmount = Command::new("umount");
+        unmount.args(["--lazy", text(&self.0)]);
+        if let Err(said) = text_of(unmount) {
+            eprintln!("{said}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_without_room_is_refused_and_one_that_fills_up_is_told() {
+    if !is_root() {
+        // Only root can mount a small file system.
+        return;
+    }
+    let shop = Shop::up(&newest(), &SINGLE);
+    shop.backup();
+    shop.archive();
+    let small = Memory::mount(shop.herd.path("small"), "size=24m,mode=0777");
+    let to = small.0.join("r");
+    let ran = shop.herd.run(&["restore", "inventory", "--to-dir", text(&to), "--target-immediate"]);
+    ran.ends_with(4).tells(&["there is no room for the copy in", "Nothing was written"]);
+    assert!(!to.exists());
+
+    // Files can run out before bytes do, and nobody sees that coming.
+    let few = Memory::mount(shop.herd.path("few"), "size=4g,mode=0777,nr_inodes=300");
+    let to = few.0.join("r");
+    let args = ["restore", "inventory", "--to-dir", text(&to), "--target-immediate"];
+    shop.herd.run(&args).ends_with(1).tells(&["No space left on device", "it goes on with what is there"]);
+    assert!(!to.join("global/pg_control").exists());
+    let mut remount = Command::new("mount");
+    remount.args(["-o", "remount,nr_inodes=0", text(&few.0)]);
+    text_of(remount).unwrap();
+    shop.herd.run(&args).ends_with(0);
+    shop.herd.program("pg_ctl", &["-D", text(&to), "-m", "fast", "-w", "stop"]);
 }

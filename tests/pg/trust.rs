@@ -129,11 +129,11 @@ fn what_is_missing_cut_off_or_closed_is_told_with_what_it_costs() {
 
     // What the os-user may not read is neither whole nor damaged; root's own eyes do not count.
     if is_root() {
-        fs::set_permissions(&data, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o000)).unwrap();
         verify(&herd, &["--full"]).ends_with(3).says(&["UNREADABLE", "data/000001"]);
         fs::set_permissions(&data, fs::Permissions::from_mode(0o640)).unwrap();
         let folder = data.parent().unwrap();
-        fs::set_permissions(folder, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o000)).unwrap();
         verify(&herd, &["--quick"]).ends_with(3).says(&["UNREADABLE"]).does_not_say("MISSING");
         herd.run(&["backup", "expire", "--preview"]).ends_with(1);
         fs::set_permissions(folder, fs::Permissions::from_mode(0o750)).unwrap();

@@ -11,13 +11,14 @@ use super::pin::{self, Before};
 use super::verify::Verified;
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
+use crate::gate::Gate;
 use crate::ops::node::{
     self, ExpireBackups, NodeDoor, NodeRequest, Priority, Progress, VerifyBackups, VerifyDepth,
 };
 use crate::ops::observe::Doors;
 use crate::repo::layout::Label;
 use crate::topology::model::{Backups, Cluster};
+use crate::topology::places::Places;
 
 /// Where progress goes.
 pub type Hear = Arc<dyn Fn(Progress) + Send + Sync>;
@@ -47,12 +48,12 @@ impl<'a> Way<'a> {
     ///
     /// # Errors
     /// [`ErrorKind::Refused`] without declared backups; when no host lets us, why the first one does not.
-    pub async fn open(context: &Context, cluster: &'a Cluster) -> Result<Self> {
+    pub async fn open(places: &Places, gate: &Arc<dyn Gate>, cluster: &'a Cluster) -> Result<Self> {
         let backups = cluster.backups.as_ref().ok_or_else(|| {
             Error::refused(format!("cluster {} declares no backups", cluster.name))
                 .hint("Declare them in the topology: backups: {repository: NAME}.")
         })?;
-        let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
+        let doors = Doors::open(cluster, places.clone(), gate)?;
         let mut hosts = vec![&cluster.preferred().host];
         for node in &cluster.nodes {
             if !hosts.contains(&&node.host) {

@@ -116,6 +116,17 @@ mod tests {
     use crate::repo::now;
 
     #[test]
+    fn the_golden_pin_reads_and_writes_byte_for_byte() {
+        let golden = include_str!("../../../tests/golden/pin-v1.json");
+        let pin: Pin = seal::read_document(golden.as_bytes()).unwrap();
+        assert_eq!(
+            (pin.until, pin.reason.as_str()),
+            (Some("2027-01-31T00:00:00Z".parse().unwrap()), "audit 2026")
+        );
+        assert_eq!(String::from_utf8(seal::write_document(&pin)).unwrap(), golden);
+    }
+
+    #[test]
     fn a_pin_is_set_replaced_and_removed() {
         let directory = tempfile::tempdir().unwrap();
         let repo = DirRepo::create(&directory.path().join("repository")).unwrap();

@@ -221,6 +221,8 @@ pub enum WalBecause {
     CannotTell(String),
     /// There is no backup yet, or none any more, and it may still be written.
     NoBackup,
+    /// The topology wants neither a window nor a number.
+    NoRule,
 }
 
 impl fmt::Display for WalBecause {
@@ -229,6 +231,7 @@ impl fmt::Display for WalBecause {
             Self::From(label, lsn) => write!(f, "{label} needs it from {lsn} on"),
             Self::NothingLeft => f.write_str("no backup is left that it could be replayed on"),
             Self::CannotTell(why) => write!(f, "{why}"),
+            Self::NoRule => f.write_str("neither window nor keep-full is stated"),
             Self::NoBackup => f.write_str("no backup to replay it on; a new one may be running"),
         }
     }
@@ -286,7 +289,15 @@ pub fn decide(
     by_need(systems, &mut reasons);
     let mut backups: Vec<Verdict> = systems.iter().flat_map(|system| verdicts(system, &reasons)).collect();
     backups.sort_by(|a, b| (&a.label, a.system_identifier).cmp(&(&b.label, b.system_identifier)));
-    let wal = systems.iter().map(|system| wal_verdict(system, systems, &reasons, window_begin)).collect();
+    let wish = rules.window.is_some() || rules.keep_full.is_some();
+    let wal = systems.iter().map(|system| {
+        let because = match wish {
+            true => wal_because(system, systems, &reasons, window_begin),
+            false => WalBecause::NoRule,
+        };
+        wal_verdict(system, because)
+    });
+    let wal = wal.collect();
     Decision { window_begin, backups, wal }
 }
 
@@ -311,7 +322,7 @@ impl Reasons {
 /// archiving stands still, or a clock went wrong, nothing goes only because time passes.
 fn begin_of(window: Duration, systems: &[System], now: Timestamp) -> Timestamp {
     let wal = systems.iter().flat_map(|system| &system.wal).map(|wal| wal.at);
-    let backups = systems.iter().flat_map(|system| wholes(system)).map(|(_, manifest)| manifest.ended);
+    let backups = systems.iter().flat_map(wholes).map(|(_, manifest)| manifest.ended);
     let newest = wal.chain(backups).max().unwrap_or(now).min(now);
     let window = SignedDuration::try_from(window).unwrap_or(SignedDuration::MAX);
     newest.checked_sub(window).unwrap_or(Timestamp::MIN)
@@ -482,17 +493,11 @@ fn verdicts(system: &System, reasons: &Reasons) -> Vec<Verdict> {
     backups.chain(unfinished).collect()
 }
 
-fn wal_verdict(
-    system: &System,
-    systems: &[System],
-    reasons: &Reasons,
-    window_begin: Option<Timestamp>,
-) -> WalVerdict {
-    let because = wal_because(system, systems, reasons, window_begin);
+fn wal_verdict(system: &System, because: WalBecause) -> WalVerdict {
     let goes = |wal: &&StoredWal| match &because {
         WalBecause::From(_, floor) => is_before(wal.file, *floor, largest_segment(system)),
         WalBecause::NothingLeft => true,
-        WalBecause::CannotTell(_) | WalBecause::NoBackup => false,
+        WalBecause::CannotTell(_) | WalBecause::NoBackup | WalBecause::NoRule => false,
     };
     let mut sorted: Vec<&StoredWal> = system.wal.iter().collect();
     // By place in the log, and history files last: they are needed for as long as there is a segment.

@@ -1,27 +1,17 @@
 //! What the repository has for the restore: asked on the node, before anything is changed, and once more when all WAL is archived.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-
-use crate::db::queries;
-use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply;
+use crate::error::{ErrorKind, Result};
 use crate::ops::binary::Build;
 use crate::ops::node::restore::{PlanForRestore, Wish};
 use crate::ops::node::{NodeDoor, NodeRequest, Priority};
 use crate::ops::observe::Doors;
+use crate::ops::present;
 use crate::ops::restore::survey::Survey;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
-use crate::pg::wal_file::WalFile;
-use crate::repo::layout::ClusterKeys;
 use crate::topology::model::{Cluster, Node, Repository};
-
-/// How long the segment that the primary writes may take into the repository before anything is done.
-const ARRIVES: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where to look.
 #[derive(Debug)]
@@ -65,28 +55,12 @@ impl Look<'_> {
             (looked, _) => return looked,
         };
         let primary = primary.expect("matched above");
-        if let Err(error) = self.finish_segment(primary).await {
+        let finished =
+            present::finish_segment(self.doors, self.cluster, primary, self.system, self.repository).await;
+        if let Err(error) = finished {
             tracing::warn!(%error, "could not have the primary finish its WAL segment");
             return Err(refused);
         }
         self.survey(wish).await
-    }
-
-    async fn finish_segment(&self, primary: &Node) -> Result<()> {
-        let login = self.doors.superuser(self.cluster, primary, "postgres");
-        let name = self.cluster.full_name(&primary.name);
-        let conn = self.doors.connector.connect(&login).await?;
-        let conn = apply::logins::as_primary(conn, &name).await?;
-        let segment = queries::finish_segment(&conn).await?;
-        let key = ClusterKeys::new(&self.cluster.name).system(self.system).wal(WalFile::Segment(segment));
-        let object = self.repository.directory().join(key.as_str());
-        let deadline = Instant::now() + ARRIVES;
-        while self.doors.host(&primary.host).stat(&object).await?.is_none() {
-            if Instant::now() >= deadline {
-                return Err(Error::failed(format!("{segment} does not arrive in the repository")));
-            }
-            sleep(PAUSE).await;
-        }
-        Ok(())
     }
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use repository::{RepoCall, RepoReply, repository, serve};
 
 use crate::engine::record::Failure;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, Effect, Host, LineSink, RunAs, Stdin};
 use crate::ops::binary::{self, Build};
 use crate::ops::observe::Doors;
@@ -51,6 +51,16 @@ pub enum NodeRequest {
     GuardScratch(Box<scratch::Scratch>),
     /// Lists the WAL archive of a cluster; answered by `ops::wal::WalList`.
     ListWal(ListWal),
+    /// Looks at what the repository keeps of a cluster; answered by `ops::kept::Kept`.
+    LookAtKept(LookAtKept),
+}
+
+/// Looks at what the repository keeps of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LookAtKept {
+    pub url: String,
+    pub cluster: String,
 }
 
 /// Lists the WAL archive of a cluster.
@@ -222,6 +232,24 @@ impl NodeDoor {
         Ok(Self { host, program })
     }
 
+    /// Opens it without putting anything there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when this build is not on the host.
+    pub async fn if_installed(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
+        let host = doors.shared_host(host);
+        let program = doors.places.copy(build.hash()?);
+        match host.stat(&program).await? {
+            Some(_) => Ok(Self { host, program }),
+            None => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("this build of pgherd is not installed on host {}", host.name()),
+            )
+            .detail(format!("Looked for {}.", program.display()))
+            .hint("Install it: pgherd plan, then pgherd apply.")),
+        }
+    }
+
     pub fn host(&self) -> &dyn Host {
         &*self.host
     }
@@ -285,7 +313,7 @@ impl NodeRequest {
     fn effect(&self) -> Effect {
         match self {
             Self::Repository { call, .. } => call.effect(),
-            Self::PlanForRestore(_) | Self::ListWal(_) => Effect::Reads,
+            Self::PlanForRestore(_) | Self::ListWal(_) | Self::LookAtKept(_) => Effect::Reads,
             Self::CopyForBackup(_)
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)

@@ -5,19 +5,23 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::source::{CONTROL, Source, oid_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::restore::{Claim, CopyForRestore};
 use crate::pg::backup_manifest::Listed;
 
 /// In the root of a scratch copy and of each of its tablespaces: by this a restore knows its own again.
 pub const MARKER: &str = "pgherd.restore.json";
 
+/// How long the copy of a command that was killed may take to end.
+const OTHERS: Duration = Duration::from_secs(10);
 const FORMAT: u32 = 1;
 const OWN_FILE_MODE: u32 = 0o600;
 
@@ -45,7 +49,7 @@ pub(super) struct Place {
     /// What is there may be right already.
     reuse: bool,
     markers: Vec<Listed>,
-    /// Opened before anything is written, so that no lost write goes unseen (fsync(2) tells of errors since the opening).
+    /// Locked, and opened before anything is written, so that no lost write goes unseen (fsync(2) tells of errors since the opening).
     roots: Vec<(PathBuf, File)>,
 }
 
@@ -98,6 +102,8 @@ impl Place {
             }
             Err(error) => return Err(failed("look at", &error)),
         }
+        let open = File::open(path).map_err(|error| failed("open", &error))?;
+        lock(path, &open)?;
         let owner = fs::metadata(path).map_err(|error| failed("look at", &error))?.uid();
         if owner != rustix::process::geteuid().as_raw() {
             return Err(Error::refused(format!("cannot restore into {}: it belongs to another user", path.display()))
@@ -130,7 +136,6 @@ impl Place {
         // Nobody else looks into it from the first file on; the mode that it had in the backup comes with the directories.
         fs::set_permissions(path, fs::Permissions::from_mode(0o700))
             .map_err(|error| failed("set the mode of", &error))?;
-        let open = File::open(path).map_err(|error| failed("open", &error))?;
         self.roots.push((path.to_owned(), open));
         Ok(())
     }
@@ -265,6 +270,27 @@ impl Place {
             sync_directory(&self.root)
         })()
         .map_err(|error: io::Error| could_not("finish", &to, &error))
+    }
+}
+
+/// Keeps everybody else out of a directory. The copy of a command that was killed ends as soon as it finds nobody listening, and until
+/// then it writes.
+fn lock(path: &Path, open: &File) -> Result<()> {
+    let deadline = Instant::now() + OTHERS;
+    loop {
+        match rustix::fs::flock(open, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::new(
+                    ErrorKind::Locked,
+                    format!("another restore writes into {}", path.display()),
+                )
+                .detail("Nothing in it was changed by this one.")
+                .hint("Wait until it has ended, or name another directory."));
+            }
+            Err(error) => return Err(could_not("lock", path, &error.into())),
+        }
     }
 }
 

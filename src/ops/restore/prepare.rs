@@ -15,6 +15,7 @@ use crate::ops::apply::Context;
 use crate::ops::node::restore::{PlanForRestore, Wish};
 use crate::ops::node::{self, NodeDoor, NodeRequest, Priority};
 use crate::ops::observe::{self, ClusterObserved, Depth, Directory, Doors};
+use crate::ops::present;
 use crate::ops::roles::{self, Lead};
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -58,7 +59,8 @@ pub struct Prepared {
     pub notes: Vec<String>,
 }
 
-/// Looks at the cluster and into its repository, and chooses. Changes nothing but the copy of pgherd that works on the node.
+/// Looks at the cluster and into its repository, and chooses. Changes nothing but the copy of pgherd that works on the node; where the
+/// archive does not reach the target yet, it has the primary finish its WAL segment.
 ///
 /// # Errors
 /// `Refused` without declared backups, and where no backup reaches the target; `NotFound` without a repository or a backup.
@@ -97,7 +99,22 @@ pub async fn prepare(context: &Context, cluster: &Cluster, host: &str, wish: &Wi
         wish: wish.clone(),
         primary: timeline,
     }));
-    let survey: Survey = door.call(&request, Priority::Normal, Arc::new(|_| ())).await?;
+    let look = || door.call::<Survey>(&request, Priority::Normal, Arc::new(|_| ()));
+    let survey = match (look().await, &primary) {
+        // What happened a minute ago is in the segment that the primary still writes.
+        (Err(error), Some(seen)) if error.kind() == ErrorKind::Refused => {
+            let node = cluster.node(&seen.node).expect("see_primary names nodes of the cluster");
+            let system = seen.system_identifier;
+            match present::finish_segment(&doors, cluster, node, system, &backups.repository).await {
+                Ok(()) => look().await?,
+                Err(unfinished) => {
+                    tracing::warn!(error = %unfinished, "could not have the primary finish its WAL segment");
+                    return Err(error);
+                }
+            }
+        }
+        (looked, _) => looked?,
+    };
     notes.extend(survey.notes.iter().cloned());
     for passed in &survey.passed_over {
         notes.push(format!(

@@ -67,6 +67,10 @@ pub fn settings(choice: &Choice) -> Vec<Setting> {
         settings.push(("recovery_target_inclusive", "on".to_owned()));
         settings.push(("recovery_target_action", "pause".to_owned()));
     }
+    // Since 15 the server reads ahead, over the target, and must not find what is missing only behind it.
+    if choice.gap_behind && choice.major >= 15 {
+        settings.push(("recovery_prefetch", "off".to_owned()));
+    }
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
@@ -157,7 +161,7 @@ pub async fn start(site: &Site<'_>, at_least: Option<[u32; 5]>) -> Result<()> {
     if let Err(error) = site.host().run(&command).await {
         // pg_ctl waits until the server accepts connections; what counts is that it runs.
         if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
-            return Err(ended(site, "did not start").await.source(error));
+            return Err(ended(site, "did not get to its target").await.source(error));
         }
     }
     Ok(())
@@ -203,7 +207,7 @@ pub async fn until_target(
             Err(error) => {
                 conn = None;
                 if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
-                    return Err(ended(site, "ended before it was at its target").await.source(error));
+                    return Err(ended(site, "did not get to its target").await.source(error));
                 }
                 if let DbError::Authentication { .. } = error {
                     return Err(error.into());

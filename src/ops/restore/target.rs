@@ -64,6 +64,8 @@ pub struct Choice {
     /// Where the backup is consistent.
     pub consistent_at: Lsn,
     pub segment_size: WalSegmentSize,
+    /// PostgreSQL's major version.
+    pub major: u32,
     /// The segments that are replayed, in order; all of them are in the archive.
     pub wal: Vec<Span>,
     /// The last commit that the copy will have, where the WAL told.
@@ -74,6 +76,8 @@ pub struct Choice {
     pub stops_at: Option<Lsn>,
     /// What the archive has from the last replayed segment on: that segment, and those behind it without a gap.
     pub rest: Vec<Span>,
+    /// Whether behind those there is WAL of which a segment is missing, or that another timeline has left.
+    pub gap_behind: bool,
 }
 
 /// A switch of timeline.
@@ -382,7 +386,10 @@ impl Line {
         timelines.dedup();
         let last = wal.last().map_or_else(|| backup.wal().1, |span| span.last);
         let size = known.segment_size;
-        let mut rest: Vec<Span> = self.reach(known, backup.start_lsn, None).have;
+        let reach = self.reach(known, backup.start_lsn, None);
+        let newer = known.timelines.keys().any(|timeline| *timeline > self.timeline);
+        let gap_behind = newer || reach.gap.is_some();
+        let mut rest = reach.have;
         rest.retain(|span| span.last.number(size) > last.number(size));
         if let Some(first) = rest.first_mut() {
             let from = first.first.number(size).max(last.number(size) + 1);
@@ -401,11 +408,13 @@ impl Line {
                 .collect(),
             consistent_at: backup.stop_lsn,
             segment_size: known.segment_size,
+            major: backup.major(),
             wal,
             last: None,
             next: None,
             stops_at: None,
             rest,
+            gap_behind,
         }
     }
 

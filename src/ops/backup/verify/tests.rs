@@ -219,7 +219,7 @@ async fn what_cannot_be_listed_is_not_missing() {
         let turn = AtomicUsize::new(0);
         // Listing everything at once fails as well, as it does in a directory; listing the level of the cluster does not.
         let verified = with_failing(&trial, move |made| {
-            made == call || made == all && turn.fetch_add(1, Ordering::Relaxed) % 2 == 0
+            made == call || made == all && turn.fetch_add(1, Ordering::Relaxed).is_multiple_of(2)
         });
         let verified = verified.await;
         assert_eq!(verified.verdict, Verdict::CannotTell, "{folder}: {:?}", verified.problems);

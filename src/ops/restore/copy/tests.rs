@@ -443,6 +443,21 @@ fn a_copy_that_was_interrupted_cannot_start_and_the_next_one_ends_it() {
 }
 
 #[test]
+fn two_copies_do_not_write_into_one_directory() {
+    let stage = usual();
+    fs::create_dir(stage.path("copy")).unwrap();
+    let other = fs::File::open(stage.path("copy")).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| stage.copy());
+        // It waits for the other to end, and looks only then.
+        fs::write(stage.path("copy/mine"), "precious").unwrap();
+        drop(other);
+        assert_eq!(waiting.join().unwrap().unwrap_err().kind(), ErrorKind::Refused);
+    });
+}
+
+#[test]
 fn a_tablespace_without_a_place_is_asked_for() {
     let stage = usual();
     let mut job = stage.job();
