@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use archive::{Kept, list, root, write_whole};
-pub use report::{Freshness, Held, Judged, Phase, PhaseTime, Proof, Reached, Report, Verdict};
+pub use report::{Copied, Freshness, Held, Judged, Phase, PhaseTime, Proof, Reached, Report, Verdict};
 pub use scratch::guard;
 
 use crate::db::assertion::{self, ProbeRow};
@@ -130,7 +130,7 @@ pub fn begin(herd: &Herd, cluster: &Cluster, wish: &Wish) -> Result<Report> {
         repository: cluster.backups.as_ref().map(|backups| backups.repository.name.clone()),
         host: None,
         backup: None,
-        restored: None,
+        copied: None,
         reached: None,
         phases: Vec::new(),
         rto_seconds: None,
@@ -243,6 +243,12 @@ impl Drill<'_> {
         let achieved = restored.achieved.as_ref().expect("a copy that was started has reached its target");
         report.backup = Some(restored.label.clone());
         report.notes.extend(restored.notes.iter().cloned());
+        report.copied = Some(Copied {
+            files: restored.copied.files,
+            size_bytes: restored.copied.size,
+            fetched_bytes: restored.copied.fetched,
+            workers: restored.copied.workers,
+        });
         let seconds = restored.seconds;
         for (phase, seconds) in [
             (Phase::Choose, seconds.choose),
@@ -292,7 +298,6 @@ impl Drill<'_> {
             &mut report.proofs,
         ))
         .await?;
-        report.restored = Some(restored.copied);
         report.phases.push(PhaseTime { phase: Phase::Checks, seconds: begun.elapsed().as_secs_f64() });
         report.rto_seconds = Some(report.phases.iter().map(|time| time.seconds).sum());
         report.objectives = self.judge(report);

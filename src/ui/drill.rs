@@ -171,8 +171,8 @@ fn way(report: &Report) -> String {
         .map(|time| {
             let mut text =
                 format!("{} {}", time.phase.text(), human_duration(Duration::from_secs_f64(time.seconds)));
-            if let (Phase::Fetch, Some(restored)) = (time.phase, &report.restored) {
-                let rate = ByteCount((restored.size.0 as f64 / time.seconds.max(0.001)) as u64);
+            if let (Phase::Fetch, Some(copied)) = (time.phase, &report.copied) {
+                let rate = ByteCount((copied.size_bytes.0 as f64 / time.seconds.max(0.001)) as u64);
                 text.push_str(&format!(" {rate}/s"));
             }
             text

@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::herd::{Herd, Ran, SINGLE, files_below, text, until};
 use crate::server::{Installation, installations, newest};
 
-const OBJECTIVES: &str = "objectives: {undo-mistake: {rpo: 1 h, rto: 1 h}, lose-primary: {rpo: 1 h, rto: 1 h}}";
+const OBJECTIVES: &str =
+    "objectives: {undo-mistake: {rpo: 1 h, rto: 1 h}, lose-primary: {rpo: 1 h, rto: 1 h}}";
 const DRILLS: &str = "    drills:\n      restore:\n        to: newest\n        prove: [checksums, amcheck, assertions]\n        \
                       assertions:\n          rows: {database: inventory, sql: \"select count(*) = 1000 from public.stock\"}\n";
 
@@ -72,7 +73,10 @@ fn no_process_is_left(herd: &Herd) {
 
 fn proof<'a>(report: &'a Value, name: &str) -> &'a Value {
     let proofs = report["drills"][0]["proofs"].as_array().expect("proofs");
-    proofs.iter().find(|proof| proof["name"] == name).unwrap_or_else(|| panic!("no proof {name} in {report:#}"))
+    proofs
+        .iter()
+        .find(|proof| proof["name"] == name)
+        .unwrap_or_else(|| panic!("no proof {name} in {report:#}"))
 }
 
 #[test]
@@ -85,7 +89,8 @@ fn a_drill_restores_proves_and_measures_and_leaves_nothing_on_every_major() {
             files_below(&archive).len()
         };
         let before = archived(&herd);
-        let ran = drill(&herd, &["--format", "json", "--junit", "drill.xml", "--json", "drill.json"]).ends_with(0);
+        let ran =
+            drill(&herd, &["--format", "json", "--junit", "drill.xml", "--json", "drill.json"]).ends_with(0);
         let report = ran.json();
         assert_eq!(report["format_version"], "1.0");
         let one = &report["drills"][0];
@@ -95,12 +100,17 @@ fn a_drill_restores_proves_and_measures_and_leaves_nothing_on_every_major() {
         }
         assert_ne!(proof(&report, "amcheck")["held"], "no", "{report:#}");
         eprintln!("{}: amcheck {}", installation.major, proof(&report, "amcheck")["found"]);
-        let phases: Vec<&Value> = one["phases"].as_array().expect("phases").iter().map(|time| &time["phase"]).collect();
+        let phases: Vec<&Value> =
+            one["phases"].as_array().expect("phases").iter().map(|time| &time["phase"]).collect();
         assert_eq!(phases, ["choose", "fetch", "replay", "start", "checks"]);
         // Nothing was written since the switch, whatever the age.
         assert_eq!(one["freshness"]["written_since"], false, "{report:#}");
-        let judged: Vec<&Value> =
-            one["objectives"].as_array().expect("objectives").iter().map(|judged| &judged["objective"]).collect();
+        let judged: Vec<&Value> = one["objectives"]
+            .as_array()
+            .expect("objectives")
+            .iter()
+            .map(|judged| &judged["objective"])
+            .collect();
         assert_eq!(judged, ["lose-primary", "undo-mistake"]);
         let written: Value =
             serde_json::from_slice(&fs::read(herd.path("drill.json")).expect("written")).expect("JSON");
@@ -196,7 +206,8 @@ fn what_cannot_be_restored_is_an_error() {
 fn a_damaged_page_in_the_backup_is_found() {
     let herd = backed(&newest());
     herd.sql("a", "CHECKPOINT");
-    let file = herd.data("a").join(herd.sql_in("a", "inventory", "SELECT pg_relation_filepath('public.stock')"));
+    let file =
+        herd.data("a").join(herd.sql_in("a", "inventory", "SELECT pg_relation_filepath('public.stock')"));
     let mut bytes = fs::read(&file).expect("readable");
     bytes[5000] ^= 0x10;
     fs::write(&file, bytes).expect("it is ours");
@@ -211,7 +222,8 @@ fn a_damaged_page_in_the_backup_is_found() {
 #[test]
 fn an_interrupted_drill_says_so_and_leaves_nothing() {
     let herd = backed(&newest());
-    let mut running = herd.start(&["drill", "run", "restore", "--junit", "drill.xml", "--json", "drill.json"]);
+    let mut running =
+        herd.start(&["drill", "run", "restore", "--junit", "drill.xml", "--json", "drill.json"]);
     until("the scratch directory is there", || (!scratch(&herd).is_empty()).then_some(()));
     // From the beginning on the files say that nothing is proved.
     let junit = fs::read_to_string(herd.path("drill.xml")).expect("written");
@@ -239,7 +251,8 @@ fn of_a_killed_drill_the_guard_ends_the_server_and_removes_the_copy() {
     running.end();
     // A directory that only root may take out of its parent stays, empty.
     until("the guard has removed it", || {
-        let files: Vec<PathBuf> = scratch(&herd).iter().flat_map(|directory| files_below(directory)).collect();
+        let files: Vec<PathBuf> =
+            scratch(&herd).iter().flat_map(|directory| files_below(directory)).collect();
         files.is_empty().then_some(())
     });
     no_process_is_left(&herd);
@@ -277,10 +290,14 @@ fn a_kept_copy_is_there_and_nothing_runs_in_it() {
     let herd = backed(&newest());
     let place = herd.path("elsewhere");
     fs::create_dir(&place).expect("a directory");
-    drill(&herd, &["--keep", "--scratch-dir", "elsewhere"]).ends_with(0).tells(&[text(&place), "nothing runs there"]);
+    drill(&herd, &["--keep", "--scratch-dir", "elsewhere"])
+        .ends_with(0)
+        .tells(&[text(&place), "nothing runs there"]);
     let copy = fs::read_dir(&place).expect("it is there").next().expect("a copy").expect("readable").path();
     assert!(copy.join("data/global/pg_control").is_file());
     assert!(!copy.join("data/postmaster.pid").exists());
     assert_eq!(files_below(&herd.path("state/drills/.running")), Vec::<PathBuf>::new());
-    drill(&herd, &["--scratch-dir", text(&herd.data("a"))]).ends_with(3).tells(&["it belongs to inventory-a"]);
+    drill(&herd, &["--scratch-dir", text(&herd.data("a"))])
+        .ends_with(3)
+        .tells(&["it belongs to inventory-a"]);
 }

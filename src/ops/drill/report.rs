@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::record::Failure;
-use crate::ops::node::restore::Restored;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::Label;
 use crate::topology::model::DrillTarget;
+use crate::units::ByteCount;
 
 /// The format that this pgherd reads and writes.
 pub const FORMAT: u32 = 1;
@@ -112,6 +112,18 @@ pub struct Judged {
     pub rpo_met: bool,
 }
 
+/// What was copied from the backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Copied {
+    pub files: u64,
+    /// Of all files.
+    pub size_bytes: ByteCount,
+    /// Read from the repository.
+    pub fetched_bytes: ByteCount,
+    pub workers: u32,
+}
+
 /// Where recovery ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -146,7 +158,7 @@ pub struct Report {
     pub repository: Option<String>,
     pub host: Option<String>,
     pub backup: Option<Label>,
-    pub restored: Option<Restored>,
+    pub copied: Option<Copied>,
     pub reached: Option<Reached>,
     /// Those that ended, in order.
     pub phases: Vec<PhaseTime>,
