@@ -160,7 +160,7 @@ pub async fn list(context: &Context, cluster: &Cluster) -> Result<ClusterBackups
 ///
 /// # Errors
 /// As the repository fails.
-async fn in_repository(repo: &SharedRepo, cluster: &str) -> Result<Vec<BackupItem>> {
+pub async fn in_repository(repo: &SharedRepo, cluster: &str) -> Result<Vec<BackupItem>> {
     let keys = ClusterKeys::new(cluster);
     let mut running = BTreeMap::new();
     for system in catalog::systems(&**repo, &keys).await? {
