@@ -258,7 +258,7 @@ async fn windows(
         }
     }
     let mut windows: Vec<Window> = windows.into_iter().map(|(_, window)| window).collect();
-    windows.sort_by_key(|window| (window.first, window.last));
+    windows.sort_by_key(|window| (window.first, window.timeline, window.last));
     Ok((windows, useful))
 }
 
