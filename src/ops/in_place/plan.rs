@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use futures_util::future::join_all;
 use serde::Serialize;
 
+use crate::db::queries::ServerRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, programs};
 use crate::ops::apply::{self, Context};
@@ -61,9 +62,12 @@ impl RestorePlan {
             let steps = |stage: &Vec<Planned>| stage.iter().map(|planned| planned.step.clone()).collect();
             plan.stages.iter().map(steps).collect()
         };
-        same_way(&self.input.choice, &shown.input.choice)
-            && self.input.before == shown.input.before
-            && steps(self) == steps(shown)
+        // Whether a standby streams in this very moment is no reason to ask again.
+        let nodes = |plan: &Self| -> Vec<Before> {
+            plan.input.before.iter().map(|before| Before { streamed: false, ..before.clone() }).collect()
+        };
+        let same_nodes = nodes(self) == nodes(shown);
+        same_way(&self.input.choice, &shown.input.choice) && same_nodes && steps(self) == steps(shown)
     }
 }
 
@@ -264,7 +268,11 @@ async fn look_at_node(doors: &Doors, cluster: &Cluster, node: &Node, seen: &Node
         (_, Some(_)) => State::Silent,
         (_, None) => State::Stopped,
     };
-    Ok(Before { node: node.name.clone(), state, primary, paths })
+    let streamed = seen.running().is_some_and(|running| match &running.facts.role {
+        ServerRole::Standby { receiver: Some(receiver), .. } => receiver.status == "streaming",
+        ServerRole::Standby { receiver: None, .. } | ServerRole::Primary { .. } => false,
+    });
+    Ok(Before { node: node.name.clone(), state, primary, streamed, paths })
 }
 
 /// Returns the directories that this major version has in the node's tablespaces: `LOCATION/PG_18_202506291`.

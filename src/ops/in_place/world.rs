@@ -44,6 +44,8 @@ pub struct Before {
     pub state: State,
     /// Whether it has no `standby.signal`.
     pub primary: bool,
+    /// Whether it was seen streaming.
+    pub streamed: bool,
     /// What is renamed aside: its data directory, if there is one, and the version directories of its tablespaces.
     pub paths: Vec<PathBuf>,
 }
