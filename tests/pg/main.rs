@@ -35,3 +35,4 @@ mod settings;
 mod status;
 mod trust;
 mod verifiers;
+mod wal_records;
