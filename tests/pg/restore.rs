@@ -59,15 +59,20 @@ impl Shop {
         herd.keep_backups();
         herd.apply().ends_with(0);
         let shop = Self { herd };
-        let space = shop.directory("space");
-        shop.sql(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
-        shop.sql(
+        let mut far = "";
+        if shape.nodes.len() == 1 {
+            // Standbys of the same machine would write into the same directory.
+            let space = shop.directory("space");
+            shop.sql(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
+            far = "TABLESPACE far";
+        }
+        shop.sql(&format!(
             "CREATE TABLE moments (n serial, at timestamptz DEFAULT clock_timestamp(), note text);
-             CREATE TABLE far_away (n int PRIMARY KEY, note text) TABLESPACE far;
+             CREATE TABLE far_away (n int PRIMARY KEY, note text) {far};
              CREATE UNLOGGED TABLE passing (n int);
              INSERT INTO far_away SELECT n, repeat('far', n % 50) FROM generate_series(1, 5000) n;
-             INSERT INTO passing SELECT generate_series(1, 100)",
-        );
+             INSERT INTO passing SELECT generate_series(1, 100)"
+        ));
         shop
     }
 
@@ -623,4 +628,48 @@ fn a_disk_without_room_is_refused_and_one_that_fills_up_is_told() {
     text_of(remount).unwrap();
     shop.herd.run(&args).ends_with(0);
     shop.herd.program("pg_ctl", &["-D", text(&to), "-m", "fast", "-w", "stop"]);
+}
+
+#[test]
+fn a_standby_is_made_anew_from_the_backup_and_streams_again() {
+    let shop = Shop::up(&crate::herd::newest_or_15(0), &crate::herd::PAIR);
+    let load = shop.load();
+    shop.backup();
+    let to_node = |node: &str| shop.herd.run(&["restore", "inventory", "--to-node", node]);
+    to_node("a").ends_with(4).tells(&["it is the primary of a living cluster"]);
+    to_node("b").ends_with(4).tells(&["it streams from the primary"]);
+    to_node("x").ends_with(10).tells(&["has no node x"]);
+    assert_eq!(shop.herd.primaries(), ["a"]);
+
+    // Its disk is gone.
+    shop.herd.stop("b", "immediate");
+    fs::remove_dir_all(shop.herd.data("b")).unwrap();
+    to_node("b")
+        .ends_with(0)
+        .says(&["inventory-b streams from inventory-a on timeline 1"])
+        .does_not_say("remove");
+    let rows = |node: &str| shop.herd.sql(node, "SELECT count(*) FROM far_away");
+    assert_eq!(rows("b"), "5000");
+    shop.herd.is_as_declared();
+
+    // It lies too far behind: its slot is gone, and so is the WAL that it needs.
+    shop.herd.stop("b", "fast");
+    shop.sql("SELECT pg_drop_replication_slot('inventory_b')");
+    shop.archive();
+    let ran = to_node("b").ends_with(0).says(&["before", "remove"]);
+    let aside =
+        ran.stdout.lines().find_map(|line| line.trim().strip_prefix("remove   rm -r ")).unwrap().to_owned();
+    assert!(Path::new(&aside).join("PG_VERSION").exists(), "{aside}");
+    drop(load);
+    shop.sql("INSERT INTO moments (note) VALUES ('after all')");
+    until("it follows", || {
+        (shop.herd.sql("b", "SELECT count(*) FROM moments WHERE note = 'after all'") == "1").then_some(())
+    });
+    shop.herd.is_as_declared();
+
+    // A directory that is not the node's is left alone.
+    shop.herd.stop("b", "fast");
+    fs::remove_dir_all(shop.herd.facts("b")).unwrap();
+    to_node("b").ends_with(4).tells(&["it is not empty, and not inventory-b's"]);
+    assert!(shop.herd.data("b").join("PG_VERSION").exists());
 }
