@@ -49,7 +49,8 @@ enum What {
 /// backups. Nothing stays of the copy, also if the drill is killed; the report is kept in the state directory.
 ///
 /// Exit codes: 0 passed, 1 failed (something did not hold, or an objective was missed), 2 usage, 3 could not be run to its end, so that
-/// nothing is proved, 130 interrupted. Of several clusters the worst counts: 130, then 1, then 3.
+/// nothing is proved, 4 no cluster has backups, 10 no such cluster, 130 interrupted. Of several clusters the worst counts: 130, then 1,
+/// then 3.
 ///
 /// Example: pgherd drill run restore --cluster inventory --to random-second --junit drill.xml
 #[derive(Debug, clap::Args)]

@@ -92,10 +92,11 @@ pub async fn run(
     archive::write(&context.places, &report)?;
     let drill = Drill { context, herd, cluster, declared: &declared, wish, tell, interrupt };
     let mut stage = Stage::default();
-    let ended = drill.all(&mut report, &mut stage).await.map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => interrupted(),
-        _ => error,
-    });
+    let ended = match drill.all(&mut report, &mut stage).await {
+        // The restore would say that it goes on when it is run again.
+        Err(error) if error.kind() == ErrorKind::Interrupted => Err(interrupted()),
+        ended => ended,
+    };
     let cleared = stage.end(wish.keep, &mut report).await;
     let ended = ended.and(cleared);
     report.error = ended.err().map(|error| Failure::from(&error));
