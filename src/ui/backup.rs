@@ -251,8 +251,8 @@ pub(super) fn running(running: &RunningBackup) -> String {
         if progress.total.0 > 0 {
             parts.push(format!("{} of {}", progress.done, progress.total));
         }
-        if progress.rate.0 > 0 {
-            let left = progress.total.0.saturating_sub(progress.done.0) / progress.rate.0;
+        let left = progress.total.0.saturating_sub(progress.done.0);
+        if let Some(left) = left.checked_div(progress.rate.0) {
             parts.push(format!("{}/s", progress.rate));
             parts.push(format!("{} left", human_duration(Duration::from_secs(left))));
         }

@@ -69,7 +69,7 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     if let Some(achieved) = &report.achieved {
         let last = achieved
             .last_transaction
-            .map_or_else(|| "none was replayed".to_owned(), |at| format!("{}", clock(at)));
+            .map_or_else(|| "none was replayed".to_owned(), |at| clock(at).to_string());
         row(
             ui,
             "reached",

@@ -20,6 +20,7 @@ use pgherd::engine::view::{Ended, StepState};
 use pgherd::error::{Error, ErrorKind};
 use pgherd::gate::{self, Blocked, BoxFuture, Gate};
 use pgherd::ops::apply::{self, ConfirmedPlan, Way};
+use pgherd::ops::context::Context;
 use pgherd::ops::node::restore::{Target, Wish};
 use pgherd::ops::plan::ClusterPlan;
 use pgherd::ops::plan::step::ApplyStep;
@@ -471,8 +472,8 @@ async fn have_an_accident(site: &Site, herd: &Herd) {
     }
 }
 
-async fn run_in_place(context: &apply::Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
-    let looking = apply::Context { gate: gate::open(), ..context.clone() };
+async fn run_in_place(context: &Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
     let cluster = herd.cluster(CLUSTER).unwrap();
     let wish = Wish { target: Target::Name(TARGET.to_owned()), timeline: None, backup: None };
     let plan = in_place::plan::plan(&looking, herd, cluster, &wish, None).await;
@@ -487,7 +488,7 @@ async fn run_in_place(context: &apply::Context, herd: &Herd) -> Result<(Operatio
 }
 
 async fn run_apply(
-    context: &apply::Context,
+    context: &Context,
     herd: &Herd,
     plan: &ClusterPlan,
 ) -> Result<(OperationId, Outcome), Error> {
@@ -502,8 +503,8 @@ async fn run_apply(
     apply::run(context, request, &EventSink::none(), &Interrupt::new()).await
 }
 
-async fn run_destroy(context: &apply::Context) -> Result<(OperationId, Outcome), Error> {
-    let looking = apply::Context { gate: gate::open(), ..context.clone() };
+async fn run_destroy(context: &Context) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
     let removal = destroy::plan(&looking, CLUSTER, None).await?;
     destroy::run(context, removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
 }

@@ -18,7 +18,7 @@ use crate::db::{Conn, NodeConn, PrimaryConn, classify};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::lease::{self, Held, LeaseProgress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::{
     self, Copied, CopyForBackup, DamagedFile, DeclaredTablespace, NodeDoor, NodeRequest, Priority, Progress,
 };

@@ -11,7 +11,7 @@ use super::pin::Pin;
 use crate::engine::lease::{self, LeaseProgress, Purpose};
 use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::{self, DamagedFile, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::pg::lsn::Lsn;

@@ -99,7 +99,18 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 step,
                 found: crate::engine::record::ProbeFound::Done { evidence },
             } => (stage, step, evidence),
-            _ => continue,
+            Record::Header(_)
+            | Record::StepStarted { .. }
+            | Record::StepFailed { .. }
+            | Record::StepFound { .. }
+            | Record::TurnedBack { .. }
+            | Record::UndoStarted { .. }
+            | Record::UndoDone { .. }
+            | Record::UndoFailed { .. }
+            | Record::Resumed { .. }
+            | Record::TakenOver { .. }
+            | Record::Abandoned { .. }
+            | Record::Ended { .. } => continue,
         };
         let Some(planned) = header.stages.get(stage).and_then(|stage| stage.steps.get(step)) else {
             continue;

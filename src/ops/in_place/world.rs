@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::apply;
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::restore::Wish;
 use crate::ops::observe::Doors;
 use crate::ops::plan::Fixed;
