@@ -217,7 +217,10 @@ impl Shop {
 }
 
 fn dump(herd: &Herd, socket: &Path, port: &str) -> String {
-    let text = herd.program("pg_dump", &["-h", text(socket), "-p", port, "-U", "postgres", "--no-unlogged-table-data", "postgres"]);
+    let text = herd.program(
+        "pg_dump",
+        &["-h", text(socket), "-p", port, "-U", "postgres", "--no-unlogged-table-data", "postgres"],
+    );
     // A word by chance since the minor versions of August 2025; and a sequence is logged 32 numbers ahead.
     let same = |line: &&str| !line.contains("restrict ") && !line.contains("pg_catalog.setval(");
     text.lines().filter(same).map(|line| format!("{line}\n")).collect()
@@ -279,7 +282,8 @@ fn each_kind_of_target_is_reached_exactly() {
         (&two, "--target-xid", two.xid.clone()),
         (&one, "--target-name", one.name.clone()),
     ] {
-        let ran = shop.restore(&[flag, &value, "--action", "pause"]).ends_with(0).says(&["paused at its target"]);
+        let ran =
+            shop.restore(&[flag, &value, "--action", "pause"]).ends_with(0).says(&["paused at its target"]);
         same(&shop.dump_of_copy(), &moment.dump, &format!("{flag} {value}\n{}", ran.stdout));
         assert_eq!(shop.ask("SELECT pg_is_in_recovery()"), "t");
         shop.remove();
@@ -309,9 +313,12 @@ fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
     shop.herd.stop("a", "fast");
     shop.herd.program("pg_ctl", &["-D", text(&shop.herd.data("b")), "-w", "promote"]);
     shop.herd.sql("b", "INSERT INTO moments (note) VALUES ('on the second timeline')");
-    let segment = shop.herd.sql("b", "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(true, 'a', 'b')");
+    let segment = shop
+        .herd
+        .sql("b", "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(true, 'a', 'b')");
     shop.wait_archived(&segment);
-    let preview = shop.restore(&["--preview"]).ends_with(0).says(&["timelines 1 → 2, every history file present"]);
+    let preview =
+        shop.restore(&["--preview"]).ends_with(0).says(&["timelines 1 → 2, every history file present"]);
     assert!(!shop.to().exists(), "{}", preview.stdout);
     shop.restore(&[]).ends_with(0);
     assert_eq!(shop.ask("SELECT note FROM moments ORDER BY n DESC LIMIT 1"), "on the second timeline");
@@ -327,7 +334,9 @@ fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
 
     let history = shop.below().join("wal/00000002.history.zst");
     fs::rename(&history, shop.herd.path("kept")).unwrap();
-    shop.restore(&[]).ends_with(4).tells(&["the history of timeline 2 is not in the archive", "00000002.history"]);
+    shop.restore(&[])
+        .ends_with(4)
+        .tells(&["the history of timeline 2 is not in the archive", "00000002.history"]);
     assert!(!shop.to().exists());
 }
 
@@ -346,7 +355,9 @@ fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
 
     // A target that nobody can reach is refused before anything is written.
     shop.restore(&["--target-time", "2020-01-01 00:00:00 UTC"]).ends_with(4).tells(&["ends later"]);
-    shop.restore(&["--target-time", "2099-01-01 00:00:00 UTC"]).ends_with(4).tells(&["does not reach that far"]);
+    shop.restore(&["--target-time", "2099-01-01 00:00:00 UTC"])
+        .ends_with(4)
+        .tells(&["does not reach that far"]);
     shop.restore(&["--target-lsn", "FFF/0"]).ends_with(4).tells(&["does not reach"]);
     shop.restore(&["--target-name", "never"]).ends_with(4).tells(&["is not in the archive"]);
     assert!(!shop.to().exists() && !shop.herd.path("copies/r-pgherd").exists());
@@ -394,7 +405,12 @@ fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
     let data = files_below(&shop.below().join("backup"));
     let object = data.iter().find(|file| file.ends_with("data/000001")).unwrap();
     damage(object);
-    shop.restore(&[]).ends_with(1).tells(&["is damaged", "data/000001", "They hold a part of", "--backup LABEL"]);
+    shop.restore(&[]).ends_with(1).tells(&[
+        "is damaged",
+        "data/000001",
+        "They hold a part of",
+        "--backup LABEL",
+    ]);
     shop.cannot_start();
 }
 
@@ -416,7 +432,10 @@ fn a_directory_that_is_not_free_is_refused_and_left_alone() {
     assert_eq!(shop.ask("SELECT pg_is_in_recovery()"), "f");
     shop.remove();
     let data = shop.herd.data("a");
-    shop.herd.run(&["restore", "inventory", "--to-dir", text(&data)]).ends_with(4).tells(&["it is the place of inventory-a"]);
+    shop.herd
+        .run(&["restore", "inventory", "--to-dir", text(&data)])
+        .ends_with(4)
+        .tells(&["it is the place of inventory-a"]);
     shop.herd.is_as_declared();
 
     // Somebody else's parent, and a directory of another user.
@@ -519,7 +538,8 @@ fn a_backup_is_restored_by_hand_as_its_page_says() {
     shop.archive();
     let dump = shop.dump();
     shop.archive();
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats/backup.md")).unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats/backup.md")).unwrap();
     let (_, script) = page.split_once("```sh\n").expect("the page has a script");
     let (script, _) = script.split_once("```").expect("it ends");
     let by_hand = shop.herd.path("restore-by-hand");
@@ -531,7 +551,8 @@ fn a_backup_is_restored_by_hand_as_its_page_says() {
     shop.directory("space");
     shop.directory("copies");
     let backup = files_below(&shop.below().join("backup")).remove(0);
-    let backup = backup.ancestors().find(|path| path.to_string_lossy().ends_with("-full")).unwrap().to_owned();
+    let backup =
+        backup.ancestors().find(|path| path.to_string_lossy().ends_with("-full")).unwrap().to_owned();
     let mut run = as_server(Path::new("/bin/sh"));
     run.args([text(&by_hand), text(&backup), text(&shop.to())]);
     text_of(run).unwrap_or_else(|said| panic!("{said}"));
