@@ -202,15 +202,23 @@ regions: {{here: {{hosts: {{local: local}}}}}}
         }
     }
 
-    /// Runs the program itself, which has to succeed.
+    /// Runs the program itself, which has to succeed: at the latest when the machine has a moment.
     pub fn pgherd(&self, args: &[&str]) {
+        self.until("pgherd succeeds", || {
+            let mut command = self.command(args);
+            command.stdout(std::process::Stdio::null()).status().unwrap().success()
+        });
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
         for (variable, name) in
             [("PGHERD_CONFIG_DIR", "config"), ("PGHERD_STATE_DIR", "state"), ("PGHERD_LIB_DIR", "lib")]
         {
             command.env(variable, self.root().join(name));
         }
-        run(command.arg("--file").arg(self.file()).args(args));
+        command.arg("--file").arg(self.file()).args(args);
+        command
     }
 
     pub fn context(&self, gate: std::sync::Arc<dyn Gate>, store: Store) -> Context {

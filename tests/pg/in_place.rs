@@ -412,6 +412,18 @@ fn a_cluster_that_is_down_and_cannot_start_is_restored_too() {
     scene.whole_on(2);
     // The damaged one is kept as it was; of the other there was nothing to keep.
     assert_eq!(scene.aside().len(), 1);
+
+    // Without a target everything comes back that is archived, or waits to be.
+    scene.sql("INSERT INTO inventory.items SELECT generate_series(1301, 1400)");
+    scene.whole_on(2);
+    kill_process(herd.postmaster("a").expect("it runs"), Signal::KILL).expect("it runs");
+    until("it is gone", || herd.postmaster("a").is_none().then_some(()));
+    fs::write(herd.data("a").join("global/pg_control"), "once more").expect("writable");
+    herd.run(&["restore", "inventory", "--in-place", "--node", "b", "--yes"])
+        .ends_with(0)
+        .says(&["primary inventory-b", "the old inventory-a was not shut down"]);
+    assert_eq!(scene.items("b"), "1400");
+    assert_eq!(herd.primaries(), ["b"]);
 }
 
 #[test]

@@ -59,13 +59,19 @@ impl RestorePlan {
         let same_way = |one: &Choice, other: &Choice| {
             one.target == other.target && one.backup == other.backup && one.timelines == other.timelines
         };
-        let steps = |plan: &Self| -> Vec<Vec<RestoreStep>> {
-            let steps = |stage: &Vec<Planned>| stage.iter().map(|planned| planned.step.clone()).collect();
-            plan.stages.iter().map(steps).collect()
+        let steps = |plan: &Self| -> Vec<RestoreStep> {
+            let steps = plan.stages.iter().flatten().map(|planned| planned.step.clone());
+            steps.filter(|step| !matches!(step, RestoreStep::LastWal { .. })).collect()
         };
-        // Whether a standby streams in this very moment is no reason to ask again.
+        // Whether a server answers, or streams, in this very moment is no reason to ask again.
         let nodes = |plan: &Self| -> Vec<Before> {
-            plan.input.before.iter().map(|before| Before { streamed: false, ..before.clone() }).collect()
+            let settled = |before: &Before| match before.state {
+                State::Answered | State::Silent => {
+                    Before { state: State::Answered, streamed: false, ..before.clone() }
+                }
+                State::Stopped => before.clone(),
+            };
+            plan.input.before.iter().map(settled).collect()
         };
         let same_nodes = nodes(self) == nodes(shown);
         same_way(&self.input.choice, &shown.input.choice) && same_nodes && steps(self) == steps(shown)
@@ -787,7 +793,8 @@ fn standbys(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
     vec![slots.collect(), clones.collect(), follow.collect()]
 }
 
-/// Standbys first: the primary's commits wait for them as soon as it is open.
+/// Standbys first: the primary's commits wait for them as soon as it is open. The archive comes last: whatever is wrong with it, clients need not
+/// wait for that.
 fn open(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
     const FORWARD: &str = "none, there is only forward";
     let (cluster, seed) = (facts.cluster(), facts.seed());
@@ -804,20 +811,6 @@ fn open(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
         cluster.nodes.iter().partition(|node| node.name == seed.name);
     let mut stages: Vec<Vec<Planned>> =
         vec![others.into_iter().map(open).collect(), seeds.into_iter().map(open).collect()];
-    stages.push(vec![step(
-        Sign::Look,
-        facts.name(&seed.name),
-        format!("see the new timeline in repository {}, without a gap", facts.repository),
-        FORWARD,
-        RestoreStep::Archive { node: seed.name.clone() },
-    )]);
-    stages.push(vec![step(
-        Sign::Change,
-        facts.name(&seed.name),
-        format!("record it as primary in repository {}", facts.repository),
-        FORWARD,
-        RestoreStep::Record { node: seed.name.clone() },
-    )]);
     let hosts: Vec<String> = cluster.poolers.iter().flat_map(|poolers| poolers.hosts.clone()).collect();
     let poolers = hosts.iter().map(|host| {
         step(
@@ -846,6 +839,20 @@ fn open(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
         "write a row through every way in, and read it on every standby",
         FORWARD,
         RestoreStep::Prove { nodes: standbys },
+    )]);
+    stages.push(vec![step(
+        Sign::Look,
+        facts.name(&seed.name),
+        format!("see the new timeline in repository {}, without a gap", facts.repository),
+        FORWARD,
+        RestoreStep::Archive { node: seed.name.clone() },
+    )]);
+    stages.push(vec![step(
+        Sign::Change,
+        facts.name(&seed.name),
+        format!("record it as primary in repository {}", facts.repository),
+        FORWARD,
+        RestoreStep::Record { node: seed.name.clone() },
     )]);
     stages
 }

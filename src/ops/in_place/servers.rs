@@ -115,7 +115,9 @@ pub(super) async fn backfill(site: &Site<'_>) -> Result<Evidence> {
         }
     }
     let left = waiting[pushed.len()..].iter().map(|name| (*name).to_owned()).collect();
-    Ok(Evidence::Backfilled { pushed, left, why })
+    let done = names.iter().filter_map(|name| name.strip_suffix(".done"));
+    let last = done.chain(pushed.iter().map(String::as_str)).filter_map(|name| name.parse().ok()).max();
+    Ok(Evidence::Backfilled { pushed, left, why, last })
 }
 
 /// Tells whether a node may have WAL of its own that the archive lacks: it was primary, or would have started as one.
