@@ -190,7 +190,7 @@ impl Copy {
 
     /// Holds every index, heap and page to be whole, and stops the server.
     #[track_caller]
-    fn is_whole(self) {
+    fn proves_whole_and_stops(self) {
         let mut amcheck = as_server(&self.bin.join("pg_amcheck"));
         amcheck.args(["--all", "--install-missing", "--heapallindexed", "-U", "postgres"]);
         amcheck.args(["-p", &self.port.number.to_string(), "-h", text(&self.socket)]);
@@ -364,7 +364,7 @@ fn a_backup_of_every_major_restores_by_hand_with_tablespaces_and_without_what_is
         let copy = Copy::restored(&herd, &stored);
         assert_eq!(copy.sql("inventory", sums), before);
         assert_eq!(copy.sql("inventory", "SELECT count(*) FROM volatile"), "0");
-        copy.is_whole();
+        copy.proves_whole_and_stops();
     }
 }
 
@@ -429,7 +429,7 @@ fn a_standby_is_read_by_preference_while_its_primary_writes() {
         assert!(stored.manifest.start_lsn <= stored.manifest.stop_lsn);
         let copy = Copy::restored(&herd, &stored);
         assert_eq!(copy.sql("inventory", BALANCES), "t");
-        copy.is_whole();
+        copy.proves_whole_and_stops();
     }
 }
 
@@ -490,7 +490,7 @@ fn files_that_vanish_shrink_and_grow_under_load_are_no_trouble() {
     assert_eq!(copy.sql("inventory", BALANCES), "t");
     let counts = "SELECT (SELECT count(*) FROM shrinks), (SELECT count(*) FROM grows), (SELECT count(*) FROM comes), to_regclass('vanishes') IS NULL";
     assert_eq!(copy.sql("inventory", counts), "100|21000|1000|t");
-    copy.is_whole();
+    copy.proves_whole_and_stops();
 }
 
 #[test]
