@@ -112,8 +112,14 @@ fn a_command_that_was_changed_by_hand_is_drift_and_is_shown_to_work_again() {
     herd.apply().ends_with(0);
     herd.sql("a", "ALTER SYSTEM SET archive_command = '/bin/false'");
     herd.sql("a", "SELECT pg_reload_conf()");
-    finish_segment(&herd);
-    until("the archiver fails", || (failures(&herd) != "0").then_some(()));
+    // The archiver may take one more segment before it has read the new value.
+    let tried = || herd.sql("a", "SELECT archived_count + failed_count FROM pg_stat_archiver");
+    until("the archiver fails", || {
+        let before = tried();
+        finish_segment(&herd);
+        until("a segment is tried", || (tried() != before).then_some(()));
+        (failures(&herd) != "0").then_some(())
+    });
     herd.plan().ends_with(0).says(&[
         "ALTER SYSTEM set archive_command = /bin/false",
         "see it arrive in repository main",
@@ -123,10 +129,9 @@ fn a_command_that_was_changed_by_hand_is_drift_and_is_shown_to_work_again() {
     herd.is_as_declared();
     arrives(&herd);
     // What waited meanwhile went first.
-    assert_eq!(
-        herd.sql("a", "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"),
-        "0"
-    );
+    let waiting =
+        || herd.sql("a", "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'");
+    until("nothing waits", || (waiting() == "0").then_some(()));
 }
 
 /// Runs a verb through a program of its own.
