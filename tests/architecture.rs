@@ -35,11 +35,21 @@ const FLOORS: &[(&str, u8)] = &[
 const UPWARD: (&str, [&str; 2]) = ("commands", ["cli", "App"]);
 
 /// What a folder below `ops/` may import of `ops/` outside itself. Files directly in `ops/` may import any room of it.
-const SHARED_BY_OPS: &[&str] =
-    &["binary", "cluster_lock", "node", "objects", "observe", "plan", "pooler", "provision", "roles"];
+const SHARED_BY_OPS: &[&str] = &[
+    "binary",
+    "cluster_lock",
+    "context",
+    "node",
+    "objects",
+    "observe",
+    "plan",
+    "pooler",
+    "provision",
+    "roles",
+];
 
 /// Folders of `ops/` that are made of the other rooms, as the files directly in `ops/` are.
-const MADE_OF_ROOMS: &[&str] = &["in_place", "restore"];
+const MADE_OF_ROOMS: &[&str] = &["drill", "in_place", "restore"];
 
 /// Paths that only some places may name. A trailing `*` stands for the rest of a crate's name, or for a glob import.
 struct Door {

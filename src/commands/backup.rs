@@ -9,8 +9,8 @@ use super::backup_care::{self, ExpireArgs, PinArgs, UnpinArgs, VerifyArgs};
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
 use crate::ops::backup::{self, Created, Wish};
+use crate::ops::context::Context;
 use crate::ops::node::Priority;
 use crate::repo::layout::Label;
 use crate::topology::model::{BackupSource, Cluster, Herd};
@@ -58,8 +58,8 @@ struct CreateArgs {
     #[arg(long, value_name = "NODE", value_parser = source_parser())]
     from: Option<BackupSource>,
     /// How many threads read, check and compress; as many as the node has cores, but not more than 12
-    #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
-    workers: u32,
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=128))]
+    workers: Option<u32>,
     /// Take processor and disk only when nobody else wants them (nice 19, ionice idle)
     #[arg(long)]
     low_priority: bool,
@@ -129,7 +129,7 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
     let context = app.context()?;
     let wish = Wish {
         from: args.from,
-        workers: args.workers,
+        workers: args.workers.unwrap_or(0),
         priority: if args.low_priority { Priority::Low } else { Priority::Normal },
         rate_limit: args.rate_limit,
         archive_timeout: args.archive_timeout,

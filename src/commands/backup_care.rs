@@ -117,7 +117,8 @@ fn parse_until(text: &str) -> Result<Timestamp, String> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(at);
     }
-    if let Ok(date) = text.parse::<jiff::civil::Date>() {
+    // What follows a date would be read over: the time of a day must have its zone.
+    if let Some(date) = text.parse::<jiff::civil::Date>().ok().filter(|date| date.to_string() == text) {
         let at = date.to_zoned(TimeZone::UTC).map_err(|error| error.to_string())?;
         return Ok(at.timestamp());
     }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::{App, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::drill::{self, Report, Verdict, Wish};
 use crate::topology::model::{Cluster, DrillTarget, Herd};
 use crate::ui;

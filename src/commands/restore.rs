@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::node::restore::{Target, Wish};
 use crate::ops::restore::prepare::Remap;
 use crate::ops::restore::scratch::{self, Action, Request};
+use crate::ops::restore::standby;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::Label;
@@ -31,6 +32,9 @@ use crate::units;
 /// not complete does not start. It is promoted only after it was seen to have reached its target. Run again after an interruption, it goes on.
 /// Tablespaces go to DIR-tablespaces unless you say otherwise; the copy's socket, log and profile are in DIR-pgherd.
 ///
+/// --to-node makes a standby anew, whose data is lost or too old to follow: what it had is renamed aside and never removed, the backup is copied,
+/// and it follows the primary through archive and slot. Refuses the primary, and a standby that streams.
+///
 /// --in-place brings the whole cluster back: its poolers are paused, its nodes stopped, their directories renamed (DIR.before-ID, and
 /// never removed), one node is restored and checked, the others are cloned from it, the archive goes on with a new timeline, and the
 /// clients go on. It shows the plan and asks for the cluster's name. Until clients are let in, whatever fails is undone, and so it is by
@@ -42,7 +46,7 @@ use crate::units;
 ///
 /// Example: pgherd restore inventory --to-dir /srv/r --target-time "2026-11-21 09:41:07 UTC" --preview
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("place").args(["to_dir", "in_place"]))]
+#[command(group = clap::ArgGroup::new("place").args(["to_dir", "to_node", "in_place"]))]
 pub struct RestoreArgs {
     /// The cluster's name
     #[arg(value_name = "CLUSTER")]
@@ -50,14 +54,21 @@ pub struct RestoreArgs {
     /// Make a copy in this directory, which must be new or empty
     #[arg(long, value_name = "DIR")]
     pub to_dir: Option<PathBuf>,
+    /// Make this standby anew from a backup and the archive, and have it follow the primary
+    #[arg(
+        long,
+        value_name = "NODE",
+        conflicts_with_all = ["TargetArgs", "target_timeline", "preview", "action", "no_start", "delta", "port"]
+    )]
+    pub to_node: Option<String>,
     /// Bring the whole cluster back in its own place, while its clients wait
     #[arg(long, conflicts_with_all = ["tablespace", "tablespaces", "action", "no_start", "delta", "port", "workers"])]
     pub in_place: bool,
     /// In place: the node that comes from the backup and is primary afterwards, instead of the preferred one
     #[arg(long, value_name = "NODE", requires = "in_place")]
     pub node: Option<String>,
-    /// In place: wait so long for another operation of the cluster to end
-    #[arg(long, value_name = "TIME", requires = "in_place", value_parser = units::parse_duration)]
+    /// In place or to a node: wait so long for another operation of the cluster to end
+    #[arg(long, value_name = "TIME", conflicts_with = "to_dir", value_parser = units::parse_duration)]
     pub wait_lock: Option<Duration>,
     /// Show what would be done, and do nothing
     #[arg(long)]
@@ -166,6 +177,18 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
         timeline: args.target_timeline,
         backup: args.backup.clone(),
     };
+    let remap =
+        Remap { one: args.tablespace.clone(), all: args.tablespaces.as_deref().map(absolute).transpose()? };
+    if let Some(node) = &args.to_node {
+        let request = standby::Request {
+            node: node.clone(),
+            backup: args.backup.clone(),
+            remap,
+            workers: args.workers,
+            wait: args.wait_lock.unwrap_or_default(),
+        };
+        return rebuild(&request, app, &herd, cluster).await;
+    }
     let directory = match &args.to_dir {
         Some(directory) => Some(directory.clone()),
         None if args.in_place => None,
@@ -173,7 +196,7 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
         None => {
             return Err(Error::usage("restore does not know where to")
                 .detail("Nothing was changed.")
-                .hint("Make a copy with --to-dir DIR, bring the cluster back with --in-place, or look first with --preview.")
+                .hint("Make a copy with --to-dir, bring the cluster back with --in-place, or look first with --preview.")
                 .into());
         }
     };
@@ -191,10 +214,7 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
     let request = Request {
         wish,
         directory: absolute(directory)?,
-        remap: Remap {
-            one: args.tablespace.clone(),
-            all: args.tablespaces.as_deref().map(absolute).transpose()?,
-        },
+        remap,
         port: args.port,
         action: args.action,
         start: !args.no_start,
@@ -222,6 +242,20 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
 fn copy_of(cluster: &Cluster) -> PathBuf {
     let data = &cluster.preferred().data_directory;
     data.with_file_name(format!("{}-restored", cluster.name))
+}
+
+async fn rebuild(request: &standby::Request, app: &mut App, herd: &Herd, cluster: &Cluster) -> Outcome {
+    let context = app.context()?;
+    let interrupt = app.interrupt()?;
+    let (told, stream) = mpsc::unbounded_channel();
+    // Nobody is left to hear it only when the screen is gone.
+    let tell: scratch::Tell = Arc::new(move |event| told.send(event).unwrap_or(()));
+    let (ended, ()) = tokio::join!(
+        standby::rebuild(&context, herd, cluster, request, tell, &interrupt),
+        ui::restore::draw(&mut app.ui, &herd.name, &cluster.name, stream),
+    );
+    ui::restore::print_rebuilt(&mut app.ui, &herd.name, &ended?);
+    Ok(Exit::Done)
 }
 
 /// Makes a path absolute without looking at it, and takes `/` off its end.

@@ -360,3 +360,151 @@ fn gone(key: &Key) -> Error {
     Error::failed(format!("lost the lease {key} in the repository"))
         .detail("What it kept may have been removed meanwhile.")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::system::SystemIdentifier;
+    use crate::repo;
+    use crate::repo::layout::ClusterKeys;
+
+    struct Place {
+        _directory: tempfile::TempDir,
+        repo: SharedRepo,
+        keys: SystemKeys,
+    }
+
+    fn place() -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", directory.path().join("repository").display());
+        let keys = ClusterKeys::new("inventory").system(SystemIdentifier::new(7).unwrap());
+        Place { repo: repo::create(&url).unwrap(), keys, _directory: directory }
+    }
+
+    fn label() -> Label {
+        "20261121T100203Z-full".parse().unwrap()
+    }
+
+    /// Stores what another process would have stored under the name of the one backup.
+    async fn held_by(place: &Place, change: impl FnOnce(&mut Lease)) {
+        let mut lease = Lease::new(Purpose::Backup, vec![label()]).unwrap();
+        change(&mut lease);
+        place.repo.store(&place.keys.lease(BACKUP), &seal::write_document(&lease)).await.unwrap();
+    }
+
+    async fn take(place: &Place) -> Result<Held> {
+        Held::take_for_backup(&place.repo, &place.keys, label()).await
+    }
+
+    /// No process has this number: it is beyond what Linux gives.
+    fn dead(lease: &mut Lease) {
+        lease.by.pid = 1 << 30;
+    }
+
+    fn elsewhere(lease: &mut Lease) {
+        lease.boot = "another machine".to_owned();
+        lease.by.host = "db2".to_owned();
+        dead(lease);
+    }
+
+    #[tokio::test]
+    async fn a_second_backup_is_told_who_makes_the_first_and_may_begin_when_it_has_ended() {
+        let place = place();
+        let held = take(&place).await.unwrap();
+        let refused = take(&place).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Locked);
+        assert!(refused.detail_text().unwrap().contains(&format!("pid {}", std::process::id())));
+        held.release().await.unwrap();
+        take(&place).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_lease_of_a_dead_process_of_this_machine_is_free_at_once() {
+        let place = place();
+        held_by(&place, dead).await;
+        take(&place).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lease_of_another_machine_lives_until_it_has_expired_by_any_clock() {
+        let place = place();
+        held_by(&place, elsewhere).await;
+        assert!(take(&place).await.is_err());
+        held_by(&place, |lease| {
+            elsewhere(lease);
+            lease.expires = Timestamp::now() - SignedDuration::from_secs(1);
+        })
+        .await;
+        assert!(take(&place).await.is_err(), "the clocks of two machines differ");
+        held_by(&place, |lease| {
+            elsewhere(lease);
+            lease.expires = Timestamp::now() - signed(SKEW) - SignedDuration::from_secs(1);
+        })
+        .await;
+        take(&place).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_cannot_be_read_is_somebody_s_for_a_day() {
+        let place = place();
+        place.repo.store(&place.keys.lease(BACKUP), b"{}").await.unwrap();
+        assert_eq!(take(&place).await.unwrap_err().kind(), ErrorKind::Locked);
+        let found = read_all(&place.repo, &place.keys).await.unwrap();
+        assert!(found[0].lease.is_err());
+        assert!(found[0].lives(found[0].modified + SignedDuration::from_hours(23)));
+        assert!(!found[0].lives(found[0].modified + SignedDuration::from_hours(25)));
+    }
+
+    #[tokio::test]
+    async fn whoever_has_lost_the_lease_is_told_before_it_commits_and_leaves_the_other_s_alone() {
+        let place = place();
+        let held = take(&place).await.unwrap();
+        held.confirm().await.unwrap();
+        held_by(&place, elsewhere).await;
+        assert!(held.confirm().await.is_err());
+        held.release().await.unwrap();
+        assert_eq!(read_all(&place.repo, &place.keys).await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_has_expired_is_lost_although_nobody_has_taken_it() {
+        let place = place();
+        let held = take(&place).await.unwrap();
+        lock(&held.stored.lease).expires = Timestamp::now();
+        assert!(held.confirm().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn another_phase_is_seen_at_once() {
+        let place = place();
+        let held = take(&place).await.unwrap();
+        held.progress(LeaseProgress {
+            phase: "copies".to_owned(),
+            done: ByteCount(1),
+            total: ByteCount(2),
+            rate: ByteCount(0),
+            at: Timestamp::now(),
+        });
+        let seen = async {
+            loop {
+                let found = read_all(&place.repo, &place.keys).await.unwrap();
+                if found[0].lease.as_ref().is_ok_and(|lease| lease.progress.is_some()) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), seen).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn many_may_use_one_backup() {
+        let place = place();
+        let one = Held::take(&place.repo, &place.keys, Purpose::Restore, vec![label()]).await.unwrap();
+        let two = Held::take(&place.repo, &place.keys, Purpose::Verify, vec![label()]).await.unwrap();
+        assert_eq!(read_all(&place.repo, &place.keys).await.unwrap().len(), 2);
+        one.release().await.unwrap();
+        two.release().await.unwrap();
+        assert!(read_all(&place.repo, &place.keys).await.unwrap().is_empty());
+    }
+}

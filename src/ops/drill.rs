@@ -23,7 +23,7 @@ use crate::db::assertion::{self, ProbeRow};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::record::Failure;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::Progress;
 use crate::ops::node::restore::{Target, Wish as RestoreWish};
 use crate::ops::observe::Doors;

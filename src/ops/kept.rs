@@ -68,7 +68,8 @@ pub async fn look(doors: &Doors, build: &Build, cluster: &Cluster, repository: &
     if host.caller() == host.os_user() {
         // A disk that does not answer must not hold up whoever asks, nor the end of the program.
         let (tell, told) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || tell.send(run(&request)));
+        // Nobody waits for it any more when the time that a look may take is over.
+        std::thread::spawn(move || drop(tell.send(run(&request))));
         return told
             .await
             .map_err(|error| Error::failed("the look at the repository broke off").source(error))?;

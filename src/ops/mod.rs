@@ -1,11 +1,12 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `binary`, `cluster_lock`, `node`, `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
+//! `binary`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
 
 pub mod apply;
 pub mod backup;
 pub mod binary;
 pub mod cluster_lock;
+pub mod context;
 pub mod destroy;
 pub mod drill;
 pub mod in_place;

@@ -11,7 +11,8 @@ use serde::Serialize;
 use crate::db::queries::{self, ServerRole, Slot, WalSender};
 use crate::engine::store::Listed;
 use crate::error::Result;
-use crate::ops::apply::{self, Context};
+use crate::ops::apply;
+use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{
     self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,

@@ -130,7 +130,7 @@ impl Repo for Retry {
     }
 
     fn store<'a>(&'a self, key: &'a Key, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { Ok(self.call(|| self.inner.store(key, bytes)).await?.value) })
+        Box::pin(async move { self.call(|| self.inner.store(key, bytes)).await.map(|stored| stored.value) })
     }
 
     fn upload<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Box<dyn Upload>>> {

@@ -282,6 +282,17 @@ mod tests {
     }
 
     #[test]
+    fn the_golden_object_opens() {
+        let golden = include_bytes!("../../tests/golden/sealed-v1.zst");
+        let system_identifier = SystemIdentifier::new(7_398_812_045_532_218_841).unwrap();
+        let content = open(Identity { kind: Kind::Wal, name: "00000002.history", system_identifier }, golden);
+        assert_eq!(content.unwrap(), b"1\t0/3018170\tno recovery target specified\n");
+        let (header, begin) = header(golden).unwrap();
+        assert_eq!(header.size, 41);
+        assert!((begin as u64) < HEADER_MOST);
+    }
+
+    #[test]
     fn zstd_reads_a_sealed_object_as_it_is() {
         let object = seal(identity(), b"content", 3).unwrap();
         assert_eq!(zstd::decode_all(object.as_slice()).unwrap(), b"content");

@@ -30,8 +30,14 @@ const NAMED: usize = 10;
 /// Shows a backup while it is made, until its events end.
 pub async fn draw(ui: &mut Ui, herd: &str, cluster: &str, mut events: UnboundedReceiver<Event>) {
     let mut live = Live::new(ui, format!("{herd}/{cluster}"), cluster.to_owned());
-    while let Some(event) = events.recv().await {
-        live.take(ui, event);
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(event) => live.take(ui, event),
+                None => break,
+            },
+            () = tokio::time::sleep_until(live.next) => live.tell(ui),
+        }
     }
     if let Some(bar) = live.bar {
         bar.finish_and_clear();
@@ -42,9 +48,10 @@ struct Live {
     name: String,
     cluster: String,
     bar: Option<ProgressBar>,
-    phase: Option<Phase>,
-    /// When and where the copy began to be measured.
-    since: Option<(Instant, ByteCount)>,
+    phase: Phase,
+    /// While it copies: how far it is, and when and where the copy began to be measured.
+    copy: Option<(Progress, Instant, ByteCount)>,
+    /// When the next line is due.
     next: Instant,
 }
 
@@ -59,13 +66,15 @@ impl Live {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { name, cluster, bar, phase: None, since: None, next: Instant::now() + EVERY }
+        let next = Instant::now() + every(ui);
+        Self { name, cluster, bar, phase: Phase::ChecksArchiving, copy: None, next }
     }
 
     fn take(&mut self, ui: &mut Ui, event: Event) {
         match event {
             Event::Phase(phase) => {
-                self.phase = Some(phase);
+                self.phase = phase;
+                self.copy = None;
                 if let Some(bar) = &self.bar {
                     bar.set_style(if phase == Phase::Copies { copying() } else { waiting() });
                     bar.set_message(phase.text());
@@ -79,46 +88,48 @@ impl Live {
                     None if ui.format != Format::Json => ui.note(text),
                     None => {}
                 }
-                self.json(
-                    ui,
-                    "backup_begun",
-                    &json!({"label": label, "node": node, "from": from, "why": why}),
-                );
+                let body = json!({"label": label, "node": node, "from": from, "why": why});
+                self.json(ui, "backup_begun", &body);
             }
-            Event::Progress(progress) => self.progress(ui, progress),
+            Event::Progress(progress) => {
+                let (_, since, from) = self.copy.unwrap_or((progress, Instant::now(), progress.done));
+                self.copy = Some((progress, since, from));
+                if let (Some(bar), Some(speed)) = (&self.bar, self.speed()) {
+                    bar.set_length(progress.total.0);
+                    bar.set_position(progress.done.0);
+                    bar.set_message(how_far(progress, speed));
+                }
+            }
         }
     }
 
-    fn progress(&mut self, ui: &mut Ui, progress: Progress) {
-        let now = Instant::now();
-        let (since, from) = *self.since.get_or_insert((now, progress.done));
-        let seconds = (now - since).as_secs_f64();
+    /// Tells readers of a log, and programs, that it goes on.
+    fn tell(&mut self, ui: &mut Ui) {
+        self.next = Instant::now() + every(ui);
+        let copy = self.copy.zip(self.speed());
+        if ui.format == Format::Json {
+            let Some(((progress, ..), speed)) = copy else { return };
+            let body = json!({
+                "done_bytes": progress.done, "total_bytes": progress.total, "stored_bytes": progress.stored,
+                "bytes_per_second": speed.rate, "seconds_left": speed.left.map(|left| left.as_secs()),
+            });
+            self.json(ui, "backup_progress", &body);
+        } else if self.bar.is_none() {
+            let how = match copy {
+                Some(((progress, ..), speed)) => how_far(progress, speed),
+                None => self.phase.text().to_owned(),
+            };
+            ui.note(format!("  … {}   {how}", self.name));
+        }
+    }
+
+    fn speed(&self) -> Option<Speed> {
+        let (progress, since, from) = self.copy?;
+        let seconds = since.elapsed().as_secs_f64();
         let rate = if seconds > 0.0 { (progress.done.0 - from.0) as f64 / seconds } else { 0.0 };
         let left = progress.total.0.saturating_sub(progress.done.0) as f64;
-        let eta = (rate > 0.0).then(|| Duration::from_secs_f64((left / rate).min(1e9)));
-        if let Some(bar) = &self.bar {
-            bar.set_length(progress.total.0);
-            bar.set_position(progress.done.0);
-            bar.set_message(how_far(progress, rate, eta));
-            return;
-        }
-        if now < self.next {
-            return;
-        }
-        if ui.format == Format::Json {
-            self.next = now + EVERY_JSON;
-            self.json(
-                ui,
-                "backup_progress",
-                &json!({
-                    "done_bytes": progress.done, "total_bytes": progress.total, "stored_bytes": progress.stored,
-                    "bytes_per_second": rate as u64, "seconds_left": eta.map(|eta| eta.as_secs()),
-                }),
-            );
-        } else {
-            self.next = now + EVERY;
-            ui.note(format!("  … {}   {}", self.name, how_far(progress, rate, eta)));
-        }
+        let left = (rate > 0.0).then(|| Duration::from_secs_f64((left / rate).min(1e9)));
+        Some(Speed { rate: ByteCount(rate as u64), left })
     }
 
     fn json(&self, ui: &mut Ui, message_type: &str, body: &serde_json::Value) {
@@ -133,11 +144,22 @@ impl Live {
     }
 }
 
+fn every(ui: &Ui) -> Duration {
+    if ui.format == Format::Json { EVERY_JSON } else { EVERY }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Speed {
+    /// Bytes a second.
+    rate: ByteCount,
+    left: Option<Duration>,
+}
+
 /// Returns `1.1 GiB of 18.2 GiB   96.3 MiB/s   3m02s left`.
-fn how_far(progress: Progress, rate: f64, eta: Option<Duration>) -> String {
+fn how_far(progress: Progress, speed: Speed) -> String {
     let mut text = format!("{} of {}", progress.done, progress.total);
-    if let Some(eta) = eta {
-        text.push_str(&format!("   {}/s   {} left", ByteCount(rate as u64), human_duration(eta)));
+    if let Some(left) = speed.left {
+        text.push_str(&format!("   {}/s   {} left", speed.rate, human_duration(left)));
     }
     text
 }
@@ -251,8 +273,8 @@ pub(super) fn running(running: &RunningBackup) -> String {
         if progress.total.0 > 0 {
             parts.push(format!("{} of {}", progress.done, progress.total));
         }
-        if progress.rate.0 > 0 {
-            let left = progress.total.0.saturating_sub(progress.done.0) / progress.rate.0;
+        let left = progress.total.0.saturating_sub(progress.done.0);
+        if let Some(left) = left.checked_div(progress.rate.0) {
             parts.push(format!("{}/s", progress.rate));
             parts.push(format!("{} left", human_duration(Duration::from_secs(left))));
         }

@@ -9,21 +9,31 @@ use crate::ops::in_place::plan::RestorePlan;
 use crate::ops::in_place::report::Report;
 use crate::ops::in_place::step::RestoreStep;
 use crate::ops::node::restore::clock;
+use crate::ops::plan::step::PlannedStep;
 use crate::ops::restore::recover::Achieved;
+use crate::ops::restore::target::Choice;
 use crate::units::human_duration;
 
 /// What `--format json` prints of a plan.
 #[derive(Debug, Serialize)]
 struct Document<'a> {
     herd: &'a str,
-    #[serde(flatten)]
-    plan: &'a RestorePlan,
+    cluster: &'a str,
+    headline: &'a str,
+    /// The node that comes from the backup.
+    node: &'a str,
+    choice: &'a Choice,
+    stages: &'a [Vec<PlannedStep<RestoreStep>>],
+    notes: &'a [String],
 }
 
 /// Prints what would be done, in the form that was asked for.
 pub fn print_plan(ui: &mut Ui, herd: &str, plan: &RestorePlan) {
     if ui.format == Format::Json {
-        ui.json_line("restore_plan", &Document { herd, plan });
+        let RestorePlan { cluster, headline, input, stages, notes } = plan;
+        let document =
+            Document { herd, cluster, headline, node: &input.seed, choice: &input.choice, stages, notes };
+        ui.json_line("restore_plan", &document);
         return;
     }
     ui.remark(format!("{herd}/{}   {}", plan.cluster, plan.headline));
@@ -69,7 +79,7 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     if let Some(achieved) = &report.achieved {
         let last = achieved
             .last_transaction
-            .map_or_else(|| "none was replayed".to_owned(), |at| format!("{}", clock(at)));
+            .map_or_else(|| "none was replayed".to_owned(), |at| clock(at).to_string());
         row(
             ui,
             "reached",
@@ -85,7 +95,20 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     }
     for left in &report.not_archived {
         let why = left.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-        row(ui, "archive", &format!("does not have {} of the old {}{why}", left.files.join(", "), left.node));
+        if !left.files.is_empty() {
+            row(
+                ui,
+                "archive",
+                &format!("does not have {} of the old {}{why}", left.files.join(", "), left.node),
+            );
+        }
+        if let Some(behind) = left.behind {
+            let text = format!(
+                "the old {} was not shut down: its WAL behind {behind} is only in its pg_wal",
+                left.node
+            );
+            row(ui, "archive", &text);
+        }
     }
     for aside in &report.set_aside {
         for moved in &aside.moved {

@@ -13,6 +13,7 @@ use super::{Format, Tone, Ui, Verbosity};
 use crate::ops::node::restore::{Target, clock};
 use crate::ops::restore::prepare::{GivenUp, Moved};
 use crate::ops::restore::scratch::{DirectoryState, Event, Phase, Preview, Report, State};
+use crate::ops::restore::standby::Rebuilt;
 use crate::ops::restore::survey::Survey;
 use crate::pg::wal_record::{Mark, MarkKind};
 use crate::units::{ByteCount, human_duration};
@@ -189,6 +190,42 @@ pub fn print_report(ui: &mut Ui, herd: &str, report: &Report) {
     }
     ui.remark(format!("  remove   {}", remove(report)));
     for note in &report.notes {
+        ui.note(format!("NOTE:   {note}"));
+    }
+}
+
+/// Prints a standby that was made anew.
+pub fn print_rebuilt(ui: &mut Ui, herd: &str, rebuilt: &Rebuilt) {
+    if ui.format == Format::Json {
+        ui.json_line("rebuilt", rebuilt);
+        return;
+    }
+    let took = |seconds: f64| human_duration(Duration::from_secs_f64(seconds));
+    ui.remark(format!(
+        "{herd}/{}   {} streams from {} on timeline {}, made anew from {}",
+        rebuilt.cluster, rebuilt.node, rebuilt.primary, rebuilt.timeline, rebuilt.label
+    ));
+    let rate = ByteCount((rebuilt.copied.size.0 as f64 / rebuilt.seconds.copy.max(0.001)) as u64);
+    ui.remark(format!(
+        "  took     {} = choose {} + copy {} ({}, {rate}/s) + catch up {}",
+        took(rebuilt.seconds.all),
+        took(rebuilt.seconds.choose),
+        took(rebuilt.seconds.copy),
+        rebuilt.copied.size,
+        took(rebuilt.seconds.replay)
+    ));
+    for Moved { oid, to, .. } in &rebuilt.tablespaces {
+        ui.remark(format!("  tablespace {oid} is in {}", to.display()));
+    }
+    for aside in &rebuilt.set_aside {
+        ui.remark(format!("  before   {} is in {}", aside.from.display(), aside.to.display()));
+    }
+    if !rebuilt.set_aside.is_empty() {
+        let paths: Vec<String> =
+            rebuilt.set_aside.iter().map(|aside| aside.to.display().to_string()).collect();
+        ui.remark(format!("  remove   rm -r {}", paths.join(" ")));
+    }
+    for note in &rebuilt.notes {
         ui.note(format!("NOTE:   {note}"));
     }
 }

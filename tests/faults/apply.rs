@@ -20,9 +20,11 @@ use pgherd::engine::view::{Ended, StepState};
 use pgherd::error::{Error, ErrorKind};
 use pgherd::gate::{self, Blocked, BoxFuture, Gate};
 use pgherd::ops::apply::{self, ConfirmedPlan, Way};
-use pgherd::ops::destroy;
+use pgherd::ops::context::Context;
+use pgherd::ops::node::restore::{Target, Wish};
 use pgherd::ops::plan::ClusterPlan;
 use pgherd::ops::plan::step::ApplyStep;
+use pgherd::ops::{destroy, in_place};
 use pgherd::topology::model::{Cluster, Herd};
 
 use crate::harness::{Then, sample};
@@ -56,11 +58,15 @@ enum Kind {
     Mend,
     /// A pair that restarts for a setting, the standby first.
     Restart,
+    /// A pair that goes back to a restore point in its own place.
+    InPlace,
+    /// The same, failing right before its pivot: what befalls the way back.
+    InPlaceBack,
     /// The removal of a pair.
     Destroy,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 11] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
@@ -69,6 +75,8 @@ const KINDS: [Kind; 9] = [
     Kind::Reboot,
     Kind::Mend,
     Kind::Restart,
+    Kind::InPlace,
+    Kind::InPlaceBack,
     Kind::Destroy,
 ];
 
@@ -83,6 +91,8 @@ impl Kind {
             Self::Reboot => "reboot",
             Self::Mend => "mend",
             Self::Restart => "restart",
+            Self::InPlace => "in-place",
+            Self::InPlaceBack => "in-place-back",
             Self::Destroy => "destroy",
         }
     }
@@ -90,7 +100,7 @@ impl Kind {
     /// What the topology declares when the operation begins.
     fn shape(self) -> Shape {
         match self {
-            Self::Birth | Self::Back | Self::Archive => Shape::Archived,
+            Self::Birth | Self::Back | Self::Archive | Self::InPlace | Self::InPlaceBack => Shape::Archived,
             Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Destroy => Shape::Pair,
             Self::Restart => Shape::Larger,
         }
@@ -101,9 +111,34 @@ impl Kind {
         match self {
             Self::Birth | Self::Back => None,
             Self::Add => Some(Shape::Single),
+            Self::InPlace | Self::InPlaceBack => Some(Shape::Archived),
             Self::Archive | Self::Replace | Self::Reboot | Self::Mend | Self::Restart | Self::Destroy => {
                 Some(Shape::Pair)
             }
+        }
+    }
+}
+
+impl Kind {
+    fn goes_back_in_place(self) -> bool {
+        matches!(self, Self::InPlace | Self::InPlaceBack)
+    }
+
+    /// The first call with these words fails, and only what comes after it is counted.
+    fn trigger(self) -> Option<&'static str> {
+        match self {
+            // The statement that sets the passwords of the declared roles: the pivot of a birth.
+            Self::Back => Some(PIVOT),
+            Self::InPlaceBack => Some("sql read the system catalogs"),
+            Self::Birth
+            | Self::Add
+            | Self::Archive
+            | Self::Replace
+            | Self::Reboot
+            | Self::Mend
+            | Self::Restart
+            | Self::InPlace
+            | Self::Destroy => None,
         }
     }
 }
@@ -216,8 +251,7 @@ impl Faulty {
             Fault::Call(at, mode) => Some((at, mode)),
             Fault::None | Fault::Record(..) => None,
         };
-        // The statement that sets the passwords of the declared roles: the pivot of a birth.
-        let trigger = (case.kind == Kind::Back).then_some(PIVOT);
+        let trigger = case.kind.trigger();
         Arc::new(Self { fault, trigger, state: Mutex::default() })
     }
 
@@ -368,6 +402,7 @@ impl Bench {
                     self.site.stop(NODES[1]);
                     self.site.stop(NODES[0]);
                 }
+                Kind::InPlace | Kind::InPlaceBack => have_an_accident(&self.site, &herd).await,
                 Kind::Birth | Kind::Back | Kind::Add | Kind::Archive | Kind::Restart | Kind::Destroy => {}
             }
             self.site.keep(kind.name());
@@ -415,8 +450,45 @@ async fn spoil(site: &Site, cluster: &Cluster) {
     site.stop_pooler();
 }
 
+/// What was committed behind this restore point is given up.
+const TARGET: &str = "before-the-accident";
+
+/// Makes a backup and a restore point, and then what nobody wanted.
+async fn have_an_accident(site: &Site, herd: &Herd) {
+    let cluster = herd.cluster(CLUSTER).unwrap();
+    site.pgherd(&["backup", "create", "--quiet"]);
+    for sql in [
+        format!("SELECT pg_create_restore_point('{TARGET}')::text"),
+        "CREATE TABLE public.accident ()".to_owned(),
+    ] {
+        site.ask(cluster, NODES[0], &sql).await.unwrap();
+    }
+    let segment =
+        site.ask(cluster, NODES[0], "SELECT pg_walfile_name(pg_switch_wal())").await.unwrap().remove(0);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !site.is_stored(&segment) {
+        assert!(Instant::now() < deadline, "{segment} does not arrive in the repository");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn run_in_place(context: &Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
+    let cluster = herd.cluster(CLUSTER).unwrap();
+    let wish = Wish { target: Target::Name(TARGET.to_owned()), timeline: None, backup: None };
+    let plan = in_place::plan::plan(&looking, herd, cluster, &wish, None).await;
+    let request = in_place::Request {
+        herd,
+        cluster,
+        plan: plan.map_err(|mut errors| errors.remove(0))?,
+        topology: apply::topology_file(&herd.file)?,
+        wait: Duration::ZERO,
+    };
+    in_place::run(context, request, &EventSink::none(), &Interrupt::new()).await
+}
+
 async fn run_apply(
-    context: &apply::Context,
+    context: &Context,
     herd: &Herd,
     plan: &ClusterPlan,
 ) -> Result<(OperationId, Outcome), Error> {
@@ -431,8 +503,8 @@ async fn run_apply(
     apply::run(context, request, &EventSink::none(), &Interrupt::new()).await
 }
 
-async fn run_destroy(context: &apply::Context) -> Result<(OperationId, Outcome), Error> {
-    let looking = apply::Context { gate: gate::open(), ..context.clone() };
+async fn run_destroy(context: &Context) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
     let removal = destroy::plan(&looking, CLUSTER, None).await?;
     destroy::run(context, removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
 }
@@ -452,6 +524,9 @@ impl Scene<'_> {
         let first = self
             .limited(async {
                 match &initial.plan {
+                    Some(_) if self.case.kind.goes_back_in_place() => {
+                        run_in_place(&context, &self.herd).await
+                    }
                     None => run_destroy(&context).await,
                     Some(plan) => run_apply(&context, &self.herd, plan).await,
                 }
@@ -502,8 +577,14 @@ impl Scene<'_> {
         let ended = wrong.map_err(|wrong| self.told(&ran, &wrong, &story))?;
         let looked = match ended {
             Ended::By(End::Done) if self.case.kind == Kind::Destroy => self.nothing_left().await,
-            Ended::By(End::Done) => self.as_declared().await,
-            Ended::By(End::Restored { .. }) => self.same_as_before(initial).await,
+            Ended::By(End::Done) => match self.accident_is_there(false).await {
+                Ok(()) => self.as_declared().await,
+                wrong => wrong,
+            },
+            Ended::By(End::Restored { .. }) => match self.same_as_before(initial).await {
+                Ok(()) => self.accident_is_there(true).await,
+                wrong => wrong,
+            },
             other => Err(format!("it ended as {other:?}")),
         };
         looked.map_err(|wrong| self.told(&ran, &wrong, &story))?;
@@ -554,6 +635,10 @@ impl Scene<'_> {
         if self.case.kind == Kind::Destroy {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
             return destroy::go_on(&context, operation, way, &events, &interrupt).await;
+        }
+        if self.case.kind.goes_back_in_place() {
+            let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
+            return in_place::go_on(&context, operation, way, &events, &interrupt).await;
         }
         let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
         apply::go_on(&context, operation, way, &events, &interrupt).await
@@ -617,10 +702,26 @@ impl Scene<'_> {
         if self.case.kind.before().is_some() {
             self.row_is_kept(&primaries).await?;
         }
-        let data = self.site.data(NODES[0]).join("PG_VERSION");
-        if *open && self.case.kind != Kind::Destroy && !data.exists() {
+        let there = |data: std::path::PathBuf| data.join("PG_VERSION").exists();
+        let kept = there(self.site.data(NODES[0])) || self.site.aside(NODES[0]).into_iter().any(there);
+        if *open && self.case.kind != Kind::Destroy && !kept {
             return Err("the data of a cluster that was open to clients is gone".to_owned());
         }
+        Ok(())
+    }
+
+    /// Behind the target there is what a restore in place gives up and an undo brings back; clients come in either way.
+    async fn accident_is_there(&self, expected: bool) -> Result<(), String> {
+        if !self.case.kind.goes_back_in_place() {
+            return Ok(());
+        }
+        let sql = "SELECT to_regclass('public.accident') IS NOT NULL";
+        let found = self.site.ask(self.cluster(), NODES[0], sql).await;
+        if found != Some(vec![if expected { "t" } else { "f" }.to_owned()]) {
+            return Err(format!("what was committed behind the target is there: {found:?}"));
+        }
+        let conn = self.site.enter(self.cluster(), CLUSTER).await.map_err(|error| error.to_string())?;
+        conn.simple("ask", "SELECT 1").await.map_err(|error| format!("clients wait: {error}"))?;
         Ok(())
     }
 

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use pgherd::db::{Conn, DbError, Endpoint, Login, Session};
 use pgherd::engine::store::Store;
 use pgherd::gate::{self, Gate};
-use pgherd::ops::apply::Context;
 use pgherd::ops::binary::Build;
+use pgherd::ops::context::Context;
 use pgherd::ops::observe::Doors;
 use pgherd::secret::Secret;
 use pgherd::topology;
@@ -110,6 +110,16 @@ impl Site {
         systems.filter(|entry| entry.path().is_dir()).count() > 0
     }
 
+    /// Returns what a restore in place has set aside of a node.
+    pub fn aside(&self, node: &str) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.root().join("data")).into_iter().flatten().flatten();
+        let before = format!("{node}.before-");
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&before))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
     /// Where pgherd keeps its facts of a node.
     pub fn facts(&self, node: &str) -> PathBuf {
         self.places.node(&format!("{CLUSTER}-{node}")).facts
@@ -190,6 +200,25 @@ regions: {{here: {{hosts: {{local: local}}}}}}
             Ok(herd) => herd,
             Err(problems) => panic!("{problems:?}"),
         }
+    }
+
+    /// Runs the program itself, which has to succeed: at the latest when the machine has a moment.
+    pub fn pgherd(&self, args: &[&str]) {
+        self.until("pgherd succeeds", || {
+            let mut command = self.command(args);
+            command.stdout(std::process::Stdio::null()).status().unwrap().success()
+        });
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
+        for (variable, name) in
+            [("PGHERD_CONFIG_DIR", "config"), ("PGHERD_STATE_DIR", "state"), ("PGHERD_LIB_DIR", "lib")]
+        {
+            command.env(variable, self.root().join(name));
+        }
+        command.arg("--file").arg(self.file()).args(args);
+        command
     }
 
     pub fn context(&self, gate: std::sync::Arc<dyn Gate>, store: Store) -> Context {

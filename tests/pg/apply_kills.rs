@@ -9,15 +9,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::herd::{Frozen, Herd, PAIR, SINGLE, command_line, files_below, newest_or_15, until};
 
 /// A small generator of its own (xorshift64*): the numbers must be the same in every run of one seed.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn new(turn: u64) -> Self {
+    pub fn new(turn: u64) -> Self {
         let seed = std::env::var("PGHERD_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7719_u64);
         Self((seed ^ (turn + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -646,6 +646,29 @@ fn a_standby_whose_repository_is_gone_waits_for_it() {
 }
 
 #[test]
+fn a_standby_is_promoted_although_its_repository_is_gone() {
+    let (archive, _server, standby, _) = ready_to_recover();
+    fs::remove_file(standby.data().join("recovery.signal")).unwrap();
+    standby.append("standby.signal", "");
+    give_away(&standby.data());
+    standby.run();
+    until("it has caught up", || (try_sql(&standby, "SELECT count(*) FROM kept").ok()? == "6").then_some(()));
+    let (root, aside) = (archive.root(), archive.directory.path().join("aside"));
+    for timeline in ["00000002", "00000003"] {
+        fs::rename(&root, &aside).unwrap();
+        sql(&standby, "SELECT pg_promote()");
+        sql(&standby, "INSERT INTO kept VALUES (7)");
+        assert!(sql(&standby, "SELECT pg_walfile_name(pg_current_wal_lsn())").starts_with(timeline));
+        fs::rename(&aside, &root).unwrap();
+        // Once more, from a timeline that has a history.
+        standby.stop("fast");
+        standby.append("standby.signal", "");
+        give_away(&standby.data());
+        standby.run();
+    }
+}
+
+#[test]
 fn the_archive_of_a_herd_is_listed() {
     let mut herd = Herd::declare(&newest(), &SINGLE);
     herd.run(&["wal", "list"]).ends_with(10).tells(&["inventory has no archive"]);

@@ -36,3 +36,4 @@ mod settings;
 mod status;
 mod trust;
 mod verifiers;
+mod wal_records;

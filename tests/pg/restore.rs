@@ -59,15 +59,20 @@ impl Shop {
         herd.keep_backups();
         herd.apply().ends_with(0);
         let shop = Self { herd };
-        let space = shop.directory("space");
-        shop.sql(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
-        shop.sql(
+        let mut far = "";
+        if shape.nodes.len() == 1 {
+            // Standbys of the same machine would write into the same directory.
+            let space = shop.directory("space");
+            shop.sql(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()));
+            far = "TABLESPACE far";
+        }
+        shop.sql(&format!(
             "CREATE TABLE moments (n serial, at timestamptz DEFAULT clock_timestamp(), note text);
-             CREATE TABLE far_away (n int PRIMARY KEY, note text) TABLESPACE far;
+             CREATE TABLE far_away (n int PRIMARY KEY, note text) {far};
              CREATE UNLOGGED TABLE passing (n int);
              INSERT INTO far_away SELECT n, repeat('far', n % 50) FROM generate_series(1, 5000) n;
-             INSERT INTO passing SELECT generate_series(1, 100)",
-        );
+             INSERT INTO passing SELECT generate_series(1, 100)"
+        ));
         shop
     }
 
@@ -217,7 +222,10 @@ impl Shop {
 }
 
 fn dump(herd: &Herd, socket: &Path, port: &str) -> String {
-    let text = herd.program("pg_dump", &["-h", text(socket), "-p", port, "-U", "postgres", "--no-unlogged-table-data", "postgres"]);
+    let text = herd.program(
+        "pg_dump",
+        &["-h", text(socket), "-p", port, "-U", "postgres", "--no-unlogged-table-data", "postgres"],
+    );
     // A word by chance since the minor versions of August 2025; and a sequence is logged 32 numbers ahead.
     let same = |line: &&str| !line.contains("restrict ") && !line.contains("pg_catalog.setval(");
     text.lines().filter(same).map(|line| format!("{line}\n")).collect()
@@ -279,7 +287,8 @@ fn each_kind_of_target_is_reached_exactly() {
         (&two, "--target-xid", two.xid.clone()),
         (&one, "--target-name", one.name.clone()),
     ] {
-        let ran = shop.restore(&[flag, &value, "--action", "pause"]).ends_with(0).says(&["paused at its target"]);
+        let ran =
+            shop.restore(&[flag, &value, "--action", "pause"]).ends_with(0).says(&["paused at its target"]);
         same(&shop.dump_of_copy(), &moment.dump, &format!("{flag} {value}\n{}", ran.stdout));
         assert_eq!(shop.ask("SELECT pg_is_in_recovery()"), "t");
         shop.remove();
@@ -309,9 +318,12 @@ fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
     shop.herd.stop("a", "fast");
     shop.herd.program("pg_ctl", &["-D", text(&shop.herd.data("b")), "-w", "promote"]);
     shop.herd.sql("b", "INSERT INTO moments (note) VALUES ('on the second timeline')");
-    let segment = shop.herd.sql("b", "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(true, 'a', 'b')");
+    let segment = shop
+        .herd
+        .sql("b", "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(true, 'a', 'b')");
     shop.wait_archived(&segment);
-    let preview = shop.restore(&["--preview"]).ends_with(0).says(&["timelines 1 → 2, every history file present"]);
+    let preview =
+        shop.restore(&["--preview"]).ends_with(0).says(&["timelines 1 → 2, every history file present"]);
     assert!(!shop.to().exists(), "{}", preview.stdout);
     shop.restore(&[]).ends_with(0);
     assert_eq!(shop.ask("SELECT note FROM moments ORDER BY n DESC LIMIT 1"), "on the second timeline");
@@ -327,7 +339,9 @@ fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
 
     let history = shop.below().join("wal/00000002.history.zst");
     fs::rename(&history, shop.herd.path("kept")).unwrap();
-    shop.restore(&[]).ends_with(4).tells(&["the history of timeline 2 is not in the archive", "00000002.history"]);
+    shop.restore(&[])
+        .ends_with(4)
+        .tells(&["the history of timeline 2 is not in the archive", "00000002.history"]);
     assert!(!shop.to().exists());
 }
 
@@ -346,7 +360,9 @@ fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
 
     // A target that nobody can reach is refused before anything is written.
     shop.restore(&["--target-time", "2020-01-01 00:00:00 UTC"]).ends_with(4).tells(&["ends later"]);
-    shop.restore(&["--target-time", "2099-01-01 00:00:00 UTC"]).ends_with(4).tells(&["does not reach that far"]);
+    shop.restore(&["--target-time", "2099-01-01 00:00:00 UTC"])
+        .ends_with(4)
+        .tells(&["does not reach that far"]);
     shop.restore(&["--target-lsn", "FFF/0"]).ends_with(4).tells(&["does not reach"]);
     shop.restore(&["--target-name", "never"]).ends_with(4).tells(&["is not in the archive"]);
     assert!(!shop.to().exists() && !shop.herd.path("copies/r-pgherd").exists());
@@ -394,7 +410,12 @@ fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
     let data = files_below(&shop.below().join("backup"));
     let object = data.iter().find(|file| file.ends_with("data/000001")).unwrap();
     damage(object);
-    shop.restore(&[]).ends_with(1).tells(&["is damaged", "data/000001", "They hold a part of", "--backup LABEL"]);
+    shop.restore(&[]).ends_with(1).tells(&[
+        "is damaged",
+        "data/000001",
+        "They hold a part of",
+        "--backup LABEL",
+    ]);
     shop.cannot_start();
 }
 
@@ -416,7 +437,10 @@ fn a_directory_that_is_not_free_is_refused_and_left_alone() {
     assert_eq!(shop.ask("SELECT pg_is_in_recovery()"), "f");
     shop.remove();
     let data = shop.herd.data("a");
-    shop.herd.run(&["restore", "inventory", "--to-dir", text(&data)]).ends_with(4).tells(&["it is the place of inventory-a"]);
+    shop.herd
+        .run(&["restore", "inventory", "--to-dir", text(&data)])
+        .ends_with(4)
+        .tells(&["it is the place of inventory-a"]);
     shop.herd.is_as_declared();
 
     // Somebody else's parent, and a directory of another user.
@@ -519,7 +543,8 @@ fn a_backup_is_restored_by_hand_as_its_page_says() {
     shop.archive();
     let dump = shop.dump();
     shop.archive();
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats/backup.md")).unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats/backup.md")).unwrap();
     let (_, script) = page.split_once("```sh\n").expect("the page has a script");
     let (script, _) = script.split_once("```").expect("it ends");
     let by_hand = shop.herd.path("restore-by-hand");
@@ -531,7 +556,8 @@ fn a_backup_is_restored_by_hand_as_its_page_says() {
     shop.directory("space");
     shop.directory("copies");
     let backup = files_below(&shop.below().join("backup")).remove(0);
-    let backup = backup.ancestors().find(|path| path.to_string_lossy().ends_with("-full")).unwrap().to_owned();
+    let backup =
+        backup.ancestors().find(|path| path.to_string_lossy().ends_with("-full")).unwrap().to_owned();
     let mut run = as_server(Path::new("/bin/sh"));
     run.args([text(&by_hand), text(&backup), text(&shop.to())]);
     text_of(run).unwrap_or_else(|said| panic!("{said}"));
@@ -602,4 +628,48 @@ fn a_disk_without_room_is_refused_and_one_that_fills_up_is_told() {
     text_of(remount).unwrap();
     shop.herd.run(&args).ends_with(0);
     shop.herd.program("pg_ctl", &["-D", text(&to), "-m", "fast", "-w", "stop"]);
+}
+
+#[test]
+fn a_standby_is_made_anew_from_the_backup_and_streams_again() {
+    let shop = Shop::up(&crate::herd::newest_or_15(0), &crate::herd::PAIR);
+    let load = shop.load();
+    shop.backup();
+    let to_node = |node: &str| shop.herd.run(&["restore", "inventory", "--to-node", node]);
+    to_node("a").ends_with(4).tells(&["it is the primary of a living cluster"]);
+    to_node("b").ends_with(4).tells(&["it streams from the primary"]);
+    to_node("x").ends_with(10).tells(&["has no node x"]);
+    assert_eq!(shop.herd.primaries(), ["a"]);
+
+    // Its disk is gone.
+    shop.herd.stop("b", "immediate");
+    fs::remove_dir_all(shop.herd.data("b")).unwrap();
+    to_node("b")
+        .ends_with(0)
+        .says(&["inventory-b streams from inventory-a on timeline 1"])
+        .does_not_say("remove");
+    let rows = |node: &str| shop.herd.sql(node, "SELECT count(*) FROM far_away");
+    assert_eq!(rows("b"), "5000");
+    shop.herd.is_as_declared();
+
+    // It lies too far behind: its slot is gone, and so is the WAL that it needs.
+    shop.herd.stop("b", "fast");
+    shop.sql("SELECT pg_drop_replication_slot('inventory_b')");
+    shop.archive();
+    let ran = to_node("b").ends_with(0).says(&["before", "remove"]);
+    let aside =
+        ran.stdout.lines().find_map(|line| line.trim().strip_prefix("remove   rm -r ")).unwrap().to_owned();
+    assert!(Path::new(&aside).join("PG_VERSION").exists(), "{aside}");
+    drop(load);
+    shop.sql("INSERT INTO moments (note) VALUES ('after all')");
+    until("it follows", || {
+        (shop.herd.sql("b", "SELECT count(*) FROM moments WHERE note = 'after all'") == "1").then_some(())
+    });
+    shop.herd.is_as_declared();
+
+    // A directory that is not the node's is left alone.
+    shop.herd.stop("b", "fast");
+    fs::remove_dir_all(shop.herd.facts("b")).unwrap();
+    to_node("b").ends_with(4).tells(&["it is not empty, and not inventory-b's"]);
+    assert!(shop.herd.data("b").join("PG_VERSION").exists());
 }

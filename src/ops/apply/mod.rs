@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -29,14 +28,11 @@ use crate::engine::lock;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, Record, TopologyFile};
 use crate::engine::step::Stage;
-use crate::engine::store::Store;
 use crate::error::{Error, Result};
-use crate::gate::Gate;
 use crate::host::{Command, RunAs, programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
-use crate::ops::binary::Build;
-use crate::ops::cluster_lock::Locker;
+use crate::ops::context::Context;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::ApplyStep;
@@ -44,35 +40,11 @@ use crate::ops::plan::{self, ClusterPlan, Fixed, Logins, PoolerDrift, Situation}
 use crate::ops::roles::{self, Lead};
 use crate::secret::Secret;
 use crate::topology::model::{Cluster, Herd, Node, SecretReference};
-use crate::topology::places::Places;
 use crate::topology::secrets;
 use crate::units::ByteCount;
 
 /// The kind of this operation in its journal.
 pub const KIND: &str = "apply";
-
-/// What every operation of a run shares.
-#[derive(Debug, Clone)]
-pub struct Context {
-    pub places: Places,
-    pub gate: Arc<dyn Gate>,
-    pub store: Store,
-    /// The program that is installed where PostgreSQL's commands call one.
-    pub build: Build,
-}
-
-impl Context {
-    /// Returns what takes the locks of a cluster.
-    pub fn locker<'a>(&'a self, cluster: &'a Cluster) -> Locker<'a> {
-        Locker {
-            store: &self.store,
-            places: &self.places,
-            build: &self.build,
-            cluster,
-            repository: cluster.backups.as_ref().map(|backups| &backups.repository),
-        }
-    }
-}
 
 /// Looks at a cluster and plans its way to what is declared.
 ///

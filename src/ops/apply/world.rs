@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::host::programs::Programs;
-use crate::ops::apply::Context;
 use crate::ops::binary::Build;
+use crate::ops::context::Context;
 use crate::ops::observe::Doors;
 use crate::ops::plan::Fixed;
 use crate::ops::provision::Site;

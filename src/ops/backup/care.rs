@@ -139,7 +139,7 @@ impl<'a> Way<'a> {
     /// As [`pin::pin`].
     pub async fn pin(&self, label: &Label, until: Option<Timestamp>, reason: &str) -> Result<Before> {
         let repo = node::repository(&self.door, &self.backups.repository.url).await?;
-        pin::pin(&*repo, &self.cluster.name, label, until, reason).await
+        pin::pin(&repo, &self.cluster.name, label, until, reason).await
     }
 
     /// Removes the pin of a backup.

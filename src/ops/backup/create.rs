@@ -18,13 +18,14 @@ use crate::db::{Conn, NodeConn, PrimaryConn, classify};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::lease::{self, Held, LeaseProgress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::{
     self, Copied, CopyForBackup, DamagedFile, DeclaredTablespace, NodeDoor, NodeRequest, Priority, Progress,
 };
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved};
 use crate::ops::roles::{self, Lead};
 use crate::pg::lsn::Lsn;
+use crate::pg::page::BLOCK_SIZE;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::repo::layout::{BackupKeys, ClusterKeys, Label, SystemKeys};
@@ -175,12 +176,16 @@ pub async fn create(
         held: &held,
         begun,
     };
-    let ended = tokio::select! {
+    let copied = tokio::select! {
         biased;
-        () = interrupt.asked(1) => Err(Error::new(ErrorKind::Interrupted, format!("backup {} was interrupted", run.label))
-            .detail("The server has ended it; nothing of it stays in the repository.")),
+        () = interrupt.asked(1) => Err(interrupted(&run.label)),
         why = held.lost() => Err(why),
-        ended = run.all() => ended,
+        copied = run.copied() => copied,
+    };
+    // An interrupt comes before the commit or after it, and not into it.
+    let ended = match copied {
+        Ok(whole) => run.commit(whole).await,
+        Err(error) => Err(error),
     };
     if ended.is_err() {
         // Dropped with the future, the session has aborted the backup on the server, and the child is dead.
@@ -193,17 +198,26 @@ pub async fn create(
     ended
 }
 
+fn interrupted(label: &Label) -> Error {
+    Error::new(ErrorKind::Interrupted, format!("backup {label} was interrupted"))
+        .detail("The server has ended it; nothing of it stays in the repository.")
+}
+
 /// Removes what an unfinished backup has stored, as far as that goes: the next backup removes the rest.
 async fn remove_data(repo: &SharedRepo, keys: &BackupKeys) {
-    let removed = async {
-        for listed in repo.list_all(keys.folder()).await? {
-            repo.remove(&listed.key).await?;
-        }
-        Ok::<_, Error>(())
-    };
-    if let Err(error) = removed.await {
+    if let Err(error) = remove_folder(repo, keys).await {
         tracing::warn!(%error, "could not remove what the backup had stored");
     }
+}
+
+/// Removes a folder: the manifest first, which may have been stored although that was not answered, so that at no moment there is a
+/// backup that lacks data.
+async fn remove_folder(repo: &SharedRepo, keys: &BackupKeys) -> Result<()> {
+    repo.remove(&keys.manifest()).await?;
+    for listed in repo.list_all(keys.folder()).await? {
+        repo.remove(&listed.key).await?;
+    }
+    Ok(())
 }
 
 struct Run<'a> {
@@ -225,6 +239,15 @@ struct Run<'a> {
     begun: Instant,
 }
 
+/// Everything of a backup but its manifest is in the repository.
+struct Whole {
+    manifest: Manifest,
+    copied: Copied,
+    /// Why that node.
+    why: String,
+    copy_seconds: f64,
+}
+
 /// The node that is read, with the session that has started the backup on it.
 struct Reading<'a> {
     node: &'a Node,
@@ -235,9 +258,10 @@ struct Reading<'a> {
 }
 
 impl Run<'_> {
-    async fn all(&self) -> Result<Created> {
+    /// Does all but the commit.
+    async fn copied(&self) -> Result<Whole> {
         self.phase(Phase::ChecksArchiving);
-        self.remove_leftovers().await?;
+        self.remove_leftovers().await;
         self.archiving_works().await?;
         self.phase(Phase::Starts);
         let reading = self.start().await?;
@@ -255,30 +279,7 @@ impl Run<'_> {
         self.phase(Phase::WaitsForWal);
         let manifest = self.manifest(&reading, &stopped, &copied);
         self.wait_for_wal(&manifest).await?;
-        self.commit(&manifest, &copied).await?;
-        Ok(Created {
-            cluster: self.cluster.name.clone(),
-            label: self.label.clone(),
-            repository: self.backups.repository.name.clone(),
-            node: self.cluster.full_name(&reading.node.name),
-            from: reading.from,
-            why: reading.why,
-            begun: manifest.begun,
-            ended: manifest.ended,
-            timeline: manifest.timeline,
-            start_lsn: manifest.start_lsn,
-            stop_lsn: manifest.stop_lsn,
-            wal: manifest.wal(),
-            size_bytes: manifest.size,
-            stored_bytes: manifest.stored,
-            files: manifest.files,
-            workers: copied.workers,
-            seconds: self.begun.elapsed().as_secs_f64(),
-            copy_seconds,
-            damaged_pages: copied.damaged_pages,
-            damaged: copied.damaged,
-            notes: copied.notes,
-        })
+        Ok(Whole { manifest, copied, why: reading.why, copy_seconds })
     }
 
     fn phase(&self, phase: Phase) {
@@ -292,30 +293,32 @@ impl Run<'_> {
         (self.tell)(Event::Phase(phase));
     }
 
-    /// Removes what backups left that were interrupted: no manifest, and no living lease that names them.
-    async fn remove_leftovers(&self) -> Result<()> {
-        let now = Timestamp::now();
-        let leases = lease::read_all(&self.repo, &self.system).await?;
-        if leases.iter().any(|found| found.lease.is_err() && found.lives(now)) {
-            return Ok(());
+    /// Removes what backups left that were interrupted. What cannot be removed is no reason not to make a backup.
+    async fn remove_leftovers(&self) {
+        if let Err(error) = self.try_to_remove_leftovers().await {
+            tracing::warn!(%error, "could not remove what interrupted backups left");
         }
-        let used: BTreeSet<&Label> = leases
-            .iter()
-            .filter(|found| found.lives(now))
-            .filter_map(|found| found.lease.as_ref().ok())
-            .flat_map(|lease| &lease.labels)
-            .collect();
+    }
+
+    /// Removes folders without a manifest that no living lease names.
+    async fn try_to_remove_leftovers(&self) -> Result<()> {
+        let now = Timestamp::now();
+        let living =
+            lease::read_all(&self.repo, &self.system).await?.into_iter().filter(|found| found.lives(now));
+        let mut used = BTreeSet::new();
+        for found in living {
+            // Whatever one names that cannot be read, it is not for us to remove.
+            let Ok(lease) = found.lease else { return Ok(()) };
+            used.extend(lease.labels);
+        }
         for folder in self.repo.list(Some(&self.system.backups())).await?.folders {
             let Ok(label) = folder.parse::<Label>() else { continue };
             let keys = self.system.backup(&label);
-            if label == self.label
-                || used.contains(&label)
-                || self.repo.read(&keys.manifest()).await?.is_some()
+            if label != self.label
+                && !used.contains(&label)
+                && self.repo.read(&keys.manifest()).await?.is_none()
             {
-                continue;
-            }
-            for listed in self.repo.list_all(keys.folder()).await? {
-                self.repo.remove(&listed.key).await?;
+                remove_folder(&self.repo, &keys).await?;
             }
         }
         Ok(())
@@ -446,10 +449,8 @@ impl Run<'_> {
             version: facts.version_number / 10_000,
             start_lsn: reading.started.lsn,
             timeline: reading.started.timeline,
-            tablespaces: (facts.tablespaces.iter())
-                .map(|found| DeclaredTablespace { oid: found.oid, location: PathBuf::from(&found.location) })
-                .collect(),
-            data_checksums: facts.data_checksums,
+            tablespaces: declared(&facts),
+            data_checksums: facts.data_checksums && facts.block_size as usize == BLOCK_SIZE,
             blocks_a_file: facts.blocks_a_file,
             workers: self.wish.workers,
             rate_limit: self.wish.rate_limit,
@@ -604,21 +605,41 @@ impl Run<'_> {
     }
 
     /// Stores the manifest, if everything that it names is still ours and there.
-    async fn commit(&self, manifest: &Manifest, copied: &Copied) -> Result<()> {
+    async fn commit(&self, whole: Whole) -> Result<Created> {
+        let Whole { manifest, copied, why, copy_seconds } = whole;
         self.held.confirm().await?;
-        self.is_there(copied).await?;
+        self.is_there(&copied).await?;
         let key = self.keys.manifest();
-        if self.repo.create(&key, &seal::write_document(manifest)).await? == Put::Refused {
+        if self.repo.create(&key, &seal::write_document(&manifest)).await? == Put::Refused {
             return Err(Error::failed(format!("there is already a backup {}", self.label)));
         }
         // Had this process been stopped for long in between, somebody could have removed the data of a backup without a manifest.
-        if self.held.confirm().await.is_err()
-            && let Err(error) = self.is_there(copied).await
-        {
-            self.repo.remove(&key).await?;
-            return Err(error);
+        if self.held.confirm().await.is_err() {
+            self.is_there(&copied).await?;
         }
-        Ok(())
+        Ok(Created {
+            cluster: self.cluster.name.clone(),
+            label: self.label.clone(),
+            repository: self.backups.repository.name.clone(),
+            node: self.cluster.full_name(&manifest.node),
+            from: manifest.from,
+            why,
+            begun: manifest.begun,
+            ended: manifest.ended,
+            timeline: manifest.timeline,
+            start_lsn: manifest.start_lsn,
+            stop_lsn: manifest.stop_lsn,
+            wal: manifest.wal(),
+            size_bytes: manifest.size,
+            stored_bytes: manifest.stored,
+            files: manifest.files,
+            workers: copied.workers,
+            seconds: self.begun.elapsed().as_secs_f64(),
+            copy_seconds,
+            damaged_pages: copied.damaged_pages,
+            damaged: copied.damaged,
+            notes: copied.notes,
+        })
     }
 
     /// Makes sure that every object that was stored is there in its size.
@@ -640,6 +661,15 @@ impl Run<'_> {
             format!("Found {objects} data objects with {bytes} bytes, expected {wanted} with {}.", stored.0),
         ))
     }
+}
+
+/// Returns the tablespaces that are elsewhere; those for tests (`allow_in_place_tablespaces`) are directories like any other.
+fn declared(facts: &Facts) -> Vec<DeclaredTablespace> {
+    let found = facts.tablespaces.iter();
+    found
+        .map(|found| DeclaredTablespace { oid: found.oid, location: PathBuf::from(&found.location) })
+        .filter(|found| found.location.is_absolute())
+        .collect()
 }
 
 /// Waits until a standby has replayed a checkpoint; else says how far behind it is.

@@ -4,20 +4,22 @@
 //! chunks it has, WAL from the oldest on. So whoever is killed in the middle leaves only what the next run removes. Before anything
 //! is removed a lease says what; whoever wants to use that from then on is told, and what somebody used before stays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::holdings::{self, Holdings, OfSystem};
-use super::retention::{Decision, Fate, Rules, Verdict, decide};
+use super::pin::Pin;
+use super::retention::{Decision, Fate, Rules, State, Verdict, decide};
 use crate::engine::lease::{self, Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::{ExpireBackups, Progress, Reporter};
 use crate::pg::system::SystemIdentifier;
+use crate::pg::wal_file::WalFile;
 use crate::repo::layout::{ClusterKeys, Label};
-use crate::repo::{self, Key, SharedRepo};
+use crate::repo::{self, Key, SharedRepo, seal};
 use crate::units::ByteCount;
 
 /// A lease that ended so long ago is of no use to anybody.
@@ -157,16 +159,18 @@ impl Run<'_> {
             held.confirm().await?;
             self.remove_backup(verdict, total).await?;
         }
-        // Of what came into use meanwhile nothing was removed, so its WAL stays too.
+        // Whatever is still there stays by now, with its WAL: it came into use or was pinned meanwhile, or it was not agreed to.
         self.look_again().await?;
-        let wal = self.decide();
+        let wal = decide(&self.rules, &self.holdings.systems(), &|_| true, Timestamp::now());
         for verdict in &wal.wal {
             let keys = self.cluster.system(verdict.system_identifier);
+            let sizes: BTreeMap<WalFile, ByteCount> = self
+                .of(verdict.system_identifier)
+                .map(|of| of.system.wal.iter().map(|wal| (wal.file, wal.stored)).collect())
+                .unwrap_or_default();
             for file in &verdict.going {
-                let stored = self
-                    .of(verdict.system_identifier)
-                    .and_then(|of| of.system.wal.iter().find(|wal| wal.file == *file).map(|wal| wal.stored));
-                if self.remove(&keys.wal(*file), stored.unwrap_or_default(), total).await? {
+                let stored = sizes.get(file).copied().unwrap_or_default();
+                if self.remove(&keys.wal(*file), stored, total).await? {
                     self.removed.wal_files += 1;
                 }
             }
@@ -193,7 +197,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Removes a backup, unless somebody uses it by now.
+    /// Removes a backup, unless somebody uses it or has pinned it by now.
     async fn remove_backup(&mut self, verdict: &Verdict, total: ByteCount) -> Result<()> {
         let keys = self.cluster.system(verdict.system_identifier);
         let uses = holdings::uses(&self.repo, &keys, Timestamp::now()).await?;
@@ -201,6 +205,12 @@ impl Run<'_> {
             return Ok(());
         }
         let backup = keys.backup(&verdict.label);
+        let pin = self.repo.read(&backup.pin()).await?.map(|bytes| seal::read_document::<Pin>(&bytes));
+        let ended = |pin: &Pin| pin.until.is_some_and(|until| until <= Timestamp::now());
+        // Of what has no manifest a pin keeps nothing.
+        if verdict.state != State::Unfinished && pin.is_some_and(|pin| !pin.is_ok_and(|pin| ended(&pin))) {
+            return Ok(());
+        }
         let listed = self.repo.list_all(backup.folder()).await?;
         let manifest = backup.manifest();
         let (first, rest): (Vec<_>, Vec<_>) = listed.into_iter().partition(|listed| listed.key == manifest);

@@ -2,6 +2,8 @@
 //!
 //! Reads only. A backup that cannot be read is listed with the reason, and never hides the others.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
@@ -9,14 +11,15 @@ use super::pin::Pin;
 use crate::engine::lease::{self, LeaseProgress, Purpose};
 use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::{self, DamagedFile, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::SegmentName;
-use crate::repo::layout::{BackupKeys, ClusterKeys, Label};
+use crate::repo::catalog::{self, Backup, State};
+use crate::repo::layout::{BackupKeys, ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{Contents, Manifest, Source, Tablespace};
 use crate::repo::seal::{Identity, Kind};
 use crate::repo::{SharedRepo, seal};
@@ -158,81 +161,68 @@ pub async fn list(context: &Context, cluster: &Cluster) -> Result<ClusterBackups
 /// # Errors
 /// As the repository fails.
 pub async fn in_repository(repo: &SharedRepo, cluster: &str) -> Result<Vec<BackupItem>> {
-    let now = Timestamp::now();
-    let cluster = ClusterKeys::new(cluster);
+    let keys = ClusterKeys::new(cluster);
+    let mut running = BTreeMap::new();
+    for system in catalog::systems(&**repo, &keys).await? {
+        running.extend(being_made(repo, &keys.system(system)).await?);
+    }
     let mut items = Vec::new();
-    for folder in repo.list(Some(&cluster.folder())).await?.folders {
-        let Ok(system) = folder.parse::<SystemIdentifier>() else { continue };
-        let keys = cluster.system(system);
-        let mut running: Vec<(Label, RunningBackup)> = Vec::new();
-        for found in lease::read_all(repo, &keys).await? {
-            if !found.lives(now) {
-                continue;
-            }
-            if let Ok(lease) = found.lease
-                && lease.kind == Purpose::Backup
-                && let Some(label) = lease.labels.into_iter().next()
-            {
-                let made = RunningBackup { by: lease.by, since: lease.since, progress: lease.progress };
-                running.push((label, made));
-            }
-        }
-        let mut labels: Vec<Label> = repo
-            .list(Some(&keys.backups()))
-            .await?
-            .folders
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .collect();
-        labels.extend(running.iter().map(|(label, _)| label.clone()));
-        labels.sort();
-        labels.dedup();
-        for label in labels {
-            let made = running.iter().find(|(running, _)| *running == label).map(|(_, made)| made.clone());
-            items.push(item(repo, system, &keys.backup(&label), label, made).await?);
-        }
+    for found in catalog::backups(&**repo, &keys).await? {
+        let made = running.remove(&(found.system, found.label.clone()));
+        // A pin that cannot be read keeps its backup all the same; "backup pin" says so.
+        let pin = match found.manifest() {
+            Some(_) => repo.read(&found.keys(&keys).pin()).await?,
+            None => None,
+        };
+        items.push(item(found, made, pin.and_then(|bytes| seal::read_document(&bytes).ok())));
+    }
+    // What runs may have stored nothing yet.
+    for ((system, label), made) in running {
+        items.push(item(Backup { system, label, state: State::Unfinished }, Some(made), None));
     }
     items.sort_by(|a, b| a.label.cmp(&b.label));
     Ok(items)
 }
 
-async fn item(
-    repo: &SharedRepo,
-    system: SystemIdentifier,
-    keys: &BackupKeys,
-    label: Label,
-    running: Option<RunningBackup>,
-) -> Result<BackupItem> {
-    let manifest = repo.read(&keys.manifest()).await?.map(|bytes| seal::read_document::<Manifest>(&bytes));
-    let (state, why, facts) = match manifest {
-        Some(Ok(manifest)) if manifest.label == label && manifest.system_identifier == system => {
-            let state = match manifest.damaged_pages {
-                0 => BackupState::Whole,
-                _ => BackupState::DamagedPages,
-            };
-            (state, None, Some(BackupFacts::of(&manifest)))
-        }
-        Some(Ok(manifest)) => {
+type Running = ((SystemIdentifier, Label), RunningBackup);
+
+/// Returns what living leases say of backups that are being made.
+async fn being_made(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Running>> {
+    let now = Timestamp::now();
+    let found = lease::read_all(repo, keys).await?.into_iter().filter(|found| found.lives(now));
+    let leases = found.filter_map(|found| found.lease.ok()).filter(|lease| lease.kind == Purpose::Backup);
+    Ok(leases
+        .filter_map(|lease| {
+            let label = lease.labels.into_iter().next()?;
+            let made = RunningBackup { by: lease.by, since: lease.since, progress: lease.progress };
+            Some(((keys.system(), label), made))
+        })
+        .collect())
+}
+
+fn item(found: Backup, running: Option<RunningBackup>, pin: Option<Pin>) -> BackupItem {
+    let Backup { system, label, state } = found;
+    let (state, why, facts) = match state {
+        State::Whole(manifest) if manifest.label != label || manifest.system_identifier != system => {
             let why = format!(
                 "its manifest is that of {} of system {}",
                 manifest.label, manifest.system_identifier
             );
             (BackupState::Unreadable, Some(why), None)
         }
-        Some(Err(error)) => (BackupState::Unreadable, Some(format!("its manifest: {error}")), None),
-        None if running.is_some() => (BackupState::Running, None, None),
-        None => {
+        State::Whole(manifest) if manifest.damaged_pages > 0 => {
+            (BackupState::DamagedPages, None, Some(BackupFacts::of(&manifest)))
+        }
+        State::Whole(manifest) => (BackupState::Whole, None, Some(BackupFacts::of(&manifest))),
+        State::Damaged(error) => (BackupState::Unreadable, Some(format!("its manifest: {error}")), None),
+        State::Unfinished if running.is_some() => (BackupState::Running, None, None),
+        State::Unfinished => {
             let why = "it was interrupted; the next backup removes it".to_owned();
             (BackupState::Unfinished, Some(why), None)
         }
     };
     let running = running.filter(|_| state == BackupState::Running);
-    // A pin that cannot be read keeps its backup all the same; "backup pin" says so.
-    let pin = match facts {
-        Some(_) => repo.read(&keys.pin()).await?.and_then(|bytes| seal::read_document(&bytes).ok()),
-        None => None,
-    };
-    Ok(BackupItem { label, system_identifier: system, state, why, running, facts, pin })
+    BackupItem { label, system_identifier: system, state, why, running, facts, pin }
 }
 
 /// Shows one backup in full.

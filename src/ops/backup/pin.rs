@@ -3,12 +3,13 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::lease::{self, Purpose};
 use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pg::system::SystemIdentifier;
 use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::place::{InBackup, InSystem, Place};
-use crate::repo::{Repo, seal};
+use crate::repo::{Repo, SharedRepo, seal};
 
 /// `pin.json`: a sealed document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +37,10 @@ pub enum Before {
 /// Pins a backup, in place of a pin that it has.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] if the cluster has no backup of that label, otherwise as the repository fails.
+/// [`ErrorKind::NotFound`] if the cluster has no backup of that label, [`ErrorKind::Locked`] while it is being removed, otherwise as
+/// the repository fails.
 pub async fn pin(
-    repo: &dyn Repo,
+    repo: &SharedRepo,
     cluster: &str,
     label: &Label,
     until: Option<Timestamp>,
@@ -48,14 +50,24 @@ pub async fn pin(
     if let Some(until) = until.filter(|until| *until <= now) {
         return Err(Error::usage(format!("cannot pin {label} until {until}: that is over")));
     }
-    let system = system_of(repo, cluster, label).await?;
-    let keys = ClusterKeys::new(cluster).system(system).backup(label);
-    let before = read(repo, &keys).await?;
+    let keys = ClusterKeys::new(cluster).system(system_of(&**repo, cluster, label).await?);
+    let backup = keys.backup(label);
+    let before = read(&**repo, &backup).await?;
     let pin = Pin { format: seal::FORMAT, until, reason: reason.to_owned(), by: Actor::here(), at: now };
-    repo.store(&keys.pin(), &seal::write_document(&pin)).await?;
-    // It may have been expired meanwhile: then the pin holds nothing.
-    if repo.read(&keys.manifest()).await?.is_none() {
-        repo.remove(&keys.pin()).await?;
+    repo.store(&backup.pin(), &seal::write_document(&pin)).await?;
+    // As with a lease: whoever removes it has said so before, and looks for a pin after that.
+    let removes = |found: lease::Found| {
+        let lives = found.lives(now);
+        found.lease.is_ok_and(|lease| lives && lease.kind == Purpose::Expire && lease.labels.contains(label))
+    };
+    let removed = lease::read_all(repo, &keys).await?.into_iter().any(removes);
+    if removed {
+        repo.remove(&backup.pin()).await?;
+        return Err(Error::new(ErrorKind::Locked, format!("backup {label} is being removed"))
+            .hint(format!("See what stays: pgherd backup list --cluster {cluster}")));
+    }
+    if repo.read(&backup.manifest()).await?.is_none() {
+        repo.remove(&backup.pin()).await?;
         return Err(no_backup(cluster, label));
     }
     Ok(before)
@@ -111,6 +123,8 @@ fn no_backup(cluster: &str, label: &Label) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::repo::dir::DirRepo;
     use crate::repo::now;
@@ -129,7 +143,7 @@ mod tests {
     #[test]
     fn a_pin_is_set_replaced_and_removed() {
         let directory = tempfile::tempdir().unwrap();
-        let repo = DirRepo::create(&directory.path().join("repository")).unwrap();
+        let repo: SharedRepo = Arc::new(DirRepo::create(&directory.path().join("repository")).unwrap());
         let label: Label = "20260601T120000Z-full".parse().unwrap();
         let keys = ClusterKeys::new("inventory").system(SystemIdentifier::new(7).unwrap()).backup(&label);
         let run = |future: crate::gate::BoxFuture<'_, Result<Before>>| now(future);
@@ -146,7 +160,7 @@ mod tests {
         let second = run(Box::pin(pin(&repo, "inventory", &label, Some(Timestamp::MAX), ""))).unwrap();
         assert!(matches!(second, Before::Pinned(pin) if pin.reason == "audit" && pin.until.is_none()));
         now(repo.store(&keys.pin(), b"{}")).unwrap();
-        assert!(matches!(run(Box::pin(unpin(&repo, "inventory", &label))).unwrap(), Before::Unreadable(_)));
-        assert_eq!(run(Box::pin(unpin(&repo, "inventory", &label))).unwrap(), Before::NotPinned);
+        assert!(matches!(run(Box::pin(unpin(&*repo, "inventory", &label))).unwrap(), Before::Unreadable(_)));
+        assert_eq!(run(Box::pin(unpin(&*repo, "inventory", &label))).unwrap(), Before::NotPinned);
     }
 }

@@ -62,10 +62,11 @@ pub(super) async fn goes_on(
 async fn arrives(world: &World, node: &str, progress: Progress<'_>) -> Result<(String, u64)> {
     let repository = world.repository()?.name.clone();
     let report = |done: u64, total: u64| (progress.0)(done, Some(total), Unit::Items);
-    match apply::archive::prove(&world.apply, node, &repository, &report).await? {
-        Applied::Archived { segment, milliseconds } => Ok((segment, milliseconds)),
-        other => Err(Error::failed(format!("the archive was proved by {other:?}"))),
+    let proved = apply::archive::prove(&world.apply, node, &repository, &report).await?;
+    if let Applied::Archived { segment, milliseconds } = proved {
+        return Ok((segment, milliseconds));
     }
+    Err(Error::failed(format!("the archive was proved by {proved:?}")))
 }
 
 async fn seen(world: &World, node: &str, keys: &SystemKeys, file: WalFile) -> Result<()> {

@@ -117,8 +117,17 @@ pub(super) async fn obstacle(host: &dyn Host, path: &Path) -> Result<Option<Stri
         FileKind::File | FileKind::Other => return Ok(Some("it is no directory".to_owned())),
     }
     let parent = path.parent().unwrap_or(path);
-    let of_one = device(host, path).await? == device(host, parent).await?;
-    Ok((!of_one).then(|| "it is the root of a file system".to_owned()))
+    if device(host, path).await? != device(host, parent).await? {
+        return Ok(Some("it is the root of a file system".to_owned()));
+    }
+    let may = Command::new("test").args(["-w", &parent.display().to_string()]).user(RunAs::Caller).reads();
+    match host.run(&may).await {
+        Ok(_) => Ok(None),
+        Err(HostError::Exited { status: 1, .. }) => {
+            Ok(Some(format!("{} may not change {}", host.caller(), parent.display())))
+        }
+        Err(error) => Err(could_not(error)),
+    }
 }
 
 /// Returns the number of the file system that holds a path.

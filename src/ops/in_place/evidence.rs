@@ -23,8 +23,8 @@ pub enum Evidence {
     Archived { segment: String, milliseconds: u64 },
     /// No process works on the data directory. `log` is what its pg_control says, if it can be read.
     Stopped { log: Option<LogEnd> },
-    /// `pushed` came into the repository now; `left` did not, for the reason in `why`.
-    Backfilled { pushed: Vec<String>, left: Vec<String>, why: Option<String> },
+    /// `pushed` came into the repository now; `left` did not, for the reason in `why`. `last` is the last segment that is archived.
+    Backfilled { pushed: Vec<String>, left: Vec<String>, why: Option<String>, last: Option<SegmentName> },
     /// Each path and the name that it has now.
     SetAside { moved: Vec<Moved> },
     /// A data directory is complete.

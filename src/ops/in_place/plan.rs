@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use futures_util::future::join_all;
 use serde::Serialize;
 
+use crate::db::queries::ServerRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, programs};
-use crate::ops::apply::{self, Context};
+use crate::ops::apply;
+use crate::ops::context::Context;
 use crate::ops::in_place::aside;
 use crate::ops::in_place::lookup::Look;
 use crate::ops::in_place::poolers::GRACE;
@@ -57,13 +59,22 @@ impl RestorePlan {
         let same_way = |one: &Choice, other: &Choice| {
             one.target == other.target && one.backup == other.backup && one.timelines == other.timelines
         };
-        let steps = |plan: &Self| -> Vec<Vec<RestoreStep>> {
-            let steps = |stage: &Vec<Planned>| stage.iter().map(|planned| planned.step.clone()).collect();
-            plan.stages.iter().map(steps).collect()
+        let steps = |plan: &Self| -> Vec<RestoreStep> {
+            let steps = plan.stages.iter().flatten().map(|planned| planned.step.clone());
+            steps.filter(|step| !matches!(step, RestoreStep::LastWal { .. })).collect()
         };
-        same_way(&self.input.choice, &shown.input.choice)
-            && self.input.before == shown.input.before
-            && steps(self) == steps(shown)
+        // Whether a server answers, or streams, in this very moment is no reason to ask again.
+        let nodes = |plan: &Self| -> Vec<Before> {
+            let settled = |before: &Before| match before.state {
+                State::Answered | State::Silent => {
+                    Before { state: State::Answered, streamed: false, ..before.clone() }
+                }
+                State::Stopped => before.clone(),
+            };
+            plan.input.before.iter().map(settled).collect()
+        };
+        let same_nodes = nodes(self) == nodes(shown);
+        same_way(&self.input.choice, &shown.input.choice) && same_nodes && steps(self) == steps(shown)
     }
 }
 
@@ -264,7 +275,11 @@ async fn look_at_node(doors: &Doors, cluster: &Cluster, node: &Node, seen: &Node
         (_, Some(_)) => State::Silent,
         (_, None) => State::Stopped,
     };
-    Ok(Before { node: node.name.clone(), state, primary, paths })
+    let streamed = seen.running().is_some_and(|running| match &running.facts.role {
+        ServerRole::Standby { receiver: Some(receiver), .. } => receiver.status == "streaming",
+        ServerRole::Standby { receiver: None, .. } | ServerRole::Primary { .. } => false,
+    });
+    Ok(Before { node: node.name.clone(), state, primary, streamed, paths })
 }
 
 /// Returns the directories that this major version has in the node's tablespaces: `LOCATION/PG_18_202506291`.
@@ -778,7 +793,8 @@ fn standbys(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
     vec![slots.collect(), clones.collect(), follow.collect()]
 }
 
-/// Standbys first: the primary's commits wait for them as soon as it is open.
+/// Standbys first: the primary's commits wait for them as soon as it is open. The archive comes last: whatever is wrong with it, clients need not
+/// wait for that.
 fn open(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
     const FORWARD: &str = "none, there is only forward";
     let (cluster, seed) = (facts.cluster(), facts.seed());
@@ -795,20 +811,6 @@ fn open(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
         cluster.nodes.iter().partition(|node| node.name == seed.name);
     let mut stages: Vec<Vec<Planned>> =
         vec![others.into_iter().map(open).collect(), seeds.into_iter().map(open).collect()];
-    stages.push(vec![step(
-        Sign::Look,
-        facts.name(&seed.name),
-        format!("see the new timeline in repository {}, without a gap", facts.repository),
-        FORWARD,
-        RestoreStep::Archive { node: seed.name.clone() },
-    )]);
-    stages.push(vec![step(
-        Sign::Change,
-        facts.name(&seed.name),
-        format!("record it as primary in repository {}", facts.repository),
-        FORWARD,
-        RestoreStep::Record { node: seed.name.clone() },
-    )]);
     let hosts: Vec<String> = cluster.poolers.iter().flat_map(|poolers| poolers.hosts.clone()).collect();
     let poolers = hosts.iter().map(|host| {
         step(
@@ -837,6 +839,20 @@ fn open(facts: &Facts<'_>) -> Vec<Vec<Planned>> {
         "write a row through every way in, and read it on every standby",
         FORWARD,
         RestoreStep::Prove { nodes: standbys },
+    )]);
+    stages.push(vec![step(
+        Sign::Look,
+        facts.name(&seed.name),
+        format!("see the new timeline in repository {}, without a gap", facts.repository),
+        FORWARD,
+        RestoreStep::Archive { node: seed.name.clone() },
+    )]);
+    stages.push(vec![step(
+        Sign::Change,
+        facts.name(&seed.name),
+        format!("record it as primary in repository {}", facts.repository),
+        FORWARD,
+        RestoreStep::Record { node: seed.name.clone() },
     )]);
     stages
 }

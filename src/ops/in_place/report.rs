@@ -12,6 +12,7 @@ use crate::ops::in_place::world::Input;
 use crate::ops::restore::recover::Achieved;
 use crate::ops::restore::survey::Beyond;
 use crate::pg::timeline::TimelineId;
+use crate::pg::wal_file::SegmentName;
 use crate::pg::wal_record::Mark;
 
 /// What a restore in place has come to.
@@ -57,6 +58,8 @@ pub struct Aside {
 pub struct NotArchived {
     pub node: String,
     pub files: Vec<String>,
+    /// It was not shut down: what it wrote behind this segment was never archived.
+    pub behind: Option<SegmentName>,
     pub why: Option<String>,
 }
 
@@ -91,6 +94,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
     let last = content.entries.last().map(|entry| entry.at);
     report.seconds = first.zip(last).map_or(0.0, |(first, last)| between(first, last));
     let mut held: Option<Timestamp> = None;
+    let mut unclean: Vec<String> = Vec::new();
     for entry in content.entries {
         let (stage, step, evidence) = match entry.record {
             Record::StepDone { stage, step, evidence } => (stage, step, evidence),
@@ -99,7 +103,18 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 step,
                 found: crate::engine::record::ProbeFound::Done { evidence },
             } => (stage, step, evidence),
-            _ => continue,
+            Record::Header(_)
+            | Record::StepStarted { .. }
+            | Record::StepFailed { .. }
+            | Record::StepFound { .. }
+            | Record::TurnedBack { .. }
+            | Record::UndoStarted { .. }
+            | Record::UndoDone { .. }
+            | Record::UndoFailed { .. }
+            | Record::Resumed { .. }
+            | Record::TakenOver { .. }
+            | Record::Abandoned { .. }
+            | Record::Ended { .. } => continue,
         };
         let Some(planned) = header.stages.get(stage).and_then(|stage| stage.steps.get(step)) else {
             continue;
@@ -123,12 +138,17 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 let remove = format!("rm -rf -- {}", paths.join(" "));
                 report.set_aside.push(Aside { node: input.cluster.full_name(&node), moved, remove });
             }
-            (RestoreStep::Backfill { node }, Evidence::Backfilled { left, why, .. }) if !left.is_empty() => {
-                report.not_archived.push(NotArchived {
-                    node: input.cluster.full_name(&node),
-                    files: left,
-                    why,
-                });
+            (RestoreStep::Stop { node }, Evidence::Stopped { log }) => {
+                if !log.is_some_and(|log| log.clean) {
+                    unclean.push(node);
+                }
+            }
+            (RestoreStep::Backfill { node }, Evidence::Backfilled { left, why, last, .. }) => {
+                let behind = last.filter(|_| unclean.contains(&node));
+                if !left.is_empty() || behind.is_some() {
+                    let node = input.cluster.full_name(&node);
+                    report.not_archived.push(NotArchived { node, files: left, behind, why });
+                }
             }
             (_, Evidence::Proved { nodes, .. }) => report.write_seen_on = nodes,
             (_, _) => {}

@@ -208,23 +208,22 @@ impl Step for RestoreStep {
                 archive::goes_on(world, node, promoted(cx)?, cx.progress).await.map_err(maybe_passing)?
             }
             Self::Record { node } => {
-                match apply::archive::record(&world.apply, node).await.map_err(maybe_passing)? {
-                    Applied::Recorded { term } => Evidence::Recorded { term },
-                    other => return Err(unexpected(&other).into()),
-                }
+                let done = apply::archive::record(&world.apply, node).await.map_err(maybe_passing)?;
+                let Applied::Recorded { term } = done else { return Err(unexpected(&done).into()) };
+                Evidence::Recorded { term }
             }
             Self::Pooler { host } => {
-                match apply::pooler::ensure(&world.apply, host).await.map_err(maybe_passing)? {
-                    Applied::PoolerAnswers { aliases } => Evidence::PoolerAnswers { aliases },
-                    other => return Err(unexpected(&other).into()),
-                }
+                let done = apply::pooler::ensure(&world.apply, host).await.map_err(maybe_passing)?;
+                let Applied::PoolerAnswers { aliases } = done else { return Err(unexpected(&done).into()) };
+                Evidence::PoolerAnswers { aliases }
             }
             Self::Resume { hosts } => poolers::resume(world, hosts).await.map_err(maybe_passing)?,
             Self::Prove { nodes } => {
-                match apply::proof::prove(&world.apply, nodes).await.map_err(maybe_passing)? {
-                    Applied::Proved { nodes, milliseconds } => Evidence::Proved { nodes, milliseconds },
-                    other => return Err(unexpected(&other).into()),
-                }
+                let done = apply::proof::prove(&world.apply, nodes).await.map_err(maybe_passing)?;
+                let Applied::Proved { nodes, milliseconds } = done else {
+                    return Err(unexpected(&done).into());
+                };
+                Evidence::Proved { nodes, milliseconds }
             }
         })
     }
@@ -290,10 +289,8 @@ async fn made(site: &Site<'_>) -> Result<Found<Evidence>> {
 }
 
 fn streams(evidence: Applied) -> Result<Evidence> {
-    match evidence {
-        Applied::Streams { timeline, lsn } => Ok(Evidence::Streams { timeline, lsn }),
-        other => Err(unexpected(&other)),
-    }
+    let Applied::Streams { timeline, lsn } = evidence else { return Err(unexpected(&evidence)) };
+    Ok(Evidence::Streams { timeline, lsn })
 }
 
 fn unexpected(evidence: &Applied) -> Error {
@@ -302,9 +299,8 @@ fn unexpected(evidence: &Applied) -> Error {
 
 /// Returns the timeline that the promotion began, and where.
 fn promoted(cx: &Cx<'_, RestoreStep>) -> Result<(TimelineId, Lsn)> {
-    let found = cx.evidence.iter().rev().find_map(|(_, evidence)| match evidence {
-        Evidence::Promoted { timeline, begins } => Some((*timeline, *begins)),
-        _ => None,
+    let found = cx.evidence.iter().rev().find_map(|(_, evidence)| {
+        if let Evidence::Promoted { timeline, begins } = evidence { Some((*timeline, *begins)) } else { None }
     });
     found.ok_or_else(|| Error::failed("the journal does not say which timeline was begun"))
 }

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
+use crate::db::queries;
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
 use crate::host::{Command, HostError};
+use crate::ops::apply;
 use crate::ops::in_place::evidence::{Evidence, LogEnd};
 use crate::ops::in_place::world::{Before, State, World};
 use crate::ops::observe;
@@ -44,7 +48,13 @@ async fn log_end(site: &Site<'_>) -> Option<LogEnd> {
 pub(super) async fn start_as_before(world: &World, node: &str) -> Result<()> {
     let (site, before) = (world.site(node)?, world.before(node)?);
     match before.state {
-        State::Answered => provision::start(&site).await,
+        State::Answered => {
+            provision::start(&site).await?;
+            if before.primary {
+                lead_standbys(world, &site).await;
+            }
+            Ok(())
+        }
         // It did not come up before; that it does now cannot be asked for.
         State::Silent => {
             if let Err(error) = provision::start(&site).await {
@@ -53,6 +63,25 @@ pub(super) async fn start_as_before(world: &World, node: &str) -> Result<()> {
             Ok(())
         }
         State::Stopped => Ok(()),
+    }
+}
+
+/// Has the standbys, which were started before their primary, look for it at once, and waits until those stream that did: a commit may
+/// wait for them.
+async fn lead_standbys(world: &World, primary: &Site<'_>) {
+    let standbys = world.input.before.iter().filter(|before| before.streamed);
+    let follow = standbys.map(|before| async move {
+        let site = world.site(&before.node)?;
+        // It tries again by itself, only later.
+        if let Ok(conn) = site.connect().await {
+            queries::reload(&conn).await.ok();
+        }
+        apply::follow::until_it_streams(&site, primary).await
+    });
+    for ended in join_all(follow).await {
+        if let Err(error) = ended {
+            tracing::warn!(%error, "a standby does not stream as it did");
+        }
     }
 }
 
@@ -86,7 +115,9 @@ pub(super) async fn backfill(site: &Site<'_>) -> Result<Evidence> {
         }
     }
     let left = waiting[pushed.len()..].iter().map(|name| (*name).to_owned()).collect();
-    Ok(Evidence::Backfilled { pushed, left, why })
+    let done = names.iter().filter_map(|name| name.strip_suffix(".done"));
+    let last = done.chain(pushed.iter().map(String::as_str)).filter_map(|name| name.parse().ok()).max();
+    Ok(Evidence::Backfilled { pushed, left, why, last })
 }
 
 /// Tells whether a node may have WAL of its own that the archive lacks: it was primary, or would have started as one.

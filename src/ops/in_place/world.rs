@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::apply;
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::restore::Wish;
 use crate::ops::observe::Doors;
 use crate::ops::plan::Fixed;
@@ -44,6 +44,8 @@ pub struct Before {
     pub state: State,
     /// Whether it has no `standby.signal`.
     pub primary: bool,
+    /// Whether it was seen streaming.
+    pub streamed: bool,
     /// What is renamed aside: its data directory, if there is one, and the version directories of its tablespaces.
     pub paths: Vec<PathBuf>,
 }

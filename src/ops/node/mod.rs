@@ -323,10 +323,12 @@ impl NodeRequest {
     }
 }
 
+type WriteLine = dyn Fn(&str) -> io::Result<()> + Send + Sync;
+
 /// How a child tells what it does. It stops when nobody listens any more: whoever started it is dead, and so is the session that
 /// holds the backup.
 pub struct Reporter {
-    write: Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>,
+    write: Box<WriteLine>,
     alone: AtomicBool,
 }
 

@@ -239,7 +239,7 @@ pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
                 Error::refused(format!("cannot use {directory} as repository {name}: it is not empty"))
                     .detail(format!(
                         "It holds {} and no repository.json that could be read. Nothing was changed.",
-                        super::change::few(names)
+                        super::few(names)
                     ))
                     .hint("Give the repository a directory of its own."),
             ),

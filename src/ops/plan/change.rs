@@ -393,7 +393,7 @@ pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved
         ),
         (Claim::Ours(_), Directory::Foreign { names }) => Some(
             Error::refused(format!("cannot use {path}: what is in it is no PostgreSQL cluster any more"))
-                .detail(format!("It holds {}; there is no PG_VERSION. Nothing was changed.", few(names)))
+                .detail(format!("It holds {}; there is no PG_VERSION. Nothing was changed.", super::few(names)))
                 .hint(format!("Move it away, then: pgherd destroy {} --node {}, and pgherd apply", cluster.name, node.name)),
         ),
         (Claim::Ours(_), Directory::Cluster { control: None, .. }) => Some(
@@ -426,7 +426,7 @@ pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved
         ),
         (Claim::None, Directory::Foreign { names }) => Some(
             Error::refused(format!("cannot use {path}: it is not empty"))
-                .detail(format!("It holds {}; no marker of {name} claims it. Nothing was changed.", few(names)))
+                .detail(format!("It holds {}; no marker of {name} claims it. Nothing was changed.", super::few(names)))
                 .hint("Give the node another `data-directory`, or move this one away."),
         ),
         (Claim::Unknown { why }, _) | (Claim::None, Directory::Unknown { why }) => Some(
@@ -434,13 +434,5 @@ pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved
                 .detail(format!("{why}. Nothing was changed."))
                 .hint("Make it readable for the user that owns the node's files, and try again."),
         ),
-    }
-}
-
-pub(super) fn few(names: &[String]) -> String {
-    let shown: Vec<&str> = names.iter().take(4).map(String::as_str).collect();
-    match names.len() {
-        0..=4 => shown.join(", "),
-        more => format!("{} and {} more", shown.join(", "), more - 4),
     }
 }

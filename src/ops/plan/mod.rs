@@ -581,3 +581,12 @@ fn fingerprint(situation: &Situation<'_>) -> String {
     }
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// Names the first few of many.
+fn few(names: &[String]) -> String {
+    let shown: Vec<&str> = names.iter().take(4).map(String::as_str).collect();
+    match names.len() {
+        0..=4 => shown.join(", "),
+        more => format!("{} and {} more", shown.join(", "), more - 4),
+    }
+}

@@ -413,6 +413,10 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Says what the operating system refused.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the other kinds of the operating system have no hint of their own"
+)]
 pub(super) fn could_not(doing: &str, path: &Path, error: &io::Error) -> Error {
     let failed = Error::failed(format!("could not {doing} {}", path.display())).detail(format!("{error}."));
     match error.kind() {

@@ -11,7 +11,7 @@ use crate::db::queries::ServerRole;
 use crate::db::recovery;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
-use crate::ops::apply::Context;
+use crate::ops::context::Context;
 use crate::ops::node::restore::{PlanForRestore, Wish};
 use crate::ops::node::{self, NodeDoor, NodeRequest, Priority};
 use crate::ops::observe::{self, ClusterObserved, Depth, Directory, Doors};

@@ -65,7 +65,9 @@ pub fn survey(request: &PlanForRestore) -> Result<Survey> {
     let (mut whole, mut notes) = (Vec::new(), Vec::new());
     for backup in backups.into_iter().filter(|backup| backup.system == system) {
         match backup.state {
-            State::Whole(manifest) if manifest.label == backup.label && manifest.system_identifier == system => {
+            State::Whole(manifest)
+                if manifest.label == backup.label && manifest.system_identifier == system =>
+            {
                 whole.push(*manifest);
             }
             State::Whole(manifest) => notes.push(format!(
@@ -86,7 +88,8 @@ pub fn survey(request: &PlanForRestore) -> Result<Survey> {
     let mut reader = Reader { repo: &*repo, keys: &keys, known: &known, kept: VecDeque::new() };
     let choice = target::decide(&known, &request.wish, &mut |name| reader.marks(name))?;
     let beyond = beyond(&choice, &mut reader)?;
-    let passed_over = known.timelines.keys().copied().filter(|timeline| *timeline > choice.timeline).collect();
+    let passed_over =
+        known.timelines.keys().copied().filter(|timeline| *timeline > choice.timeline).collect();
     let wal_stored = stored(&*repo, &keys, &choice.wal, segment_size)?;
     let manifest = known
         .backups

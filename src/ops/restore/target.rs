@@ -161,8 +161,10 @@ fn timeline(known: &Known, wish: &Wish, named: Option<&Manifest>) -> Result<Time
         .iter()
         .filter(|(timeline, archived)| line.goes_on_beside(known, **timeline, archived))
         .map(|(timeline, archived)| {
-            let last =
-                archived.spans.last().map_or_else(String::new, |span| format!(", archived up to {}", span.last));
+            let last = archived
+                .spans
+                .last()
+                .map_or_else(String::new, |span| format!(", archived up to {}", span.last));
             format!("timeline {timeline}{last}")
         })
         .collect();
@@ -344,7 +346,11 @@ impl Line {
             })
         };
         let after = same.or_else(later)?;
-        let last = if after.timeline() == timeline { after.number(size) - 1 } else { wanted[index].last.number(size) };
+        let last = if after.timeline() == timeline {
+            after.number(size) - 1
+        } else {
+            wanted[index].last.number(size)
+        };
         Some(Gap { missing: spanned(timeline, number, last.max(number), size), after })
     }
 
@@ -454,7 +460,11 @@ fn spans_of(known: &Known, timeline: TimelineId) -> &[Span] {
 }
 
 fn told(span: Span, count: u64) -> String {
-    if count == 1 { span.first.to_string() } else { format!("{} to {} ({count} segments)", span.first, span.last) }
+    if count == 1 {
+        span.first.to_string()
+    } else {
+        format!("{} to {} ({count} segments)", span.first, span.last)
+    }
 }
 
 fn spanned(timeline: TimelineId, first: u64, last: u64, size: WalSegmentSize) -> Span {
@@ -628,7 +638,8 @@ fn in_the_future(
         }
         (None, None) => "No WAL was archived after the backup.".to_owned(),
     };
-    let error = Error::refused(format!("cannot restore to {}: the archive does not reach that far", wish.target));
+    let error =
+        Error::refused(format!("cannot restore to {}: the archive does not reach that far", wish.target));
     Ok(match &reach.gap {
         Some(Gap { missing, after }) => error
             .detail(format!(

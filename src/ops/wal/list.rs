@@ -228,10 +228,12 @@ async fn windows(
             if ends || (last.timeline() != history.timeline() && reach.missing.is_none()) {
                 continue;
             }
-            if windows
-                .iter()
-                .any(|(known, window)| known.last == Some(last) && window.first <= manifest.ended)
-            {
+            // Manifests come in order of time, so that the window is there already. Without a commit, its end is that of a backup.
+            let known = windows.iter_mut().find(|(known, _)| known.last == Some(last));
+            if let Some((_, window)) = known {
+                if manifest.ended > window.last {
+                    (window.last, window.last_lsn) = (manifest.ended, manifest.stop_lsn);
+                }
                 continue;
             }
             let needed = WalArchive::needed(
@@ -256,7 +258,7 @@ async fn windows(
         }
     }
     let mut windows: Vec<Window> = windows.into_iter().map(|(_, window)| window).collect();
-    windows.sort_by_key(|window| (window.first, window.last));
+    windows.sort_by_key(|window| (window.first, window.timeline, window.last));
     Ok((windows, useful))
 }
 
@@ -279,4 +281,166 @@ fn ends_in_another(archive: &WalArchive, history: &TimelineHistory, histories: &
             goes_on && last.is_none_or(|last| last <= left.switchpoint.as_u64() / size.as_u64())
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::timeline::TimelineId;
+    use crate::repo::dir::DirRepo;
+    use crate::repo::layout::SystemKeys;
+    use crate::repo::seal::{self, Identity, Kind};
+
+    const MIB: u64 = 1 << 20;
+
+    fn timeline(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    fn name(id: u32, number: u64) -> SegmentName {
+        SegmentName::at(number, timeline(id), WalSegmentSize::new(MIB).unwrap())
+    }
+
+    /// An empty segment of 18: a page header and no record.
+    fn segment(name: SegmentName, system: u64) -> Vec<u8> {
+        let mut bytes = vec![0; MIB as usize];
+        bytes[0..2].copy_from_slice(&0xD118_u16.to_le_bytes());
+        bytes[2..4].copy_from_slice(&2_u16.to_le_bytes());
+        bytes[4..8].copy_from_slice(&name.timeline().as_u32().to_le_bytes());
+        let start = name.start(WalSegmentSize::new(MIB).unwrap()).as_u64();
+        bytes[8..16].copy_from_slice(&start.to_le_bytes());
+        bytes[24..32].copy_from_slice(&system.to_le_bytes());
+        bytes[32..36].copy_from_slice(&(MIB as u32).to_le_bytes());
+        bytes[36..40].copy_from_slice(&8192_u32.to_le_bytes());
+        bytes
+    }
+
+    struct Place {
+        _directory: tempfile::TempDir,
+        repo: DirRepo,
+        keys: SystemKeys,
+    }
+
+    impl Place {
+        fn new(segments: &[(u32, std::ops::RangeInclusive<u64>)]) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let repo = DirRepo::create(&directory.path().join("repository")).unwrap();
+            let keys = ClusterKeys::new("inventory").system(SystemIdentifier::new(7).unwrap());
+            let place = Self { _directory: directory, repo, keys };
+            for (id, numbers) in segments {
+                for number in numbers.clone() {
+                    place.store(&name(*id, number).to_string(), &segment(name(*id, number), 7));
+                }
+            }
+            place
+        }
+
+        fn store(&self, name: &str, content: &[u8]) {
+            let identity = Identity { kind: Kind::Wal, name, system_identifier: self.keys.system() };
+            let object = seal::seal(identity, content, 1).unwrap();
+            repo::now(self.repo.store(&self.keys.wal(name.parse().unwrap()), &object)).unwrap();
+        }
+
+        /// Stores a backup of these segments, which ended at this minute.
+        fn backup(&self, id: u32, first: u64, last: u64, minute: u64) {
+            let golden = include_bytes!("../../../tests/golden/manifest-v1.json");
+            let mut manifest: Manifest = seal::read_document(golden).unwrap();
+            manifest.label = format!("20261121T10{minute:02}00Z-full").parse().unwrap();
+            manifest.ended = format!("2026-11-21T10:{minute:02}:30Z").parse().unwrap();
+            manifest.timeline = timeline(id);
+            manifest.start_lsn = Lsn::new(first * MIB + 40);
+            manifest.stop_lsn = Lsn::new(last * MIB + 400);
+            manifest.wal_segment_size = WalSegmentSize::new(MIB).unwrap();
+            let key = self.keys.backup(&manifest.label).manifest();
+            repo::now(self.repo.store(&key, &seal::write_document(&manifest))).unwrap();
+        }
+
+        fn list(&self) -> SystemWal {
+            let mut list = repo::now(Box::pin(look(&self.repo, "inventory"))).unwrap();
+            assert_eq!(list.systems.len(), 1);
+            list.systems.remove(0)
+        }
+    }
+
+    fn runs(runs: &[Run]) -> Vec<String> {
+        let size = WalSegmentSize::new(MIB).unwrap();
+        runs.iter().map(|run| format!("{}-{}", run.first.number(size), run.last.number(size))).collect()
+    }
+
+    fn windows(list: &SystemWal) -> Vec<String> {
+        let size = WalSegmentSize::new(MIB).unwrap();
+        let minute = |at: Timestamp| at.strftime("%M").to_string();
+        let missing =
+            |name: SegmentName| format!(" before {}/{}", name.timeline().as_u32(), name.number(size));
+        list.windows
+            .iter()
+            .map(|w| {
+                let id = w.timeline.as_u32();
+                let behind = w.ends_before.map(missing).unwrap_or_default();
+                format!("{id}: {}-{}{behind}", minute(w.first), minute(w.last))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_gap_parts_what_can_be_restored() {
+        let place = Place::new(&[(1, 3..=6), (1, 9..=12)]);
+        assert_eq!(place.list().windows, []);
+        place.backup(1, 4, 4, 10);
+        place.backup(1, 5, 5, 20);
+        place.backup(1, 10, 10, 40);
+        // Its WAL is not all there.
+        place.backup(1, 6, 7, 30);
+        let list = place.list();
+        assert_eq!(runs(&list.timelines[0].gaps), ["7-8"]);
+        assert_eq!(windows(&list), ["1: 10-20 before 1/7", "1: 40-40"]);
+        assert_eq!(list.useless_backups.len(), 1);
+    }
+
+    #[test]
+    fn a_promotion_is_one_line_and_what_is_missing_at_it_a_gap() {
+        let history = format!("1\t{}\twhy\n", Lsn::new(7 * MIB + 100));
+        let place = Place::new(&[(1, 3..=6), (2, 7..=9)]);
+        place.store("00000002.history", history.as_bytes());
+        place.backup(1, 4, 4, 10);
+        let list = place.list();
+        assert!(list.timelines.iter().all(|timeline| timeline.gaps.is_empty() && !timeline.history_missing));
+        assert_eq!(windows(&list), ["2: 10-10"]);
+
+        let place = Place::new(&[(1, 3..=5), (2, 8..=9)]);
+        place.backup(1, 4, 4, 10);
+        let list = place.list();
+        assert!(list.timelines[1].history_missing);
+        assert_eq!(windows(&list), ["1: 10-10"]);
+        place.store("00000002.history", history.as_bytes());
+        let list = place.list();
+        assert_eq!(
+            (runs(&list.timelines[0].gaps), runs(&list.timelines[1].gaps)),
+            (vec!["6-6".to_owned()], vec!["7-7".to_owned()])
+        );
+        assert_eq!(windows(&list), ["1: 10-10 before 1/6"]);
+    }
+
+    #[test]
+    fn a_timeline_that_went_on_beside_its_child_is_a_line_of_its_own() {
+        let place = Place::new(&[(1, 3..=12), (2, 7..=9)]);
+        place.store("00000002.history", format!("1\t{}\twhy\n", Lsn::new(7 * MIB + 100)).as_bytes());
+        place.backup(1, 4, 4, 10);
+        place.backup(1, 10, 10, 40);
+        assert_eq!(windows(&place.list()), ["1: 10-40", "2: 10-10"]);
+    }
+
+    #[test]
+    fn an_archive_whose_oldest_wal_was_removed_has_no_gap_there() {
+        let place = Place::new(&[(2, 9..=12)]);
+        place.store("00000002.history", format!("1\t{}\twhy\n", Lsn::new(7 * MIB + 100)).as_bytes());
+        assert_eq!(runs(&place.list().timelines[0].gaps), [""; 0]);
+    }
+
+    #[test]
+    fn a_cluster_without_wal_is_not_found() {
+        let place = Place::new(&[]);
+        let error = repo::now(Box::pin(look(&place.repo, "inventory"))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
 }

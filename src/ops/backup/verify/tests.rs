@@ -34,7 +34,7 @@ async fn whole() -> (Trial, [Label; 2]) {
     let labels = [trial.back_up(at("2026-06-01T12:00:00Z"), 2), trial.back_up(at("2026-06-02T12:00:00Z"), 4)];
     trial.archive(1..=6);
     trial.store_wal("00000002.history".parse().unwrap(), b"1\t0/600000\tno recovery target specified\n");
-    pin::pin(&*trial.repo, CLUSTER, &labels[0], None, "audit").await.unwrap();
+    pin::pin(&trial.repo, CLUSTER, &labels[0], None, "audit").await.unwrap();
     let lock = seal::write_document(&serde_json::json!({"format": 1, "by": "dba"}));
     trial.repo.store(&ClusterKeys::new(CLUSTER).lock(), &lock).await.unwrap();
     let lease = serde_json::json!({"format": 1, "by": "dba"});
