@@ -385,7 +385,9 @@ impl Drill<'_> {
         let named = self.wish.scratch.as_deref();
         let base = scratch::base(doors, self.cluster, &node.host, named, needed).await?;
         let programs = doors.programs(self.cluster, &node.host).await?;
-        Ok(scratch::name(&base, &report.id, self.cluster, &node.host, &programs.directory))
+        let scratch = scratch::name(&base, &report.id, self.cluster, &node.host, &programs.directory);
+        scratch::socket_fits(self.cluster, &scratch)?;
+        Ok(scratch)
     }
 
     /// Declares the copy as a node.

@@ -238,7 +238,7 @@ fn an_interrupted_drill_says_so_and_leaves_nothing() {
 /// Returns the process of the copy's server.
 fn server(herd: &Herd) -> Option<rustix::process::Pid> {
     let directory = scratch(herd).pop()?;
-    let text = fs::read_to_string(directory.join("data/postmaster.pid")).ok()?;
+    let text = fs::read_to_string(directory.join("c/postmaster.pid")).ok()?;
     rustix::process::Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
 }
 
@@ -294,8 +294,8 @@ fn a_kept_copy_is_there_and_nothing_runs_in_it() {
         .ends_with(0)
         .tells(&[text(&place), "nothing runs there"]);
     let copy = fs::read_dir(&place).expect("it is there").next().expect("a copy").expect("readable").path();
-    assert!(copy.join("data/global/pg_control").is_file());
-    assert!(!copy.join("data/postmaster.pid").exists());
+    assert!(copy.join("c/global/pg_control").is_file());
+    assert!(!copy.join("c/postmaster.pid").exists());
     assert_eq!(files_below(&herd.path("state/drills/.running")), Vec::<PathBuf>::new());
     drill(&herd, &["--scratch-dir", text(&herd.data("a"))])
         .ends_with(3)

@@ -21,11 +21,14 @@ use crate::ops::drill::archive;
 use crate::ops::node::scratch::Scratch;
 use crate::ops::node::{NodeDoor, NodeRequest, Priority, Progress, Reporter};
 use crate::ops::observe::{self, Doors};
+use crate::ops::restore::{prepare, scratch as copy};
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
 
 const FORMAT: u32 = 1;
+/// The longest path of a Unix socket (`sun_path` of unix(7), less its end).
+const LONGEST_SOCKET: usize = 107;
 /// What every scratch directory's name begins with.
 const PREFIX: &str = "pgherd-drill-";
 /// How often the guard looks whether the drill lives.
@@ -72,7 +75,8 @@ pub(super) fn name(base: &Path, id: &str, cluster: &Cluster, host: &str, bin_dir
         id: id.to_owned(),
         cluster: cluster.name.clone(),
         host: host.to_owned(),
-        directory: base.join(format!("{PREFIX}{}-{id}", cluster.name)),
+        // Short, since a Unix socket has to find room below it.
+        directory: base.join(format!("{PREFIX}{id}")),
         bin_directory: bin_directory.to_owned(),
         by: Actor::here(),
     }
@@ -327,4 +331,23 @@ fn taken(cluster: &Cluster, base: &Path) -> Option<String> {
     let repository = repository.filter(|repository| base.starts_with(repository.directory()));
     node.map(|node| cluster.full_name(&node.name))
         .or(repository.map(|found| format!("repository {}", found.name)))
+}
+
+/// Refuses a directory in which the copy's Unix socket could not be made.
+///
+/// # Errors
+/// `Refused` with its path.
+pub(super) fn socket_fits(cluster: &Cluster, scratch: &Scratch) -> Result<()> {
+    let beside = prepare::beside(&scratch.data(), "-pgherd");
+    let path = beside.join(format!("run/{}/.s.PGSQL.{}", cluster.full_name(copy::NAME), copy::PORT));
+    let length = path.as_os_str().len();
+    if length <= LONGEST_SOCKET {
+        return Ok(());
+    }
+    Err(Error::refused(format!("the path {} is too long", scratch.directory.display()))
+        .detail(format!(
+            "The copy's Unix socket would be {}: {length} bytes, and the most is {LONGEST_SOCKET}. Nothing was restored.",
+            path.display()
+        ))
+        .hint("Name a place with a shorter path: --scratch-dir DIRECTORY"))
 }

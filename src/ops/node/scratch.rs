@@ -28,6 +28,6 @@ impl Scratch {
 
     /// Returns where its data directory is.
     pub fn data(&self) -> PathBuf {
-        self.directory.join("data")
+        self.directory.join("c")
     }
 }
