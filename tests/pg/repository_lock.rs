@@ -64,7 +64,7 @@ fn a_cluster_that_another_station_changes_is_locked() {
     hold_elsewhere(&herd, Some("7f3a"), SignedDuration::from_secs(-120));
     herd.apply()
         .ends_with(5)
-        .says(&["cluster inventory has the unfinished operation 7f3a", "Where its journal is"]);
+        .tells(&["cluster inventory has the unfinished operation 7f3a", "Where its journal is"]);
     hold_elsewhere(&herd, None, SignedDuration::from_secs(-120));
     herd.apply().ends_with(0);
     assert_eq!(herd.sql("a", "SHOW work_mem"), "5MB");

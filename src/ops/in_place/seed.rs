@@ -203,7 +203,12 @@ pub(super) async fn promote(world: &World, node: &str) -> Result<Evidence> {
     let site = world.site(node)?;
     if !is_primary(&site).await? {
         // After a kill it may be on its way to the target, and must not be promoted short of it.
-        recover(world, node, Progress(&|_, _, _| ())).await?;
+        if let Err(error) = recover(world, node, Progress(&|_, _, _| ())).await {
+            // A process that was killed may have asked for the promotion, which it does only at the target; it came through meanwhile.
+            if !is_primary(&site).await? {
+                return Err(error);
+            }
+        }
         let conn = site.connect().await?;
         if matches!(queries::server_facts(&conn).await?.role, ServerRole::Standby { .. })
             && !promotion::promote(&conn, ENDS).await?
