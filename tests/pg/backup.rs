@@ -274,7 +274,8 @@ fn nothing_is_left(herd: &Herd) {
 #[track_caller]
 fn the_server_has_ended_it(herd: &Herd) {
     until("no session and no child", || {
-        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgherd'";
+        // A pooler keeps the connection through which a write was proved.
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgherd' AND usename = 'postgres'";
         let children = herd.processes().iter().any(|(_, line)| line.contains("pgherd node"));
         (herd.sql("a", sessions) == "0" && !children).then_some(())
     });
