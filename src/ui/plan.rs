@@ -21,17 +21,29 @@ pub fn print_before_apply(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
 pub fn print_agreed(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
     match ui.format {
         Format::Json => print_before_apply(ui, herd, plans),
-        Format::Human | Format::Markdown => ui.remark(summary(plans)),
+        Format::Human | Format::Markdown => ui.remark(summary(&once(plans))),
     }
 }
 
 /// Prints the plans of a herd in the form that was asked for.
 pub fn print(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
     match ui.format {
-        Format::Human => human(ui, herd, plans),
+        Format::Human => human(ui, herd, &once(plans)),
         Format::Json => ui.json(&Document::new(herd, plans)),
-        Format::Markdown => markdown(ui, herd, plans),
+        Format::Markdown => markdown(ui, herd, &once(plans)),
     }
+}
+
+/// Leaves out what an earlier plan does for all of a host's clusters.
+fn once(plans: &[ClusterPlan]) -> Vec<ClusterPlan> {
+    let mut seen: Vec<&PlannedStep> = Vec::new();
+    let mut shown = Vec::new();
+    for plan in plans {
+        let stages = plan.keeping(|planned| !seen.contains(&planned));
+        shown.push(ClusterPlan { stages, ..plan.clone() });
+        seen.extend(plan.steps().filter(|planned| planned.step.is_common()));
+    }
+    shown
 }
 
 /// What `--format json` prints; documented in docs/formats/plan.md.
@@ -47,7 +59,7 @@ struct Document<'a> {
 
 impl<'a> Document<'a> {
     fn new(herd: &'a str, clusters: &'a [ClusterPlan]) -> Self {
-        let (add, change, interrupt) = totals(clusters);
+        let (add, change, interrupt) = totals(&once(clusters));
         Self { herd, changes: clusters.iter().any(|plan| !plan.is_empty()), add, change, interrupt, clusters }
     }
 }

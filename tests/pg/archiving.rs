@@ -76,6 +76,44 @@ fn a_herd_of_every_version_is_born_into_its_repository() {
 }
 
 #[test]
+fn clusters_share_a_repository_and_the_installed_program() {
+    let mut herd = declared(&newest_or_15(1), &SINGLE);
+    herd.add_cluster("orders");
+    // What belongs to the host is done, and shown, once.
+    let plan = herd.run(&["plan", "--out", "birth.plan"]).ends_with(0);
+    for text in ["install pgherd", "repository main in"] {
+        assert_eq!(plan.stdout.matches(text).count(), 1, "{}", plan.stdout);
+    }
+    assert_eq!(plan.stdout.matches("see it arrive in repository main").count(), 2, "{}", plan.stdout);
+    herd.run(&["apply", "birth.plan", "--yes"])
+        .ends_with(0)
+        .says(&["shop/inventory is up", "shop/orders is up"]);
+    herd.is_as_declared();
+    for cluster in ["inventory", "orders"] {
+        let kept = files_below(&herd.repository().join(cluster));
+        assert!(kept.iter().any(|file| file.extension().is_some_and(|end| end == "zst")), "{kept:?}");
+    }
+
+    // One installs again what somebody has removed; each shows that its own WAL arrives.
+    fs::remove_file(herd.path("lib/pgherd")).expect("removable");
+    let mended = herd.apply().ends_with(0);
+    assert_eq!(mended.stderr.matches("see WAL arrive in main").count(), 2, "{}", mended.stderr);
+    fs::remove_dir_all(herd.path("lib")).expect("removable");
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+    arrives(&herd);
+    for cluster in ["inventory", "orders"] {
+        herd.run(&["destroy", cluster, "--confirm", cluster]).ends_with(0);
+    }
+
+    // And from nothing without a saved plan.
+    fs::remove_dir_all(herd.repository()).expect("removable");
+    fs::remove_dir_all(herd.path("lib")).expect("removable");
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+}
+
+#[test]
 fn archiving_that_is_switched_on_restarts_what_it_must_and_only_when_it_may() {
     let mut herd = Herd::up(&newest_or_15(0), &PAIR);
     assert_eq!(herd.sql("a", "SHOW archive_mode"), "off");

@@ -215,6 +215,21 @@ impl Herd {
         self.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
     }
 
+    /// Declares one more cluster, of one node, with the backups of the first.
+    pub fn add_cluster(&mut self, name: &str) {
+        let port = Port::reserve();
+        let backups = if self.text.contains("backups:") { "    backups: {repository: main}\n" } else { "" };
+        let (major, bin, number) = (self.installation.major, self.installation.bin(), port.number);
+        self.text.push_str(&format!(
+            "  {name}:\n    postgres: {{version: {major}, bin-directory: {}, tune: {{memory: 128 MiB}}}}\n{backups}    nodes:\n      \
+             a: {{host: local, port: {number}, data-directory: {}}}\n    objectives: {{lose-primary: {{rpo: 5 s, rto: 1 min}}}}\n",
+            bin.display(),
+            self.path(&format!("data/{name}-a")).display(),
+        ));
+        self.ports.insert(format!("{name}-a"), port);
+        self.write();
+    }
+
     pub fn repository(&self) -> PathBuf {
         self.path("repository")
     }

@@ -443,6 +443,22 @@ fn a_directory_that_is_not_free_is_refused_and_left_alone() {
         .tells(&["it is the place of inventory-a"]);
     shop.herd.is_as_declared();
 
+    // What is beside it may be somebody's too; half a file of a restore that was killed is nobody's.
+    let beside = shop.herd.path("copies/other-pgherd");
+    let to = shop.herd.path("copies/other");
+    for (name, code) in [("notes.txt", 4), (".restore.json.pgherd-x1Yz2W3v", 0)] {
+        shop.directory("copies/other-pgherd");
+        let file = beside.join(name);
+        fs::write(&file, "").unwrap();
+        let ran =
+            shop.herd.run(&["restore", "inventory", "--to-dir", text(&to), "--no-start"]).ends_with(code);
+        if code == 4 {
+            ran.tells(&["copies/other-pgherd: it is not empty"]);
+            assert!(!to.exists());
+            fs::remove_file(&file).unwrap();
+        }
+    }
+
     // Somebody else's parent, and a directory of another user.
     if is_root() {
         fs::create_dir(shop.herd.path("locked")).unwrap();
@@ -474,6 +490,11 @@ fn a_restore_that_was_killed_is_ended_by_the_next() {
         until("it is time", || (std::time::Instant::now() >= moment || run.has_ended()).then_some(()));
         run.signal(rustix::process::Signal::KILL);
         killed += u32::from(run.end().code == 137);
+        // The copy on the node ends once nobody listens, or with its last file.
+        until("the copy has ended", || {
+            (!shop.herd.processes().iter().any(|(_, line)| line.trim_end().ends_with("/pgherd node")))
+                .then_some(())
+        });
         // Nothing that did not reach its target accepts writes.
         if shop.to().exists() && !shop.to().join("global/pg_control").exists() {
             shop.cannot_start();

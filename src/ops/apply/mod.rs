@@ -35,7 +35,7 @@ use crate::ops::apply::world::{Input, World};
 use crate::ops::context::Context;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
-use crate::ops::plan::step::ApplyStep;
+use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{self, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
 use crate::ops::roles::{self, Lead};
 use crate::secret::Secret;
@@ -348,13 +348,24 @@ impl ConfirmedPlan {
     }
 
     /// Compares it with a plan that was made just now, under the lock.
+    ///
+    /// What belongs to all clusters of a host may have been done for another one since, and is left out then. That WAL arrives is shown
+    /// all the same: it was agreed to because of those steps.
     fn check(&self, fresh: Result<ClusterPlan, Vec<Error>>) -> Result<ClusterPlan> {
         let fresh = fresh.map_err(|mut errors| errors.remove(0))?;
-        if fresh.stages == self.0.stages
-            && fresh.fingerprint == self.0.fingerprint
-            && fresh.primary == self.0.primary
+        let agreed = &self.0;
+        let is_own = |planned: &PlannedStep| {
+            !planned.step.is_common() && !matches!(planned.step, ApplyStep::Archive { .. })
+        };
+        let is_agreed = |planned: &PlannedStep| agreed.steps().any(|one| one == planned);
+        if fresh.keeping(is_own) == agreed.keeping(is_own)
+            && fresh.steps().all(|planned| is_own(planned) || is_agreed(planned))
+            && fresh.fingerprint == agreed.fingerprint
+            && fresh.primary == agreed.primary
         {
-            return Ok(fresh);
+            let is_left = |planned: &PlannedStep| fresh.steps().any(|one| one == planned);
+            let stages = agreed.keeping(|planned| !planned.step.is_common() || is_left(planned));
+            return Ok(ClusterPlan { stages, ..fresh });
         }
         Err(Error::refused(format!(
             "the plan for {} is out of date: the world has moved since it was made",

@@ -165,6 +165,13 @@ impl ClusterPlan {
         self.stages.iter().flatten()
     }
 
+    /// Returns the stages with only the steps that `wanted` names; a stage without any is left out.
+    pub fn keeping(&self, wanted: impl Fn(&PlannedStep) -> bool) -> Vec<Vec<PlannedStep>> {
+        let stages =
+            self.stages.iter().map(|stage| stage.iter().filter(|step| wanted(step)).cloned().collect());
+        stages.filter(|stage: &Vec<PlannedStep>| !stage.is_empty()).collect()
+    }
+
     /// Tells whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.stages.iter().all(Vec::is_empty)

@@ -72,6 +72,13 @@ pub enum ApplyStep {
     Prove { nodes: Vec<String> },
 }
 
+impl ApplyStep {
+    /// Tells whether the step is one of the host's and not of a cluster: what one operation did of it, others find done.
+    pub fn is_common(&self) -> bool {
+        matches!(self, Self::Install { .. } | Self::Repository { .. })
+    }
+}
+
 /// How a server takes new values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

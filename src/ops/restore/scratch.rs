@@ -205,6 +205,8 @@ struct Saved {
 }
 
 const FORMAT: u32 = 1;
+/// The file that holds [`Saved`].
+const SAVED: &str = "restore.json";
 
 /// Says what a restore would do.
 ///
@@ -337,7 +339,7 @@ async fn look(host: &dyn Host, cluster: &Cluster, directory: &Path) -> Result<Fo
         return Ok(Found { state: DirectoryState::NotEmpty, saved: None });
     }
     let saved = host
-        .read(&facts_of(directory).join("restore.json"))
+        .read(&facts_of(directory).join(SAVED))
         .await?
         .and_then(|bytes| serde_json::from_slice::<Saved>(&bytes).ok())
         .filter(|saved| {
@@ -509,7 +511,6 @@ impl<'a> Copy<'a> {
     async fn run(&self, tell: &Tell, all: Instant) -> Result<Report> {
         let site = self.site();
         self.make_beside(&site).await?;
-        self.save(&site, false).await?;
         tell(Event::Phase(Phase::Copies));
         let copying = Instant::now();
         let copied = self.copy(tell).await?;
@@ -557,15 +558,17 @@ impl<'a> Copy<'a> {
     /// Makes the directories and writes the profile that the copy's restore_command reads.
     async fn make_beside(&self, site: &Site<'_>) -> Result<()> {
         let (host, places, facts) = (site.host(), site.places(), facts_of(&self.request.directory));
-        let foreign = self.begun.found.saved.is_none()
-            && host.list(&facts).await?.is_some_and(|names| !names.is_empty())
-            && host.read(&facts.join("restore.json")).await?.is_none();
-        if foreign {
+        let in_it = host.list(&facts).await?.unwrap_or_default();
+        // A command that was killed may have left the half of its first file (`Host::write_atomic`).
+        let is_ours = |name: &String| *name == SAVED || name.starts_with(&format!(".{SAVED}."));
+        if self.begun.found.saved.is_none() && !in_it.is_empty() && !in_it.iter().any(is_ours) {
             return Err(Error::refused(format!("cannot use {}: it is not empty", facts.display()))
                 .detail("The profile, socket and log of the copy belong there. Nothing in it was changed."));
         }
+        // First of all: by this a repetition knows the rest again.
+        host.make_directory(&facts, 0o755).await?;
+        self.save(site, false).await?;
         let mut directories = vec![
-            (facts.clone(), 0o755),
             (places.facts.clone(), 0o750),
             (places.socket.clone(), 0o755),
             (places.log.clone(), 0o750),
@@ -612,7 +615,7 @@ impl<'a> Copy<'a> {
         };
         let mut bytes = serde_json::to_vec_pretty(&saved).expect("plain data");
         bytes.push(b'\n');
-        provision::write(site, &facts_of(&self.request.directory).join("restore.json"), &bytes, 0o640).await
+        provision::write(site, &facts_of(&self.request.directory).join(SAVED), &bytes, 0o640).await
     }
 
     /// Returns the content of the copy's `pgherd.node.conf`.
