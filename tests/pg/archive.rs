@@ -17,6 +17,7 @@ use pgherd::repo::layout::{ClusterKeys, SystemKeys};
 use pgherd::repo::{self, SharedRepo, now};
 use pgherd::topology::claim::{self, Profile};
 
+use crate::flips::{Chance, count};
 use crate::herd::{Herd, SINGLE, as_server, binary, is_root, text, text_of, until};
 use crate::server::{Installation, Server, installations, newest};
 
@@ -400,9 +401,8 @@ fn kills() -> u32 {
     std::env::var("PGHERD_KILLS").map_or(if soak { 200 } else { 30 }, |count| count.parse().unwrap())
 }
 
-#[test]
-fn a_push_that_is_killed_loses_nothing_that_it_acknowledged() {
-    let archive = Archive::new();
+/// Makes a server that has stopped, and the names of its WAL segments.
+fn written() -> (Server, Vec<String>) {
     let server =
         Server::make_with(&newest(), "max_wal_size = '2 GB'\nwal_keep_size = '2 GB'\n", &["--wal-segsize=4"]);
     server.run();
@@ -417,6 +417,61 @@ fn a_push_that_is_killed_loses_nothing_that_it_acknowledged() {
     segments.sort();
     // The last ones were made to be used later.
     segments.retain(|name| fs::read(server.data().join("pg_wal").join(name)).unwrap()[..2] != [0, 0]);
+    (server, segments)
+}
+
+#[test]
+fn a_fetch_that_is_killed_hands_over_a_whole_file_or_none() {
+    let archive = Archive::new();
+    let (server, segments) = written();
+    let profile = archive.profile(&server);
+    let wal = |verb: &str, words: &[&str]| {
+        let mut command = as_server(binary());
+        command.current_dir(server.data()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["wal", verb, "--profile", text(&profile)]).args(words);
+        command
+    };
+    for name in &segments {
+        assert!(wal("push", &[&format!("pg_wal/{name}")]).status().unwrap().success(), "{name}");
+    }
+    let target = server.data().join("pg_wal/RECOVERYXLOG");
+    let fetch = |name: &str| wal("fetch", &[name, "pg_wal/RECOVERYXLOG"]);
+    let begin = Instant::now();
+    assert!(fetch(&segments[0]).status().unwrap().success());
+    let took = begin.elapsed();
+    let mut chance = Chance::new("kills of wal fetch");
+    let (mut killed, mut at) = (0, 0);
+    while killed < count(20, 50) {
+        let name = &segments[at % segments.len()];
+        let right = fs::read(server.data().join("pg_wal").join(name)).unwrap();
+        // PostgreSQL removes what is there before it asks (`RestoreArchivedFile`).
+        fs::remove_file(&target).ok();
+        let mut child = fetch(name).spawn().unwrap();
+        std::thread::sleep(took.mul_f64(chance.below(1000) as f64 / 900.0));
+        child.kill().unwrap();
+        match child.wait().unwrap().code() {
+            Some(0) => assert!(fs::read(&target).unwrap() == right, "{name}"),
+            Some(code) => panic!("{name}: exit code {code}"),
+            None => {
+                killed += 1;
+                assert!(!target.exists() || fs::read(&target).unwrap() == right, "{name}");
+            }
+        }
+        assert!(fetch(name).status().unwrap().success(), "{name} after a kill");
+        assert!(fs::read(&target).unwrap() == right, "{name} after a kill");
+        at += 1;
+    }
+    // What the killed ones had begun is not kept for ever.
+    let pg_wal = fs::read_dir(server.data().join("pg_wal")).unwrap();
+    let names: Vec<String> = pg_wal.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let strays: Vec<&String> = names.iter().filter(|name| name.contains("pgherd")).collect();
+    assert!(strays.is_empty(), "{strays:?}");
+}
+
+#[test]
+fn a_push_that_is_killed_loses_nothing_that_it_acknowledged() {
+    let archive = Archive::new();
+    let (server, segments) = written();
     let profile = archive.profile(&server);
     let started = || {
         let mut command = as_server(binary());

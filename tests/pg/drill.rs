@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use rustix::process::{Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
+use crate::flips::{Chance, count};
 use crate::herd::{Herd, Ran, SINGLE, files_below, text, until};
 use crate::server::{Installation, installations, newest};
 
@@ -283,6 +285,36 @@ fn what_a_killed_drill_and_its_guard_left_the_next_drill_ends() {
     drill(&herd, &[]).ends_with(0).tells(&["was killed; nothing of it is left now"]);
     assert_eq!(scratch(&herd), Vec::<PathBuf>::new());
     no_process_is_left(&herd);
+}
+
+#[test]
+fn a_drill_that_is_killed_at_any_moment_proves_nothing_and_the_next_one_leaves_nothing() {
+    let herd = backed(&newest());
+    let whole = drill(&herd, &[]).ends_with(0).took;
+    let mut chance = Chance::new("kills of a drill");
+    for round in 0..count(2, 50) {
+        let mut running = herd.start(&["drill", "run", "restore", "--json", "drill.json"]);
+        let moment = Instant::now() + whole.mul_f64(chance.below(1000) as f64 / 1000.0);
+        until("it is time", || (Instant::now() >= moment || running.has_ended()).then_some(()));
+        if round % 2 == 1 {
+            for (pid, line) in herd.processes() {
+                if line.trim_end().ends_with("/pgherd node") {
+                    // It may have ended in between.
+                    kill_process(pid, Signal::KILL).ok();
+                }
+            }
+        }
+        running.signal(Signal::KILL);
+        let ended = running.end();
+        if ended.code != 0 && herd.path("drill.json").exists() {
+            let report = fs::read_to_string(herd.path("drill.json")).expect("readable");
+            assert!(!report.contains("\"passed\""), "{ended:?}: {report}");
+        }
+        fs::remove_file(herd.path("drill.json")).ok();
+        drill(&herd, &[]).ends_with(0);
+        nothing_is_left(&herd);
+        herd.is_as_declared();
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::flips::{Chance, count};
 use crate::herd::{Herd, Ran, SINGLE, Shape, as_server, files_below, is_root, text, text_of, until};
 use crate::server::{Installation, installations, newest};
 
@@ -484,9 +485,13 @@ fn a_restore_that_was_killed_is_ended_by_the_next() {
     let whole = shop.restore(&["--target-name", "one"]).ends_with(0).took;
     shop.remove();
     let mut killed = 0;
-    for part in 1..8 {
+    let mut chance = Chance::new("kills of a restore");
+    let rounds = count(7, 50);
+    for round in 0..rounds {
         let mut run = shop.start(&["--target-name", "one"]);
-        let moment = std::time::Instant::now() + whole * part / 8;
+        // Each part of its time gets its share.
+        let after = (round as f64 + chance.below(1000) as f64 / 1000.0) / rounds as f64;
+        let moment = std::time::Instant::now() + whole.mul_f64(after);
         until("it is time", || (std::time::Instant::now() >= moment || run.has_ended()).then_some(()));
         run.signal(rustix::process::Signal::KILL);
         killed += u32::from(run.end().code == 137);
