@@ -11,6 +11,7 @@ mod trouble;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use connection::Target;
 use connection::{Connection, Facts, Sent, Way};
@@ -75,6 +76,8 @@ pub struct SshHost {
     name: String,
     os_user: String,
     connection: Arc<Connection>,
+    /// No command may take longer.
+    patience: Option<Duration>,
 }
 
 impl SshHost {
@@ -84,7 +87,14 @@ impl SshHost {
     /// When there is no ssh on this machine, or no private directory for its sockets.
     pub fn new(name: &str, target: &Target, os_user: &str) -> Result<Self, Error> {
         let connection = connection::connection(target)?;
-        Ok(Self { name: name.to_owned(), os_user: os_user.to_owned(), connection })
+        Ok(Self { name: name.to_owned(), os_user: os_user.to_owned(), connection, patience: None })
+    }
+
+    /// Gives no command longer than this from the moment that it is sent; waiting for the connection, and for its turn on it, is apart.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     async fn facts(&self, what: &str) -> Result<Arc<Facts>, HostError> {
@@ -105,7 +115,8 @@ impl SshHost {
         );
         let stdin = if watched { Input::Held } else { Input::from(&command.stdin) };
         let host = self.name.clone();
-        let end = match self.connection.send(&self.os_user, &line, stdin, command.timeout, lines).await {
+        let limit = self.patience.map_or(command.timeout, |patience| patience.min(command.timeout));
+        let end = match self.connection.send(&self.os_user, &line, stdin, limit, lines).await {
             Sent::Ended(end) => end,
             Sent::NotSent(why) => return Err(HostError::NotStarted { host, what, why }),
         };

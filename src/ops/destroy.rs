@@ -91,7 +91,7 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
     let mut profiles: Vec<Profile> = Vec::new();
     let mut poolers = Vec::new();
     for (name, reach) in &machines {
-        let host = observe::open_door(name, reach, None)?;
+        let host = observe::open_door(name, reach, None, None)?;
         host.reach().await.map_err(|mut missing| missing.remove(0))?;
         let places = context.places.on(reach);
         let found = observe::profiles(&*host, &places).await?;

@@ -30,6 +30,10 @@ use crate::units::ByteCount;
 
 /// How long one node may take to answer before its facts are unknown.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the way to a host may take before what is behind it is unknown.
+const WAY: Duration = Duration::from_secs(5);
+/// Who owns the nodes' files on a host that is reached by ssh, if nobody says otherwise.
+const DEFAULT_OS_USER: &str = "postgres";
 
 /// The doors to one cluster: its hosts and its servers.
 #[derive(Debug, Clone)]
@@ -48,7 +52,7 @@ impl Doors {
     /// # Errors
     /// When the user that should own the nodes' files does not exist or cannot be acted for.
     pub fn open(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
-        Self::through(cluster, places, gate, |host| Arc::new(host))
+        Self::through(cluster, places, gate, None)
     }
 
     /// Opens the same doors only to look: what could change a host is refused, and no call takes longer than [`PATIENCE`].
@@ -56,16 +60,14 @@ impl Doors {
     /// # Errors
     /// As [`Doors::open`].
     pub fn look(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
-        Self::through(cluster, places, gate, |host| {
-            Arc::new(Layered::new(Arc::new(Layered::new(Arc::new(host), Timeout(PATIENCE))), DryRun))
-        })
+        Self::through(cluster, places, gate, Some(PATIENCE))
     }
 
     fn through(
         cluster: &Cluster,
         places: Places,
         gate: &Arc<dyn Gate>,
-        layer: impl Fn(Layered<Gated>) -> Arc<dyn Host>,
+        looking: Option<Duration>,
     ) -> Result<Self> {
         let names: BTreeSet<&String> = cluster
             .nodes
@@ -77,9 +79,13 @@ impl Doors {
         let mut places_of = BTreeMap::new();
         for name in names {
             let reach = cluster.reach(name);
-            let door = open_door(name, reach, cluster.postgres.os_user.as_deref())?;
+            let door = open_door(name, reach, cluster.postgres.os_user.as_deref(), looking)?;
             let traced = Layered::new(door, Traced);
-            hosts.insert(name.clone(), layer(Layered::new(Arc::new(traced), Gated(Arc::clone(gate)))));
+            let gated: Arc<dyn Host> = Arc::new(Layered::new(Arc::new(traced), Gated(Arc::clone(gate))));
+            hosts.insert(
+                name.clone(),
+                if looking.is_some() { Arc::new(Layered::new(gated, DryRun)) } else { gated },
+            );
             places_of.insert(name.clone(), places.on(reach));
         }
         let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
@@ -152,13 +158,24 @@ impl Doors {
     }
 }
 
-/// Opens the door of one host; without `os_user` for `postgres` where root works here or ssh leads there, else for the caller.
+/// Opens the door of one host, whose calls take no longer than `patience` each; without `os_user` for `postgres` where root works here or ssh leads there, else for the caller.
 ///
 /// # Errors
 /// As [`Doors::open`].
-pub fn open_door(name: &str, reach: &Reach, os_user: Option<&str>) -> Result<Arc<dyn Host>> {
+pub fn open_door(
+    name: &str,
+    reach: &Reach,
+    os_user: Option<&str>,
+    patience: Option<Duration>,
+) -> Result<Arc<dyn Host>> {
     Ok(match reach {
-        Reach::Local | Reach::Here { .. } => Arc::new(LocalHost::new(name, os_user)?),
+        Reach::Local | Reach::Here { .. } => {
+            let local: Arc<dyn Host> = Arc::new(LocalHost::new(name, os_user)?);
+            match patience {
+                Some(patience) => Arc::new(Layered::new(local, Timeout(patience))),
+                None => local,
+            }
+        }
         Reach::Ssh(ssh) => {
             let target = Target {
                 address: ssh.address.clone(),
@@ -168,7 +185,11 @@ pub fn open_door(name: &str, reach: &Reach, os_user: Option<&str>) -> Result<Arc
                 host_keys: ssh.host_keys.clone(),
                 config: ssh.config.clone(),
             };
-            Arc::new(SshHost::new(name, &target, os_user.unwrap_or("postgres"))?)
+            let host = SshHost::new(name, &target, os_user.unwrap_or(DEFAULT_OS_USER))?;
+            Arc::new(match patience {
+                Some(patience) => host.patience(patience),
+                None => host,
+            })
         }
     })
 }
@@ -362,21 +383,32 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             disk: disk.ok().map(Disk::from),
         }
     };
-    // The doors have their own deadlines; this one holds whatever they do.
-    match tokio::time::timeout(PATIENCE * 2, seen).await {
-        Ok(seen) => seen,
-        Err(_) => {
-            let why = format!("host {} did not answer within {} s", node.host, (PATIENCE * 2).as_secs());
-            NodeObserved {
-                node: node.name.clone(),
-                marker: Claim::Unknown { why: why.clone() },
-                profile: None,
-                directory: Directory::Unknown { why: why.clone() },
-                server: Server::Unknown { why },
-                files: None,
-                disk: None,
-            }
+    let silent = |limit: Duration| format!("host {} did not answer within {} s", node.host, limit.as_secs());
+    match tokio::time::timeout(WAY, host.reach()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(missing)) => {
+            let why = |error: &Error| match error.detail_text() {
+                Some(detail) => format!("{error}: {}", detail.trim_end_matches('.')),
+                None => error.to_string(),
+            };
+            return unknown(node, &missing.iter().map(why).collect::<Vec<_>>().join("; "));
         }
+        Err(_) => return unknown(node, &silent(WAY)),
+    }
+    // The doors have their own deadlines; this one holds whatever they do.
+    tokio::time::timeout(PATIENCE * 2, seen).await.unwrap_or_else(|_| unknown(node, &silent(PATIENCE * 2)))
+}
+
+/// What is seen of a node whose host cannot be asked.
+fn unknown(node: &Node, why: &str) -> NodeObserved {
+    NodeObserved {
+        node: node.name.clone(),
+        marker: Claim::Unknown { why: why.to_owned() },
+        profile: None,
+        directory: Directory::Unknown { why: why.to_owned() },
+        server: Server::Unknown { why: why.to_owned() },
+        files: None,
+        disk: None,
     }
 }
 

@@ -18,6 +18,8 @@ use super::yaml::{Node as Tree, Value};
 use super::{foreign, raw, settings};
 use crate::pg::ident::check_object_name;
 
+/// The machine behind every host that is not reached by ssh.
+const HERE: &str = "this machine";
 /// Where data directories are if a node states none.
 const DATA_ROOT: &str = "/var/lib/pgherd";
 /// Client connections of one PgBouncer if the file states none.
@@ -296,7 +298,7 @@ impl Checker<'_> {
             return Some(address.to_owned());
         }
         self.report
-            .add(at, format!("{path} must be an IP address, found {address:?}"))
+            .add(at, format!("{path} must be an IP address"))
             .detail("It goes into PostgreSQL's and PgBouncer's files; user and port of ssh have keys of their own.")
             .hint("Write {address: 10.0.0.1, user: USER, port: 22}, or \"local\" for this machine.");
         None
@@ -478,7 +480,7 @@ impl Checker<'_> {
     /// Names the machine behind a host: all local hosts are one.
     fn machine(&self, host: &str) -> String {
         match self.host_index.get(host).map(|index| &self.hosts[*index].reach) {
-            Some(Reach::Local | Reach::Here { .. }) => "this machine".to_owned(),
+            Some(Reach::Local | Reach::Here { .. }) => HERE.to_owned(),
             Some(Reach::Ssh(ssh)) => match ssh.port {
                 // Several machines may be behind one address.
                 Some(port) => format!("{} port {port}", ssh.address),
@@ -498,11 +500,10 @@ impl Checker<'_> {
             Some((other, first)) => {
                 let other = other.clone();
                 let first = *first;
+                let same = if machine == HERE { "that are \"local\"" } else { "with one address" };
                 self.report
                     .add(at, format!("{owner} and {other} both listen on port {port} of {host}"))
-                    .detail(format!(
-                        "{other} has the port at {first}; hosts that are \"local\" are one machine, and so are those with one address."
-                    ))
+                    .detail(format!("{other} has the port at {first}; hosts {same} are one machine."))
                     .hint("Give one of them another port.");
             }
         }

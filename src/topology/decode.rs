@@ -377,7 +377,7 @@ pub(super) enum Address {
 record! {
     /// A host that takes more words than its address.
     HostPlace {
-        /// What its peers reach it by: an IP address or a name.
+        /// What its peers reach it by: an IP address.
         address: Text = "address",
         /// "local": it is this machine; "ssh" if it is not said.
         via: Via = "via",
@@ -567,13 +567,12 @@ inline_schema! {
     ByteCount => json_schema!({"type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB)$"});
     SettingText => json_schema!({"type": ["string", "number", "boolean"]});
     Address => json_schema!({
-        "description": "\"local\" for this machine; an address that is reached by ssh; or both an address and how it is reached.",
+        "description": "\"local\" for this machine; an IP address that is reached by ssh; or an address with how it is reached.",
         "anyOf": [
-            {"type": "string"},
             {
                 "type": "object",
                 "properties": {
-                    "address": {"type": "string", "description": "What its peers reach it by: an IP address or a name."},
+                    "address": {"type": "string", "description": "What its peers reach it by: an IP address."},
                     "via": {"enum": ["local", "ssh"], "description": "\"local\": it is this machine; \"ssh\" if it is not said."},
                     "user": {"type": "string", "description": "Who logs in by ssh."},
                     "port": {"type": "integer", "minimum": 1, "maximum": 65535, "description": "Port of its sshd."},
@@ -581,6 +580,7 @@ inline_schema! {
                 "required": ["address"],
                 "additionalProperties": false,
             },
+            {"type": "string"},
         ],
     });
     SecretReference => json_schema!({

@@ -27,7 +27,7 @@ fn a_pair_comes_up_on_two_hosts_behind_ssh() {
     herd.plan().ends_with(0).says(&["inventory-a", "inventory-b"]);
     herd.apply().ends_with(0);
     herd.is_as_declared();
-    herd.status().ends_with(0).says(&["db1", "db2", "streaming"]);
+    herd.status().ends_with(0).says(&["pooler db1", "streaming"]);
     assert_eq!(herd.client("pooler", "app", APP_PASSWORD, "inventory", "SELECT 1").unwrap(), "1");
     assert_eq!(herd.sql("b", "SELECT sender_host FROM pg_stat_wal_receiver"), "127.0.0.1");
     herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);

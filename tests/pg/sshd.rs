@@ -44,7 +44,9 @@ impl Sshd {
         let config = format!(
             "Port {}\nListenAddress 127.0.0.1\nListenAddress 127.0.0.2\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
              UsePAM {pam}\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
-             MaxStartups 100\nPrintMotd no\n",
+             MaxStartups 100\nPrintMotd no\n\
+             # The bash of whoever runs the tests would read that user's own .bashrc for each command (bash(1), INVOCATION).\n\
+             SetEnv SHLVL=1\n",
             port.number,
             directory.join("host").display(),
             directory.join("authorized_keys").display(),
