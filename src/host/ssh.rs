@@ -5,6 +5,7 @@
 //! come back is [`HostError::Lost`], whatever the reason; nothing is sent twice.
 
 mod connection;
+mod facts;
 mod quote;
 mod trouble;
 
@@ -14,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use connection::Target;
-use connection::{Connection, Facts, Sent, Way};
+use connection::{Connection, Sent, Way};
+use facts::Facts;
 
 use super::local::tail;
 use super::process::{End, Input};

@@ -94,9 +94,16 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
         let host = observe::open_door(name, reach, None, None)?;
         host.reach().await.map_err(|mut missing| missing.remove(0))?;
         let places = context.places.on(reach);
+        // Two hosts of the topology may be one machine after all: each thing is its own host's.
+        let here = |named: &String| {
+            let other = hosts.iter().find(|host| host.name == *named);
+            other.is_none_or(|other| other.reach == **reach || (other.reach.is_here() && reach.is_here()))
+        };
         let found = observe::profiles(&*host, &places).await?;
-        profiles.extend(found.into_iter().filter(|profile| profile.cluster == cluster));
-        poolers.extend(pooler_profiles(&*host, &places, cluster).await?);
+        profiles
+            .extend(found.into_iter().filter(|profile| profile.cluster == cluster && here(&profile.host)));
+        let found = pooler_profiles(&*host, &places, cluster).await?;
+        poolers.extend(found.into_iter().filter(|pooler| here(&pooler.host)));
     }
     profiles.sort_by(|a, b| a.node.cmp(&b.node));
     if profiles.is_empty() && poolers.is_empty() {

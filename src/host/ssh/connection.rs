@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use super::facts::Facts;
 use super::quote;
 use super::trouble::{self, Trouble};
 use crate::error::{Error, ErrorKind};
@@ -47,20 +48,6 @@ pub struct Target {
     pub host_keys: Option<PathBuf>,
     /// An ssh_config(5) in place of the user's own.
     pub config: Option<PathBuf>,
-}
-
-/// What was found behind a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Facts {
-    pub(super) uid: u32,
-    /// `x86_64`.
-    pub(super) machine: String,
-    /// Home of who logs in.
-    pub(super) home: String,
-    /// Who owns the nodes' files: user number, group number, home.
-    pub(super) os_user: (u32, u32, String),
-    /// `sudo -n` makes root of who logs in.
-    pub(super) may_be_root: bool,
 }
 
 /// A machine's connection.

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::connection::Facts;
+use super::facts::Facts;
 use crate::error::{Error, ErrorKind};
 use crate::units::human_duration;
 
