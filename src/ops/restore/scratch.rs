@@ -204,6 +204,14 @@ struct Saved {
     finished: bool,
 }
 
+impl Saved {
+    fn text(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
 const FORMAT: u32 = 1;
 /// The file that holds [`Saved`].
 const SAVED: &str = "restore.json";
@@ -613,9 +621,7 @@ impl<'a> Copy<'a> {
             directory: self.request.directory.clone(),
             finished,
         };
-        let mut bytes = serde_json::to_vec_pretty(&saved).expect("plain data");
-        bytes.push(b'\n');
-        provision::write(site, &facts_of(&self.request.directory).join(SAVED), &bytes, 0o640).await
+        provision::write(site, &facts_of(&self.request.directory).join(SAVED), &saved.text(), 0o640).await
     }
 
     /// Returns the content of the copy's `pgherd.node.conf`.
@@ -803,4 +809,17 @@ async fn promote(site: &Site<'_>) -> Result<TimelineId> {
     // A start after a crash would replay everything again.
     promotion::checkpoint(&conn).await?;
     Ok(timeline)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_golden_state_reads_and_writes_byte_for_byte() {
+        let golden = include_bytes!("../../../tests/golden/restore-v1.json");
+        let saved: Saved = serde_json::from_slice(golden).unwrap();
+        assert_eq!((saved.format, saved.cluster.as_str(), saved.finished), (FORMAT, "inventory", false));
+        assert_eq!(saved.text(), golden);
+    }
 }
