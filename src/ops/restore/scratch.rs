@@ -151,6 +151,8 @@ pub struct Report {
     pub target: String,
     pub directory: PathBuf,
     pub label: Label,
+    /// Where replay begins.
+    pub from: Lsn,
     pub state: State,
     pub copied: Restored,
     /// `None` if it was not started.
@@ -701,6 +703,7 @@ impl<'a> Copy<'a> {
             target: self.request.wish.target.to_string(),
             directory: self.request.directory.clone(),
             label: prepared.survey.choice.backup.clone(),
+            from: prepared.survey.manifest.start_lsn,
             state: State::ReadyToStart,
             copied,
             achieved: None,
@@ -730,13 +733,7 @@ impl<'a> Copy<'a> {
         let replaying = Instant::now();
         recover::start(site, prepared.primary.as_ref().and_then(|primary| primary.at_least)).await?;
         let from = survey.manifest.start_lsn;
-        let to = match (choice.stops_at, &choice.next) {
-            (Some(at), _) => at,
-            (None, Some(next)) => next.lsn,
-            (None, None) => {
-                choice.wal.last().map_or(choice.consistent_at, |span| span.last.end(choice.segment_size))
-            }
-        };
+        let to = choice.replays_to();
         let told = |at: Lsn| tell(Event::Replay { at, from, to });
         let achieved = recover::until_target(site, choice, &told).await?;
         seconds.replay = replaying.elapsed().as_secs_f64();
