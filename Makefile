@@ -39,10 +39,11 @@ bench: ## measure
 	cargo bench --locked
 	scripts/bench
 
-bench-backup: ## measure a full backup beside pgBackRest and tar
+bench-backup: ## measure a full backup and the WAL archive beside pgBackRest, and what nobody can be faster than
 	scripts/setup --bench
 	cargo build --release --locked
 	scripts/bench-backup
+	scripts/bench-wal
 
 lint: ## check the format, and deny every warning of rustc and clippy
 	cargo fmt --check
