@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 target := $(or $(CARGO_TARGET_DIR),target)
 # The servers that the tests run against; asked for only after scripts/setup has installed them.
-with-servers = eval "$$(scripts/setup --print-env)"
+with-servers = servers=$$(scripts/setup --print-env) && eval "$$servers"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down build test soak bench bench-backup lint install
@@ -39,10 +39,11 @@ bench: ## measure
 	cargo bench --locked
 	scripts/bench
 
-bench-backup: ## measure a full backup beside pgBackRest and tar
+bench-backup: ## measure a full backup and the WAL archive beside pgBackRest, and what nobody can be faster than
 	scripts/setup --bench
 	cargo build --release --locked
 	scripts/bench-backup
+	scripts/bench-wal
 
 lint: ## check the format, and deny every warning of rustc and clippy
 	cargo fmt --check

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::{App, Outcome, in_place};
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::ops::drill;
 use crate::ops::node::restore::{Target, Wish};
 use crate::ops::restore::prepare::Remap;
 use crate::ops::restore::scratch::{self, Action, Request};
@@ -223,7 +224,8 @@ async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
     };
     if args.preview {
         let preview = app.within(scratch::preview(&context, &herd, cluster, &request)).await??;
-        ui::restore::print_preview(&mut app.ui, &herd.name, &preview);
+        let estimate = drill::estimate(&context.places, &cluster.name, &preview.survey)?;
+        ui::restore::print_preview(&mut app.ui, &herd.name, &preview, estimate.as_ref());
         return Ok(if preview.obstacles.is_empty() { Exit::Done } else { Exit::Refused });
     }
     let interrupt = app.interrupt()?;

@@ -101,8 +101,13 @@ impl Lease {
 
     /// Returns whether its holder may still use what it names.
     pub fn lives(&self, now: Timestamp) -> bool {
+        now < self.expires + signed(SKEW) && !self.is_of_the_dead()
+    }
+
+    /// Tells whether its holder was a process of this machine that is no more.
+    fn is_of_the_dead(&self) -> bool {
         let here = !self.boot.is_empty() && self.boot == boot() && self.pid_namespace == pid_namespace();
-        now < self.expires + signed(SKEW) && (!here || process_exists(self.by.pid))
+        here && !process_exists(self.by.pid)
     }
 }
 
@@ -137,6 +142,16 @@ pub async fn read_all(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Found>
         found.push(Found { key: listed.key, modified: listed.modified, lease: seal::read_document(&bytes) });
     }
     Ok(found)
+}
+
+/// Removes what killed processes of this machine have left, but for the lease of a backup, which the next backup takes over.
+async fn remove_dead(repo: &SharedRepo, keys: &SystemKeys) -> Result<()> {
+    for found in read_all(repo, keys).await? {
+        if found.lease.is_ok_and(|lease| lease.is_of_the_dead()) && found.key != keys.lease(BACKUP) {
+            repo.remove(&found.key).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A lease that this process holds and renews until it is released or dropped.
@@ -178,7 +193,9 @@ impl Held {
         let lease = Lease::new(kind, labels)?;
         let key = keys.lease(&lease.token);
         repo.store(&key, &seal::write_document(&lease)).await?;
-        Ok(Self::hold(repo, key, lease))
+        let held = Self::hold(repo, key, lease);
+        remove_dead(repo, keys).await?;
+        Ok(held)
     }
 
     /// Takes a lease to use finished backups: to restore or to verify them. Read their manifests only afterwards.
@@ -495,6 +512,23 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(5), seen).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_dead_processes_of_this_machine_have_left_goes_with_the_next_lease() {
+        let place = place();
+        for (change, token) in [(dead as fn(&mut Lease), "dead"), (elsewhere, "elsewhere")] {
+            let mut lease = Lease::new(Purpose::Restore, vec![label()]).unwrap();
+            change(&mut lease);
+            place.repo.store(&place.keys.lease(token), &seal::write_document(&lease)).await.unwrap();
+        }
+        held_by(&place, dead).await;
+        let held = Held::take(&place.repo, &place.keys, Purpose::Verify, vec![label()]).await.unwrap();
+        let left = read_all(&place.repo, &place.keys).await.unwrap();
+        let names: Vec<&str> = left.iter().map(|found| found.key.name()).collect();
+        assert!(names.contains(&"elsewhere.json") && names.contains(&"backup.json"), "{names:?}");
+        assert_eq!(names.len(), 3, "{names:?}");
+        held.release().await.unwrap();
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! nothing, follows nobody and subscribes to nothing.
 
 mod archive;
+mod estimate;
 mod proofs;
 mod report;
 mod scratch;
@@ -16,6 +17,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use archive::{Kept, list, root, write_whole};
+pub use estimate::{RtoEstimate, estimate};
 pub use report::{Copied, Freshness, Held, Judged, Phase, PhaseTime, Proof, Reached, Report, Verdict};
 pub use scratch::guard;
 
@@ -260,6 +262,7 @@ impl Drill<'_> {
             report.phases.push(PhaseTime { phase, seconds });
         }
         report.reached = Some(Reached {
+            from: restored.from,
             lsn: achieved.lsn,
             timeline: achieved.timeline,
             last_transaction: achieved.last_transaction,

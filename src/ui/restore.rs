@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
 use super::{Format, Tone, Ui, Verbosity};
+use crate::ops::drill::RtoEstimate;
 use crate::ops::node::restore::{Target, clock};
 use crate::ops::restore::prepare::{GivenUp, Moved};
 use crate::ops::restore::scratch::{DirectoryState, Event, Phase, Preview, Report, State};
@@ -24,9 +26,15 @@ const EVERY: Duration = Duration::from_secs(30);
 const EVERY_JSON: Duration = Duration::from_secs(1);
 
 /// Prints what a restore would do.
-pub fn print_preview(ui: &mut Ui, herd: &str, preview: &Preview) {
+pub fn print_preview(ui: &mut Ui, herd: &str, preview: &Preview, estimate: Option<&RtoEstimate>) {
     if ui.format == Format::Json {
-        ui.json(preview);
+        #[derive(Serialize)]
+        struct Document<'a> {
+            #[serde(flatten)]
+            preview: &'a Preview,
+            estimate: Option<&'a RtoEstimate>,
+        }
+        ui.json(&Document { preview, estimate });
         return;
     }
     let survey = &preview.survey;
@@ -57,7 +65,7 @@ pub fn print_preview(ui: &mut Ui, herd: &str, preview: &Preview) {
             room.free_bytes
         ));
     }
-    ui.line("  RTO      no estimate: no restore of this cluster was measured yet");
+    ui.line(format!("  RTO      {}", rto(estimate)));
     ui.line(format!("  gives up {}", given_up(&preview.gives_up)));
     ui.line(format!("  touches  {}", touches(preview)));
     for obstacle in &preview.obstacles {
@@ -70,6 +78,23 @@ pub fn print_preview(ui: &mut Ui, herd: &str, preview: &Preview) {
     if preview.obstacles.is_empty() {
         ui.remark("next     the same without --preview");
     }
+}
+
+fn rto(estimate: Option<&RtoEstimate>) -> String {
+    let Some(estimate) = estimate else {
+        return "no estimate: no drill of this cluster was measured yet (pgherd drill run restore)"
+            .to_owned();
+    };
+    let seconds = |seconds: f64| human_duration(Duration::from_secs_f64(seconds));
+    format!(
+        "about {}, by drill {} of {}: files came with {}/s, {} of WAL took {}",
+        seconds(estimate.seconds),
+        estimate.drill,
+        clock(estimate.begun),
+        estimate.fetch_rate,
+        estimate.replayed,
+        seconds(estimate.replay_seconds)
+    )
 }
 
 fn target_line(preview: &Preview) -> String {

@@ -97,6 +97,12 @@ fn a_drill_restores_proves_and_measures_and_leaves_nothing_on_every_major() {
         assert_eq!(report["format_version"], "1.0");
         let one = &report["drills"][0];
         assert_eq!(one["verdict"], "passed", "{report:#}");
+        // What it measured is what a restore is expected to take.
+        let id = one["id"].as_str().expect("an id");
+        let preview = ["restore", "inventory", "--preview"];
+        herd.run(&preview).ends_with(0).says(&["RTO      about", &format!("by drill {id}")]);
+        let estimate = herd.run(&[&preview[..], &["--format", "json"]].concat()).ends_with(0).json();
+        assert!(estimate["estimate"]["seconds"].as_f64().expect("seconds") > 0.0, "{estimate:#}");
         for name in ["probe", "checksums", "assertion rows"] {
             assert_eq!(proof(&report, name)["held"], "yes", "{report:#}");
         }

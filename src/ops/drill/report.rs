@@ -124,10 +124,11 @@ pub struct Copied {
     pub workers: u32,
 }
 
-/// Where recovery ended.
+/// Where recovery began and ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reached {
+    pub from: Lsn,
     pub lsn: Lsn,
     pub timeline: TimelineId,
     /// When the last transaction that was replayed ended.

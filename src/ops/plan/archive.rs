@@ -174,8 +174,14 @@ pub(super) fn record(situation: &Situation<'_>, primary: &Node) -> Option<Vec<Pl
                 return None;
             }
             let now = timeline.map_or_else(String::new, |timeline| format!(", timeline {timeline}"));
-            let reason =
-                format!("it says {}, timeline {} → {}{now}", found.node, found.timeline, primary.name);
+            let says = match system {
+                Some(own) if own != found.system_identifier => format!(
+                    "{} of an earlier cluster, system identifier {}",
+                    found.node, found.system_identifier
+                ),
+                Some(_) | None => format!("{}, timeline {}", found.node, found.timeline),
+            };
+            let reason = format!("it says {says} → {}{now}", primary.name);
             (Sign::Change, Some(reason))
         }
         RecordSeen::Unknown { .. } => return None,

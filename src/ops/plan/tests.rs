@@ -660,6 +660,11 @@ fn a_primary_that_its_record_does_not_name_is_recorded() {
     assert_eq!(lines(&plan), ["~ inventory-a: record it as primary in repository main"]);
     let reason = plan.stages[0][0].reason.as_deref();
     assert_eq!(reason, Some("it says b, timeline 1 → a, timeline 1"));
+    let other = PrimaryRecord { system_identifier: SystemIdentifier::new(8).unwrap(), ..record("a") };
+    world.archive.as_mut().unwrap().primary = RecordSeen::Says(other);
+    let plan = world.plan().unwrap();
+    let reason = plan.stages[0][0].reason.as_deref();
+    assert_eq!(reason, Some("it says a of an earlier cluster, system identifier 8 → a, timeline 1"));
     world.archive.as_mut().unwrap().primary = RecordSeen::Missing;
     assert_eq!(lines(&world.plan().unwrap()), ["+ inventory-a: record it as primary in repository main"]);
 }

@@ -36,6 +36,14 @@ struct Marker {
     directory: PathBuf,
 }
 
+impl Marker {
+    fn text(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec(self).expect("a marker is plain data");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
 /// Tells whether a path of a backup is a marker, which a copy does not take over.
 pub(super) fn is_marker(path: &str) -> bool {
     path.rsplit('/').next() == Some(MARKER)
@@ -122,10 +130,8 @@ impl Place {
                 if !empty && read_marker(path).as_ref() != Some(&marker) {
                     return Err(not_empty(path, &names));
                 }
-                let mut bytes = serde_json::to_vec(&marker).expect("a marker is plain data");
-                bytes.push(b'\n');
                 // First of all: what was made without it could not be told from somebody else's.
-                let listed = write_file(&path.join(MARKER), &bytes, true)
+                let listed = write_file(&path.join(MARKER), &marker.text(), true)
                     .map_err(|error| failed("write the marker in", &error))?;
                 self.markers.push(Listed { path: format!("{prefix}{MARKER}"), ..listed });
             }
@@ -429,5 +435,18 @@ pub(super) fn could_not(doing: &str, path: &Path, error: &io::Error) -> Error {
         }
         io::ErrorKind::NotFound if doing == "make" => failed.hint("Make the directory above it first."),
         _ => failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_golden_marker_reads_and_writes_byte_for_byte() {
+        let golden = include_bytes!("../../../tests/golden/restore-marker-v1.json");
+        let marker: Marker = serde_json::from_slice(golden).unwrap();
+        assert_eq!((marker.format, marker.directory.to_str()), (FORMAT, Some("/srv/r")));
+        assert_eq!(marker.text(), golden);
     }
 }

@@ -151,6 +151,8 @@ pub struct Report {
     pub target: String,
     pub directory: PathBuf,
     pub label: Label,
+    /// Where replay begins.
+    pub from: Lsn,
     pub state: State,
     pub copied: Restored,
     /// `None` if it was not started.
@@ -202,6 +204,14 @@ struct Saved {
     cluster: String,
     directory: PathBuf,
     finished: bool,
+}
+
+impl Saved {
+    fn text(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data");
+        bytes.push(b'\n');
+        bytes
+    }
 }
 
 const FORMAT: u32 = 1;
@@ -614,9 +624,7 @@ impl<'a> Copy<'a> {
             directory: self.request.directory.clone(),
             finished,
         };
-        let mut bytes = serde_json::to_vec_pretty(&saved).expect("plain data");
-        bytes.push(b'\n');
-        provision::write(site, &facts_of(&self.request.directory).join(SAVED), &bytes, 0o640).await
+        provision::write(site, &facts_of(&self.request.directory).join(SAVED), &saved.text(), 0o640).await
     }
 
     /// Returns the content of the copy's `pgherd.node.conf`.
@@ -697,6 +705,7 @@ impl<'a> Copy<'a> {
             target: self.request.wish.target.to_string(),
             directory: self.request.directory.clone(),
             label: prepared.survey.choice.backup.clone(),
+            from: prepared.survey.manifest.start_lsn,
             state: State::ReadyToStart,
             copied,
             achieved: None,
@@ -726,13 +735,7 @@ impl<'a> Copy<'a> {
         let replaying = Instant::now();
         recover::start(site, prepared.primary.as_ref().and_then(|primary| primary.at_least)).await?;
         let from = survey.manifest.start_lsn;
-        let to = match (choice.stops_at, &choice.next) {
-            (Some(at), _) => at,
-            (None, Some(next)) => next.lsn,
-            (None, None) => {
-                choice.wal.last().map_or(choice.consistent_at, |span| span.last.end(choice.segment_size))
-            }
-        };
+        let to = choice.replays_to();
         let told = |at: Lsn| tell(Event::Replay { at, from, to });
         let achieved = recover::until_target(site, choice, &told).await?;
         seconds.replay = replaying.elapsed().as_secs_f64();
@@ -805,4 +808,17 @@ async fn promote(site: &Site<'_>) -> Result<TimelineId> {
     // A start after a crash would replay everything again.
     promotion::checkpoint(&conn).await?;
     Ok(timeline)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_golden_state_reads_and_writes_byte_for_byte() {
+        let golden = include_bytes!("../../../tests/golden/restore-v1.json");
+        let saved: Saved = serde_json::from_slice(golden).unwrap();
+        assert_eq!((saved.format, saved.cluster.as_str(), saved.finished), (FORMAT, "inventory", false));
+        assert_eq!(saved.text(), golden);
+    }
 }

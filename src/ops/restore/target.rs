@@ -99,6 +99,17 @@ impl Choice {
         self.rest.last().expect("the last replayed segment is part of it").last
     }
 
+    /// Returns where replay ends, as far as the archive tells.
+    pub fn replays_to(&self) -> Lsn {
+        match (self.stops_at, &self.next) {
+            (Some(at), _) => at,
+            (None, Some(next)) => next.lsn,
+            (None, None) => {
+                self.wal.last().map_or(self.consistent_at, |span| span.last.end(self.segment_size))
+            }
+        }
+    }
+
     /// Returns how many segments are replayed.
     pub fn segments(&self) -> u64 {
         self.wal.iter().map(|span| span.count(self.segment_size)).sum()
