@@ -43,6 +43,7 @@ const SHARED_BY_OPS: &[&str] = &[
     "objects",
     "observe",
     "plan",
+    "preflight",
     "pooler",
     "provision",
     "roles",

@@ -27,6 +27,7 @@ pub struct NodeArgs {}
 pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
     let request = read()?;
     let reporter = Reporter::new(ui::line_now);
+    reporter.begin();
     match request {
         NodeRequest::Repository { url, call } => reporter.end(&Ok(node::serve(&url, call))),
         NodeRequest::CopyForBackup(request) => reporter.end(&backup::copy::run(&request, &reporter)),

@@ -1,6 +1,6 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `binary`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `provision`, `objects` and `pooler` are what the other rooms are built of.
+//! `binary`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `objects` and `pooler` are what the other rooms are built of.
 
 pub mod apply;
 pub mod backup;
@@ -16,6 +16,7 @@ pub mod objects;
 pub mod observe;
 pub mod plan;
 pub mod pooler;
+pub mod preflight;
 pub mod present;
 pub mod provision;
 pub mod restore;

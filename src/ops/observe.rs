@@ -92,16 +92,6 @@ impl Doors {
         Ok(Self { places: places_of, hosts, connector: Connector::new(Arc::clone(gate)), programs })
     }
 
-    /// Sees that every host can be worked on, side by side, and tells everything that is missing anywhere.
-    ///
-    /// # Errors
-    /// All of it at once.
-    pub async fn reach(&self) -> Result<(), Vec<Error>> {
-        let reached = join_all(self.hosts.values().map(|host| host.reach())).await;
-        let missing: Vec<Error> = reached.into_iter().filter_map(Result::err).flatten().collect();
-        if missing.is_empty() { Ok(()) } else { Err(missing) }
-    }
-
     /// Returns the places on a host that the cluster uses.
     pub fn places(&self, host: &str) -> &Places {
         self.places.get(host).expect("Doors::open opens every host that the cluster names")

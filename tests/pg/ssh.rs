@@ -1,10 +1,14 @@
 //! Other machines, reached by a real sshd: two hosts with an address each, on loopback.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::herd::{APP_PASSWORD, Herd, PAIR, SINGLE, Shape};
+use pgherd::host::ssh::SshHost;
+use pgherd::host::{Command, Host, HostError};
+
+use crate::herd::{APP_PASSWORD, Herd, PAIR, SINGLE, Shape, is_root, processes, until};
 use crate::server::newest;
-use crate::sshd::{Login, Sshd};
+use crate::sshd::{Login, OPERATOR, Sshd, make_for_servers};
 
 /// Declares a herd whose nodes are on hosts behind ssh: a on db1, every other one on db2.
 fn declare(shape: &Shape<'_>, login: Login) -> (Herd, Sshd) {
@@ -65,4 +69,137 @@ fn a_host_that_says_nothing_is_unknown_within_the_deadline() {
     ran.says(&["unknown"]);
     drop(frozen);
     herd.status().ends_with(0);
+}
+
+#[test]
+fn an_operator_without_rights_is_told_all_that_is_missing_and_with_them_needs_no_root() {
+    assert!(is_root(), "sshd lets an operator in that the tests make: run them as root");
+    let (mut herd, sshd) = declare(&SINGLE, Login::Operator { sudo: false });
+    herd.plan().ends_with(4).tells(&[
+        &format!("{OPERATOR} may not work as postgres on 127.0.0.1 port"),
+        &format!("{OPERATOR} ALL=(postgres) NOPASSWD: ALL"),
+    ]);
+    let old = sshd.port();
+    drop(sshd);
+
+    let sshd = Sshd::start(&herd, "sshd2", Login::Operator { sudo: true });
+    sshd.replaces(&mut herd, old);
+    herd.keep_backups();
+    let told = herd.plan().ends_with(4);
+    for (owner, place) in [
+        ("postgres", "config"),
+        ("postgres", "state"),
+        ("postgres", "data/a"),
+        ("postgres", "repository"),
+        (OPERATOR, "lib"),
+    ] {
+        let line = format!("install -d -o {owner} -m 0755 {}", herd.path(place).display());
+        assert!(told.stderr.contains(&line), "no {line:?} in\n{}", told.stderr);
+    }
+    for place in ["config", "state", "data", "repository"] {
+        make_for_servers(&herd.path(place));
+    }
+    std::fs::create_dir(herd.path("lib")).unwrap();
+    std::os::unix::fs::chown(herd.path("lib"), Some(4711), Some(4711)).unwrap();
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+    herd.run(&["backup", "create"]).ends_with(0);
+    assert_eq!(herd.sql("a", "SELECT 1"), "1");
+}
+
+#[test]
+fn a_backup_is_made_and_restored_on_the_node_s_own_host() {
+    let (mut herd, _sshd) = declare(&PAIR, Login::Caller);
+    herd.keep_backups();
+    herd.apply().ends_with(0);
+    herd.sql_in("a", "inventory", "CREATE TABLE public.kept AS SELECT generate_series(1, 1000) AS n");
+    herd.run(&["backup", "create"]).ends_with(0);
+    herd.run(&["backup", "list"]).ends_with(0).says(&["full"]);
+    herd.run(&["wal", "list"]).ends_with(0);
+    let copy = herd.path("copy");
+    herd.run(&["restore", "inventory", "--to-dir", copy.to_str().unwrap(), "--target-immediate", "--yes"])
+        .ends_with(0);
+    assert!(copy.join("PG_VERSION").exists());
+    herd.is_as_declared();
+}
+
+/// Opens the door to db1 as the caller, in this process.
+fn door(sshd: &Sshd) -> SshHost {
+    let user = crate::sshd::caller();
+    SshHost::new("db1", &sshd.target(), &user).unwrap()
+}
+
+#[tokio::test]
+async fn words_and_bytes_arrive_as_they_were_sent() {
+    let (herd, sshd) = declare(&SINGLE, Login::Caller);
+    let host = door(&sshd);
+    let nasty = ["", " ", "it's", "$HOME", "`id`", "a\nb", "\\", "*", "~", "-n", "x=y", "é\u{1}"];
+    let output = host.run(&Command::new("printf").arg("%s\\0").args(nasty).reads()).await.unwrap();
+    assert_eq!(output.text().split_terminator('\0').collect::<Vec<_>>(), nasty);
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+    let directory = herd.path("files");
+    host.make_directory(&directory, 0o700).await.unwrap();
+    let path = directory.join("it's $HOME");
+    host.write_atomic(&path, &bytes, 0o640).await.unwrap();
+    assert!(host.read(&path).await.unwrap().unwrap() == bytes);
+    let stat = host.stat(&path).await.unwrap().unwrap();
+    assert_eq!((stat.mode, stat.size.0), (0o640, 3_000_000));
+    assert_eq!(host.list(&directory).await.unwrap().unwrap(), ["it's $HOME"]);
+    assert_eq!(host.read(Path::new("/nowhere/at/all")).await.unwrap(), None);
+    let missing = host.run(&Command::new("no-such-program")).await.unwrap_err();
+    assert!(matches!(missing, HostError::NotStarted { .. }), "{missing}");
+    let failing = host.run(&Command::new("sh").args(["-c", "echo no >&2; exit 3"])).await.unwrap_err();
+    assert!(matches!(&failing, HostError::Exited { status: 3, stderr, .. } if stderr == "no"), "{failing}");
+    host.remove_tree(&directory).await.unwrap();
+    assert!(!directory.exists());
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_leaves_the_outcome_unknown_and_ends_the_program() {
+    let (_herd, sshd) = declare(&SINGLE, Login::Caller);
+    let host = door(&sshd);
+    host.run(&Command::new("true")).await.unwrap();
+    let runs = || processes().iter().any(|(_, line)| line.trim() == "sleep 271.828");
+    let sleep = Command::new("sleep").arg("271.828");
+    let (ended, ()) = tokio::join!(host.run(&sleep), async {
+        while !runs() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sshd.cut();
+    });
+    let lost = ended.unwrap_err();
+    assert!(matches!(lost, HostError::Lost { .. }), "{lost}");
+    until("the program is ended", || (!runs()).then_some(()));
+    // What was known of the connection is forgotten: the next call makes a new one.
+    assert_eq!(host.run(&Command::new("echo").arg("back").reads()).await.unwrap().text(), "back\n");
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_waits_for_any_more_ends_its_program() {
+    let (_herd, sshd) = declare(&SINGLE, Login::Caller);
+    let host = door(&sshd);
+    host.run(&Command::new("true")).await.unwrap();
+    let runs = || processes().iter().any(|(_, line)| line.trim() == "sleep 314.159");
+    let sleep = Command::new("sleep").arg("314.159").timeout(Duration::from_secs(2));
+    let lost = host.run(&sleep).await.unwrap_err();
+    assert!(matches!(lost, HostError::Lost { .. }), "{lost}");
+    until("the program is ended", || (!runs()).then_some(()));
+}
+
+#[tokio::test]
+async fn a_command_on_a_warm_connection_is_measured() {
+    let (_herd, sshd) = declare(&SINGLE, Login::Caller);
+    let host = door(&sshd);
+    host.run(&Command::new("true")).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..40 {
+        let begun = Instant::now();
+        host.run(&Command::new("true").reads()).await.unwrap();
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    println!(
+        "a command on a warm connection: median {:?}, fastest {:?}, slowest {:?}",
+        took[20], took[0], took[39]
+    );
 }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use pgherd::host::ssh::Target;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::herd::{Herd, Port, as_server, is_root, processes, text, text_of, until};
@@ -101,6 +102,26 @@ impl Sshd {
             herd.edit("    postgres:\n", &format!("    postgres:\n      os-user: {user}\n"));
         }
         herd.variable("XDG_RUNTIME_DIR", Some(&herd.root().display().to_string()));
+    }
+
+    /// Takes the place of another one in a herd's topology.
+    pub fn replaces(&self, herd: &mut Herd, port: u16) {
+        herd.edit(&port.to_string(), &self.port.number.to_string());
+        let old = format!("{}/", herd.path("sshd").display());
+        let new = format!("{}/", self.directory.display());
+        herd.edit(&old, &new);
+    }
+
+    /// Returns how it is logged in to as [`Login::Caller`].
+    pub fn target(&self) -> Target {
+        Target {
+            address: "127.0.0.1".to_owned(),
+            port: Some(self.port.number),
+            user: Some(caller()),
+            key: Some(self.directory.join("user")),
+            host_keys: Some(self.directory.join("known_hosts")),
+            config: None,
+        }
     }
 
     pub fn pid(&self) -> Pid {

@@ -37,6 +37,7 @@ use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{self, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
+use crate::ops::preflight;
 use crate::ops::roles::{self, Lead};
 use crate::secret::Secret;
 use crate::topology::model::{Cluster, Herd, Node, SecretReference};
@@ -52,19 +53,20 @@ pub const KIND: &str = "apply";
 /// Every obstacle at once: a missing program or secret, a directory that is not ours, two primaries, an unreachable primary.
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
-    // Without all of its hosts nothing else can be said of a cluster.
-    doors.reach().await?;
-    let mut missing: Vec<Error> = Vec::new();
+    let preflight = preflight::look(&doors, cluster).await;
+    let mut missing: Vec<Error> = preflight.errors;
+    let open = |host: &&String| !preflight.closed.contains(*host);
     // While a process drives an operation the journal is its business; what nobody drives must be ended first.
     match lock::holder(&context.store, &cluster.name) {
         Ok(Some(_)) => {}
         Ok(None) => missing.extend(operation::refuse_beside_unfinished(&context.store, &cluster.name).err()),
         Err(error) => missing.push(error),
     }
-    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
+    let node_hosts = cluster.nodes.iter().map(|node| &node.host).filter(open);
+    for found in join_all(node_hosts.map(|host| doors.programs(cluster, host))).await {
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
     }
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts).filter(open) {
         missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
     let passwords = match passwords(context, cluster).await {

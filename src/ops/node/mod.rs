@@ -187,6 +187,10 @@ pub struct Progress {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
+    /// The first line, before anything is done.
+    Started {
+        pid: u32,
+    },
     Progress(Progress),
     Report(serde_json::Value),
     Error(Failure),
@@ -275,6 +279,7 @@ impl NodeDoor {
                 return;
             }
             match serde_json::from_str(line) {
+                Ok(Message::Started { pid }) => tracing::debug!(pid, "a child has started"),
                 Ok(Message::Progress(progress)) => told(progress),
                 Ok(message @ (Message::Report(_) | Message::Error(_))) => {
                     *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
@@ -351,6 +356,11 @@ impl Reporter {
         if (self.write)(&line).is_err() {
             self.alone.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Tells that the request was understood and the work begins.
+    pub fn begin(&self) {
+        self.say(&Message::Started { pid: std::process::id() });
     }
 
     pub fn progress(&self, progress: Progress) {
