@@ -116,9 +116,9 @@ fn a_backup_is_made_and_restored_on_the_node_s_own_host() {
     herd.run(&["backup", "create"]).ends_with(0);
     herd.run(&["backup", "list"]).ends_with(0).says(&["full"]);
     herd.run(&["wal", "list"]).ends_with(0);
-    let copy = herd.path("copy");
-    herd.run(&["restore", "inventory", "--to-dir", copy.to_str().unwrap(), "--target-immediate", "--yes"])
-        .ends_with(0);
+    make_for_servers(&herd.path("copies"));
+    let copy = herd.path("copies/r");
+    herd.run(&["restore", "inventory", "--to-dir", copy.to_str().unwrap()]).ends_with(0);
     assert!(copy.join("PG_VERSION").exists());
     herd.is_as_declared();
 }

@@ -211,7 +211,29 @@ pub(super) async fn make_repository(world: &World, host: &str, name: &str) -> Re
     let bytes = host.read(&document).await.map_err(could_not)?.unwrap_or_default();
     let about = About::read(&bytes)
         .map_err(|error| Error::failed(format!("could not read {}", document.display())).source(error))?;
+    refuse_two(world, host, &document, &about).await?;
     Ok(Evidence::RepositoryThere { id: about.id })
+}
+
+/// Two hosts with a repository of their own under one name would each hold a part of the WAL.
+async fn refuse_two(world: &World, host: &dyn Host, document: &Path, about: &About) -> Result<()> {
+    for other in world.input.cluster.nodes.iter().map(|node| &node.host).filter(|other| *other != host.name())
+    {
+        let read = world.doors.host(other).read(document).await.map_err(|error| {
+            Error::failed(format!("could not see whether host {other} has the same repository")).source(error)
+        })?;
+        let Some(theirs) = read.and_then(|bytes| About::read(&bytes).ok()) else { continue };
+        if theirs.id != about.id {
+            return Err(Error::refused(format!(
+                "{} is not the same directory on host {} as on host {other}",
+                document.parent().unwrap_or(document).display(),
+                host.name()
+            ))
+            .detail(format!("It is the repository {} here and {} there.", about.id, theirs.id))
+            .hint("Mount one file system that both hosts share there, or keep the nodes of this cluster on one machine."));
+        }
+    }
+    Ok(())
 }
 
 /// Gives a file its name unless another has it: link(2) replaces nothing.
