@@ -558,6 +558,9 @@ impl Scene<'_> {
             if first.is_ok() {
                 return Err(self.told(&ran, "no journal and no error", &story));
             }
+            if ran.missed {
+                return Err(self.told(&ran, "it was refused, and nothing had befallen it", &story));
+            }
             self.same_as_before(initial).await.map_err(|wrong| self.told(&ran, &wrong, &story))?;
             return Ok(ran);
         };
