@@ -505,8 +505,8 @@ async fn run_apply(
 
 async fn run_destroy(context: &Context) -> Result<(OperationId, Outcome), Error> {
     let looking = Context { gate: gate::open(), ..context.clone() };
-    let removal = destroy::plan(&looking, CLUSTER, None).await?;
-    destroy::run(context, removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
+    let removal = destroy::plan(&looking, &[], CLUSTER, None).await?;
+    destroy::run(context, &[], removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
 }
 
 impl Scene<'_> {
