@@ -604,7 +604,7 @@ async fn observe_left(doors: &Doors, cluster: &Cluster) -> Vec<Profile> {
         let known = |other: &&str| {
             **other == node.host || (cluster.reach(other).is_here() && cluster.reach(&node.host).is_here())
         };
-        if !machines.iter().any(|other| known(&other)) {
+        if !machines.iter().any(known) {
             machines.push(&node.host);
         }
     }

@@ -688,13 +688,13 @@ impl Checker<'_> {
         if let Some(directory) = &raw.bin_directory {
             self.absolute(directory, "bin-directory");
         }
-        if let Some(user) = &raw.os_user {
-            if !is_user_name(&user.value) || user.value == "root" {
-                self.report
-                    .add(user.at, format!("os-user cannot be {:?}", user.value))
-                    .detail("PostgreSQL refuses to run as root.")
-                    .hint("Write the name of an ordinary user, such as \"postgres\".");
-            }
+        if let Some(user) = &raw.os_user
+            && (!is_user_name(&user.value) || user.value == "root")
+        {
+            self.report
+                .add(user.at, format!("os-user cannot be {:?}", user.value))
+                .detail("PostgreSQL refuses to run as root.")
+                .hint("Write the name of an ordinary user, such as \"postgres\".");
         }
         let tune_memory =
             raw.tune.as_ref().and_then(|tune| tune.value.memory.as_ref()).map(|memory| memory.value);

@@ -445,11 +445,13 @@ fn effective_user(target: &Target) -> Result<String, Error> {
         .args(target_options(target))
         .args(["-G", "--", &target.address])
         .output();
-    let output = asked.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "there is no ssh on this machine")
+    let output = asked.map_err(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Error::failed("could not start ssh").source(error);
+        }
+        Error::new(ErrorKind::NotFound, "there is no ssh on this machine")
             .detail(format!("The host at {} is reached by ssh.", target.address))
-            .hint("Install OpenSSH's client (Debian: openssh-client)."),
-        _ => Error::failed("could not start ssh").source(error),
+            .hint("Install OpenSSH's client (Debian: openssh-client).")
     })?;
     let said = String::from_utf8_lossy(&output.stdout);
     said.lines().find_map(|line| line.strip_prefix("user ")).map(str::to_owned).ok_or_else(|| {
