@@ -25,7 +25,7 @@ use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
-    BackupSource, Backups, Cluster, Node, PoolMode, Poolers, Postgres, Promote, Repository,
+    BackupSource, Backups, Cluster, Node, PoolMode, Poolers, Postgres, Promote, Repository, Service,
 };
 use crate::topology::places::Places;
 
@@ -374,6 +374,8 @@ fn as_cluster(input: &Input) -> Cluster {
             os_user: first
                 .map(|profile| profile.os_user.clone())
                 .or_else(|| input.poolers.first().map(|pooler| pooler.os_user.clone())),
+            // What is found on a host decides who stops its servers.
+            service: Service::default(),
             tune_memory: None,
             settings: BTreeMap::new(),
         },

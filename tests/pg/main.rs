@@ -35,5 +35,6 @@ mod server;
 mod settings;
 mod status;
 mod trust;
+mod units;
 mod verifiers;
 mod wal_records;
