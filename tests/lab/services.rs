@@ -12,24 +12,29 @@ struct Herd {
 
 const HOST: &str = "db1";
 const TOPOLOGY: &str = "/etc/pgherd/pgherd.yml";
+const TUNE: &str = "tune: {memory: 256 MiB}";
+const A: &str = "a: {host: db1, port: 5441, data-directory: /var/lib/pgherd/inventory-a, prefer: primary}";
+const B: &str = "b: {host: db1, port: 5442, data-directory: /var/lib/pgherd/inventory-b}";
 
 impl Herd {
     fn up() -> Option<Self> {
         let lab = Lab::up(&[HOST])?;
         let (major, bin) = newest_server();
+        let herd = Self { lab, bin };
+        let postgres = format!("{{version: {major}, bin-directory: {}, service: systemd, {TUNE}}}", herd.bin);
+        herd.declare(&postgres, &format!("{A}\n      {B}\n    backups: {{repository: main}}"));
+        Some(herd)
+    }
+
+    /// Writes the topology.
+    fn declare(&self, postgres: &str, nodes: &str) {
         let topology = format!(
             "pgherd: 1\nherd: shop\nregions: {{here: {{hosts: {{{HOST}: local}}}}}}\n\
              repositories: {{main: {{url: \"file:///var/lib/pgherd/repository\"}}}}\n\
-             clusters:\n  inventory:\n    \
-             postgres: {{version: {major}, bin-directory: {bin}, service: systemd, tune: {{memory: 256 MiB}}}}\n    \
-             nodes:\n      \
-             a: {{host: {HOST}, port: 5441, data-directory: /var/lib/pgherd/inventory-a, prefer: primary}}\n      \
-             b: {{host: {HOST}, port: 5442, data-directory: /var/lib/pgherd/inventory-b}}\n    \
-             backups: {{repository: main}}\n"
+             clusters:\n  inventory:\n    postgres: {postgres}\n    nodes:\n      {nodes}\n"
         );
         let write = format!("mkdir -p /etc/pgherd && printf '%s' '{topology}' > {TOPOLOGY}");
-        lab.prints(HOST, &["sh", "-c", &write]);
-        Some(Self { lab, bin })
+        self.lab.prints(HOST, &["sh", "-c", &write]);
     }
 
     fn pgherd(&self, args: &[&str]) -> std::process::Output {
@@ -60,7 +65,11 @@ impl Herd {
 
     /// The process that the unit says is the node's, which must be what the node itself says.
     fn postmaster(&self, node: &str) -> String {
-        let pid = self.systemctl(&["show", "--property=MainPID", "--value", &unit(node)]);
+        self.postmaster_of(&unit(node), node)
+    }
+
+    fn postmaster_of(&self, unit: &str, node: &str) -> String {
+        let pid = self.systemctl(&["show", "--property=MainPID", "--value", unit]);
         let file = format!("/var/lib/pgherd/inventory-{node}/postmaster.pid");
         assert_eq!(self.lab.prints(HOST, &["head", "-n", "1", &file]), pid);
         pid
@@ -147,4 +156,41 @@ fn a_primary_whose_standby_was_promoted_is_not_started_by_its_unit() {
     let refused = "cannot start inventory-a as a primary: inventory-b is primary";
     assert!(eventually(|| journal().contains(refused)), "{}", journal());
     assert_eq!(herd.sql("a", "SELECT 1"), None);
+}
+
+#[test]
+fn a_debian_cluster_is_started_and_stopped_through_its_own_wrapper() {
+    let Some(lab) = Lab::up(&[HOST]) else { return };
+    assert!(Path::new("/usr/bin/pg_ctlcluster").exists(), "there is no pg_ctlcluster: scripts/setup --test");
+    let versions = lab.prints(HOST, &["sh", "-c", "ls /usr/lib/postgresql"]);
+    let major = versions.lines().last().expect("Debian's own server").to_owned();
+    let herd = Herd { lab, bin: format!("/usr/lib/postgresql/{major}/bin") };
+    herd.declare(&format!("{{version: {major}, {TUNE}}}"), A);
+    herd.done(&["apply", "--yes"]);
+
+    // What pg_createcluster would have written for this directory.
+    let data = "/var/lib/pgherd/inventory-a";
+    let stop = format!(
+        "setpriv --reuid=postgres --regid=postgres --clear-groups {}/pg_ctl stop -D {data}",
+        herd.bin
+    );
+    let configuration = format!("/etc/postgresql/{major}/inventory");
+    let lines = format!(
+        "data_directory = '\\''{data}'\\''\nhba_file = '\\''{data}/pg_hba.conf'\\''\n\
+         ident_file = '\\''{data}/pg_ident.conf'\\''\ninclude '\\''{data}/postgresql.conf'\\''\n"
+    );
+    let make = format!(
+        "{stop} && mkdir -p {configuration} && printf '%s' '{lines}' > {configuration}/postgresql.conf && \
+         echo auto > {configuration}/start.conf && chown -R postgres: /etc/postgresql/{major}"
+    );
+    herd.lab.prints(HOST, &["sh", "-c", &make]);
+    herd.declare(&format!("{{version: {major}, service: debian, {TUNE}}}"), A);
+    herd.done(&["apply", "--yes"]);
+    let unit = format!("postgresql@{major}-inventory.service");
+    assert_eq!(herd.systemctl(&["is-active", &unit]), "active");
+    herd.postmaster_of(&unit, "a");
+    herd.done(&["plan", "--detailed-exitcode"]);
+
+    herd.done(&["destroy", "inventory", "--confirm", "inventory"]);
+    assert_eq!(herd.systemctl(&["is-active", &unit]), "inactive");
 }
