@@ -1139,6 +1139,7 @@ mod tests {
             objectives: BTreeMap::new(),
             backups: None,
             drills: None,
+            hosts: Vec::new(),
         }
     }
 

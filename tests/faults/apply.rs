@@ -505,8 +505,8 @@ async fn run_apply(
 
 async fn run_destroy(context: &Context) -> Result<(OperationId, Outcome), Error> {
     let looking = Context { gate: gate::open(), ..context.clone() };
-    let removal = destroy::plan(&looking, CLUSTER, None).await?;
-    destroy::run(context, removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
+    let removal = destroy::plan(&looking, &[], CLUSTER, None).await?;
+    destroy::run(context, &[], removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
 }
 
 impl Scene<'_> {
@@ -557,6 +557,9 @@ impl Scene<'_> {
             ran.refused = true;
             if first.is_ok() {
                 return Err(self.told(&ran, "no journal and no error", &story));
+            }
+            if ran.missed {
+                return Err(self.told(&ran, "it was refused, and nothing had befallen it", &story));
             }
             self.same_as_before(initial).await.map_err(|wrong| self.told(&ran, &wrong, &story))?;
             return Ok(ran);

@@ -326,6 +326,7 @@ regions: {{here: {{hosts: {{local: local}}}}}}
             database: alias.to_owned(),
             password: Some(Secret::new(PASSWORD)),
             session: Session::Plain,
+            tunnel: None,
         };
         doors.connector.connect(&login).await
     }

@@ -33,6 +33,8 @@ mod restore;
 mod secrets;
 mod server;
 mod settings;
+mod ssh;
+mod sshd;
 mod status;
 mod trust;
 mod units;

@@ -26,7 +26,7 @@ use crate::ops::roles::{self, Lead};
 use crate::repo::primary::PrimaryRecord;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
-use crate::topology::places::Places;
+use crate::topology::places::{NodePlaces, Places};
 use crate::units::ByteCount;
 
 /// The format of a saved plan.
@@ -36,6 +36,7 @@ pub const FORMAT: u32 = 1;
 #[derive(Debug)]
 pub struct Situation<'a> {
     pub cluster: &'a Cluster,
+    /// Those of this machine.
     pub places: &'a Places,
     pub fixed: &'a Fixed,
     pub observed: &'a ClusterObserved,
@@ -47,6 +48,18 @@ pub struct Situation<'a> {
     pub poolers: &'a BTreeMap<String, PoolerDrift>,
     /// `None` where the cluster declares no backups.
     pub archive: Option<&'a ArchiveSeen>,
+}
+
+impl Situation<'_> {
+    /// Returns the places on a host.
+    pub fn places_on(&self, host: &str) -> Places {
+        self.places.on(self.cluster.reach(host))
+    }
+
+    /// Returns the places of a node.
+    pub fn node_places(&self, node: &Node) -> NodePlaces {
+        self.places_on(&node.host).node(&self.cluster.full_name(&node.name))
+    }
 }
 
 /// What WAL archiving needs beside the servers, as it was seen.
@@ -514,7 +527,7 @@ fn moved_port(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Op
 fn socket_obstacle(situation: &Situation<'_>, node: &Node) -> Option<Error> {
     const LONGEST: usize = 107;
     let name = situation.cluster.full_name(&node.name);
-    let socket = situation.places.node(&name).socket.join(format!(".s.PGSQL.{}", node.port));
+    let socket = situation.node_places(node).socket.join(format!(".s.PGSQL.{}", node.port));
     let length = socket.as_os_str().len();
     (length > LONGEST).then(|| {
         Error::usage(format!("the path of the Unix socket of {name} is too long"))

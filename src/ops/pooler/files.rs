@@ -4,7 +4,7 @@
 //! Pure: who may serve a pool is decided here, from facts that are handed in. Knows no process and no console.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -330,7 +330,7 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         PoolMode::Statement => "statement",
     };
     let mut settings = vec![
-        ("listen_addr", declared.listen.to_string()),
+        ("listen_addr", listen_addresses(declared.listen)),
         ("listen_port", poolers.port.to_string()),
         ("unix_socket_dir", path(paths.directory())),
         ("unix_socket_mode", "0700".to_owned()),
@@ -366,16 +366,27 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// Its own machine reaches it at the loopback address, everybody else at the host's.
+fn listen_addresses(listen: IpAddr) -> String {
+    if listen == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        listen.to_string()
+    } else {
+        format!("{},{listen}", Ipv4Addr::LOCALHOST)
+    }
+}
+
 /// Lets each role through its pools and no other; the console needs no line.
 fn access(declared: &Declared<'_>, poolers: &Poolers) -> String {
-    let everywhere = if declared.listen.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    let everywhere: &[&str] = if declared.listen.is_ipv4() { &["0.0.0.0/0"] } else { &["0.0.0.0/0", "::/0"] };
     let doubled = |name: &str| name.replace('"', "\"\"");
     let mut lines = String::new();
     for role in clients(declared.cluster) {
         for pool in poolers.pools.iter().filter(|pool| role.pools.contains(&pool.name.as_str())) {
             for database in &declared.cluster.databases {
                 let (alias, role) = (doubled(&pool.alias(database)), doubled(role.name));
-                lines.push_str(&format!("host \"{alias}\" \"{role}\" {everywhere} scram-sha-256\n"));
+                for from in everywhere {
+                    lines.push_str(&format!("host \"{alias}\" \"{role}\" {from} scram-sha-256\n"));
+                }
             }
         }
     }
@@ -534,6 +545,7 @@ pub(super) mod tests {
             objectives: BTreeMap::new(),
             backups: None,
             drills: None,
+            hosts: Vec::new(),
         }
     }
 
