@@ -44,7 +44,7 @@ impl UnitState {
         match self {
             Self::Active => false,
             Self::Ended => true,
-            Self::Restarting(count) => count >= 3,
+            Self::Restarting(count) => count >= 5,
         }
     }
 }
