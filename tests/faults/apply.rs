@@ -427,6 +427,9 @@ impl Bench {
         };
         let ended = scene.play(&initial).await;
         self.fresh_for = ended.as_ref().ok().filter(|ran| ran.refused).map(|_| case.kind);
+        if self.fresh_for.is_some() {
+            self.site.end_planners_lock();
+        }
         ended
             .map(|ran| Ran { took: begun.elapsed(), ..ran })
             .map_err(|wrong| format!("{case}: {wrong}\n{}", self.site.evidence()))
