@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, init, man, node, operation, plan, restore,
-    schema, status, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, guard, init, man, node, operation, plan,
+    restore, schema, status, validate, wal,
 };
 use crate::ui::exit;
 
@@ -40,6 +40,7 @@ pub enum Command {
     Wal(wal::WalArgs),
     Drill(drill::DrillArgs),
     Destroy(destroy::DestroyArgs),
+    Guard(guard::GuardArgs),
     Operation(operation::OperationArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),

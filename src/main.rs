@@ -67,6 +67,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Wal(args) => commands::wal::run(args, app),
         Command::Drill(args) => commands::drill::run(args, app),
         Command::Node(args) => commands::node::run(args, app),
+        Command::Guard(args) => commands::guard::run(args, app),
         Command::Destroy(args) => commands::destroy::run(args, app),
         Command::Completions(args) => commands::completions::run(args, Cli::command(), app),
         Command::Man(args) => commands::man::run(args, Cli::command(), app),

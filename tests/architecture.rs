@@ -47,6 +47,7 @@ const SHARED_BY_OPS: &[&str] = &[
     "pooler",
     "provision",
     "roles",
+    "service",
 ];
 
 /// Folders of `ops/` that are made of the other rooms, as the files directly in `ops/` are.

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod destroy;
 pub mod drill;
+pub mod guard;
 pub mod in_place;
 pub mod init;
 pub mod man;

@@ -25,6 +25,7 @@ use crate::ops::roles::{self, Lead};
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
     BackupSource, Backups, Cluster, Host, Node, PoolMode, Poolers, Postgres, Promote, Reach, Repository,
+    Service,
 };
 use crate::topology::places::Places;
 
@@ -417,6 +418,8 @@ fn as_cluster(input: &Input) -> Cluster {
             os_user: first
                 .map(|profile| profile.os_user.clone())
                 .or_else(|| input.poolers.first().map(|pooler| pooler.os_user.clone())),
+            // What is found on a host decides who stops its servers.
+            service: Service::default(),
             tune_memory: None,
             settings: BTreeMap::new(),
         },

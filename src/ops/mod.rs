@@ -1,6 +1,6 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `binary`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `objects` and `pooler` are what the other rooms are built of.
+//! `binary`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and `pooler` are what the other rooms are built of.
 
 pub mod apply;
 pub mod backup;
@@ -9,6 +9,7 @@ pub mod cluster_lock;
 pub mod context;
 pub mod destroy;
 pub mod drill;
+pub mod guard;
 pub mod in_place;
 pub mod kept;
 pub mod node;
@@ -21,5 +22,6 @@ pub mod present;
 pub mod provision;
 pub mod restore;
 pub mod roles;
+pub mod service;
 pub mod status;
 pub mod wal;

@@ -1120,6 +1120,7 @@ mod tests {
                 version: 14,
                 bin_directory: None,
                 os_user: None,
+                service: crate::topology::model::Service::PgCtl,
                 tune_memory: None,
                 settings: BTreeMap::new(),
             },

@@ -21,6 +21,7 @@ use crate::host::programs::{self, Programs};
 use crate::host::sockets;
 use crate::host::ssh::{SshHost, Target};
 use crate::host::{Command, DiskSpace, Host, HostError};
+use crate::ops::service::{self, UnitSeen};
 use crate::pg::control_file::ControlFile;
 use crate::topology::claim::{self, Marker, Profile};
 use crate::topology::declared;
@@ -286,6 +287,7 @@ pub struct Files {
     pub auto_conf: String,
     /// The node's profile, which is not in its data directory.
     pub profile: Option<String>,
+    pub unit: UnitSeen,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -361,8 +363,11 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             observe_server(doors, cluster, node, &places),
         );
         let ours = matches!(marker, Claim::Ours(_)) && matches!(directory, Directory::Cluster { .. });
-        let files =
-            if depth == Depth::Files && ours { observe_files(host, node, &places).await.ok() } else { None };
+        let files = if depth == Depth::Files && ours {
+            observe_files(host, &cluster.full_name(&node.name), node, &places).await.ok()
+        } else {
+            None
+        };
         NodeObserved {
             node: node.name.clone(),
             marker,
@@ -485,13 +490,18 @@ pub async fn read_control_file(
     })
 }
 
-async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Result<Files, HostError> {
+async fn observe_files(
+    host: &dyn Host,
+    name: &str,
+    node: &Node,
+    places: &NodePlaces,
+) -> Result<Files, HostError> {
     let read = |path: PathBuf| async move {
         let bytes = host.read(&path).await?;
         Ok::<_, HostError>(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     };
     let text = |name: &'static str| read(node.data_directory.join(name));
-    let (profile, shared, own, conf, hba, ident, auto) = futures_util::join!(
+    let (profile, shared, own, conf, hba, ident, auto, unit) = futures_util::join!(
         read(places.profile.clone()),
         text(declared::SHARED_FILE),
         text(declared::NODE_FILE),
@@ -499,6 +509,7 @@ async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Res
         text("pg_hba.conf"),
         text("pg_ident.conf"),
         text("postgresql.auto.conf"),
+        service::look_at_unit(host, name),
     );
     Ok(Files {
         shared: shared?,
@@ -508,6 +519,7 @@ async fn observe_files(host: &dyn Host, node: &Node, places: &NodePlaces) -> Res
         pg_ident: ident?.unwrap_or_default(),
         auto_conf: auto?.unwrap_or_default(),
         profile: profile?,
+        unit: unit?,
     })
 }
 

@@ -14,12 +14,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{Command, Host, HostError, LineSink, RunAs};
 use crate::ops::observe::{self, Doors};
+use crate::ops::service::{self, Manager};
 use crate::pg::control_file::ControlFile;
 use crate::pg::system::SystemIdentifier;
 use crate::topology::claim::{self, Archive, Marker, Profile, Replaced};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
+use crate::topology::unit::{self, Peers};
 use crate::units::ByteCount;
 
 /// How long a server may take to start: crash recovery replays what a checkpoint interval has written.
@@ -76,6 +78,11 @@ impl Site<'_> {
 
     fn directory(&self) -> &Path {
         &self.node.data_directory
+    }
+
+    /// Returns its server as the host's service managers know it; `name` is the node's in the herd.
+    pub fn server<'b>(&'b self, name: &'b str) -> service::Server<'b> {
+        service::Server { host: self.host(), node: name, data_directory: self.directory() }
     }
 }
 
@@ -368,24 +375,94 @@ pub async fn control_file(site: &Site<'_>) -> Result<ControlFile> {
 /// # Errors
 /// With the last lines of the server's log if it does not come up.
 pub async fn start(site: &Site<'_>) -> Result<()> {
+    let manager = manager(site).await?;
     if observe::postmaster(site.host(), site.directory()).await?.is_none() {
-        let log = site.places().log.join("startup.log").display().to_string();
-        let seconds = START.as_secs().to_string();
-        let directory = site.directory().display().to_string();
-        let command = Command::new(site.programs.path("pg_ctl"))
-            .args(["start", "-D", directory.as_str(), "-l", log.as_str(), "-w", "-t", seconds.as_str(), "-s"])
-            .timeout(START + Duration::from_secs(5));
+        let command =
+            manager.start().unwrap_or_else(|| pg_ctl_start(site)).timeout(START + Duration::from_secs(5));
         let deadline = Instant::now() + RELEASE;
         while let Err(error) = site.host().run(&command).await {
             if Instant::now() >= deadline || !lock_file_is_left(site).await? {
-                let lines = last_log_lines(site).await;
+                let lines = last_words(site, &manager).await;
                 let failed = could_not("start", site, error);
                 return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
             }
             sleep(PAUSE).await;
         }
     }
-    wait_until_it_answers(site).await
+    wait_until_it_answers(site, &manager).await
+}
+
+fn pg_ctl_start(site: &Site<'_>) -> Command {
+    let log = site.places().log.join("startup.log").display().to_string();
+    let seconds = START.as_secs().to_string();
+    let directory = site.directory().display().to_string();
+    Command::new(site.programs.path("pg_ctl")).args([
+        "start",
+        "-D",
+        directory.as_str(),
+        "-l",
+        log.as_str(),
+        "-w",
+        "-t",
+        seconds.as_str(),
+        "-s",
+    ])
+}
+
+async fn manager(site: &Site<'_>) -> Result<Manager> {
+    let name = site.name();
+    service::manager(site.server(&name))
+        .await
+        .map_err(|error| could_not("find out who starts and stops", site, error))
+}
+
+/// Tells whether a server that was told to start has ended, and nobody will start it again.
+async fn has_given_up(site: &Site<'_>, manager: &Manager) -> Result<bool> {
+    match manager {
+        Manager::Systemd(unit) => {
+            let state = service::unit_state(site.host(), unit).await;
+            Ok(state.map_err(|error| could_not("ask after the unit of", site, error))?.has_given_up())
+        }
+        Manager::PgCtl | Manager::Debian { .. } => {
+            Ok(observe::postmaster(site.host(), site.directory()).await?.is_none())
+        }
+    }
+}
+
+/// Renders the unit that the node should have, by its profile.
+///
+/// # Errors
+/// When there is no profile that can be read.
+pub async fn wanted_unit(site: &Site<'_>) -> Result<String> {
+    let places = site.places();
+    let bytes = site.host().read(&places.profile).await;
+    let profile: Profile = bytes
+        .map_err(|error| could_not("read the profile of", site, error))?
+        .and_then(|bytes| claim::read(&bytes).ok())
+        .ok_or_else(|| Error::failed(format!("cannot read the profile of {}", site.name())))?;
+    // A profile that a later step writes anew says where the archive is.
+    let profile = Profile { archive: Archive::of(site.cluster), ..profile };
+    unit::render(&profile, &places, Peers::of(site.cluster))
+}
+
+/// Tells whether the node's unit is there as it should be, and starts with its host.
+///
+/// # Errors
+/// As [`wanted_unit`], and when the host cannot tell.
+pub async fn has_unit(site: &Site<'_>) -> Result<bool> {
+    let wanted = wanted_unit(site).await?;
+    let seen = service::look_at_unit(site.host(), &site.name()).await;
+    let seen = seen.map_err(|error| could_not("look at the unit of", site, error))?;
+    Ok(seen.enabled && seen.text == Some(wanted))
+}
+
+/// What the server has said last, and its unit, which knows of a guard or a start that never came to a log.
+async fn last_words(site: &Site<'_>, manager: &Manager) -> Vec<String> {
+    let mut lines = last_log_lines(site).await;
+    if let Manager::Systemd(unit) = manager {
+        lines.extend(service::last_journal_lines(site.host(), unit).await);
+    }
+    lines
 }
 
 /// A postmaster that was killed can hold its lock file and its shared memory until the last of its processes has gone, and no other
@@ -399,18 +476,17 @@ async fn lock_file_is_left(site: &Site<'_>) -> Result<bool> {
     Ok(found.is_some())
 }
 
-async fn wait_until_it_answers(site: &Site<'_>) -> Result<()> {
+async fn wait_until_it_answers(site: &Site<'_>, manager: &Manager) -> Result<()> {
     let deadline = Instant::now() + START;
     loop {
         let error = match site.connect().await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        let gone = matches!(error, DbError::NotListening { .. })
-            && observe::postmaster(site.host(), site.directory()).await?.is_none();
+        let gone = matches!(error, DbError::NotListening { .. }) && has_given_up(site, manager).await?;
         if gone || Instant::now() >= deadline {
             return Err(Error::failed(format!("{} does not answer after its start", site.name()))
-                .detail(last_log_lines(site).await.join("\n"))
+                .detail(last_words(site, manager).await.join("\n"))
                 .hint(format!("Its log is in {}.", site.places().log.display()))
                 .source(error));
         }
@@ -448,22 +524,35 @@ pub async fn last_log_lines(site: &Site<'_>) -> Vec<String> {
 /// # Errors
 /// When it still runs after [`STOP`].
 pub async fn stop(site: &Site<'_>) -> Result<()> {
-    if observe::postmaster(site.host(), site.directory()).await?.is_none() {
+    let manager = manager(site).await?;
+    let runs = observe::postmaster(site.host(), site.directory()).await?.is_some();
+    // A unit whose server is down may be about to start it again.
+    if !runs && !matches!(manager, Manager::Systemd(_)) {
         return Ok(());
     }
+    let by_manager = manager.stop().map(|command| command.timeout(STOP + Duration::from_secs(5)));
+    let commands = by_manager.into_iter().chain([pg_ctl_stop(site)]);
+    for command in commands {
+        let ended = site.host().run(&command).await;
+        match (ended, observe::postmaster(site.host(), site.directory()).await?) {
+            // It may have ended by itself between the look and the command.
+            (_, None) => return Ok(()),
+            // Somebody has started it behind its unit.
+            (Ok(_), Some(_)) => {}
+            (Err(error), Some(_)) => return Err(could_not("stop", site, error)),
+        }
+    }
+    Err(Error::failed(format!("could not stop {}", site.name()))
+        .detail("Something starts it again.")
+        .hint(format!("Look who does: {}.", site.directory().join("postmaster.pid").display())))
+}
+
+fn pg_ctl_stop(site: &Site<'_>) -> Command {
     let directory = site.directory().display().to_string();
     let seconds = STOP.as_secs().to_string();
-    let command = Command::new(site.programs.path("pg_ctl"))
+    Command::new(site.programs.path("pg_ctl"))
         .args(["stop", "-D", directory.as_str(), "-m", "fast", "-w", "-t", seconds.as_str(), "-s"])
-        .timeout(STOP + Duration::from_secs(5));
-    match site.host().run(&command).await {
-        Ok(_) => Ok(()),
-        // It may have ended by itself between the look and the command.
-        Err(error) => match observe::postmaster(site.host(), site.directory()).await? {
-            None => Ok(()),
-            Some(_) => Err(could_not("stop", site, error)),
-        },
-    }
+        .timeout(STOP + Duration::from_secs(5))
 }
 
 /// Stops a node that this operation made.
@@ -529,6 +618,9 @@ async fn give_back(site: &Site<'_>, marker: Marker, replaced: Replaced) -> Resul
 /// When the host cannot.
 pub async fn remove(site: &Site<'_>, keep_directory: bool) -> Result<()> {
     let places = site.places();
+    service::remove_unit(site.server(&site.name()))
+        .await
+        .map_err(|error| could_not("remove the unit of", site, error))?;
     empty_directory(site).await?;
     if !keep_directory {
         remove_directory(site, site.directory()).await?;

@@ -11,7 +11,7 @@ use super::merge::{merge, without_none};
 use super::model::{
     Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
     PoolTarget, Poolers, Postgres, Promote, Reach, Repository, RestoreDrill, RestoreProof, Role, Schema,
-    SecretReference, Ssh, Synchronous,
+    SecretReference, Service, Ssh, Synchronous,
 };
 use super::problem::{Position, Report};
 use super::yaml::{Node as Tree, Value};
@@ -703,6 +703,7 @@ impl Checker<'_> {
             version: raw.version.as_ref()?.value.0,
             bin_directory: raw.bin_directory.as_ref().map(|directory| PathBuf::from(&directory.value)),
             os_user: raw.os_user.as_ref().map(|user| user.value.clone()),
+            service: raw.service.as_ref().map_or(Service::default(), |service| service.value),
             tune_memory,
             settings: settings.unwrap_or_default(),
         })

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::model::{BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference};
+use super::model::{
+    BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
+};
 use super::problem::{Position, Report, nearest};
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
 use crate::units::{ByteCount, UnitError, parse_duration};
@@ -466,6 +468,7 @@ pub(super) struct ThePrimary;
 
 words!(Via { "local" => Via::Local, "ssh" => Via::Ssh });
 words!(ThePrimary { "primary" => ThePrimary });
+words!(Service { "pg_ctl" => Service::PgCtl, "systemd" => Service::Systemd, "debian" => Service::Debian });
 words!(Promote { "automatic" => Promote::Automatic, "by-hand" => Promote::ByHand });
 words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode::Session, "statement" => PoolMode::Statement });
 words!(BackupSource { "standby" => BackupSource::Standby, "primary" => BackupSource::Primary });

@@ -19,6 +19,7 @@ pub mod render;
 pub mod schema;
 pub mod secrets;
 mod settings;
+pub mod unit;
 mod yaml;
 
 use std::path::{Path, PathBuf};

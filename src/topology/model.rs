@@ -128,11 +128,34 @@ pub struct Postgres {
     pub bin_directory: Option<PathBuf>,
     /// Owner of the data directories, if the file says so (else design.md §3 decides).
     pub os_user: Option<String>,
+    /// Who starts and stops the servers.
+    #[serde(default, skip_serializing_if = "Service::is_default")]
+    pub service: Service,
     /// Memory to tune one node for, if the file says so; else the host's memory is shared by the nodes on it.
     pub tune_memory: Option<ByteCount>,
     /// Server settings by name, with PostgreSQL's own spelling; they win over what tuning derives.
     /// A value is what stands in postgresql.conf, unquoted: `60`, `4MB`, `on`, `pg_stat_statements`.
     pub settings: BTreeMap<String, String>,
+}
+
+/// Who starts and stops the servers of a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Service {
+    /// pgherd itself, with pg_ctl; nothing starts them when their host boots.
+    #[default]
+    PgCtl,
+    /// A unit of systemd for each node.
+    Systemd,
+    /// Debian's wrapper pg_ctlcluster.
+    Debian,
+}
+
+impl Service {
+    /// Tells whether a file need not say it; journals from before it was a key do not.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

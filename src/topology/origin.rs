@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolMode, PoolTarget, Promote, Repository, RestoreProof,
-    SecretReference,
+    SecretReference, Service,
 };
 use super::problem::{Position, Problems};
 use super::yaml::Node;
@@ -184,6 +184,14 @@ impl List<'_> {
         self.add(
             &["postgres", "os-user"],
             postgres.os_user.as_deref().unwrap_or("owner of the data directory, else postgres or the caller"),
+        );
+        self.add(
+            &["postgres", "service"],
+            match postgres.service {
+                Service::PgCtl => "pg_ctl",
+                Service::Systemd => "systemd",
+                Service::Debian => "debian",
+            },
         );
         self.add(
             &["postgres", "tune", "memory"],

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use super::decode::{Address, Count, Major, Named, Port, SettingText, Spanned, Text, ThePrimary, record};
-use super::model::{BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference};
+use super::model::{
+    BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
+};
 use crate::units::ByteCount;
 
 record! {
@@ -117,6 +119,8 @@ record! {
         bin_directory: Text = "bin-directory",
         /// Owner of the data directories.
         os_user: Text = "os-user",
+        /// Who starts and stops the servers: "pg_ctl" (the default), "systemd", or "debian" for clusters of pg_createcluster.
+        service: Service = "service",
         /// What the settings are derived from.
         tune: Tune = "tune",
         /// Server settings in PostgreSQL's own spelling; they win over what is derived.

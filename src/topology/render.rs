@@ -15,12 +15,15 @@ pub enum Template {
     PgbouncerIni,
     /// The first topology file: [`FirstTopology`].
     FirstTopology,
+    /// The systemd unit of a node, made by [`super::unit`].
+    NodeUnit,
 }
 
 impl Template {
     fn source(self) -> (&'static str, &'static str) {
         match self {
             Self::PgbouncerIni => ("pgbouncer.ini", include_str!("../../templates/pgbouncer.ini.j2")),
+            Self::NodeUnit => ("postgresql.service", include_str!("../../templates/postgresql.service.j2")),
             Self::FirstTopology => ("pgherd.yml", include_str!("../../templates/pgherd.yml.j2")),
         }
     }
@@ -84,6 +87,9 @@ pub fn render<T: Serialize>(template: Template, context: &T) -> Result<String> {
     syntax.trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true);
     environment.set_syntax(syntax.build().expect("these are the usual delimiters"));
     environment.add_filter("yaml", yaml);
+    environment.add_filter("unit_path", unit_path);
+    environment.add_filter("unit_word", unit_word);
+    environment.add_filter("unit_argument", unit_argument);
     environment
         .render_named_str(name, source, minijinja::value::Serde(context))
         .map_err(|error| Error::failed(format!("could not render {name}")).source(error))
@@ -94,6 +100,26 @@ fn yaml(value: &str) -> String {
     let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:".contains(&b));
     let plain = plain && !value.ends_with(':');
     if plain { value.to_owned() } else { serde_json::Value::from(value).to_string() }
+}
+
+/// Has a path stand for itself in a setting of a unit that is a path: only `%` means something there (systemd.unit(5), "Specifiers").
+pub(super) fn unit_path(path: &str) -> String {
+    path.replace('%', "%%")
+}
+
+/// Has a word stand for itself in a setting of a unit that is a list of words (systemd.syntax(7), "Quoting").
+pub(super) fn unit_word(word: &str) -> String {
+    let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:,+@".contains(&b));
+    if plain && !word.is_empty() {
+        return word.to_owned();
+    }
+    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", unit_path(&escaped))
+}
+
+/// Has a word stand for itself in a command line of a unit, where `$` means something too (systemd.service(5), "Command lines").
+pub(super) fn unit_argument(word: &str) -> String {
+    unit_word(&word.replace('$', "$$"))
 }
 
 #[cfg(test)]

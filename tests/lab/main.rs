@@ -1,6 +1,7 @@
 //! Several hosts on one machine, with real faults between them and on them.
 //!
-//! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays.
+//! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays;
+//! [`services`] that systemd starts nodes in it.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,3 +12,4 @@
 mod faults;
 mod lab;
 mod removal;
+mod services;

@@ -37,5 +37,6 @@ mod ssh;
 mod sshd;
 mod status;
 mod trust;
+mod units;
 mod verifiers;
 mod wal_records;

@@ -8,7 +8,7 @@ use pgherd::gate::{self, Blocked, BoxFuture, Gate};
 use pgherd::ops::objects::{Change, ObjectsObserved, ToPrimary, apply, notes, observe, plan};
 use pgherd::pg::scram::{DEFAULT_ITERATIONS, Verifier};
 use pgherd::secret::Secret;
-use pgherd::topology::model::{Cluster, Postgres, Role, Schema, SecretReference};
+use pgherd::topology::model::{Cluster, Postgres, Role, Schema, SecretReference, Service};
 
 use crate::server::{Installation, Server, installations, newest};
 
@@ -33,6 +33,7 @@ fn reporting(major: u32) -> Cluster {
             version: major,
             bin_directory: None,
             os_user: None,
+            service: Service::PgCtl,
             tune_memory: None,
             settings: BTreeMap::new(),
         },

@@ -20,6 +20,8 @@ pub enum Evidence {
     Recorded { term: u64 },
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
+    /// The unit of the node is there and enabled.
+    UnitThere {},
     /// The server answers.
     Answers { system_identifier: SystemIdentifier },
     /// The logins are as the password files say.

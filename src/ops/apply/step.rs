@@ -13,6 +13,7 @@ use crate::ops::objects::{self, ToPrimary};
 use crate::ops::observe::{self, Claim};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::provision::{self, Site};
+use crate::ops::service;
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::Node;
 use crate::units::ByteCount;
@@ -26,6 +27,7 @@ impl Step for ApplyStep {
             Self::Install { version, .. } => format!("install pgherd {version}"),
             Self::Repository { name, .. } => format!("repository {name}"),
             Self::Initdb { node } => format!("initdb {node}"),
+            Self::Unit { node, .. } => format!("unit of {node}"),
             Self::Start { node } => format!("start {node}"),
             Self::Logins { .. } => {
                 format!("roles {} and {}", declared::REPLICATION_ROLE, declared::PROBE_ROLE)
@@ -50,6 +52,7 @@ impl Step for ApplyStep {
             Self::Install { .. }
             | Self::Repository { .. }
             | Self::Initdb { .. }
+            | Self::Unit { .. }
             | Self::Start { .. }
             | Self::Slot { .. }
             | Self::Clone { .. }
@@ -78,6 +81,7 @@ impl Step for ApplyStep {
             Self::Install { .. }
             | Self::Repository { .. }
             | Self::Initdb { .. }
+            | Self::Unit { .. }
             | Self::Logins { .. }
             | Self::Slot { .. }
             | Self::Objects { .. }
@@ -100,6 +104,7 @@ impl Step for ApplyStep {
             | Self::Archive { .. }
             | Self::Record { .. }
             | Self::Initdb { .. }
+            | Self::Unit { .. }
             | Self::Start { .. }
             | Self::Logins { .. }
             | Self::Slot { .. }
@@ -123,6 +128,13 @@ impl Step for ApplyStep {
             // Both are idempotent; what was shown before the crash is shown again.
             Self::Repository { .. } | Self::Archive { .. } | Self::Record { .. } => Found::NotDone,
             Self::Initdb { node } | Self::Clone { node, .. } => made(&world.site(node)?).await?,
+            Self::Unit { node, .. } => {
+                if provision::has_unit(&world.site(node)?).await? {
+                    Found::Done(Evidence::UnitThere {})
+                } else {
+                    Found::NotDone
+                }
+            }
             Self::Start { node } => answers(&world.site(node)?).await?,
             Self::Logins { nodes } => match logins::look(world, nodes).await? {
                 logins::Look::Right => Found::Done(Evidence::LoginsSet {}),
@@ -182,6 +194,12 @@ impl Step for ApplyStep {
                 // No standby is there to wait for yet.
                 let wish = wish(world, site.node, None, String::new());
                 Evidence::Made { system_identifier: provision::initdb(&site, &wish).await? }
+            }
+            Self::Unit { node, before } => {
+                let site = world.site(node)?;
+                let wanted = provision::wanted_unit(&site).await?;
+                service::install_unit(site.server(&site.name()), &wanted, before.as_deref()).await?;
+                Evidence::UnitThere {}
             }
             Self::Start { node } => {
                 let site = world.site(node)?;
@@ -254,6 +272,10 @@ impl Step for ApplyStep {
                 provision::remove_made(&site).await?;
             }
             Self::Clone { node, .. } => provision::remove_made(&world.site(node)?).await?,
+            Self::Unit { node, before } => {
+                let site = world.site(node)?;
+                service::restore_unit(site.server(&site.name()), before.as_deref()).await?;
+            }
             Self::Start { node } | Self::Follow { node, .. } => provision::stop(&world.site(node)?).await?,
             Self::Slot { on, slot } => drop_slot(&world.site(on)?, slot).await?,
             Self::Configure { node, files, resets, activation, expect } => {

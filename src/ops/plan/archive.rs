@@ -123,6 +123,7 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
                 || files.iter().any(touched)
         }
         ApplyStep::Initdb { .. }
+        | ApplyStep::Unit { .. }
         | ApplyStep::Start { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::archive;
+use crate::ops::plan::service;
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
 use crate::ops::plan::{
@@ -57,6 +58,7 @@ pub(super) fn plan(
     }
 
     archive::prepare(situation, plan);
+    plan.stages.push(service::units(situation));
     let primary_step = settings::configure(situation, primary, lead, &wanted);
     start_primary(situation, primary, lead, primary_step.as_ref(), plan);
     logins(situation, plan);
@@ -116,6 +118,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Archive { .. }
         | ApplyStep::Record { .. }
         | ApplyStep::Initdb { .. }
+        | ApplyStep::Unit { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }
         | ApplyStep::Objects { .. }

@@ -4,6 +4,7 @@
 
 mod archive;
 mod change;
+mod service;
 mod settings;
 pub mod step;
 #[cfg(test)]
@@ -281,6 +282,7 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         "remove it (nobody has used it)",
         ApplyStep::Initdb { node: primary.name.clone() },
     )]);
+    plan.stages.push(service::new_units(situation, &[primary]));
     plan.stages.push(vec![step(
         Sign::Create,
         name(primary),
@@ -379,6 +381,7 @@ fn add_standbys(situation: &Situation<'_>, primary: &Node, standbys: &[&Node], p
         undo: "remove it (nobody has used it)".to_owned(),
         step: ApplyStep::Clone { node: node.name.clone(), from: primary.name.clone() },
     }));
+    plan.stages.push(service::new_units(situation, standbys));
     plan.stages.push(stage(&|node| PlannedStep {
         sign: Sign::Create,
         subject: cluster.full_name(&node.name),
@@ -467,6 +470,7 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
         found.extend(change::claim_obstacle(cluster, node, seen));
         found.extend(socket_obstacle(situation, node));
         found.extend(moved_port(situation, node, seen));
+        found.extend(service::obstacle(situation, node, seen));
         if let Server::Foreign { what } = &seen.server {
             found.push(
                 Error::refused(format!("cannot use port {} for {name}: {what}", node.port))

@@ -32,6 +32,8 @@ pub enum ApplyStep {
     },
     /// Make the data directory of the first primary, with its files.
     Initdb { node: String },
+    /// The systemd unit of a node, which starts it with its host; `before` is the text that was there.
+    Unit { node: String, before: Option<String> },
     /// Start a node that is not running and wait until it answers.
     Start { node: String },
     /// The replication and probe logins, and the password files that name them on `nodes`.

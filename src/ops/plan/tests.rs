@@ -17,6 +17,7 @@ use crate::ops::plan::{
     ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen, Situation,
     plan,
 };
+use crate::ops::service::UnitSeen;
 use crate::pg::control_file::ControlFile;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -26,8 +27,9 @@ use crate::repo::primary::PrimaryRecord;
 use crate::topology::claim::{self, Archive, FORMAT, Marker, Profile};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::load_text;
-use crate::topology::model::Cluster;
+use crate::topology::model::{Cluster, Service};
 use crate::topology::places::Places;
+use crate::topology::unit::{self, Peers};
 use crate::units::ByteCount;
 
 const CONTROL: &str = include_str!("../../../tests/data/pg_controldata/15-in-archive-recovery.txt");
@@ -124,6 +126,7 @@ impl World {
             pg_ident: declared::with_users("", &["postgres", "root"]),
             auto_conf: String::new(),
             profile: None,
+            unit: UnitSeen { text: None, enabled: false },
         });
         seen.server = Server::Up(Box::new(Running {
             facts: facts(primary),
@@ -329,6 +332,68 @@ fn birth_opens_to_clients_only_after_the_standbys_stream() {
     );
 }
 
+#[test]
+fn a_node_that_systemd_shall_start_has_its_unit_before_it_is_started() {
+    let mut world = World::unborn();
+    world.cluster.postgres.service = Service::Systemd;
+    let kinds = kinds(&world.plan().unwrap());
+    let at = |kind: &str| kinds.iter().position(|found| found == kind).unwrap();
+    assert!(at("initdb a") < at("unit a") && at("unit a") < at("start a"), "{kinds:?}");
+    for (node, clone) in [("b", "clone b from a"), ("c", "clone c from a")] {
+        let unit = at(&format!("unit {node}"));
+        assert!(at(clone) < unit && unit < at(&format!("{node} follows a")), "{kinds:?}");
+    }
+}
+
+#[test]
+fn a_unit_that_is_missing_changed_or_not_enabled_is_put_right_and_nobody_is_restarted() {
+    let mut world = World::running();
+    world.cluster.postgres.service = Service::Systemd;
+    for name in ["a", "b", "c"] {
+        let node = world.cluster.node(name).unwrap().clone();
+        let golden = include_bytes!("../../topology/testdata/profile-1.json");
+        let profile: Profile = claim::read(golden).unwrap();
+        let profile = Profile {
+            node: name.to_owned(),
+            port: node.port,
+            data_directory: node.data_directory,
+            archive: None,
+            ..profile
+        };
+        let places = world.places.node(&format!("inventory-{name}"));
+        let text = Some(unit::render(&profile, &places, Peers::Some).unwrap());
+        world.node(name).profile = Some(profile);
+        world.node(name).files.as_mut().unwrap().unit = UnitSeen { text, enabled: true };
+    }
+    assert!(world.plan().unwrap().is_empty(), "{:?}", lines(&world.plan().unwrap()));
+    world.node("a").files.as_mut().unwrap().unit.text = None;
+    world.node("b").files.as_mut().unwrap().unit.text.as_mut().unwrap().push_str("Nice=19\n");
+    world.node("c").files.as_mut().unwrap().unit.enabled = false;
+    let plan = world.plan().unwrap();
+    assert_eq!(kinds(&plan), ["unit a", "unit b", "unit c"]);
+    assert_eq!(
+        reasons(&plan),
+        [
+            "there is none: nothing starts the node with its host",
+            "it is not what pgherd writes",
+            "it is not enabled: nothing starts the node with its host"
+        ]
+    );
+    assert!(plan.restarts().is_empty());
+}
+
+#[test]
+fn refuses_to_make_a_cluster_that_debians_wrapper_would_not_know() {
+    let mut world = World::unborn();
+    world.cluster.postgres.service = Service::Debian;
+    let errors = world.plan().unwrap_err();
+    assert_eq!(errors[0].kind(), ErrorKind::Refused);
+    assert_eq!(errors[0].what(), "cannot make inventory-a as a Debian cluster");
+    let mut running = World::running();
+    running.cluster.postgres.service = Service::Debian;
+    assert!(running.plan().unwrap().is_empty());
+}
+
 fn kinds(plan: &ClusterPlan) -> Vec<String> {
     plan.steps()
         .map(|step| match &step.step {
@@ -337,6 +402,7 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Archive { node, .. } => format!("archive {node}"),
             ApplyStep::Record { node } => format!("record {node}"),
             ApplyStep::Initdb { node } => format!("initdb {node}"),
+            ApplyStep::Unit { node, .. } => format!("unit {node}"),
             ApplyStep::Start { node } => format!("start {node}"),
             ApplyStep::Logins { .. } => "logins".to_owned(),
             ApplyStep::Slot { slot, .. } => format!("slot {slot}"),

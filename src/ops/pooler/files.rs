@@ -526,6 +526,7 @@ pub(super) mod tests {
                 version: 15,
                 bin_directory: None,
                 os_user: None,
+                service: crate::topology::model::Service::PgCtl,
                 tune_memory: None,
                 settings: BTreeMap::new(),
             },

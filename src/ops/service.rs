@@ -1,0 +1,281 @@
+//! Who starts and stops a node's server on its host: a unit of systemd, Debian's pg_ctlcluster, or pgherd itself with pg_ctl.
+//!
+//! What is found on the host decides, not what is declared: a server that systemd or Debian knows is never started or stopped behind
+//! their back. Declared is only whether there should be a unit. The names are the host's, so a copy of the data elsewhere is nobody's.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::host::{Command, Host, HostError, RunAs, Stdin};
+use crate::topology::unit;
+
+/// How long systemd may take to read or answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Where Debian keeps the configuration of each cluster: `VERSION/NAME` (pg_createcluster(1)).
+const DEBIAN: &str = "/etc/postgresql";
+
+/// A node's server on its host.
+#[derive(Debug, Clone, Copy)]
+pub struct Server<'a> {
+    pub host: &'a dyn Host,
+    /// The node's name in the herd: `inventory-a`.
+    pub node: &'a str,
+    pub data_directory: &'a Path,
+}
+
+/// Who starts and stops a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Manager {
+    PgCtl,
+    /// The name of the unit.
+    Systemd(String),
+    /// `pg_ctlcluster VERSION NAME`.
+    Debian {
+        version: String,
+        name: String,
+    },
+}
+
+impl UnitState {
+    /// Tells whether it has given up, or should have: a postmaster that was killed can leave its lock file to its last process, and
+    /// then only the first starts fail.
+    pub fn has_given_up(self) -> bool {
+        match self {
+            Self::Active => false,
+            Self::Ended => true,
+            Self::Restarting(count) => count >= 5,
+        }
+    }
+}
+
+/// What systemd says of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitState {
+    /// It runs, or is about to.
+    Active,
+    /// It does not run and nothing will start it.
+    Ended,
+    /// It has ended and systemd starts it again; how often it has done so.
+    Restarting(u32),
+}
+
+/// The unit of a node as it was found on its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitSeen {
+    pub text: Option<String>,
+    pub enabled: bool,
+}
+
+/// Finds who starts and stops a server.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn manager(server: Server<'_>) -> Result<Manager, HostError> {
+    let seen = look_at_unit(server.host, server.node).await?;
+    if seen.text.is_some_and(|text| unit::is_of(&text, server.data_directory)) {
+        return Ok(Manager::Systemd(unit::name(server.node)));
+    }
+    Ok(find_debian(server.host, server.data_directory).await?.unwrap_or(Manager::PgCtl))
+}
+
+async fn find_debian(host: &dyn Host, directory: &Path) -> Result<Option<Manager>, HostError> {
+    if host.list(Path::new(DEBIAN)).await?.is_none_or(|names| names.is_empty()) {
+        return Ok(None);
+    }
+    let list = Command::new("pg_lsclusters").arg("--no-header").reads();
+    Ok(parse_clusters(&host.run(&list).await?.text(), directory))
+}
+
+/// Reads `15  main  5432 online postgres /var/lib/postgresql/15/main /var/log/...`, which pg_lsclusters prints.
+fn parse_clusters(text: &str, directory: &Path) -> Option<Manager> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let (version, name) = (words.next()?, words.next()?);
+        // Port, status and owner.
+        let data = words.nth(3)?;
+        (Path::new(data) == directory)
+            .then(|| Manager::Debian { version: version.to_owned(), name: name.to_owned() })
+    })
+}
+
+impl Manager {
+    /// Returns the command that starts the server, where it is not pgherd that starts it.
+    pub fn start(&self) -> Option<Command> {
+        match self {
+            Self::PgCtl => None,
+            Self::Systemd(unit) => Some(systemctl(&["start", "--", unit])),
+            Self::Debian { version, name } => {
+                Some(Command::new("pg_ctlcluster").args([version, name, "start"]).user(RunAs::Caller))
+            }
+        }
+    }
+
+    /// Returns the command that stops the server with a fast shutdown, where it is not pgherd that stops it.
+    pub fn stop(&self) -> Option<Command> {
+        match self {
+            Self::PgCtl => None,
+            Self::Systemd(unit) => Some(systemctl(&["stop", "--", unit])),
+            Self::Debian { version, name } => Some(
+                Command::new("pg_ctlcluster").args([version, name, "stop", "-m", "fast"]).user(RunAs::Caller),
+            ),
+        }
+    }
+}
+
+fn systemctl(args: &[&str]) -> Command {
+    Command::new("systemctl").args(args.iter().copied()).user(RunAs::Caller)
+}
+
+/// Asks systemd how a unit fares.
+///
+/// # Errors
+/// When the host cannot tell.
+pub async fn unit_state(host: &dyn Host, unit: &str) -> Result<UnitState, HostError> {
+    let show = systemctl(&["show", "--property=ActiveState,SubState,NRestarts", "--", unit]);
+    Ok(parse_state(&host.run(&show.reads().timeout(ANSWER)).await?.text()))
+}
+
+fn parse_state(text: &str) -> UnitState {
+    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    match (value("ActiveState"), value("SubState")) {
+        (Some("inactive" | "failed"), _) => UnitState::Ended,
+        (_, Some("auto-restart")) => {
+            UnitState::Restarting(value("NRestarts").and_then(|count| count.parse().ok()).unwrap_or(0))
+        }
+        _ => UnitState::Active,
+    }
+}
+
+/// Returns the last lines that a unit has written to the journal.
+pub async fn last_journal_lines(host: &dyn Host, unit: &str) -> Vec<String> {
+    let command = Command::new("journalctl")
+        .args(["--unit", unit, "--lines=8", "--output=cat", "--no-pager", "--quiet"])
+        .user(RunAs::Caller)
+        .reads();
+    match host.run(&command).await {
+        Ok(output) => output.text().lines().map(str::to_owned).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Looks at the unit of a node.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn look_at_unit(host: &dyn Host, node: &str) -> Result<UnitSeen, HostError> {
+    let text = host.read(&unit::path(node)).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let enabled = host.stat(&unit::enabling_link(node)).await?.is_some();
+    Ok(UnitSeen { text, enabled })
+}
+
+/// Installs the unit of a node and has it start with the host; does not start or stop the server.
+///
+/// `before` is what the plan saw.
+///
+/// # Errors
+/// When something else is there by now, and when the host cannot.
+pub async fn install_unit(server: Server<'_>, wanted: &str, before: Option<&str>) -> Result<()> {
+    let Server { host, node, .. } = server;
+    let seen = look_at_unit(host, node).await.map_err(|error| could_not("look at", node, error))?;
+    if seen.text.as_deref() != Some(wanted) {
+        if seen.text.as_deref() != before {
+            return Err(Error::refused(format!(
+                "{} changed after the plan was made",
+                unit::path(node).display()
+            ))
+            .detail("Somebody else edits it. It was left as it is.")
+            .hint("Look at it, then plan again: pgherd plan"));
+        }
+        write_unit(host, node, wanted).await.map_err(|error| could_not("install", node, error))?;
+    }
+    enable(host, node).await.map_err(|error| could_not("enable", node, error))
+}
+
+/// Takes the unit of a node back to what the plan saw.
+///
+/// # Errors
+/// When the host cannot.
+pub async fn restore_unit(server: Server<'_>, before: Option<&str>) -> Result<()> {
+    match before {
+        None => remove_unit(server).await,
+        Some(text) => write_unit(server.host, server.node, text).await,
+    }
+    .map_err(|error| could_not("take back", server.node, error))
+}
+
+/// Removes the unit of a node that does not run; nothing happens to a unit of another directory.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn remove_unit(server: Server<'_>) -> Result<(), HostError> {
+    let Server { host, node, data_directory } = server;
+    let seen = look_at_unit(host, node).await?;
+    if !seen.text.is_some_and(|text| unit::is_of(&text, data_directory)) {
+        return Ok(());
+    }
+    let run = async |command: Command| host.run(&command.timeout(ANSWER)).await.map(drop);
+    run(systemctl(&["disable", "--quiet", "--", &unit::name(node)])).await?;
+    run(Command::new("rm").args(["-f", "--", &unit::path(node).display().to_string()]).user(RunAs::Caller))
+        .await?;
+    run(systemctl(&["daemon-reload"])).await?;
+    // A unit that failed is listed until it is forgotten; one that is not known is no error to say.
+    run(systemctl(&["reset-failed", "--quiet", "--", &unit::name(node)])).await.ok();
+    Ok(())
+}
+
+/// The directory of units is root's, so it is the caller who writes: beside, synced, and then in its place.
+async fn write_unit(host: &dyn Host, node: &str, text: &str) -> Result<(), HostError> {
+    let path = unit::path(node).display().to_string();
+    let beside = format!("{path}.pgherd-new");
+    let run = async |command: Command| host.run(&command.user(RunAs::Caller).timeout(ANSWER)).await.map(drop);
+    let write =
+        Command::new("dd").args([format!("of={beside}"), "status=none".to_owned(), "conv=fsync".to_owned()]);
+    run(write.stdin(Stdin::Bytes(text.as_bytes().to_vec()))).await?;
+    run(Command::new("chmod").args(["0644", "--", &beside])).await?;
+    run(Command::new("mv").args(["-f", "-T", "--", &beside, &path])).await?;
+    run(systemctl(&["daemon-reload"])).await
+}
+
+async fn enable(host: &dyn Host, node: &str) -> Result<(), HostError> {
+    host.run(&systemctl(&["enable", "--quiet", "--", &unit::name(node)]).timeout(ANSWER)).await.map(drop)
+}
+
+fn could_not(doing: &str, node: &str, error: HostError) -> Error {
+    let failed = Error::failed(format!("could not {doing} {}", unit::name(node)));
+    let failed = match &error {
+        HostError::Exited { stderr, .. } => failed.detail(stderr.clone()),
+        HostError::NotStarted { why, .. } | HostError::Lost { why, .. } | HostError::File { why, .. } => {
+            failed.detail(format!("{why}."))
+        }
+    };
+    failed
+        .hint("Units are systemd's, and only root may change them: run pgherd as root, or declare \"service: pg_ctl\".")
+        .source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_debian_cluster_is_known_by_its_data_directory() {
+        let printed = "14 old  5433 down   postgres /srv/old                    /var/log/postgresql/old.log\n\
+                       15 main 5432 online postgres /var/lib/postgresql/15/main /var/log/postgresql/main.log\n";
+        let found = parse_clusters(printed, Path::new("/var/lib/postgresql/15/main"));
+        assert_eq!(found, Some(Manager::Debian { version: "15".to_owned(), name: "main".to_owned() }));
+        assert_eq!(parse_clusters(printed, Path::new("/var/lib/postgresql/15")), None);
+    }
+
+    #[test]
+    fn a_unit_that_systemd_starts_again_is_neither_running_nor_ended() {
+        let said = |active: &str, sub: &str| {
+            parse_state(&format!("NRestarts=2\nActiveState={active}\nSubState={sub}\n"))
+        };
+        assert_eq!(said("active", "running"), UnitState::Active);
+        assert_eq!(said("activating", "start-pre"), UnitState::Active);
+        assert_eq!(said("activating", "auto-restart"), UnitState::Restarting(2));
+        assert_eq!(said("failed", "failed"), UnitState::Ended);
+        assert_eq!(said("inactive", "dead"), UnitState::Ended);
+    }
+}
