@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 target := $(or $(CARGO_TARGET_DIR),target)
 # The servers that the tests run against; asked for only after scripts/setup has installed them.
-with-servers = eval "$$(scripts/setup --print-env)"
+with-servers = servers=$$(scripts/setup --print-env) && eval "$$servers"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down build test soak bench bench-backup lint install

@@ -4,6 +4,7 @@
 //! happens, after it happened, or never answers.
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -41,6 +42,20 @@ impl Gate for Open {
     fn after<'a>(&'a self, _call: &'a str) -> BoxFuture<'a, Result<(), Blocked>> {
         Box::pin(std::future::ready(Ok(())))
     }
+}
+
+/// The way from here to what listens only on another machine. Between the room that reaches machines and the room that speaks to servers.
+pub trait Tunnel: Send + Sync + std::fmt::Debug {
+    /// Leads to the Unix socket `DIRECTORY/.s.PGSQL.PORT` there; returns a directory here that holds a socket of the same name.
+    ///
+    /// # Errors
+    /// Why there is no way, as a fragment. That nothing listens at its end is not one.
+    fn to_socket<'a>(&'a self, directory: &'a Path, port: u16) -> BoxFuture<'a, Result<PathBuf, String>>;
+    /// Leads to the TCP port of the machine's own loopback address; returns as [`Tunnel::to_socket`].
+    ///
+    /// # Errors
+    /// As [`Tunnel::to_socket`].
+    fn to_port<'a>(&'a self, port: u16) -> BoxFuture<'a, Result<PathBuf, String>>;
 }
 
 /// Returns the gate of production.

@@ -47,7 +47,12 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
     lock::until_free(&context.store, &args.name, wait).await?;
-    let removal = destroy::plan(&context, &args.name, args.node.as_deref()).await?;
+    // Without a topology what stands on this machine can still go.
+    let hosts = match app.topology_file() {
+        Ok(_) => app.herd()?.hosts,
+        Err(_) => Vec::new(),
+    };
+    let removal = destroy::plan(&context, &hosts, &args.name, args.node.as_deref()).await?;
     for line in &removal.lines {
         app.ui.note(format!("  - {line}"));
     }
@@ -59,7 +64,7 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
     let (events, stream) = event::channel();
     let (ended, ()) = tokio::join!(
         async {
-            let ended = destroy::run(&context, removal, wait, &events, &interrupt).await;
+            let ended = destroy::run(&context, &hosts, removal, wait, &events, &interrupt).await;
             drop(events);
             ended
         },

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, SimpleColumn, SimpleQueryMessage};
 
 use crate::error::{Error, ErrorKind};
-use crate::gate::{Blocked, Gate};
+use crate::gate::{Blocked, Gate, Tunnel};
 use crate::secret::Secret;
 use crate::units::human_duration;
 
@@ -64,6 +64,8 @@ pub struct Login {
     pub database: String,
     pub password: Option<Secret>,
     pub session: Session,
+    /// The way to the machine that `endpoint` is meant on; `None` for this one.
+    pub tunnel: Option<Arc<dyn Tunnel>>,
 }
 
 /// Makes connections; holds what they all share.
@@ -98,11 +100,14 @@ impl Connector {
     pub async fn connect(&self, login: &Login) -> Result<Conn, DbError> {
         let call = format!("{}: connect", login.server);
         self.gate.before(&call).await.map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
-        let config = self.config(login);
-        let attempt = tokio::time::timeout(self.connect_timeout, config.connect(NoTls));
-        let (client, connection) = match attempt.await {
+        let attempt = async {
+            let (socket, port) = through(login).await?;
+            let config = self.config(login, socket.as_deref(), port);
+            config.connect(NoTls).await.map_err(|error| login_error(login, &error))
+        };
+        let (client, connection) = match tokio::time::timeout(self.connect_timeout, attempt).await {
             Ok(Ok(pair)) => pair,
-            Ok(Err(error)) => return Err(login_error(login, &error)),
+            Ok(Err(error)) => return Err(error),
             Err(_) => {
                 return Err(DbError::Timeout {
                     server: login.server.clone(),
@@ -130,7 +135,7 @@ impl Connector {
         Ok(conn)
     }
 
-    fn config(&self, login: &Login) -> Config {
+    fn config(&self, login: &Login, socket: Option<&Path>, port: u16) -> Config {
         let mut config = Config::new();
         config
             .user(&login.user)
@@ -143,10 +148,12 @@ impl Connector {
             .keepalives_interval(Duration::from_secs(2))
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(10));
-        match &login.endpoint {
-            Endpoint::Socket { directory, port } => config.host_path(directory).port(*port),
-            Endpoint::Tcp { host, port } => config.host(host).port(*port),
+        match (socket, &login.endpoint) {
+            (Some(directory), _) => config.host_path(directory),
+            (None, Endpoint::Socket { directory, .. }) => config.host_path(directory),
+            (None, Endpoint::Tcp { host, .. }) => config.host(host),
         };
+        config.port(port);
         if let Some(password) = &login.password {
             config.password(password.reveal());
         }
@@ -161,6 +168,21 @@ impl Connector {
         };
         config
     }
+}
+
+/// Returns the directory of the socket that leads to where the login goes, if it is not there itself, and the port.
+async fn through(login: &Login) -> Result<(Option<PathBuf>, u16), DbError> {
+    let (Endpoint::Socket { port, .. } | Endpoint::Tcp { port, .. }) = login.endpoint;
+    let Some(tunnel) = &login.tunnel else { return Ok((None, port)) };
+    let way = match &login.endpoint {
+        Endpoint::Socket { directory, port } => tunnel.to_socket(directory, *port).await,
+        Endpoint::Tcp { port, .. } => tunnel.to_port(*port).await,
+    };
+    way.map(|directory| (Some(directory), port)).map_err(|why| DbError::Unreachable {
+        server: login.server.clone(),
+        at: login.endpoint.to_string(),
+        why,
+    })
 }
 
 // A statement shows in the log through log_statement, the three ways of log_min_duration and, if it fails, log_min_error_statement;
@@ -545,6 +567,11 @@ fn login_error(login: &Login, error: &tokio_postgres::Error) -> DbError {
         Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
             DbError::NotListening { server, at, why: chain(error) }
         }
+        // The near end of a tunnel always accepts; that nobody is at the far end shows as an end before the first answer.
+        _ if login.tunnel.is_some() && ended_at_once(error) => {
+            let why = "the connection was closed at once at the other end of the tunnel".to_owned();
+            DbError::NotListening { server, at, why }
+        }
         Some(_) => DbError::Unreachable { server, at, why: chain(error) },
         // What is neither the server's error nor the system's comes from our own side of the password exchange: none was given
         // where one was asked for, or the server could not prove that it knows the verifier.
@@ -558,6 +585,14 @@ fn login_error(login: &Login, error: &tokio_postgres::Error) -> DbError {
             why: chain(error),
         },
     }
+}
+
+fn ended_at_once(error: &tokio_postgres::Error) -> bool {
+    error.is_closed()
+        || matches!(
+            io_source(error).map(io::Error::kind),
+            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        )
 }
 
 fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {

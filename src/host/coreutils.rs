@@ -29,13 +29,13 @@ const MESSAGES: [(&str, ErrorKind); 10] = [
 
 pub(super) async fn read(host: &dyn Host, path: &Path) -> Result<Option<Vec<u8>>, HostError> {
     let doing = format!("read {}", path.display());
-    let cat = tool("cat").args(["--", text(host, &doing, path)?]);
+    let cat = tool("cat").args(["--", text(host, &doing, path)?]).reads();
     absent_is_none(run(host, &doing, &cat).await)
 }
 
 pub(super) async fn stat(host: &dyn Host, path: &Path) -> Result<Option<FileStat>, HostError> {
     let doing = format!("look at {}", path.display());
-    let stat = tool("stat").args(["-c", "%f %s %u %U", "--", text(host, &doing, path)?]);
+    let stat = tool("stat").args(["-c", "%f %s %u %U", "--", text(host, &doing, path)?]).reads();
     let Some(line) = absent_is_none(run(host, &doing, &stat).await)? else {
         return Ok(None);
     };
@@ -64,8 +64,9 @@ pub(super) async fn list(host: &dyn Host, path: &Path) -> Result<Option<Vec<Stri
     let doing = format!("list {}", path.display());
     // The slash makes find follow a link to a directory and refuse a file, as opendir(3) does.
     let directory = format!("{}/", text(host, &doing, path)?);
-    let find =
-        tool("find").args([directory.as_str(), "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\0"]);
+    let find = tool("find")
+        .args([directory.as_str(), "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\0"])
+        .reads();
     let Some(names) = absent_is_none(run(host, &doing, &find).await)? else {
         return Ok(None);
     };
@@ -137,7 +138,7 @@ pub(super) async fn make_one_directory(host: &dyn Host, path: &Path, mode: u32) 
 pub(super) async fn can_enter(host: &dyn Host, path: &Path) -> Result<bool, HostError> {
     let doing = format!("look at {}", path.display());
     let target = text(host, &doing, path)?;
-    match host.run(&tool("test").args(["-d", target, "-a", "-x", target])).await {
+    match host.run(&tool("test").args(["-d", target, "-a", "-x", target]).reads()).await {
         Ok(_) => Ok(true),
         Err(HostError::Exited { status: 1, .. }) => Ok(false),
         Err(error) => Err(error),
@@ -148,7 +149,7 @@ pub(super) async fn disk(host: &dyn Host, path: &Path) -> Result<DiskSpace, Host
     let doing = format!("measure the disk of {}", path.display());
     let mut nearest = path;
     loop {
-        let df = tool("df").args(["-B1", "--output=size,avail", "--", text(host, &doing, nearest)?]);
+        let df = tool("df").args(["-B1", "--output=size,avail", "--", text(host, &doing, nearest)?]).reads();
         match (run(host, &doing, &df).await, nearest.parent()) {
             (Ok(table), _) => {
                 let shown = String::from_utf8_lossy(&table);
@@ -182,7 +183,7 @@ fn tool(name: &str) -> Command {
 }
 
 /// Runs a tool; its failure becomes the file error that its message tells.
-async fn run(host: &dyn Host, doing: &str, command: &Command) -> Result<Vec<u8>, HostError> {
+pub(super) async fn run(host: &dyn Host, doing: &str, command: &Command) -> Result<Vec<u8>, HostError> {
     match host.run(command).await {
         Ok(output) => Ok(output.stdout),
         Err(HostError::Exited { host, stderr, status, .. }) => {
@@ -211,11 +212,15 @@ fn absent_is_none<T>(result: Result<T, HostError>) -> Result<Option<T>, HostErro
     }
 }
 
-fn text<'a>(host: &dyn Host, doing: &str, path: &'a Path) -> Result<&'a str, HostError> {
+pub(super) fn text<'a>(host: &dyn Host, doing: &str, path: &'a Path) -> Result<&'a str, HostError> {
     path.to_str().ok_or_else(|| invalid(host, doing, "the path is not UTF-8"))
 }
 
-fn split<'a>(host: &dyn Host, doing: &str, path: &'a Path) -> Result<(&'a str, &'a str), HostError> {
+pub(super) fn split<'a>(
+    host: &dyn Host,
+    doing: &str,
+    path: &'a Path,
+) -> Result<(&'a str, &'a str), HostError> {
     match (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str())) {
         (Some(directory), Some(name)) => Ok((directory, name)),
         _ => Err(invalid(host, doing, "the path names no file")),

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{BoxFuture, Command, DiskSpace, Effect, FileStat, Host, HostError, LineSink, Output};
+use super::{BoxFuture, Command, DiskSpace, Effect, FileStat, Host, HostError, LineSink, Output, Tunnel};
+use crate::error::Error;
 use crate::gate::{Blocked, Gate};
 use crate::units::{ByteCount, human_duration};
 
@@ -84,6 +85,15 @@ impl<L: Layer> Host for Layered<L> {
 
     fn caller(&self) -> &str {
         self.inner.caller()
+    }
+
+    fn tunnel(&self) -> Option<Arc<dyn Tunnel>> {
+        self.inner.tunnel()
+    }
+
+    fn reach<'a>(&'a self) -> BoxFuture<'a, Result<(), Vec<Error>>> {
+        // It has its own deadline, and changes nothing.
+        self.inner.reach()
     }
 
     fn run<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<Output, HostError>> {

@@ -6,10 +6,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::process::{self, End};
+use super::process::{self, End, Input};
 use super::{
-    BoxFuture, Command, DiskSpace, FileStat, Host, HostError, LineSink, Output, RunAs, Stdin, coreutils,
+    BoxFuture, Command, DiskSpace, FileStat, Host, HostError, LineSink, Output, RunAs, Tunnel, coreutils,
     direct,
 };
 use crate::error::{Error, ErrorKind};
@@ -67,11 +68,19 @@ impl LocalHost {
                 .hint(format!("Run pgherd as {} or as root.", os_user.name)));
             }
         };
-        let search_path = match std::env::var("PATH") {
-            Ok(own) if !own.is_empty() => format!("{SEARCH_PATH}:{own}"),
-            _ => SEARCH_PATH.to_owned(),
-        };
-        Ok(Self { name: name.to_owned(), os_user, caller, setpriv, search_path })
+        Ok(Self { name: name.to_owned(), os_user, caller, setpriv, search_path: search_path() })
+    }
+
+    /// Opens the door to this machine on the caller's own behalf.
+    pub fn own(name: &str) -> Self {
+        let caller = caller();
+        Self {
+            name: name.to_owned(),
+            os_user: caller.clone(),
+            caller,
+            setpriv: None,
+            search_path: search_path(),
+        }
     }
 
     async fn run_with(&self, command: &Command, lines: Option<&LineSink>) -> Result<Output, HostError> {
@@ -98,15 +107,10 @@ impl LocalHost {
             .env("LANG", "C.UTF-8")
             .envs(command.env.iter().map(|(name, value)| (name, value)))
             .current_dir("/");
-        let stdin = match &command.stdin {
-            Stdin::Nothing => None,
-            Stdin::Bytes(bytes) => Some(bytes.as_slice()),
-            Stdin::Secret(secret) => Some(secret.reveal().as_bytes()),
-        };
         let host = self.name.clone();
         let what = command.title();
         let program = command.program.display();
-        match process::run(child, stdin, command.timeout, lines).await {
+        match process::run(child, Input::from(&command.stdin), command.timeout, lines).await {
             End::Exited { status: 0, stdout, stderr } => Ok(Output { stdout, stderr }),
             End::Exited { status, stderr, .. } => match refused_by_setpriv(setpriv, status, &stderr) {
                 Some(why) => Err(HostError::NotStarted { host, what, why: format!("{program}: {why}") }),
@@ -212,6 +216,14 @@ impl Host for LocalHost {
 
     fn caller(&self) -> &str {
         &self.caller.name
+    }
+
+    fn tunnel(&self) -> Option<Arc<dyn Tunnel>> {
+        None
+    }
+
+    fn reach<'a>(&'a self) -> BoxFuture<'a, Result<(), Vec<Error>>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     /// Runs a program to its end.
@@ -367,7 +379,7 @@ fn refused_by_setpriv(setpriv: Option<&PathBuf>, status: i32, stderr: &str) -> O
 }
 
 /// Cuts a program's messages down to their end, at a line if that is possible.
-fn tail(messages: &str) -> String {
+pub(super) fn tail(messages: &str) -> String {
     let messages = messages.trim();
     let mut from = messages.len().saturating_sub(STDERR_TOLD);
     if from == 0 {
@@ -378,6 +390,13 @@ fn tail(messages: &str) -> String {
     }
     let end = &messages[from..];
     format!("… {}", end.split_once('\n').map_or(end, |(_, rest)| rest))
+}
+
+fn search_path() -> String {
+    match std::env::var("PATH") {
+        Ok(own) if !own.is_empty() => format!("{SEARCH_PATH}:{own}"),
+        _ => SEARCH_PATH.to_owned(),
+    }
 }
 
 fn find_setpriv() -> Result<PathBuf, Error> {
@@ -447,6 +466,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::FileKind;
+    use super::super::Stdin;
     use super::*;
 
     /// A door and a directory that its os-user owns.

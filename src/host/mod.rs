@@ -8,13 +8,15 @@ mod direct;
 pub mod local;
 mod process;
 pub mod programs;
+pub mod sockets;
+pub mod ssh;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-pub use crate::gate::BoxFuture;
+pub use crate::gate::{BoxFuture, Tunnel};
 use crate::secret::Secret;
 use crate::units::ByteCount;
 
@@ -216,6 +218,11 @@ pub struct DiskSpace {
 /// Receives a program's lines while it runs; `true` for standard error.
 pub type LineSink = Arc<dyn Fn(bool, &str) + Send + Sync>;
 
+/// Tells whether the caller's own files are the os-user's on this machine: then what belongs to a node can be opened directly.
+pub fn is_own(host: &dyn Host) -> bool {
+    host.tunnel().is_none() && host.caller() == host.os_user()
+}
+
 /// The door to a machine.
 ///
 /// Every file operation is done as the os-user, so that root never follows a link that a node's files may hold.
@@ -224,8 +231,12 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     fn name(&self) -> &str;
     /// Returns the name of the user that owns the node's files.
     fn os_user(&self) -> &str;
-    /// Returns the user who calls (differs from [`Host::os_user`] for root).
+    /// Returns the user who calls (differs from [`Host::os_user`] for root); on a host behind ssh the one who logs in there.
     fn caller(&self) -> &str;
+    /// Returns the way to what listens only on this machine; `None` if it is the one that pgherd runs on.
+    fn tunnel(&self) -> Option<Arc<dyn Tunnel>>;
+    /// Sees that the machine can be worked on, and tells everything that is missing there at once.
+    fn reach<'a>(&'a self) -> BoxFuture<'a, Result<(), Vec<Error>>>;
     /// Runs a program to its end. `Err(Exited)` for any status but 0.
     fn run<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<Output, HostError>>;
     /// Runs a program and hands over each line (ended by `\n` or `\r`) as it comes; of its output only the end is kept.

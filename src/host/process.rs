@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::LineSink;
+use super::{LineSink, Stdin};
 
 /// How long output is still read after the program ended while somebody else holds its pipes (a daemon that it started).
 const DRAIN: Duration = Duration::from_millis(250);
@@ -36,17 +36,36 @@ pub(super) enum End {
     Lost(String),
 }
 
+/// What a child finds on its standard input.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Input<'a> {
+    Nothing,
+    Bytes(&'a [u8]),
+    /// Nothing, but its end comes only with the end of the child or of pgherd: who reads it learns that nobody waits any more.
+    Held,
+}
+
+impl<'a> From<&'a Stdin> for Input<'a> {
+    fn from(stdin: &'a Stdin) -> Self {
+        match stdin {
+            Stdin::Nothing => Self::Nothing,
+            Stdin::Bytes(bytes) => Self::Bytes(bytes),
+            Stdin::Secret(secret) => Self::Bytes(secret.reveal().as_bytes()),
+        }
+    }
+}
+
 /// Runs `command` to its end or for at most `limit`, feeding it `stdin`.
 ///
 /// If the returned future is dropped, the child and its process group are killed; if pgherd itself is killed, they are not.
 pub(super) async fn run(
     mut command: Command,
-    stdin: Option<&[u8]>,
+    stdin: Input<'_>,
     limit: Duration,
     lines: Option<&LineSink>,
 ) -> End {
     command
-        .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if matches!(stdin, Input::Nothing) { Stdio::null() } else { Stdio::piped() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -62,11 +81,11 @@ pub(super) async fn run(
     let mut stdout = Collected::new(false, if lines.is_some() { KEPT } else { usize::MAX }, lines);
     let mut stderr = Collected::new(true, KEPT, lines);
     let ended = {
-        let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (mut input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let pump = async {
             tokio::join!(
                 async {
-                    if let (Some(mut pipe), Some(bytes)) = (input, stdin) {
+                    if let (Some(mut pipe), Input::Bytes(bytes)) = (input.take_if(|_| feeds(stdin)), stdin) {
                         // A program that does not want its input closes the pipe; its status says whether that is an error.
                         pipe.write_all(bytes).await.ok();
                     }
@@ -110,6 +129,10 @@ pub(super) async fn run(
             End::Lost(why)
         }
     }
+}
+
+fn feeds(stdin: Input<'_>) -> bool {
+    matches!(stdin, Input::Bytes(_))
 }
 
 /// The process group of a child that may still run.

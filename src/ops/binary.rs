@@ -5,15 +5,19 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Command, FileKind, Host, HostError, RunAs};
+use crate::host::{Command, FileKind, Host, HostError, RunAs, Stdin};
 use crate::topology::places::Places;
 
 /// How many digits of its hash name a build.
 const DIGITS: usize = 16;
+/// How long the program may take on its way to a host.
+const SEND: Duration = Duration::from_secs(600);
 
 /// The program that is installed: the one that runs.
 #[derive(Debug, Clone)]
@@ -132,11 +136,15 @@ async fn write_copy(host: &dyn Host, places: &Places, build: &Build, copy: &Path
     let template = folder.join(".pgherd.pgherd-XXXXXXXX");
     let made = run("mktemp", &["--", text(&template)?]).await?.text();
     let temporary = made.trim_end_matches('\n');
-    let source = text(&build.source)?;
     let finished = async {
-        run("cp", &["--", source, temporary]).await?;
-        // A disk that lies, or a program that was replaced while it was copied, would otherwise have the name of another.
-        run("cmp", &["--", source, temporary]).await?;
+        if host.tunnel().is_none() {
+            let source = text(&build.source)?;
+            run("cp", &["--", source, temporary]).await?;
+            // A disk that lies, or a program that was replaced while it was copied, would otherwise have the name of another.
+            run("cmp", &["--", source, temporary]).await?;
+        } else {
+            send(host, places, build, temporary).await?;
+        }
         run("chmod", &["0755", "--", temporary]).await?;
         run("sync", &["--", temporary]).await?;
         run("mv", &["-f", "-T", "--", temporary, text(copy)?]).await?;
@@ -148,6 +156,37 @@ async fn write_copy(host: &dyn Host, places: &Places, build: &Build, copy: &Path
         run("rm", &["-f", "--", temporary]).await.ok();
     }
     ended
+}
+
+/// Sends the program to another machine, and compares what arrived there with what it should be.
+async fn send(host: &dyn Host, places: &Places, build: &Build, temporary: &str) -> Result<()> {
+    let bytes = std::fs::read(&build.source)
+        .map_err(|error| Error::failed("could not read the program of pgherd itself").source(error))?;
+    let mut read = blake3::hash(&bytes).to_hex().to_string();
+    read.truncate(DIGITS);
+    if read != build.hash()? {
+        return Err(Error::failed("the program of pgherd itself has changed while it runs")
+            .hint("Run the same again."));
+    }
+    let expected: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let of = format!("of={temporary}");
+    let receive = Command::new("dd")
+        .args([of.as_str(), "bs=64K", "iflag=fullblock", "conv=notrunc,nocreat", "status=none"])
+        .stdin(Stdin::Bytes(bytes))
+        .user(RunAs::Caller)
+        .timeout(SEND);
+    host.run(&receive).await.map_err(|error| could_not_install(places, error))?;
+    let sum = Command::new("sha256sum").args(["-b", "--", temporary]).user(RunAs::Caller).reads();
+    let said = host.run(&sum).await.map_err(|error| could_not_install(places, error))?.text();
+    if said.trim_start_matches('\\').split_whitespace().next() == Some(expected.as_str()) {
+        return Ok(());
+    }
+    Err(Error::failed(format!("the copy of pgherd on host {} is not what was sent", host.name()))
+        .detail(format!(
+            "Its SHA-256 is {}, expected {expected}.",
+            said.split_whitespace().next().unwrap_or("unknown")
+        ))
+        .hint("Run the same again; if it happens twice, do not trust that machine's memory or disk."))
 }
 
 /// Has the link lead to a copy, in one moment.

@@ -15,9 +15,8 @@ use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::local::LocalHost;
 use crate::host::programs::Programs;
-use crate::host::{Host, HostError};
+use crate::host::{self, HostError};
 use crate::ops::apply::{self, Way};
 use crate::ops::context::Context;
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
@@ -25,7 +24,7 @@ use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
-    BackupSource, Backups, Cluster, Node, PoolMode, Poolers, Postgres, Promote, Repository,
+    BackupSource, Backups, Cluster, Host, Node, PoolMode, Poolers, Postgres, Promote, Reach, Repository,
 };
 use crate::topology::places::Places;
 
@@ -54,6 +53,9 @@ pub struct Input {
     /// Every node of the cluster, also those that stay.
     pub profiles: Vec<Profile>,
     pub poolers: Vec<PoolerProfile>,
+    /// Those of its hosts that are more than this machine under another name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
 }
 
 /// What will be removed, in words, and the steps that do it.
@@ -83,27 +85,46 @@ pub struct World {
 /// # Errors
 /// [`ErrorKind::Locked`] beside an unfinished operation, [`ErrorKind::NotFound`] if nothing carries it, `Refused` if a directory is not what its marker says or the node is the primary of
 /// others.
-pub async fn plan(context: &Context, cluster: &str, node: Option<&str>) -> Result<Removal> {
+pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option<&str>) -> Result<Removal> {
     operation::refuse_beside_unfinished(&context.store, cluster)?;
-    let host = LocalHost::new("local", None)?;
-    let mut profiles: Vec<Profile> = observe::profiles(&host, &context.places)
-        .await?
-        .into_iter()
-        .filter(|profile| profile.cluster == cluster)
-        .collect();
-    profiles.sort_by(|a, b| a.node.cmp(&b.node));
-    let poolers = pooler_profiles(&host, context, cluster).await?;
-    if profiles.is_empty() && poolers.is_empty() {
-        return Err(Error::new(
-            ErrorKind::NotFound,
-            format!("there is no cluster {cluster:?} on this machine"),
-        )
-        .detail(format!(
-            "No profile in {} names it. Nothing was changed.",
-            context.places.nodes().display()
-        )));
+    let machines = machines(hosts);
+    let mut profiles: Vec<Profile> = Vec::new();
+    let mut poolers = Vec::new();
+    for (name, reach) in &machines {
+        let host = observe::open_door(name, reach, None, None)?;
+        host.reach().await.map_err(|mut missing| missing.remove(0))?;
+        let places = context.places.on(reach);
+        // Two hosts of the topology may be one machine after all: each thing is its own host's.
+        let here = |named: &String| {
+            let other = hosts.iter().find(|host| host.name == *named);
+            other.is_none_or(|other| other.reach == **reach || (other.reach.is_here() && reach.is_here()))
+        };
+        let found = observe::profiles(&*host, &places).await?;
+        profiles
+            .extend(found.into_iter().filter(|profile| profile.cluster == cluster && here(&profile.host)));
+        let found = pooler_profiles(&*host, &places, cluster).await?;
+        poolers.extend(found.into_iter().filter(|pooler| here(&pooler.host)));
     }
-    let input = Input { cluster: cluster.to_owned(), profiles, poolers };
+    profiles.sort_by(|a, b| a.node.cmp(&b.node));
+    if profiles.is_empty() && poolers.is_empty() {
+        let looked: Vec<&str> = machines.iter().map(|(name, _)| *name).collect();
+        let place = match looked.as_slice() {
+            [LOCAL] => "this machine".to_owned(),
+            all => all.join(", "),
+        };
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no cluster {cluster:?} on {place}"))
+            .detail(format!(
+                "No profile in {} names it. Nothing was changed.",
+                context.places.on(machines[0].1).nodes().display()
+            )));
+    }
+    let used = |host: &&Host| {
+        host.reach != Reach::Local
+            && (profiles.iter().any(|profile| profile.host == host.name)
+                || poolers.iter().any(|pooler| pooler.host == host.name))
+    };
+    let hosts = hosts.iter().filter(used).cloned().collect();
+    let input = Input { cluster: cluster.to_owned(), profiles, poolers, hosts };
     let world = World::open(context, "plan".to_owned(), input.clone()).await?;
     let observed = observe::observe(&world.doors, &world.cluster, Depth::Servers).await;
     match node {
@@ -203,11 +224,32 @@ fn is_primary(cluster: &str, node: &str) -> Error {
         .hint(format!("Remove the whole cluster: pgherd destroy {cluster}"))
 }
 
-async fn pooler_profiles(host: &dyn Host, context: &Context, cluster: &str) -> Result<Vec<PoolerProfile>> {
+/// How this machine is called where no topology names it.
+const LOCAL: &str = "local";
+
+/// Returns every machine of the topology once; this one where there is no topology.
+fn machines(hosts: &[Host]) -> Vec<(&str, &Reach)> {
+    let mut found: Vec<(&str, &Reach)> = Vec::new();
+    if hosts.is_empty() || hosts.iter().any(|host| host.reach.is_here()) {
+        found.push((LOCAL, &Reach::Local));
+    }
+    for host in hosts.iter().filter(|host| !host.reach.is_here()) {
+        if !found.iter().any(|(_, reach)| **reach == host.reach) {
+            found.push((&host.name, &host.reach));
+        }
+    }
+    found
+}
+
+async fn pooler_profiles(
+    host: &dyn host::Host,
+    places: &Places,
+    cluster: &str,
+) -> Result<Vec<PoolerProfile>> {
     let could_not = |error: HostError| {
         Error::new(ErrorKind::NotFound, "could not read the pooler profiles").source(error)
     };
-    let directory = context.places.poolers();
+    let directory = places.poolers();
     let mut found = Vec::new();
     for name in host.list(&directory).await.map_err(could_not)?.unwrap_or_default() {
         let bytes = host.read(&directory.join(&name).join("profile.json")).await.map_err(could_not)?;
@@ -223,13 +265,14 @@ async fn pooler_profiles(host: &dyn Host, context: &Context, cluster: &str) -> R
 /// As [`Operation::begin`] and [`operation::run`].
 pub async fn run(
     context: &Context,
+    hosts: &[Host],
     removal: Removal,
     wait: Duration,
     events: &EventSink,
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
     let lock = context.locker(&as_cluster(&removal.input)).take(wait).await?;
-    let fresh = plan(context, &removal.input.cluster, removal.node.as_deref()).await?;
+    let fresh = plan(context, hosts, &removal.input.cluster, removal.node.as_deref()).await?;
     if fresh.input != removal.input || fresh.stages != removal.stages {
         return Err(Error::refused(format!(
             "{} has changed since it was asked about",
@@ -405,6 +448,7 @@ fn as_cluster(input: &Input) -> Cluster {
         objectives: BTreeMap::new(),
         backups: first.and_then(|profile| profile.archive.as_ref()).map(archived),
         drills: None,
+        hosts: input.hosts.clone(),
     }
 }
 

@@ -283,7 +283,7 @@ impl Drill<'_> {
         (self.tell)(Event::Phase(Phase::Checks));
         let begun = Instant::now();
         let copied = self.copied(node, &request, &restored);
-        let to_copy = doors_to(doors, &restored)?;
+        let to_copy = doors_to(doors, &node.host, &restored)?;
         let users = Vec::new();
         let site = Site {
             herd: &self.herd.name,
@@ -465,16 +465,15 @@ async fn oldest(cluster: &Cluster, prepared: &Prepared) -> Result<Option<Timesta
 }
 
 /// Returns the same doors, with every place of a node beside the copy.
-fn doors_to(doors: &Doors, restored: &copy::Report) -> Result<Doors> {
-    let lib = doors.places.lib().display().to_string();
+fn doors_to(doors: &Doors, host: &str, restored: &copy::Report) -> Result<Doors> {
+    let lib = doors.places(host).lib().display().to_string();
     let beside = restored.beside.display().to_string();
-    let mut doors = doors.clone();
-    doors.places = Places::decide(true, |name| match name {
+    let places = Places::decide(true, |name| match name {
         "PGHERD_LIB_DIR" => Some(lib.clone()),
         "PGHERD_CONFIG_DIR" | "PGHERD_STATE_DIR" => Some(beside.clone()),
         _ => None,
     })?;
-    Ok(doors)
+    Ok(doors.clone().with_places(&places))
 }
 
 /// Says what the loss of everything but the repository would have cost when the drill began.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::is_own;
 use crate::ops::backup::list::{self, BackupItem, BackupState};
 use crate::ops::binary::Build;
 use crate::ops::node::{ListWal, LookAtKept, NodeDoor, NodeRequest, Priority};
@@ -65,7 +66,7 @@ pub async fn look(doors: &Doors, build: &Build, cluster: &Cluster, repository: &
     let request = LookAtKept { url: repository.url.clone(), cluster: cluster.name.clone() };
     let name = &cluster.preferred().host;
     let host = doors.host(name);
-    if host.caller() == host.os_user() {
+    if is_own(host) {
         // A disk that does not answer must not hold up whoever asks, nor the end of the program.
         let (tell, told) = tokio::sync::oneshot::channel();
         // Nobody waits for it any more when the time that a look may take is over.

@@ -1138,6 +1138,7 @@ mod tests {
             objectives: BTreeMap::new(),
             backups: None,
             drills: None,
+            hosts: Vec::new(),
         }
     }
 

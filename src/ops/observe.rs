@@ -3,6 +3,7 @@
 //! Reads only. An unreachable node is a fact about that node and never hides the others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,21 +18,28 @@ use crate::gate::Gate;
 use crate::host::decorate::{DryRun, Gated, Layered, Timeout, Traced};
 use crate::host::local::LocalHost;
 use crate::host::programs::{self, Programs};
+use crate::host::sockets;
+use crate::host::ssh::{SshHost, Target};
 use crate::host::{Command, DiskSpace, Host, HostError};
 use crate::pg::control_file::ControlFile;
 use crate::topology::claim::{self, Marker, Profile};
 use crate::topology::declared;
-use crate::topology::model::{Cluster, Node};
+use crate::topology::model::{Cluster, Node, Reach};
 use crate::topology::places::{NodePlaces, Places};
 use crate::units::ByteCount;
 
 /// How long one node may take to answer before its facts are unknown.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the way to a host may take before what is behind it is unknown.
+const WAY: Duration = Duration::from_secs(5);
+/// Who owns the nodes' files on a host that is reached by ssh, if nobody says otherwise.
+const DEFAULT_OS_USER: &str = "postgres";
 
 /// The doors to one cluster: its hosts and its servers.
 #[derive(Debug, Clone)]
 pub struct Doors {
-    pub places: Places,
+    /// By host.
+    places: BTreeMap<String, Places>,
     hosts: BTreeMap<String, Arc<dyn Host>>,
     pub connector: Connector,
     /// The programs of each host, looked for once.
@@ -44,7 +52,7 @@ impl Doors {
     /// # Errors
     /// When the user that should own the nodes' files does not exist or cannot be acted for.
     pub fn open(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
-        Self::through(cluster, places, gate, |host| Arc::new(host))
+        Self::through(cluster, places, gate, None)
     }
 
     /// Opens the same doors only to look: what could change a host is refused, and no call takes longer than [`PATIENCE`].
@@ -52,16 +60,14 @@ impl Doors {
     /// # Errors
     /// As [`Doors::open`].
     pub fn look(cluster: &Cluster, places: Places, gate: &Arc<dyn Gate>) -> Result<Self> {
-        Self::through(cluster, places, gate, |host| {
-            Arc::new(Layered::new(Arc::new(Layered::new(Arc::new(host), Timeout(PATIENCE))), DryRun))
-        })
+        Self::through(cluster, places, gate, Some(PATIENCE))
     }
 
     fn through(
         cluster: &Cluster,
         places: Places,
         gate: &Arc<dyn Gate>,
-        layer: impl Fn(Layered<Gated>) -> Arc<dyn Host>,
+        looking: Option<Duration>,
     ) -> Result<Self> {
         let names: BTreeSet<&String> = cluster
             .nodes
@@ -70,13 +76,47 @@ impl Doors {
             .chain(cluster.poolers.iter().flat_map(|poolers| &poolers.hosts))
             .collect();
         let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
+        let mut places_of = BTreeMap::new();
         for name in names {
-            let local = LocalHost::new(name, cluster.postgres.os_user.as_deref())?;
-            let traced = Layered::new(Arc::new(local), Traced);
-            hosts.insert(name.clone(), layer(Layered::new(Arc::new(traced), Gated(Arc::clone(gate)))));
+            let reach = cluster.reach(name);
+            let door = open_door(name, reach, cluster.postgres.os_user.as_deref(), looking)?;
+            let traced = Layered::new(door, Traced);
+            let gated: Arc<dyn Host> = Arc::new(Layered::new(Arc::new(traced), Gated(Arc::clone(gate))));
+            hosts.insert(
+                name.clone(),
+                if looking.is_some() { Arc::new(Layered::new(gated, DryRun)) } else { gated },
+            );
+            places_of.insert(name.clone(), places.on(reach));
         }
         let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
-        Ok(Self { places, hosts, connector: Connector::new(Arc::clone(gate)), programs })
+        Ok(Self { places: places_of, hosts, connector: Connector::new(Arc::clone(gate)), programs })
+    }
+
+    /// Sees that every host can be worked on, side by side, and tells everything that is missing anywhere.
+    ///
+    /// # Errors
+    /// All of it at once.
+    pub async fn reach(&self) -> Result<(), Vec<Error>> {
+        let reached = join_all(self.hosts.values().map(|host| host.reach())).await;
+        let missing: Vec<Error> = reached.into_iter().filter_map(Result::err).flatten().collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    }
+
+    /// Returns the places on a host that the cluster uses.
+    pub fn places(&self, host: &str) -> &Places {
+        self.places.get(host).expect("Doors::open opens every host that the cluster names")
+    }
+
+    /// Returns the places of a node of the cluster.
+    pub fn node_places(&self, cluster: &Cluster, node: &Node) -> NodePlaces {
+        self.places(&node.host).node(&cluster.full_name(&node.name))
+    }
+
+    /// Returns the same doors with other places on all hosts.
+    #[must_use]
+    pub fn with_places(mut self, places: &Places) -> Self {
+        self.places.values_mut().for_each(|own| own.clone_from(places));
+        self
     }
 
     /// Returns the door of a host that the cluster uses.
@@ -93,7 +133,8 @@ impl Doors {
     pub fn superuser(&self, cluster: &Cluster, node: &Node, database: &str) -> Login {
         let name = cluster.full_name(&node.name);
         Login {
-            endpoint: Endpoint::Socket { directory: self.places.node(&name).socket, port: node.port },
+            endpoint: Endpoint::Socket { directory: self.node_places(cluster, node).socket, port: node.port },
+            tunnel: self.host(&node.host).tunnel(),
             server: name,
             user: declared::SUPERUSER.to_owned(),
             database: database.to_owned(),
@@ -115,6 +156,48 @@ impl Doors {
             })
             .await
     }
+}
+
+/// Opens the door of one host, whose calls take no longer than `patience` each; without `os_user` for `postgres` where root works here or ssh leads there, else for the caller.
+///
+/// # Errors
+/// As [`Doors::open`].
+pub fn open_door(
+    name: &str,
+    reach: &Reach,
+    os_user: Option<&str>,
+    patience: Option<Duration>,
+) -> Result<Arc<dyn Host>> {
+    Ok(match reach {
+        Reach::Local | Reach::Here { .. } => {
+            let local: Arc<dyn Host> = Arc::new(LocalHost::new(name, os_user)?);
+            match patience {
+                Some(patience) => Arc::new(Layered::new(local, Timeout(patience))),
+                None => local,
+            }
+        }
+        Reach::Ssh(ssh) => {
+            let target = Target {
+                address: ssh.address.clone(),
+                port: ssh.port,
+                user: ssh.user.clone(),
+                key: ssh.key.clone(),
+                host_keys: ssh.host_keys.clone(),
+                config: ssh.config.clone(),
+            };
+            let host = SshHost::new(name, &target, os_user.unwrap_or(DEFAULT_OS_USER))?;
+            Arc::new(match patience {
+                Some(patience) => host.patience(patience),
+                None => host,
+            })
+        }
+    })
+}
+
+/// Opens the door of the machine that pgherd runs on, on the caller's own behalf.
+pub fn open_own_door(gate: &Arc<dyn Gate>) -> Arc<dyn Host> {
+    let traced = Layered::new(Arc::new(LocalHost::own("here")), Traced);
+    Arc::new(Layered::new(Arc::new(traced), Gated(Arc::clone(gate))))
 }
 
 /// Everything that was seen of one cluster.
@@ -278,7 +361,7 @@ pub async fn observe(doors: &Doors, cluster: &Cluster, depth: Depth) -> ClusterO
 
 async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Depth) -> NodeObserved {
     let host = doors.host(&node.host);
-    let places = doors.places.node(&cluster.full_name(&node.name));
+    let places = doors.node_places(cluster, node);
     let seen = async {
         let (marker, profile, directory, disk, server) = futures_util::join!(
             observe_claim(host, &places, node),
@@ -300,21 +383,32 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             disk: disk.ok().map(Disk::from),
         }
     };
-    // The doors have their own deadlines; this one holds whatever they do.
-    match tokio::time::timeout(PATIENCE * 2, seen).await {
-        Ok(seen) => seen,
-        Err(_) => {
-            let why = format!("host {} did not answer within {} s", node.host, (PATIENCE * 2).as_secs());
-            NodeObserved {
-                node: node.name.clone(),
-                marker: Claim::Unknown { why: why.clone() },
-                profile: None,
-                directory: Directory::Unknown { why: why.clone() },
-                server: Server::Unknown { why },
-                files: None,
-                disk: None,
-            }
+    let silent = |limit: Duration| format!("host {} did not answer within {} s", node.host, limit.as_secs());
+    match tokio::time::timeout(WAY, host.reach()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(missing)) => {
+            let why = |error: &Error| match error.detail_text() {
+                Some(detail) => format!("{error}: {}", detail.trim_end_matches('.')),
+                None => error.to_string(),
+            };
+            return unknown(node, &missing.iter().map(why).collect::<Vec<_>>().join("; "));
         }
+        Err(_) => return unknown(node, &silent(WAY)),
+    }
+    // The doors have their own deadlines; this one holds whatever they do.
+    tokio::time::timeout(PATIENCE * 2, seen).await.unwrap_or_else(|_| unknown(node, &silent(PATIENCE * 2)))
+}
+
+/// What is seen of a node whose host cannot be asked.
+fn unknown(node: &Node, why: &str) -> NodeObserved {
+    NodeObserved {
+        node: node.name.clone(),
+        marker: Claim::Unknown { why: why.to_owned() },
+        profile: None,
+        directory: Directory::Unknown { why: why.to_owned() },
+        server: Server::Unknown { why: why.to_owned() },
+        files: None,
+        disk: None,
     }
 }
 
@@ -452,12 +546,20 @@ async fn not_listening(doors: &Doors, node: &Node) -> Server {
         Ok(Some(pid)) => Server::Unknown {
             why: format!("process {pid} runs for the data directory, its socket does not answer"),
         },
-        Ok(None) if crate::db::connect::listens(declared::LOOPBACK, node.port).await => Server::Foreign {
+        Ok(None) if listens(doors.host(&node.host), node.port).await => Server::Foreign {
             what: format!("something else listens on {}:{}", declared::LOOPBACK, node.port),
         },
         Ok(None) => Server::Stopped,
         Err(error) => Server::Unknown { why: error.to_string() },
     }
+}
+
+/// Tells whether anything accepts connections on a port of the host's loopback address; what the host does not tell is no.
+pub async fn listens(host: &dyn Host, port: u16) -> bool {
+    if host.tunnel().is_none() {
+        return crate::db::connect::listens(declared::LOOPBACK, port).await;
+    }
+    sockets::listens(host, Ipv4Addr::LOCALHOST.into(), port).await.unwrap_or(false)
 }
 
 /// Returns the postmaster's process number if one runs for `directory`.
@@ -506,12 +608,24 @@ async fn running(
 }
 
 async fn observe_left(doors: &Doors, cluster: &Cluster) -> Vec<Profile> {
-    let Some(first) = cluster.nodes.first() else { return Vec::new() };
-    let host = doors.host(&first.host);
-    profiles(host, &doors.places)
+    // All local hosts are one machine, whose profiles one look tells.
+    let mut machines: Vec<&str> = Vec::new();
+    for node in &cluster.nodes {
+        let known = |other: &&str| {
+            **other == node.host || (cluster.reach(other).is_here() && cluster.reach(&node.host).is_here())
+        };
+        if !machines.iter().any(|other| known(&other)) {
+            machines.push(&node.host);
+        }
+    }
+    let looks = machines.iter().map(|host| async {
+        let look = profiles(doors.host(host), doors.places(host));
+        tokio::time::timeout(PATIENCE, look).await.map_or_else(|_| Vec::new(), Result::unwrap_or_default)
+    });
+    join_all(looks)
         .await
-        .unwrap_or_default()
         .into_iter()
+        .flatten()
         .filter(|profile| profile.cluster == cluster.name && cluster.node(&profile.node).is_none())
         .collect()
 }

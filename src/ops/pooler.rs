@@ -22,6 +22,7 @@ pub use files::{Declared, Layout, PoolerFiles, PoolerPaths, Route, Standby, Targ
 
 use crate::error::Error;
 use crate::host::programs::Programs;
+use crate::host::sockets;
 use crate::host::{Command, Host, HostError, RunAs};
 use crate::pg::ident::quote_identifier;
 use crate::pg::scram::Verifier;
@@ -432,13 +433,10 @@ impl Pooler<'_> {
 
     /// Tells who listens on the port of the address that clients use; `None` if it is free.
     async fn port_taken_by(&self) -> Result<Option<String>, Error> {
-        for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-            let sockets = self.host.read(Path::new(table)).await?.unwrap_or_default();
-            if listens(&String::from_utf8_lossy(&sockets), self.listen, self.port) {
-                return Ok(Some(self.listener_name().await.unwrap_or_else(|| "Another program".to_owned())));
-            }
+        if !sockets::listens(self.host, self.listen, self.port).await? {
+            return Ok(None);
         }
-        Ok(None)
+        Ok(Some(self.listener_name().await.unwrap_or_else(|| "Another program".to_owned())))
     }
 
     /// Asks ss(8), if it is there and may know, for the name of the program.
@@ -492,66 +490,7 @@ enum Told {
     NoAnswer,
 }
 
-/// Tells whether a table of the kernel (`/proc/net/tcp`, `tcp6`) has a listener that takes connections to this address.
-fn listens(table: &str, address: IpAddr, port: u16) -> bool {
-    const LISTEN: &str = "0A";
-    const ANY: [&str; 2] = ["00000000", "00000000000000000000000000000000"];
-    let own = match address {
-        IpAddr::V4(address) => {
-            let number = format!("{:08X}", u32::from_ne_bytes(address.octets()));
-            [number.clone(), format!("0000000000000000FFFF0000{number}")]
-        }
-        IpAddr::V6(address) => {
-            let words = address.octets();
-            let words =
-                words.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-            let number: String = words.map(|word| format!("{word:08X}")).collect();
-            [number.clone(), number]
-        }
-    };
-    table.lines().skip(1).any(|line| {
-        let mut words = line.split_whitespace().skip(1);
-        let (Some(local), Some(state)) = (words.next(), words.nth(1)) else { return false };
-        let Some((at, on)) = local.split_once(':') else { return false };
-        state == LISTEN
-            && u16::from_str_radix(on, 16) == Ok(port)
-            && (ANY.contains(&at) || own.iter().any(|own| own == at))
-    })
-}
-
 /// The SHA-256 of a file's bytes, in hexadecimal.
 fn fingerprint(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
-
-    use super::*;
-
-    #[test]
-    fn sees_who_listens_in_the_kernels_own_tables() {
-        let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = loopback.local_addr().unwrap().port();
-        let v4 = || std::fs::read_to_string("/proc/net/tcp").unwrap();
-        let v6 = || std::fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
-        assert!(listens(&v4(), Ipv4Addr::LOCALHOST.into(), port));
-        assert!(!listens(&v4(), Ipv4Addr::new(127, 0, 0, 2).into(), port));
-        assert!(!listens(&v6(), Ipv4Addr::LOCALHOST.into(), port));
-        drop(loopback);
-        let any = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        let port = any.local_addr().unwrap().port();
-        assert!(listens(&v4(), Ipv4Addr::new(127, 0, 0, 2).into(), port));
-    }
-
-    #[test]
-    fn a_connection_is_not_a_listener() {
-        let table = "  sl  local_address rem_address   st
-   0: 0100007F:1929 0100007F:D431 01 00000000:00000000";
-        assert!(!listens(table, Ipv4Addr::LOCALHOST.into(), 6441));
-        let v6 = "  sl  local_address rem_address st
-   0: 00000000000000000000000001000000:1929 00000000000000000000000000000000:0000 0A 0";
-        assert!(listens(v6, Ipv6Addr::LOCALHOST.into(), 6441));
-    }
 }

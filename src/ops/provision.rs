@@ -51,7 +51,7 @@ impl Site<'_> {
     }
 
     pub fn places(&self) -> NodePlaces {
-        self.doors.places.node(&self.name())
+        self.doors.node_places(self.cluster, self.node)
     }
 
     pub fn host(&self) -> &dyn Host {
@@ -129,7 +129,14 @@ pub async fn clone(
     copy_passfile(site, from).await?;
     let directory = site.directory().display().to_string();
     let command = Command::new(site.programs.path("pg_basebackup"))
-        .args(["-D", directory.as_str(), "-h", declared::LOOPBACK, "-p", &from.port.to_string()])
+        .args([
+            "-D",
+            directory.as_str(),
+            "-h",
+            site.cluster.address(&from.host),
+            "-p",
+            &from.port.to_string(),
+        ])
         .args(["-U", declared::REPLICATION_ROLE, "-w", "-X", "stream"])
         .args(["-S", site.cluster.slot_name(&site.node.name).as_str(), "-c", "fast", "-P"])
         .args(["-l", format!("pgherd clone of {}", site.name()).as_str()])
@@ -165,7 +172,7 @@ pub async fn clone(
 /// # Errors
 /// When the other has none, or a host cannot.
 pub async fn copy_passfile(site: &Site<'_>, from: &Node) -> Result<()> {
-    let source = site.doors.places.node(&site.cluster.full_name(&from.name));
+    let source = site.doors.node_places(site.cluster, from);
     let passfile = site
         .doors
         .host(&from.host)
@@ -312,7 +319,7 @@ async fn write_files(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
     let own =
         declared::settings_file(&declared::node_settings(site.cluster, site.node, wish, &site.places()));
     let conf = declared::with_includes(&read_text(site, "postgresql.conf").await?);
-    let hba = declared::with_access(&read_text(site, "pg_hba.conf").await?);
+    let hba = declared::with_access(&read_text(site, "pg_hba.conf").await?, site.cluster);
     let ident = declared::with_users(&read_text(site, "pg_ident.conf").await?, &users);
     // The files that postgresql.conf includes come first: with an include line and no file the server does not start.
     let files = [

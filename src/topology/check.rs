@@ -6,18 +6,20 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
-use super::decode::{Cx, Decode as _, Named, NamedEntry, Spanned};
+use super::decode::{Address, Cx, Decode as _, Named, NamedEntry, Spanned, Via};
 use super::merge::{merge, without_none};
 use super::model::{
     Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
     PoolTarget, Poolers, Postgres, Promote, Reach, Repository, RestoreDrill, RestoreProof, Role, Schema,
-    SecretReference, Synchronous,
+    SecretReference, Ssh, Synchronous,
 };
 use super::problem::{Position, Report};
 use super::yaml::{Node as Tree, Value};
 use super::{foreign, raw, settings};
 use crate::pg::ident::check_object_name;
 
+/// The machine behind every host that is not reached by ssh.
+const HERE: &str = "this machine";
 /// Where data directories are if a node states none.
 const DATA_ROOT: &str = "/var/lib/pgherd";
 /// Client connections of one PgBouncer if the file states none.
@@ -74,6 +76,12 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     let repositories = std::mem::take(&mut checker.repositories);
     let repositories = repositories.into_iter().filter_map(|declared| declared.repository).collect();
     Some(Herd { name: name?, timezone, file, hosts, repositories, clusters })
+}
+
+/// Tells whether a text can be the name of a user: it becomes a word of command lines and of sudoers.
+fn is_user_name(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        && !text.starts_with('-')
 }
 
 /// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
@@ -200,6 +208,8 @@ impl Checker<'_> {
     }
 
     fn regions(&mut self, topology: &raw::Topology, tree: &Tree) {
+        self.ssh_files(topology);
+        let ssh = topology.ssh.as_ref().map(|ssh| &ssh.value);
         let Some(regions) = &topology.regions else {
             if tree.find("regions").is_none() {
                 self.missing(tree.at, "the file", "regions", "regions: {here: {hosts: {local: local}}}");
@@ -232,12 +242,131 @@ impl Checker<'_> {
                         .hint("Keep one of the two.");
                     continue;
                 }
+                let raw =
+                    region.value.hosts.as_ref().map(|hosts| hosts.value.0.as_slice()).unwrap_or_default();
+                let raw = raw.iter().find(|raw| raw.name == host.key).map(|raw| &raw.value);
+                let reach = raw.and_then(|raw| self.reach(raw, &format!("{path}.{}", host.key), ssh));
                 self.host_index.insert(host.key.clone(), self.hosts.len());
                 self.hosts.push(Host {
                     name: host.key.clone(),
                     region: region.name.clone(),
-                    reach: Reach::Local,
+                    reach: reach.unwrap_or(Reach::Local),
                 });
+            }
+        }
+    }
+
+    /// Decides how a host is reached; `None` after a problem was reported.
+    fn reach(&mut self, raw: &Spanned<Address>, path: &str, ssh: Option<&raw::Ssh>) -> Option<Reach> {
+        let place = match &raw.value {
+            Address::Local => return Some(Reach::Local),
+            Address::Plain(address) => {
+                let address = self.address(raw.at, address, path)?;
+                return Some(Reach::Ssh(self.ssh(address, None, None, ssh)?));
+            }
+            Address::Place(place) => place,
+        };
+        let Some(address) = &place.address else {
+            self.missing(raw.at, path, "address", "address: 10.0.0.1");
+            return None;
+        };
+        let address = self.address(address.at, &address.value, &format!("{path}.address"))?;
+        match place.via.as_ref().map(|via| via.value) {
+            Some(Via::Local) => {
+                for (key, at) in [
+                    ("user", place.user.as_ref().map(|user| user.at)),
+                    ("port", place.port.as_ref().map(|port| port.at)),
+                ] {
+                    if let Some(at) = at {
+                        self.report
+                            .add(at, format!("{path}.{key} is of ssh, which does not reach this machine"))
+                            .hint("Remove it, or remove \"via: local\".");
+                    }
+                }
+                Some(Reach::Here { address })
+            }
+            Some(Via::Ssh) | None => {
+                Some(Reach::Ssh(self.ssh(address, place.user.as_ref(), place.port.as_ref(), ssh)?))
+            }
+        }
+    }
+
+    /// Checks what ends up in PostgreSQL's files and on ssh's command line.
+    fn address(&mut self, at: Position, address: &str, path: &str) -> Option<String> {
+        let ip = address.parse::<std::net::IpAddr>();
+        if ip.is_ok_and(|ip| !ip.is_unspecified() && !ip.is_multicast()) {
+            return Some(address.to_owned());
+        }
+        self.report
+            .add(at, format!("{path} must be an IP address"))
+            .detail("It goes into PostgreSQL's and PgBouncer's files; user and port of ssh have keys of their own.")
+            .hint("Write {address: 10.0.0.1, user: USER, port: 22}, or \"local\" for this machine.");
+        None
+    }
+
+    fn ssh(
+        &mut self,
+        address: String,
+        user: Option<&Spanned<String>>,
+        port: Option<&Spanned<u32>>,
+        raw: Option<&raw::Ssh>,
+    ) -> Option<Ssh> {
+        let user = user.or(raw.and_then(|raw| raw.user.as_ref()));
+        if let Some(user) = user.filter(|user| !is_user_name(&user.value)) {
+            self.report
+                .add(user.at, format!("{:?} cannot be the name of a user", user.value))
+                .hint("Write the name alone, such as user: dba.");
+            return None;
+        }
+        let port = match port.or(raw.and_then(|raw| raw.port.as_ref())) {
+            None => None,
+            Some(port) => match u16::try_from(port.value) {
+                Ok(number @ 1..) => Some(number),
+                _ => {
+                    self.report
+                        .add(
+                            port.at,
+                            format!("the port of sshd must be from 1 to 65535, found {}", port.value),
+                        )
+                        .hint("sshd listens on 22 if nobody said otherwise.");
+                    return None;
+                }
+            },
+        };
+        let file = |place: Option<&Spanned<raw::FilePlace>>| {
+            place.and_then(|place| place.value.file.as_ref()).map(|file| self.base.join(&file.value))
+        };
+        let key = file(raw.and_then(|raw| raw.key.as_ref()));
+        let host_keys = file(raw.and_then(|raw| raw.host_keys.as_ref()));
+        let config = file(raw.and_then(|raw| raw.config.as_ref()));
+        Some(Ssh { address, port, user: user.map(|user| user.value.clone()), key, host_keys, config })
+    }
+
+    /// Checks the files that "ssh" names: one without a path, or whose path ssh would read differently.
+    fn ssh_files(&mut self, topology: &raw::Topology) {
+        let Some(ssh) = &topology.ssh else { return };
+        for (key, place) in
+            [("key", &ssh.value.key), ("host-keys", &ssh.value.host_keys), ("config", &ssh.value.config)]
+        {
+            let Some(place) = place else { continue };
+            match &place.value.file {
+                None => self.missing(
+                    place.at,
+                    &format!("ssh.{key}"),
+                    "file",
+                    &format!("{key}: {{file: keys/{key}}}"),
+                ),
+                Some(file)
+                    if file.value.contains(['"', '\\']) || file.value.chars().any(char::is_control) =>
+                {
+                    self.report
+                        .add(
+                            file.at,
+                            format!("ssh.{key}.file holds a character that ssh's options cannot hold"),
+                        )
+                        .hint("Choose a path without quotes and backslashes.");
+                }
+                Some(_) => {}
             }
         }
     }
@@ -351,7 +480,12 @@ impl Checker<'_> {
     /// Names the machine behind a host: all local hosts are one.
     fn machine(&self, host: &str) -> String {
         match self.host_index.get(host).map(|index| &self.hosts[*index].reach) {
-            Some(Reach::Local) => "this machine".to_owned(),
+            Some(Reach::Local | Reach::Here { .. }) => HERE.to_owned(),
+            Some(Reach::Ssh(ssh)) => match ssh.port {
+                // Several machines may be behind one address.
+                Some(port) => format!("{} port {port}", ssh.address),
+                None => ssh.address.clone(),
+            },
             None => host.to_owned(),
         }
     }
@@ -366,11 +500,10 @@ impl Checker<'_> {
             Some((other, first)) => {
                 let other = other.clone();
                 let first = *first;
+                let same = if machine == HERE { "that are \"local\"" } else { "with one address" };
                 self.report
                     .add(at, format!("{owner} and {other} both listen on port {port} of {host}"))
-                    .detail(format!(
-                        "{other} has the port at {first}; hosts that are \"local\" are one machine."
-                    ))
+                    .detail(format!("{other} has the port at {first}; hosts {same} are one machine."))
                     .hint("Give one of them another port.");
             }
         }
@@ -490,6 +623,7 @@ impl Checker<'_> {
         let backups = raw.backups.as_ref().and_then(|backups| self.backups(&draft, backups));
         let drills = raw.drills.as_ref().and_then(|drills| drills.value.restore.as_ref());
         let drills = drills.and_then(|drill| self.restore_drill(&draft, drill, &databases));
+        let hosts = self.hosts_of(&draft, &nodes, poolers.as_ref());
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {
             name: name.to_owned(),
@@ -503,7 +637,44 @@ impl Checker<'_> {
             objectives,
             backups,
             drills,
+            hosts,
         })
+    }
+
+    /// Returns the hosts of a cluster that are more than this machine under another name.
+    fn hosts_of(
+        &mut self,
+        draft: &Draft<'_>,
+        nodes: &[(Node, Position)],
+        poolers: Option<&Poolers>,
+    ) -> Vec<Host> {
+        let poolers = poolers.iter().flat_map(|poolers| &poolers.hosts).map(|host| (host, draft.at));
+        let used: Vec<(&String, Position)> =
+            nodes.iter().map(|(node, at)| (&node.host, *at)).chain(poolers).collect();
+        let known = |host: &String| self.host_index.get(host).map(|index| &self.hosts[*index]);
+        let apart = used.iter().filter_map(|(host, _)| known(host)).any(|host| !host.reach.is_here());
+        let unreachable = used
+            .iter()
+            .find(|(host, _)| known(host).is_some_and(|host| host.reach == Reach::Local))
+            .filter(|_| apart);
+        let mut hosts: Vec<Host> = Vec::new();
+        for host in used.iter().filter_map(|(host, _)| known(host)) {
+            if host.reach != Reach::Local && !hosts.iter().any(|other| other.name == host.name) {
+                hosts.push(host.clone());
+            }
+        }
+        if let Some((host, at)) = unreachable {
+            self.report
+                .add(
+                    *at,
+                    format!("host {host} has no address that the other hosts of {} could reach", draft.name),
+                )
+                .detail(
+                    "The cluster has hosts on other machines, and \"local\" alone is only known to this one.",
+                )
+                .hint(format!("Write {host}: {{address: 10.0.0.1, via: local}} under \"regions\"."));
+        }
+        hosts
     }
 }
 
@@ -518,9 +689,7 @@ impl Checker<'_> {
             self.absolute(directory, "bin-directory");
         }
         if let Some(user) = &raw.os_user {
-            let plain =
-                user.value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
-            if !plain || user.value == "root" {
+            if !is_user_name(&user.value) || user.value == "root" {
                 self.report
                     .add(user.at, format!("os-user cannot be {:?}", user.value))
                     .detail("PostgreSQL refuses to run as root.")

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use crate::pg::guc;
+pub use crate::topology::model::LOOPBACK;
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
 use crate::units::ByteCount;
@@ -23,8 +24,6 @@ pub const REPLICATION_ROLE: &str = "replicator";
 pub const PROBE_ROLE: &str = "pgherd_probe";
 /// The bootstrap superuser of a cluster that pgherd makes.
 pub const SUPERUSER: &str = "postgres";
-/// Where nodes and poolers of this machine listen.
-pub const LOOPBACK: &str = "127.0.0.1";
 
 const HEADER: &str = "# Written by pgherd from the topology file. A change made here is drift, and the next \"pgherd apply\" undoes it.\n";
 const INCLUDE_MARK: &str = "# pgherd: these lines stay last, so that what the topology declares wins";
@@ -86,7 +85,7 @@ pub fn node_settings(
     settings.retain(|(name, _)| !cluster.postgres.settings.contains_key(name));
     let own = [
         ("cluster_name", cluster.full_name(&node.name)),
-        ("listen_addresses", LOOPBACK.to_owned()),
+        ("listen_addresses", listen_addresses(cluster, node)),
         ("log_directory", places.log.display().to_string()),
         ("port", node.port.to_string()),
         (
@@ -137,10 +136,19 @@ fn tuned(memory: ByteCount) -> Vec<Setting> {
     ]
 }
 
+/// Its own machine reaches a node at the loopback address, everybody else at the host's.
+fn listen_addresses(cluster: &Cluster, node: &Node) -> String {
+    match cluster.address(&node.host) {
+        LOOPBACK => LOOPBACK.to_owned(),
+        address => format!("{LOOPBACK},{address}"),
+    }
+}
+
 fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, passfile: &Path) -> String {
     format!(
-        "host={LOOPBACK} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
+        "host={} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
          keepalives_interval=5 keepalives_count=3",
+        cluster.address(&upstream.host),
         upstream.port,
         conninfo_value(&passfile.display().to_string()),
         cluster.full_name(&node.name),
@@ -196,15 +204,59 @@ pub fn without_alter_system(auto_conf: &str) -> String {
     auto_conf.split_inclusive('\n').filter(|line| line.trim_start().starts_with('#')).collect()
 }
 
-/// Returns pg_hba.conf with our block first: the superuser over the Unix socket, standbys over loopback.
-pub fn with_access(pg_hba: &str) -> String {
-    with_block(
-        pg_hba,
-        &format!(
-            "local   all          {SUPERUSER}                     peer map=pgherd\n\
-             host    replication  {REPLICATION_ROLE}    {LOOPBACK}/32    scram-sha-256\n"
-        ),
-    )
+/// Returns pg_hba.conf with our block first: the superuser over the Unix socket, standbys from the cluster's hosts, and the declared
+/// roles from poolers on other machines, whose addresses no file of initdb's lets in.
+pub fn with_access(pg_hba: &str, cluster: &Cluster) -> String {
+    with_access_lines(pg_hba, &access_lines(cluster))
+}
+
+/// Returns pg_hba.conf with these lines of [`access_lines`] in our block.
+pub fn with_access_lines(pg_hba: &str, lines: &str) -> String {
+    with_block(pg_hba, lines)
+}
+
+/// Returns what our block in pg_hba.conf says.
+pub fn access_lines(cluster: &Cluster) -> String {
+    let mut block = format!("local   all          {SUPERUSER}                     peer map=pgherd\n");
+    let mut addresses = vec![LOOPBACK];
+    addresses.extend(cluster.nodes.iter().map(|node| cluster.address(&node.host)));
+    let mut seen: Vec<&str> = Vec::new();
+    for address in addresses {
+        if !seen.contains(&address) {
+            block.push_str(&format!(
+                "host    replication  {REPLICATION_ROLE}    {}    scram-sha-256\n",
+                alone(address)
+            ));
+            seen.push(address);
+        }
+    }
+    let roles: Vec<String> = cluster
+        .roles
+        .iter()
+        .filter(|role| role.password.is_some() && !role.pools.is_empty())
+        .map(|role| format!("\"{}\"", role.name))
+        .chain([PROBE_ROLE.to_owned()])
+        .collect();
+    let databases: Vec<String> = cluster.databases.iter().map(|name| format!("\"{name}\"")).collect();
+    let mut seen = vec![LOOPBACK];
+    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+        let address = cluster.address(host);
+        if !seen.contains(&address) {
+            block.push_str(&format!(
+                "host    {}    {}    {}    scram-sha-256\n",
+                databases.join(","),
+                roles.join(","),
+                alone(address)
+            ));
+            seen.push(address);
+        }
+    }
+    block
+}
+
+/// Writes an address so that it means no other one.
+fn alone(address: &str) -> String {
+    if address.contains(':') { format!("{address}/128") } else { format!("{address}/32") }
 }
 
 /// Returns pg_ident.conf with our block first: who may be the superuser over the Unix socket.
@@ -234,6 +286,8 @@ fn with_block(text: &str, block: &str) -> String {
 mod tests {
     use super::*;
 
+    const LINES: &str = "local   all          postgres                     peer map=pgherd\n";
+
     #[test]
     fn include_lines_move_to_the_end_and_nothing_else_moves() {
         let once = with_includes("max_connections = 50\n# mine");
@@ -252,11 +306,11 @@ mod tests {
     #[test]
     fn the_access_block_is_first_and_once_and_the_users_lines_stay() {
         let mine = "host all all 10.0.0.0/8 scram-sha-256\n";
-        let once = with_access(mine);
+        let once = with_access_lines(mine, LINES);
         assert!(once.starts_with(BLOCK_BEGIN));
         assert!(once.ends_with(mine));
-        assert_eq!(with_access(&once), once);
-        assert_eq!(with_access(&once.replace("peer map=pgherd", "trust")), once);
+        assert_eq!(with_access_lines(&once, LINES), once);
+        assert_eq!(with_access_lines(&once.replace("peer map=pgherd", "trust"), LINES), once);
     }
 
     #[test]

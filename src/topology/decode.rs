@@ -365,27 +365,49 @@ impl Decode for SettingText {
 }
 
 /// How a host is reached, as it was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address;
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Address {
+    /// `local`: this machine.
+    Local,
+    /// An address alone: by ssh.
+    Plain(String),
+    Place(HostPlace),
+}
+
+record! {
+    /// A host that takes more words than its address.
+    HostPlace {
+        /// What its peers reach it by: an IP address.
+        address: Text = "address",
+        /// "local": it is this machine; "ssh" if it is not said.
+        via: Via = "via",
+        /// Who logs in by ssh.
+        user: Text = "user",
+        /// Port of its sshd.
+        port: Count = "port",
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Via {
+    Local,
+    Ssh,
+}
 
 impl Decode for Address {
     fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
-        let text = scalar(node).map(|scalar| scalar.text.as_str());
-        if text == Some("local") {
-            return Some(Self);
+        if let Value::Mapping(_) = &node.value {
+            return HostPlace::decode(node, cx).map(Self::Place);
         }
-        if node.value == Value::Alias {
-            return None;
+        let text = String::decode(node, cx)?;
+        if text == "local" {
+            return Some(Self::Local);
         }
         let path = cx.path();
-        if text.is_some_and(|text| super::foreign::report_managed_host(cx.report, node.at, &path, text)) {
+        if super::foreign::report_managed_host(cx.report, node.at, &path, &text) {
             return None;
         }
-        cx.report
-            .add(node.at, format!("{path} would be reached by ssh, which this version cannot do"))
-            .detail("This version runs clusters on the machine that it is started on.")
-            .hint("Write \"local\" for this machine.");
-        None
+        Some(Self::Plain(text))
     }
 }
 
@@ -442,6 +464,7 @@ macro_rules! words {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ThePrimary;
 
+words!(Via { "local" => Via::Local, "ssh" => Via::Ssh });
 words!(ThePrimary { "primary" => ThePrimary });
 words!(Promote { "automatic" => Promote::Automatic, "by-hand" => Promote::ByHand });
 words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode::Session, "statement" => PoolMode::Statement });
@@ -543,7 +566,23 @@ inline_schema! {
     });
     ByteCount => json_schema!({"type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB)$"});
     SettingText => json_schema!({"type": ["string", "number", "boolean"]});
-    Address => json_schema!({"type": "string", "enum": ["local"]});
+    Address => json_schema!({
+        "description": "\"local\" for this machine; an IP address that is reached by ssh; or an address with how it is reached.",
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "address": {"type": "string", "description": "What its peers reach it by: an IP address."},
+                    "via": {"enum": ["local", "ssh"], "description": "\"local\": it is this machine; \"ssh\" if it is not said."},
+                    "user": {"type": "string", "description": "Who logs in by ssh."},
+                    "port": {"type": "integer", "minimum": 1, "maximum": 65535, "description": "Port of its sshd."},
+                },
+                "required": ["address"],
+                "additionalProperties": false,
+            },
+            {"type": "string"},
+        ],
+    });
     SecretReference => json_schema!({
         "type": "object",
         "properties": {

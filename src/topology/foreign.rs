@@ -17,7 +17,6 @@ const LATER: &[&str] = &[
     "priority",
     "scheduler",
     "service",
-    "ssh",
     "tls",
     "upstream",
 ];

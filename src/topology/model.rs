@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::ByteCount;
 
+/// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
+pub const LOOPBACK: &str = "127.0.0.1";
+
 /// A valid topology.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Herd {
@@ -40,6 +43,46 @@ pub struct Host {
 pub enum Reach {
     /// This machine.
     Local,
+    /// This machine, which its peers reach by an address.
+    Here {
+        address: String,
+    },
+    Ssh(Ssh),
+}
+
+/// How a host is reached by ssh; what is not stated is the business of OpenSSH's own configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ssh {
+    /// What pgherd and the host's peers reach it by.
+    pub address: String,
+    pub port: Option<u16>,
+    /// Who logs in.
+    pub user: Option<String>,
+    /// Absolute path of the private key.
+    pub key: Option<PathBuf>,
+    /// Absolute path of the file of known host keys.
+    pub host_keys: Option<PathBuf>,
+    /// Absolute path of an ssh_config(5).
+    pub config: Option<PathBuf>,
+}
+
+impl Reach {
+    /// Returns the address of a host that others can reach.
+    pub fn address(&self) -> Option<&str> {
+        match self {
+            Self::Local => None,
+            Self::Here { address } | Self::Ssh(Ssh { address, .. }) => Some(address),
+        }
+    }
+
+    /// Tells whether it is the machine that pgherd runs on.
+    pub fn is_here(&self) -> bool {
+        match self {
+            Self::Local | Self::Here { .. } => true,
+            Self::Ssh(_) => false,
+        }
+    }
 }
 
 /// Where backups and WAL are kept.
@@ -71,6 +114,9 @@ pub struct Cluster {
     pub backups: Option<Backups>,
     /// The rehearsal of a restore.
     pub drills: Option<RestoreDrill>,
+    /// Those of its hosts that are more than this machine under another name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -289,6 +335,16 @@ impl Herd {
 }
 
 impl Cluster {
+    /// Returns how a host is reached.
+    pub fn reach(&self, host: &str) -> &Reach {
+        self.hosts.iter().find(|known| known.name == host).map_or(&Reach::Local, |known| &known.reach)
+    }
+
+    /// Returns what clients, poolers and standbys reach a host by.
+    pub fn address(&self, host: &str) -> &str {
+        self.reach(host).address().unwrap_or(LOOPBACK)
+    }
+
     /// Finds a node by its name within the cluster.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.name == name)

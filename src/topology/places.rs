@@ -4,7 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::model::Reach;
 use crate::error::{Error, Result};
+
+const CONFIG: &str = "/etc/pgherd";
+const STATE: &str = "/var/lib/pgherd";
+const LIB: &str = "/usr/local/lib/pgherd";
 
 /// The roots below which pgherd writes, apart from data directories and repositories.
 ///
@@ -15,6 +20,8 @@ pub struct Places {
     config: PathBuf,
     state: PathBuf,
     lib: PathBuf,
+    /// The same three on a host that is reached by ssh: where root's would be, whoever runs pgherd here.
+    there: [PathBuf; 3],
 }
 
 impl Places {
@@ -42,12 +49,32 @@ impl Places {
             None if root => Ok(PathBuf::from(system)),
             None => below_home(xdg, fallback),
         };
+        let there =
+            |name: &str, system: &str| variable(name).map_or_else(|| PathBuf::from(system), PathBuf::from);
+        let there = [("PGHERD_CONFIG_DIR", CONFIG), ("PGHERD_STATE_DIR", STATE), ("PGHERD_LIB_DIR", LIB)]
+            .map(|(name, system)| there(name, system));
         Ok(Self {
-            config: chosen("PGHERD_CONFIG_DIR", "/etc/pgherd", "XDG_CONFIG_HOME", ".config")?,
-            state: chosen("PGHERD_STATE_DIR", "/var/lib/pgherd", "XDG_STATE_HOME", ".local/state")?,
+            there,
+            config: chosen("PGHERD_CONFIG_DIR", CONFIG, "XDG_CONFIG_HOME", ".config")?,
+            state: chosen("PGHERD_STATE_DIR", STATE, "XDG_STATE_HOME", ".local/state")?,
             // The XDG directories know no place for programs that nobody types.
-            lib: chosen("PGHERD_LIB_DIR", "/usr/local/lib/pgherd", "", ".local/lib")?,
+            lib: chosen("PGHERD_LIB_DIR", LIB, "", ".local/lib")?,
         })
+    }
+
+    /// Returns the places of a host that is reached so.
+    #[must_use]
+    pub fn on(&self, reach: &Reach) -> Self {
+        if reach.is_here() {
+            return self.clone();
+        }
+        let [config, state, lib] = self.there.clone();
+        Self { config, state, lib, there: self.there.clone() }
+    }
+
+    /// Returns where what belongs to nodes and poolers is configured.
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     /// Returns where journals and locks are.

@@ -19,12 +19,38 @@ record! {
         timezone: Text = "timezone",
         /// Where the hosts are.
         regions: Named<Region> = "regions",
+        /// How hosts are reached that are not this machine; what is not said is the business of OpenSSH's own configuration.
+        ssh: Ssh = "ssh",
         /// Where backups and WAL are kept, by name.
         repositories: Named<Repository> = "repositories",
         /// What every cluster starts from; a cluster overrides it key by key, and "none" takes a key away.
         defaults: Cluster = "defaults",
         /// The clusters by name.
         clusters: Named<Cluster> = "clusters",
+    }
+}
+
+record! {
+    /// How hosts are reached that are not this machine.
+    Ssh {
+        /// Who logs in.
+        user: Text = "user",
+        /// Port of sshd.
+        port: Count = "port",
+        /// The private key.
+        key: FilePlace = "key",
+        /// The known host keys, in place of the user's and the system's.
+        host_keys: FilePlace = "host-keys",
+        /// An ssh_config(5), in place of the user's and the system's: jump hosts and whatever else OpenSSH can do.
+        config: FilePlace = "config",
+    }
+}
+
+record! {
+    /// A file of this machine.
+    FilePlace {
+        /// Its path; a relative one counts from the topology.
+        file: Text = "file",
     }
 }
 

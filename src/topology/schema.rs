@@ -21,7 +21,7 @@ fn schema() -> Schema {
     RecursiveTransform(without_null).transform(&mut schema);
     schema.insert("title".to_owned(), json!("pgherd topology"));
     schema.insert("required".to_owned(), json!(["pgherd", "herd", "regions", "clusters"]));
-    let top: Vec<String> = ["Topology", "Region", "Repository"].map(str::to_owned).into();
+    let top: Vec<String> = ["Topology", "Region", "Repository", "Ssh", "FilePlace"].map(str::to_owned).into();
     if let Some(Value::Object(definitions)) = schema.get_mut("$defs") {
         for (name, definition) in definitions.iter_mut().filter(|(name, _)| !top.contains(name)) {
             allow_none(name, definition);

@@ -82,7 +82,7 @@ fn ways_in(cluster: &Cluster) -> Vec<WayIn<'_>> {
             .map(|(node, database)| WayIn {
                 pool: &node.name,
                 roles: roles.clone(),
-                host: LOOPBACK,
+                host: cluster.address(&node.host),
                 port: node.port,
                 database: database.clone(),
             })

@@ -4,6 +4,7 @@ mod large;
 mod refusals;
 mod scale;
 mod schema;
+mod setup;
 mod verbs;
 
 use std::path::Path;

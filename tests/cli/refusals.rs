@@ -173,7 +173,7 @@ fn a_file_from_windows_has_the_same_lines_and_columns() {
         "\u{feff}pgherd: 1\r\nherd: shop\r\nregions: {}\r\nclusters: {}\r\nhrd: x\r\n",
         r#"
 ERROR:  pgherd.yml:5:1: unknown key "hrd" in the file
-DETAIL: Its keys are: clusters, defaults, herd, pgherd, regions, repositories, timezone.
+DETAIL: Its keys are: clusters, defaults, herd, pgherd, regions, repositories, ssh, timezone.
 HINT:   Did you mean "herd"?"#,
     );
 }
@@ -454,21 +454,62 @@ HINT:   Did you mean "Europe/Berlin"?"#,
 }
 
 #[test]
-fn refuses_a_host_that_needs_ssh() {
+fn refuses_an_address_that_is_none() {
     refuses(
         NOTHING,
         r#"pgherd: 1
 herd: shop
-regions: {here: {hosts: {db1: 10.0.0.1, db2: {address: 10.0.0.2}}}}
+regions:
+  here:
+    hosts:
+      db1: dba@10.0.0.1:22
+      db2: {address: db2.example.com}
+      db3: {user: dba}
+      db4: {address: 10.0.0.4, via: local, user: dba}
+      db5: {address: 10.0.0.5, port: 70000}
+      db6: {address: 10.0.0.6, user: -oProxyCommand=x}
+ssh: {key: {}, host-keys: {file: 'a"b'}}
 clusters: {}
 "#,
         r#"
-ERROR:  pgherd.yml:3:31: regions.here.hosts.db1 would be reached by ssh, which this version cannot do
-DETAIL: This version runs clusters on the machine that it is started on.
-HINT:   Write "local" for this machine.
-ERROR:  pgherd.yml:3:46: regions.here.hosts.db2 would be reached by ssh, which this version cannot do
-DETAIL: This version runs clusters on the machine that it is started on.
-HINT:   Write "local" for this machine."#,
+ERROR:  pgherd.yml:6:12: regions.here.hosts.db1 must be an IP address
+DETAIL: It goes into PostgreSQL's and PgBouncer's files; user and port of ssh have keys of their own.
+HINT:   Write {address: 10.0.0.1, user: USER, port: 22}, or "local" for this machine.
+ERROR:  pgherd.yml:7:22: regions.here.hosts.db2.address must be an IP address
+DETAIL: It goes into PostgreSQL's and PgBouncer's files; user and port of ssh have keys of their own.
+HINT:   Write {address: 10.0.0.1, user: USER, port: 22}, or "local" for this machine.
+ERROR:  pgherd.yml:8:12: regions.here.hosts.db3 has no "address"
+HINT:   Add it: address: 10.0.0.1.
+ERROR:  pgherd.yml:9:50: regions.here.hosts.db4.user is of ssh, which does not reach this machine
+HINT:   Remove it, or remove "via: local".
+ERROR:  pgherd.yml:10:38: the port of sshd must be from 1 to 65535, found 70000
+HINT:   sshd listens on 22 if nobody said otherwise.
+ERROR:  pgherd.yml:11:38: "-oProxyCommand=x" cannot be the name of a user
+HINT:   Write the name alone, such as user: dba.
+ERROR:  pgherd.yml:12:12: ssh.key has no "file"
+HINT:   Add it: key: {file: keys/key}.
+ERROR:  pgherd.yml:12:34: ssh.host-keys.file holds a character that ssh's options cannot hold
+HINT:   Choose a path without quotes and backslashes."#,
+    );
+}
+
+#[test]
+fn refuses_a_host_that_its_peers_on_other_machines_cannot_reach() {
+    refuses(
+        NOTHING,
+        r#"pgherd: 1
+herd: shop
+regions: {here: {hosts: {station: local, db1: 10.0.0.1}}}
+clusters:
+  orders:
+    postgres: {version: 18}
+    ports: {postgres: 5441}
+    nodes: {a: {host: station}, b: {host: db1}}
+"#,
+        r#"
+ERROR:  pgherd.yml:8:13: host station has no address that the other hosts of orders could reach
+DETAIL: The cluster has hosts on other machines, and "local" alone is only known to this one.
+HINT:   Write station: {address: 10.0.0.1, via: local} under "regions"."#,
     );
 }
 

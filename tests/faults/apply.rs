@@ -445,6 +445,9 @@ impl Bench {
         };
         let ended = scene.play(&initial).await;
         self.fresh_for = ended.as_ref().ok().filter(|ran| ran.refused).map(|_| case.kind);
+        if self.fresh_for.is_some() {
+            self.site.end_planners_lock();
+        }
         ended
             .map(|ran| Ran { took: begun.elapsed(), ..ran })
             .map_err(|wrong| format!("{case}: {wrong}\n{}", self.site.evidence()))
@@ -523,8 +526,8 @@ async fn run_apply(
 
 async fn run_destroy(context: &Context) -> Result<(OperationId, Outcome), Error> {
     let looking = Context { gate: gate::open(), ..context.clone() };
-    let removal = destroy::plan(&looking, CLUSTER, None).await?;
-    destroy::run(context, removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
+    let removal = destroy::plan(&looking, &[], CLUSTER, None).await?;
+    destroy::run(context, &[], removal, Duration::ZERO, &EventSink::none(), &Interrupt::new()).await
 }
 
 impl Scene<'_> {
@@ -575,6 +578,9 @@ impl Scene<'_> {
             ran.refused = true;
             if first.is_ok() {
                 return Err(self.told(&ran, "no journal and no error", &story));
+            }
+            if ran.missed {
+                return Err(self.told(&ran, "it was refused, and nothing had befallen it", &story));
             }
             self.same_as_before(initial).await.map_err(|wrong| self.told(&ran, &wrong, &story))?;
             return Ok(ran);

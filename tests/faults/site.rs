@@ -263,6 +263,17 @@ regions: {{here: {{hosts: {{local: local}}}}}}
         }
     }
 
+    /// Removes the lock of a command that died while it planned. Everywhere else it ends with the process; here that is the harness itself.
+    pub fn end_planners_lock(&self) {
+        let lock = self.repository().join(CLUSTER).join("lock.json");
+        match fs::remove_file(&lock) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                panic!("{}: {error}", lock.display())
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+
     fn start(&self, node: &str) {
         let log = self.places.node(&format!("{CLUSTER}-{node}")).log.join("startup.log");
         let mut start = self.as_os_user(&self.bin.join("pg_ctl").display().to_string());
@@ -326,6 +337,7 @@ regions: {{here: {{hosts: {{local: local}}}}}}
             database: alias.to_owned(),
             password: Some(Secret::new(PASSWORD)),
             session: Session::Plain,
+            tunnel: None,
         };
         doors.connector.connect(&login).await
     }

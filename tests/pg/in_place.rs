@@ -149,6 +149,7 @@ fn login(port: u16) -> Login {
         database: "inventory".to_owned(),
         password: Some(Secret::new(APP_PASSWORD)),
         session: Session::Plain,
+        tunnel: None,
     }
 }
 

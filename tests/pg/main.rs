@@ -34,6 +34,8 @@ mod rotation;
 mod secrets;
 mod server;
 mod settings;
+mod ssh;
+mod sshd;
 mod status;
 mod trust;
 mod verifiers;

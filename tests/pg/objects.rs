@@ -50,6 +50,7 @@ fn reporting(major: u32) -> Cluster {
         objectives: BTreeMap::new(),
         backups: None,
         drills: None,
+        hosts: Vec::new(),
     }
 }
 

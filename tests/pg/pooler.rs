@@ -128,6 +128,7 @@ impl House {
             database: alias.to_owned(),
             password: Some(Secret::new("of-the-app")),
             session: Session::Plain,
+            tunnel: None,
         };
         Connector::new(gate::open()).connect(&login).await
     }

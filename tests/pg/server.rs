@@ -252,6 +252,7 @@ impl Server {
             database: database.to_owned(),
             password: None,
             session: Session::Tool,
+            tunnel: None,
         }
     }
 
@@ -262,6 +263,7 @@ impl Server {
             user: user.to_owned(),
             password: Some(Secret::new(password)),
             session: Session::Plain,
+            tunnel: None,
             ..self.login(database)
         }
     }

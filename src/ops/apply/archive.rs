@@ -50,7 +50,7 @@ pub(super) async fn look(doors: &Doors, cluster: &Cluster, build: &Build) -> Res
             Ok(None) => look_at_repository(host, &cluster.name, &backups.repository).await,
             Err(error) => RepositorySeen::Unknown { why: error.to_string() },
         };
-        let installed = binary::look(host, &doors.places).await?;
+        let installed = binary::look(host, doors.places(name)).await?;
         hosts.insert(name.clone(), ArchiveHost { installed, repository });
     }
     let primary = look_at_record(doors.host(&cluster.preferred().host), cluster, &backups.repository).await;
@@ -129,7 +129,7 @@ pub(super) struct Install<'a> {
 
 /// Looks whether the link leads to the copy.
 pub(super) async fn look_at_install(world: &World, wanted: Install<'_>) -> Result<Found<Evidence>> {
-    let found = binary::look(world.doors.host(wanted.host), &world.doors.places).await?;
+    let found = binary::look(world.doors.host(wanted.host), world.doors.places(wanted.host)).await?;
     Ok(if found == (Installed::Build { hash: wanted.hash.to_owned() }) {
         Found::Done(Evidence::Installed { hash: wanted.hash.to_owned() })
     } else {
@@ -139,7 +139,7 @@ pub(super) async fn look_at_install(world: &World, wanted: Install<'_>) -> Resul
 
 /// Copies this build and has the link lead to it.
 pub(super) async fn install(world: &World, wanted: Install<'_>) -> Result<Evidence> {
-    let (host, places) = (world.doors.host(wanted.host), &world.doors.places);
+    let (host, places) = (world.doors.host(wanted.host), world.doors.places(wanted.host));
     if world.build.hash()? != wanted.hash {
         return Err(Error::refused(format!("cannot install pgherd {}: this is another build", wanted.hash))
             .detail(format!(
@@ -156,7 +156,7 @@ pub(super) async fn install(world: &World, wanted: Install<'_>) -> Result<Eviden
 
 /// Puts the link back; the copy stays, since a command of some server may be running it.
 pub(super) async fn uninstall(world: &World, wanted: Install<'_>) -> Result<()> {
-    let (host, places) = (world.doors.host(wanted.host), &world.doors.places);
+    let (host, places) = (world.doors.host(wanted.host), world.doors.places(wanted.host));
     let ours = Installed::Build { hash: wanted.hash.to_owned() };
     // What is neither ours nor what we saw belongs to somebody else by now.
     if binary::look(host, places).await? != ours {

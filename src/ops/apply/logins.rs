@@ -187,7 +187,7 @@ pub(crate) async fn as_primary(conn: Conn, name: &str) -> Result<PrimaryConn> {
 }
 
 pub(super) async fn read(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<Option<Passwords>> {
-    let path = doors.places.node(&cluster.full_name(&node.name)).passfile;
+    let path = doors.node_places(cluster, node).passfile;
     let bytes = doors
         .host(&node.host)
         .read(&path)

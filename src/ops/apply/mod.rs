@@ -31,7 +31,7 @@ use crate::engine::operation::{self, Intent, Operation, Outcome};
 use crate::engine::record::{OperationId, Record, TopologyFile};
 use crate::engine::step::Stage;
 use crate::error::{Error, Result};
-use crate::host::{Command, RunAs, programs};
+use crate::host::{Command, Host, RunAs, programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
 use crate::ops::context::Context;
@@ -67,6 +67,8 @@ pub async fn prepare_rotating(
     rotate: Option<Purpose>,
 ) -> Result<ClusterPlan, Vec<Error>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
+    // Without all of its hosts nothing else can be said of a cluster.
+    doors.reach().await?;
     let mut missing: Vec<Error> = Vec::new();
     // While a process drives an operation the journal is its business; what nobody drives must be ended first.
     match lock::holder(&context.store, &cluster.name) {
@@ -193,13 +195,12 @@ pub(crate) async fn passwords(
     context: &Context,
     cluster: &Cluster,
 ) -> Result<BTreeMap<String, Secret>, Vec<Error>> {
-    // A command that asks a vault may take longer than a look at a node.
-    let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
+    let here = observe::open_own_door(&context.gate);
     let mut found = BTreeMap::new();
     let mut errors = Vec::new();
     for role in &cluster.roles {
         let Some(reference) = &role.password else { continue };
-        match resolve(&doors, cluster, reference).await {
+        match resolve(&*here, reference).await {
             Ok(secret) => {
                 found.insert(role.name.clone(), secret);
             }
@@ -209,7 +210,7 @@ pub(crate) async fn passwords(
     if errors.is_empty() { Ok(found) } else { Err(errors) }
 }
 
-async fn resolve(doors: &Doors, cluster: &Cluster, reference: &SecretReference) -> Result<Secret> {
+async fn resolve(here: &dyn Host, reference: &SecretReference) -> Result<Secret> {
     let SecretReference::Command(argv) = reference else {
         return secrets::resolve_with(reference, &|_| {
             Err(Error::failed("only a command is run for a secret"))
@@ -217,14 +218,14 @@ async fn resolve(doors: &Doors, cluster: &Cluster, reference: &SecretReference) 
     };
     let (program, args) =
         argv.split_first().ok_or_else(|| Error::usage("the command of a secret is empty"))?;
-    let host = doors.host(&cluster.preferred().host);
+    // Secrets are the operator's: they are looked for where pgherd runs, and only verifiers travel.
     let command = Command::new(program)
         .args(args.iter().cloned())
         .user(RunAs::Caller)
         .reads()
         .timeout(Duration::from_secs(30));
     // What it prints may be half a secret: neither output nor error text is kept.
-    let output = host.run(&command).await.map_err(|_| {
+    let output = here.run(&command).await.map_err(|_| {
         Error::failed(format!("the command {program} gave no secret"))
             .hint("Run it by hand; its output is not shown here.")
     })?;

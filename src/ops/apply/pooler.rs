@@ -26,7 +26,6 @@ use crate::topology::claim::{self, PoolerProfile};
 use crate::topology::declared::LOOPBACK;
 use crate::topology::model::{Cluster, Node};
 
-const LISTEN: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// How long the transactions of a pooler that is restarted may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a standby may take to find its upstream again: longer than `wal_retrieve_retry_interval` by default.
@@ -40,15 +39,18 @@ struct Place<'a> {
     host: &'a str,
     programs: &'a Programs,
     paths: PoolerPaths,
+    /// Where clients reach it.
+    listen: IpAddr,
     port: u16,
 }
 
 impl<'a> Place<'a> {
     async fn find(doors: &'a Doors, cluster: &'a Cluster, host: &'a str) -> Result<Self> {
         let programs = doors.programs(cluster, host).await?;
-        let paths = PoolerPaths::new(doors.places.pooler(&cluster.name, host))?;
+        let paths = PoolerPaths::new(doors.places(host).pooler(&cluster.name, host))?;
         let port = cluster.poolers.as_ref().map_or(0, |poolers| poolers.port);
-        Ok(Self { doors, cluster, host, programs, paths, port })
+        let listen = cluster.address(host).parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        Ok(Self { doors, cluster, host, programs, paths, listen, port })
     }
 
     fn door(&self) -> Pooler<'_> {
@@ -56,7 +58,7 @@ impl<'a> Place<'a> {
             host: self.doors.host(self.host),
             programs: self.programs,
             paths: &self.paths,
-            listen: LISTEN,
+            listen: self.listen,
             port: self.port,
         }
     }
@@ -74,7 +76,7 @@ impl<'a> Place<'a> {
         pooler::render(&Declared {
             cluster: self.cluster,
             host: self.host,
-            listen: LISTEN,
+            listen: self.listen,
             layout: &layout,
             paths: &self.paths,
             version,
@@ -115,7 +117,7 @@ async fn one_drift(
 ) -> Result<PoolerDrift> {
     let place = Place::find(doors, cluster, host).await?;
     let seen = place.door().observe().await?;
-    if let Some(foreign) = foreign(&seen, place.port).await {
+    if let Some(foreign) = foreign(&place, &seen).await {
         return Ok(foreign);
     }
     let files = place.files(primary, observed, &seen).await?;
@@ -146,7 +148,7 @@ pub(super) async fn drift_without_primary(doors: &Doors, cluster: &Cluster) -> B
             }
         };
         let drift = match place.door().observe().await {
-            Ok(seen) => foreign(&seen, place.port).await.unwrap_or(PoolerDrift::Stopped),
+            Ok(seen) => foreign(&place, &seen).await.unwrap_or(PoolerDrift::Stopped),
             Err(error) => PoolerDrift::Unknown { why: error.to_string() },
         };
         found.insert(host.clone(), drift);
@@ -154,14 +156,20 @@ pub(super) async fn drift_without_primary(doors: &Doors, cluster: &Cluster) -> B
     found
 }
 
-async fn foreign(seen: &PoolerObserved, port: u16) -> Option<PoolerDrift> {
-    let taken = seen.process == PoolerProcess::Stopped && crate::db::connect::listens(LOOPBACK, port).await;
+async fn foreign(place: &Place<'_>, seen: &PoolerObserved) -> Option<PoolerDrift> {
+    let port = place.port;
+    let taken =
+        seen.process == PoolerProcess::Stopped && observe::listens(place.doors.host(place.host), port).await;
     taken.then(|| PoolerDrift::Foreign { what: format!("something else listens on {LOOPBACK}:{port}") })
 }
 
 /// Decides where the aliases may lead.
 fn layout(cluster: &Cluster, primary: &Node, observed: &ClusterObserved) -> Layout {
-    let target = |node: &Node| Target { node: node.name.clone(), host: LOOPBACK.to_owned(), port: node.port };
+    let target = |node: &Node| Target {
+        node: node.name.clone(),
+        host: cluster.address(&node.host).to_owned(),
+        port: node.port,
+    };
     let ahead = observed
         .node(&primary.name)
         .and_then(NodeObserved::running)
@@ -182,14 +190,16 @@ fn layout(cluster: &Cluster, primary: &Node, observed: &ClusterObserved) -> Layo
     Layout { primary: target(primary), standbys }
 }
 
-/// Puts the standbys of the port that an alias leads to now before the others: clients are not moved to another standby only
+/// Puts the standby that an alias leads to now before the others: clients are not moved to another standby only
 /// because it came back.
 fn keep_route(layout: &mut Layout, console: &ConsoleSeen) {
     let ConsoleSeen::Answered(console) = console else { return };
-    let leads_to = |port: u16| console.databases.iter().any(|row| row.port == port);
-    if let Some(kept) = layout.standbys.iter().map(|standby| standby.target.port).find(|port| leads_to(*port))
+    let leads_to =
+        |at: &Target| console.databases.iter().any(|row| row.port == at.port && row.host == at.host);
+    if let Some(kept) =
+        layout.standbys.iter().map(|standby| &standby.target).find(|target| leads_to(target)).cloned()
     {
-        layout.standbys.sort_by_key(|standby| standby.target.port != kept);
+        layout.standbys.sort_by_key(|standby| standby.target != kept);
     }
 }
 
@@ -284,6 +294,7 @@ pub(super) async fn let_in(
         let login = Login {
             server: format!("the pooler on {}", place.host),
             endpoint: Endpoint::Tcp { host: LOOPBACK.to_owned(), port: place.port },
+            tunnel: world.doors.host(place.host).tunnel(),
             user: role.to_owned(),
             database: alias,
             password: Some(password.clone()),

@@ -20,6 +20,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// One way for clients into the cluster.
 struct Door {
     what: String,
+    host: String,
     port: u16,
     alias: String,
 }
@@ -72,11 +73,12 @@ fn doors(world: &World, database: &str, to: PoolTarget) -> Vec<Door> {
         Some(poolers) => poolers
             .hosts
             .iter()
-            .flat_map(|_| poolers.pools.iter().filter(|pool| pool.to == to))
-            .map(|pool| {
+            .flat_map(|host| poolers.pools.iter().filter(|pool| pool.to == to).map(move |pool| (host, pool)))
+            .map(|(host, pool)| {
                 let alias = pool.alias(database);
                 Door {
                     what: format!("the pooler's {alias} on port {}", poolers.port),
+                    host: host.clone(),
                     port: poolers.port,
                     alias,
                 }
@@ -84,7 +86,12 @@ fn doors(world: &World, database: &str, to: PoolTarget) -> Vec<Door> {
             .collect(),
         None if to == PoolTarget::Primary => {
             let node = cluster.node(&world.input.primary).expect("World::primary was asked before");
-            vec![Door { what: format!("port {}", node.port), port: node.port, alias: database.to_owned() }]
+            vec![Door {
+                what: format!("port {}", node.port),
+                host: node.host.clone(),
+                port: node.port,
+                alias: database.to_owned(),
+            }]
         }
         None => Vec::new(),
     }
@@ -99,6 +106,7 @@ async fn enter(world: &World, door: &Door) -> Result<Conn, DbError> {
     let login = Login {
         server: door.what.clone(),
         endpoint: Endpoint::Tcp { host: declared::LOOPBACK.to_owned(), port: door.port },
+        tunnel: world.doors.host(&door.host).tunnel(),
         user: declared::PROBE_ROLE.to_owned(),
         database: door.alias.clone(),
         password: Some(password),

@@ -195,7 +195,7 @@ async fn log_in(world: &World, site: &Site<'_>) -> Result<()> {
     let primary = world.primary()?;
     let conninfo = format!(
         "host={} port={} user={} replication=true connect_timeout=5",
-        declared::LOOPBACK,
+        world.input.cluster.address(&primary.node.host),
         primary.node.port,
         declared::REPLICATION_ROLE
     );

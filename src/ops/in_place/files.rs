@@ -59,8 +59,8 @@ pub(super) async fn close(site: &Site<'_>) -> Result<()> {
     write(site, IDENT, &declared::with_users(&text, &users)).await?;
     // The second is what an earlier attempt, or the node that this is a clone of, has kept.
     let text = first_of(site, [own.join(HBA), here(site, OPEN_HBA), here(site, HBA)]).await?;
-    write(site, OPEN_HBA, &declared::with_access(&text)).await?;
-    write(site, HBA, &declared::with_access("")).await
+    write(site, OPEN_HBA, &declared::with_access(&text, site.cluster)).await?;
+    write(site, HBA, &declared::with_access("", site.cluster)).await
 }
 
 /// Returns what ALTER SYSTEM set without what the topology declares or what says how a server recovers: that file wins over every

@@ -58,6 +58,7 @@ pub(super) async fn copy(world: &World, node: &str, progress: Progress<'_>) -> R
         dressing: Dressing {
             shared: Some(declared::settings_file(&declared::shared_settings(site.cluster))),
             node: declared::settings_file(&settings),
+            access: declared::access_lines(site.cluster),
             users: site.users.to_vec(),
             neutral: dress::OLD_PLACE.map(str::to_owned).into(),
             signal: Some(recover::signal(&choice.target)),

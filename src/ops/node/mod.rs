@@ -227,8 +227,9 @@ impl NodeDoor {
     /// # Errors
     /// As [`NodeDoor::open`].
     pub async fn with(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
+        let places = doors.places(host);
         let host = doors.shared_host(host);
-        let program = binary::ensure_copy(&*host, &doors.places, build).await?;
+        let program = binary::ensure_copy(&*host, places, build).await?;
         Ok(Self { host, program })
     }
 
@@ -237,8 +238,9 @@ impl NodeDoor {
     /// # Errors
     /// [`ErrorKind::NotFound`] when this build is not on the host.
     pub async fn if_installed(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
+        let places = doors.places(host);
         let host = doors.shared_host(host);
-        let program = doors.places.copy(build.hash()?);
+        let program = places.copy(build.hash()?);
         match host.stat(&program).await? {
             Some(_) => Ok(Self { host, program }),
             None => Err(Error::new(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{NodeDoor, NodeRequest, Priority};
 use crate::error::{Error, Result};
-use crate::host::Effect;
+use crate::host::{Effect, is_own};
 use crate::repo::{
     self, BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, SharedRepo, Upload, Version,
     Versioned,
@@ -132,7 +132,7 @@ pub fn serve(url: &str, call: RepoCall) -> RepoReply {
 /// # Errors
 /// When there is no repository at `url`, or it cannot be read.
 pub async fn repository(door: &NodeDoor, url: &str) -> Result<SharedRepo> {
-    if door.host().caller() == door.host().os_user() {
+    if is_own(door.host()) {
         return Ok(repo::open(url)?);
     }
     let repo = ThroughNode { door: door.clone(), url: url.to_owned() };

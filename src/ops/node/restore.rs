@@ -111,6 +111,8 @@ pub struct Dressing {
     pub shared: Option<String>,
     /// Content of `pgherd.node.conf`.
     pub node: String,
+    /// What our block of `pg_hba.conf` says.
+    pub access: String,
     /// Who may be the superuser over the Unix socket.
     pub users: Vec<String>,
     /// Settings that are taken out of `postgresql.conf` and `postgresql.auto.conf`.

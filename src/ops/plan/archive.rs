@@ -52,7 +52,8 @@ fn install(
     host: &str,
     at: &ArchiveHost,
 ) -> Option<PlannedStep> {
-    let lib = situation.places.lib().display();
+    let places = situation.places_on(host);
+    let lib = places.lib().display();
     let (before, reason) = match &at.installed {
         Installed::Build { hash } if *hash == seen.hash => return None,
         Installed::Missing | Installed::Foreign => (None, None),
@@ -219,7 +220,7 @@ pub(super) fn profile_change(
     let reason = format!("profile: repository {} → {}", shown(&profile.archive), shown(&archive));
     let after = claim::write(&Profile { archive, ..profile });
     let change = FileChange {
-        path: situation.places.node(&situation.cluster.full_name(&node.name)).profile,
+        path: situation.node_places(node).profile,
         before: Some(before.clone()),
         after: String::from_utf8(after).expect("JSON is UTF-8"),
     };
@@ -237,7 +238,7 @@ pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
             found.push(
                 Error::refused(format!(
                     "cannot install pgherd on {host}: {} is not a link",
-                    situation.places.program().display()
+                    situation.places_on(host).program().display()
                 ))
                 .detail("Nothing was changed.")
                 .hint("Look what it is and move it away, or set PGHERD_LIB_DIR to another directory."),

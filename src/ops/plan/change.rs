@@ -302,7 +302,7 @@ fn change_standbys(
 /// Says that a standby with the right settings still does not stream.
 fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Option<String> {
     let name = situation.cluster.full_name(&node.name);
-    let places = situation.places.node(&name);
+    let places = situation.node_places(node);
     match &seen.running()?.facts.role {
         ServerRole::Standby { receiver: Some(receiver), .. } if receiver.status == "streaming" => None,
         ServerRole::Standby { .. } => Some(format!(

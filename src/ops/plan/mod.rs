@@ -27,7 +27,7 @@ use crate::ops::roles::{self, Lead};
 use crate::repo::primary::PrimaryRecord;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
-use crate::topology::places::Places;
+use crate::topology::places::{NodePlaces, Places};
 use crate::units::ByteCount;
 
 /// The format of a saved plan.
@@ -37,6 +37,7 @@ pub const FORMAT: u32 = 1;
 #[derive(Debug)]
 pub struct Situation<'a> {
     pub cluster: &'a Cluster,
+    /// Those of this machine.
     pub places: &'a Places,
     pub fixed: &'a Fixed,
     pub observed: &'a ClusterObserved,
@@ -50,6 +51,18 @@ pub struct Situation<'a> {
     pub archive: Option<&'a ArchiveSeen>,
     /// The login of pgherd's that is to have a new password.
     pub rotate: Option<Purpose>,
+}
+
+impl Situation<'_> {
+    /// Returns the places on a host.
+    pub fn places_on(&self, host: &str) -> Places {
+        self.places.on(self.cluster.reach(host))
+    }
+
+    /// Returns the places of a node.
+    pub fn node_places(&self, node: &Node) -> NodePlaces {
+        self.places_on(&node.host).node(&self.cluster.full_name(&node.name))
+    }
 }
 
 /// What WAL archiving needs beside the servers, as it was seen.
@@ -517,7 +530,7 @@ fn moved_port(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Op
 fn socket_obstacle(situation: &Situation<'_>, node: &Node) -> Option<Error> {
     const LONGEST: usize = 107;
     let name = situation.cluster.full_name(&node.name);
-    let socket = situation.places.node(&name).socket.join(format!(".s.PGSQL.{}", node.port));
+    let socket = situation.node_places(node).socket.join(format!(".s.PGSQL.{}", node.port));
     let length = socket.as_os_str().len();
     (length > LONGEST).then(|| {
         Error::usage(format!("the path of the Unix socket of {name} is too long"))

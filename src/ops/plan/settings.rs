@@ -37,7 +37,7 @@ pub(super) fn desired(
 ) -> Desired {
     let cluster = situation.cluster;
     let memory = situation.fixed.memory.get(&node.name).copied().unwrap_or_default();
-    let places = situation.places.node(&cluster.full_name(&node.name));
+    let places = situation.node_places(node);
     let wish = NodeWish { upstream, synchronous, memory };
     Desired {
         shared: declared::shared_settings(cluster),
@@ -216,7 +216,7 @@ fn file_changes(
             Some(files.postgresql_conf.clone()),
             declared::with_includes(&files.postgresql_conf),
         ),
-        ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access(&files.pg_hba)),
+        ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access(&files.pg_hba, situation.cluster)),
         ("pg_ident.conf", Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
     ];
     // The profile comes first: what the server calls reads it.

@@ -109,6 +109,7 @@ impl World {
                 (name.clone(), setting(name, value, &file))
             })
             .collect();
+        let pg_hba = declared::with_access("# mine\n", &self.cluster);
         let seen = self.node(name);
         seen.marker = Claim::Ours(marker);
         seen.directory = Directory::Cluster {
@@ -121,7 +122,7 @@ impl World {
             shared: Some(declared::settings_file(&shared)),
             node: Some(declared::settings_file(&own)),
             postgresql_conf: declared::with_includes("# mine\n"),
-            pg_hba: declared::with_access("# mine\n"),
+            pg_hba,
             pg_ident: declared::with_users("", &["postgres", "root"]),
             auto_conf: String::new(),
             profile: None,

@@ -4,7 +4,7 @@
 //! Pure: who may serve a pool is decided here, from facts that are handed in. Knows no process and no console.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -330,7 +330,7 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         PoolMode::Statement => "statement",
     };
     let mut settings = vec![
-        ("listen_addr", declared.listen.to_string()),
+        ("listen_addr", listen_addresses(declared.listen)),
         ("listen_port", poolers.port.to_string()),
         ("unix_socket_dir", path(paths.directory())),
         ("unix_socket_mode", "0700".to_owned()),
@@ -351,8 +351,8 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("tcp_keepintvl", "3".to_owned()),
         ("tcp_keepcnt", "3".to_owned()),
         ("tcp_user_timeout", "20000".to_owned()),
-        // With anything but `disable` each RELOAD closes every server connection (seen with 1.18: "database configuration changed"). On
-        // loopback there is nothing to gain, unless the cluster's own rules ask for TLS.
+        // With anything but `disable` each RELOAD closes every server connection (seen with 1.18: "database configuration changed"), and a
+        // server without TLS has nothing to gain from it.
         ("server_tls_sslmode", if serves_tls(declared.cluster) { "prefer" } else { "disable" }.to_owned()),
         ("ignore_startup_parameters", "extra_float_digits".to_owned()),
         // A line for each client that comes and goes, in a log that nobody rotates.
@@ -372,16 +372,27 @@ fn serves_tls(cluster: &Cluster) -> bool {
     value.is_some_and(|value| ["on", "true", "yes", "1"].contains(&value.as_str()))
 }
 
+/// Its own machine reaches it at the loopback address, everybody else at the host's.
+fn listen_addresses(listen: IpAddr) -> String {
+    if listen == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        listen.to_string()
+    } else {
+        format!("{},{listen}", Ipv4Addr::LOCALHOST)
+    }
+}
+
 /// Lets each role through its pools and no other; the console needs no line.
 fn access(declared: &Declared<'_>, poolers: &Poolers) -> String {
-    let everywhere = if declared.listen.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    let everywhere: &[&str] = if declared.listen.is_ipv4() { &["0.0.0.0/0"] } else { &["0.0.0.0/0", "::/0"] };
     let doubled = |name: &str| name.replace('"', "\"\"");
     let mut lines = String::new();
     for role in clients(declared.cluster) {
         for pool in poolers.pools.iter().filter(|pool| role.pools.contains(&pool.name.as_str())) {
             for database in &declared.cluster.databases {
                 let (alias, role) = (doubled(&pool.alias(database)), doubled(role.name));
-                lines.push_str(&format!("host \"{alias}\" \"{role}\" {everywhere} scram-sha-256\n"));
+                for from in everywhere {
+                    lines.push_str(&format!("host \"{alias}\" \"{role}\" {from} scram-sha-256\n"));
+                }
             }
         }
     }
@@ -550,6 +561,7 @@ pub(super) mod tests {
             objectives: BTreeMap::new(),
             backups: None,
             drills: None,
+            hosts: Vec::new(),
         }
     }
 

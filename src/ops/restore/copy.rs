@@ -410,7 +410,13 @@ fn put_on(
         (declared::NODE_FILE, dressing.node.clone()),
         ("postgresql.conf", declared::with_includes(&conf)),
         (declared::AUTO_FILE, dress::neutralised(&auto, &dressing.neutral)),
-        ("pg_hba.conf", declared::with_access(&place.read_text("pg_hba.conf")?.unwrap_or_default())),
+        (
+            "pg_hba.conf",
+            declared::with_access_lines(
+                &place.read_text("pg_hba.conf")?.unwrap_or_default(),
+                &dressing.access,
+            ),
+        ),
         (
             "pg_ident.conf",
             declared::with_users(&place.read_text("pg_ident.conf")?.unwrap_or_default(), &users),

@@ -474,7 +474,8 @@ impl<'a> Copy<'a> {
         // What they tune for is the whole host; the copy has what pgherd.conf of the backup says, but for memory.
         own.postgres.settings.clear();
         let facts = facts_of(&request.directory);
-        let lib = context.places.lib().display().to_string();
+        let on_host = context.places.on(own.reach(&own.nodes[0].host));
+        let lib = on_host.lib().display().to_string();
         let beside = facts.display().to_string();
         let places = Places::decide(true, |name| match name {
             "PGHERD_CONFIG_DIR" | "PGHERD_STATE_DIR" => Some(beside.clone()),
@@ -482,7 +483,7 @@ impl<'a> Copy<'a> {
             _ => None,
         })?;
         let doors = Doors::open(&own, places, &context.gate)?;
-        let program = context.places.copy(Build::own().hash()?);
+        let program = on_host.copy(Build::own().hash()?);
         let mut users = vec![begun.host.os_user().to_owned(), begun.host.caller().to_owned()];
         users.dedup();
         let copy = Self { herd, cluster: own, request, begun, id, doors, programs, program, users };
@@ -663,6 +664,7 @@ impl<'a> Copy<'a> {
             dressing: Dressing {
                 shared: None,
                 node: declared::settings_file(&settings),
+                access: declared::access_lines(&self.cluster),
                 users: self.users.clone(),
                 neutral,
                 signal: Some(recover::signal(&self.request.wish.target)),

@@ -293,6 +293,7 @@ impl Job<'_> {
             dressing: Dressing {
                 shared: Some(declared::settings_file(&declared::shared_settings(own.cluster))),
                 node: declared::settings_file(&settings),
+                access: declared::access_lines(own.cluster),
                 users: own.users.to_vec(),
                 neutral: neutral.collect(),
                 signal: Some(Signal::Standby),

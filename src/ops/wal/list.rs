@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host;
 use crate::ops::node::{ListWal, NodeDoor, NodeRequest, Priority};
 use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
@@ -100,7 +101,7 @@ pub struct Window {
 /// When the repository is not there or cannot be read.
 pub async fn list(door: &NodeDoor, repository: &Repository, cluster: &str) -> Result<WalList> {
     let request = ListWal { url: repository.url.clone(), cluster: cluster.to_owned() };
-    if door.host().caller() == door.host().os_user() {
+    if host::is_own(door.host()) {
         return run(&request);
     }
     door.call(&NodeRequest::ListWal(request), Priority::Normal, Arc::new(|_| ())).await

@@ -158,6 +158,7 @@ impl Stage {
             dressing: Dressing {
                 shared: None,
                 node: "archive_mode = 'off'\n".to_owned(),
+                access: "local all postgres peer map=pgherd\n".to_owned(),
                 users: vec!["postgres".to_owned()],
                 neutral: vec!["restore_command".to_owned()],
                 signal: Some(Signal::Recovery),

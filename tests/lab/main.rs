@@ -1,0 +1,13 @@
+//! Several hosts on one machine, with real faults between them and on them.
+//!
+//! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test ends by panicking, with what it found"
+)]
+
+mod faults;
+mod lab;
+mod removal;

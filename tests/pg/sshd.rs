@@ -1,0 +1,230 @@
+//! A real sshd on loopback, with keys, configuration and known hosts of its own, started and ended by the test.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::herd::{Herd, Port, as_server, is_root, processes, text, text_of, until};
+
+/// Who logs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Login {
+    /// Whoever runs the tests.
+    Caller,
+    /// An ordinary user that exists only for this sshd, and may become the os-user if `sudo` is set. Takes root.
+    Operator { sudo: bool },
+}
+
+/// The name of [`Login::Operator`].
+pub const OPERATOR: &str = "pgherd-operator";
+
+/// An sshd; it is ended when it is dropped, with every session that it has.
+#[derive(Debug)]
+pub struct Sshd {
+    directory: PathBuf,
+    port: Port,
+    login: Login,
+    pid: Pid,
+}
+
+impl Sshd {
+    /// Starts one below the herd's directory and waits until it answers.
+    pub fn start(herd: &Herd, name: &str, login: Login) -> Self {
+        let directory = herd.path(name);
+        fs::create_dir(&directory).expect("a new directory");
+        let port = Port::reserve();
+        for key in ["host", "user", "other"] {
+            key_pair(&directory.join(key));
+        }
+        fs::copy(directory.join("user.pub"), directory.join("authorized_keys")).expect("a key");
+        let pam = if is_root() { "yes" } else { "no" };
+        let config = format!(
+            "Port {}\nListenAddress 127.0.0.1\nListenAddress 127.0.0.2\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
+             UsePAM {pam}\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
+             MaxStartups 100\nPrintMotd no\n\
+             # The bash of whoever runs the tests would read that user's own .bashrc for each command (bash(1), INVOCATION).\n\
+             SetEnv SHLVL=1\n",
+            port.number,
+            directory.join("host").display(),
+            directory.join("authorized_keys").display(),
+        );
+        fs::write(directory.join("sshd_config"), config).expect("a file");
+        let sshd = Self { pid: start(&directory, login), directory, port, login };
+        sshd.know(&["127.0.0.1", "127.0.0.2"], "host");
+        until("sshd answers", || std::net::TcpStream::connect(("127.0.0.1", sshd.port.number)).ok());
+        sshd
+    }
+
+    /// Writes the file of known hosts: each of these addresses has this key.
+    pub fn know(&self, addresses: &[&str], key: &str) {
+        let public = fs::read_to_string(self.directory.join(format!("{key}.pub"))).expect("a key");
+        let lines: String =
+            addresses.iter().map(|address| format!("[{address}]:{} {public}", self.port.number)).collect();
+        fs::write(self.directory.join("known_hosts"), lines).expect("a file");
+    }
+
+    /// Returns the fingerprint of a key: `host`, or `other`, which it does not have.
+    pub fn fingerprint(&self, key: &str) -> String {
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-l", "-f"]).arg(self.directory.join(format!("{key}.pub")));
+        let shown = text_of(keygen).expect("ssh-keygen");
+        shown.split_whitespace().nth(1).expect("a fingerprint").to_owned()
+    }
+
+    /// Has the hosts db1 and db2 of a herd be reached through this sshd.
+    pub fn reaches(&self, herd: &mut Herd) {
+        let user = match self.login {
+            Login::Operator { .. } => OPERATOR.to_owned(),
+            Login::Caller => caller(),
+        };
+        let file = |name: &str| format!("{{file: {}}}", self.directory.join(name).display());
+        herd.edit(
+            "{hosts: {local: local}}",
+            &format!(
+                "{{hosts: {{db1: {{address: 127.0.0.1, port: {}}}, db2: 127.0.0.2}}}}",
+                self.port.number
+            ),
+        );
+        herd.edit(
+            "clusters:\n",
+            &format!(
+                "ssh: {{user: {user}, port: {}, key: {}, host-keys: {}}}\nclusters:\n",
+                self.port.number,
+                file("user"),
+                file("known_hosts")
+            ),
+        );
+        if !is_root() {
+            herd.edit("    postgres:\n", &format!("    postgres:\n      os-user: {user}\n"));
+        }
+        herd.variable("XDG_RUNTIME_DIR", Some(&herd.root().display().to_string()));
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    /// Ends the connections that there are, but not the listener.
+    pub fn cut(&self) {
+        for child in children(self.pid) {
+            kill_process(child, Signal::KILL).ok();
+        }
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        self.cut();
+        kill_process(self.pid, Signal::KILL).ok();
+    }
+}
+
+/// Returns the name of whoever runs the tests.
+pub fn caller() -> String {
+    let mut id = Command::new("id");
+    id.arg("-un");
+    text_of(id).expect("id")
+}
+
+pub fn children(of: Pid) -> Vec<Pid> {
+    let parent = |pid: &Pid| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<i32>().ok()
+    };
+    processes()
+        .into_iter()
+        .map(|(pid, _)| pid)
+        .filter(|pid| parent(pid) == Some(of.as_raw_nonzero().get()))
+        .collect()
+}
+
+fn key_pair(path: &Path) {
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path);
+    text_of(keygen).expect("ssh-keygen");
+}
+
+fn start(directory: &Path, login: Login) -> Pid {
+    let sshd = Path::new("/usr/sbin/sshd");
+    assert!(sshd.exists(), "no /usr/sbin/sshd: scripts/setup --test installs openssh-server");
+    if is_root() {
+        // sshd keeps an empty directory for its unprivileged part; its package makes it only when the service starts.
+        fs::create_dir_all("/run/sshd").expect("the directory of sshd's package");
+    }
+    let words = ["-D", "-f", text(&directory.join("sshd_config")), "-E", text(&directory.join("sshd.log"))]
+        .map(str::to_owned);
+    let mut command = match login {
+        Login::Caller => Command::new(sshd),
+        Login::Operator { sudo } => {
+            assert!(is_root(), "a user of its own takes root");
+            // In a mount namespace of its own, so that the machine's users and sudoers stay as they are.
+            let prepare = private_users(directory, sudo);
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", &prepare, "sh"]).arg(sshd);
+            command
+        }
+    };
+    let child = command
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sshd starts");
+    Pid::from_child(&child)
+}
+
+/// Writes the files of a machine that has the operator; returns what puts them in place and starts the rest.
+fn private_users(directory: &Path, sudo: bool) -> String {
+    assert!(Path::new("/usr/bin/sudo").exists(), "no sudo: scripts/setup --test installs it");
+    let home = directory.join("home");
+    fs::create_dir(&home).expect("a directory");
+    std::os::unix::fs::chown(&home, Some(4711), Some(4711)).expect("we are root");
+    let append = |file: &str, line: &str| {
+        let text = fs::read_to_string(Path::new("/etc").join(file)).expect("the machine's own");
+        let mut out = fs::File::create(directory.join(file)).expect("a file");
+        out.write_all(format!("{}\n{line}\n", text.trim_end()).as_bytes()).expect("a file");
+    };
+    append("passwd", &format!("{OPERATOR}:x:4711:4711::{}:/bin/sh", home.display()));
+    append("group", &format!("{OPERATOR}:x:4711:"));
+    append("shadow", &format!("{OPERATOR}:*:19000:0:99999:7:::"));
+    let rule = if sudo { format!("{OPERATOR} ALL=(postgres) NOPASSWD: ALL\n") } else { String::new() };
+    fs::write(directory.join("sudoers"), format!("Defaults env_reset\nroot ALL=(ALL:ALL) ALL\n{rule}"))
+        .expect("a file");
+    use std::os::unix::fs::PermissionsExt as _;
+    for (file, mode) in [("sudoers", 0o440), ("shadow", 0o640)] {
+        fs::set_permissions(directory.join(file), fs::Permissions::from_mode(mode)).expect("ours");
+    }
+    let mounts: String = ["passwd", "group", "shadow", "sudoers"]
+        .iter()
+        .map(|file| format!("mount --bind {} /etc/{file} && ", directory.join(file).display()))
+        .collect();
+    format!("{mounts}exec \"$@\"")
+}
+
+/// Makes a directory below the herd's own that belongs to the servers' user.
+pub fn make_for_servers(path: &Path) {
+    let mut install = Command::new("install");
+    install.args(["-d", "-m", "0755"]);
+    if is_root() {
+        install.args(["-o", "postgres", "-g", "postgres"]);
+    }
+    text_of({
+        install.arg(path);
+        install
+    })
+    .expect("install");
+    text_of({
+        let mut test = as_server(Path::new("test"));
+        test.arg("-w").arg(path);
+        test
+    })
+    .expect("it belongs to the servers' user");
+}
