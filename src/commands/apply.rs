@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::plan::Rotate;
 use super::{App, Failure, Outcome};
 use crate::engine::event;
 use crate::engine::interrupt::Interrupt;
@@ -37,6 +38,10 @@ pub struct ApplyArgs {
     /// A plan that `pgherd plan --out FILE` saved; without it a new plan is made
     #[arg(value_name = "PLAN")]
     pub plan: Option<PathBuf>,
+    /// Give one of pgherd's own logins a new password: the standbys' (`replication`, role replicator) or the write proof's (`probe`, role
+    /// pgherd_probe). A declared role gets a new one where the file says that its password is
+    #[arg(long, value_name = "LOGIN", conflicts_with = "plan")]
+    pub rotate: Option<Rotate>,
     /// Run the plan although it restarts nodes
     #[arg(long)]
     pub allow_restart: bool,
@@ -61,7 +66,8 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
     for round in 0..ROUNDS {
         let plans = match &saved {
             Some(saved) => saved.plans.clone(),
-            None => super::plan::plans(app, &herd).await?,
+            // Once: a second round is for what the first one could not see.
+            None => super::plan::plans(app, &herd, args.rotate.filter(|_| round == 0)).await?,
         };
         if saved.is_some() && app.globals.yes {
             ui::plan::print_agreed(&mut app.ui, &herd.name, &plans);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{App, Outcome};
+use crate::db::logins::Purpose;
 use crate::error::Error;
 use crate::ops::apply::{self, SavedPlan};
 use crate::ops::plan::ClusterPlan;
@@ -26,9 +27,29 @@ pub struct PlanArgs {
     /// Save the plan; `pgherd apply FILE` runs exactly it, or refuses if the world has moved
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Give one of pgherd's own logins a new password: the standbys' (`replication`, role replicator) or the write proof's (`probe`, role
+    /// pgherd_probe)
+    #[arg(long, value_name = "LOGIN")]
+    pub rotate: Option<Rotate>,
     /// End with 2 if there are changes and with 1 on any error
     #[arg(long)]
     pub detailed_exitcode: bool,
+}
+
+/// A login whose password pgherd generates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rotate {
+    Replication,
+    Probe,
+}
+
+impl From<Rotate> for Purpose {
+    fn from(rotate: Rotate) -> Self {
+        match rotate {
+            Rotate::Replication => Self::Replication,
+            Rotate::Probe => Self::Probe,
+        }
+    }
 }
 
 pub fn run(args: &PlanArgs, app: &mut App) -> Outcome {
@@ -48,7 +69,7 @@ pub fn run(args: &PlanArgs, app: &mut App) -> Outcome {
 
 fn planned(args: &PlanArgs, app: &mut App) -> Result<Vec<ClusterPlan>, super::Failure> {
     let herd = app.herd()?;
-    let plans = super::block_on(plans(app, &herd))??;
+    let plans = super::block_on(plans(app, &herd, args.rotate))??;
     if let Some(file) = &args.out {
         SavedPlan::new(&herd, &plans)?.write(file)?;
     }
@@ -56,7 +77,11 @@ fn planned(args: &PlanArgs, app: &mut App) -> Result<Vec<ClusterPlan>, super::Fa
     if let Some(file) = &args.out {
         app.ui.note(format!("next     pgherd apply {}", file.display()));
     } else if plans.iter().any(|plan| !plan.is_empty()) {
-        app.ui.note("next     pgherd apply");
+        app.ui.note(match args.rotate {
+            Some(Rotate::Replication) => "next     pgherd apply --rotate replication",
+            Some(Rotate::Probe) => "next     pgherd apply --rotate probe",
+            None => "next     pgherd apply",
+        });
     }
     Ok(plans)
 }
@@ -65,10 +90,16 @@ fn planned(args: &PlanArgs, app: &mut App) -> Result<Vec<ClusterPlan>, super::Fa
 ///
 /// # Errors
 /// The obstacles of all of them.
-pub async fn plans(app: &App, herd: &Herd) -> Result<Vec<ClusterPlan>, super::Failure> {
+pub async fn plans(
+    app: &App,
+    herd: &Herd,
+    rotate: Option<Rotate>,
+) -> Result<Vec<ClusterPlan>, super::Failure> {
     let context = app.context()?;
     let clusters = app.clusters(herd)?;
-    let looks = clusters.iter().map(|cluster| apply::prepare(&context, herd, cluster));
+    let looks = clusters
+        .iter()
+        .map(|cluster| apply::prepare_rotating(&context, herd, cluster, rotate.map(Purpose::from)));
     let mut plans = Vec::new();
     let mut obstacles: Vec<Error> = Vec::new();
     for planned in app.within(futures_util::future::join_all(looks)).await? {

@@ -1,18 +1,31 @@
 //! The two logins that pgherd makes for itself: the standbys' and the write proof's.
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Type;
 
 use crate::db::connect::{Conn, DbError, PrimaryConn};
 use crate::pg::ident::{quote_identifier, quote_literal};
 use crate::secret::Secret;
+use crate::topology::declared;
 
 /// What one of pgherd's logins may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// Stream WAL and copy the cluster.
     Replication,
     /// Write and read the row of the write proof.
     Probe,
+}
+
+impl Purpose {
+    /// Returns the role that logs in for it.
+    pub fn role(self) -> &'static str {
+        match self {
+            Self::Replication => declared::REPLICATION_ROLE,
+            Self::Probe => declared::PROBE_ROLE,
+        }
+    }
 }
 
 /// A login as it is stored.

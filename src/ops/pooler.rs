@@ -25,6 +25,7 @@ use crate::host::programs::Programs;
 use crate::host::sockets;
 use crate::host::{Command, Host, HostError, RunAs};
 use crate::pg::ident::quote_identifier;
+use crate::pg::scram::Verifier;
 use crate::units::human_duration;
 
 /// How long a started PgBouncer may take until its console answers.
@@ -234,6 +235,30 @@ impl Pooler<'_> {
         let logged = self.log_size().await?;
         self.console(self.port).tell("RELOAD").await?;
         self.open_and_verify(files, logged).await
+    }
+
+    /// Replaces the verifier of one role in the installed userlist and has a running process read it; no other line changes.
+    ///
+    /// Returns an alias through which the role has a connection to a server, if there is one.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the console does not take it.
+    pub async fn replace_verifier(&self, role: &str, verifier: &Verifier) -> Result<Option<String>, Error> {
+        let path = self.paths.userlist();
+        let Some(before) = self.host.read(&path).await? else { return Ok(None) };
+        let Some(after) = files::with_verifier(&String::from_utf8_lossy(&before), role, verifier) else {
+            return Ok(None);
+        };
+        if before != after.reveal().as_bytes() {
+            self.host.write_atomic(&path, after.reveal().as_bytes(), 0o600).await?;
+        }
+        if self.pidfile_process().await?.is_none() {
+            return Ok(None);
+        }
+        let pools = self.shown().await?.pools;
+        self.console(self.port).tell("RELOAD").await?;
+        let connected = |row: &&PoolRow| row.user == role && row.servers_active + row.servers_idle > 0;
+        Ok(pools.iter().find(connected).map(|row| row.alias.clone()))
     }
 
     /// Opens and closes aliases as they lead somewhere or not, and compares what runs with what is declared.

@@ -119,6 +119,7 @@ impl Places {
             marker: facts.join("marker.json"),
             profile: facts.join("profile.json"),
             passfile: facts.join("passfile"),
+            rotation: facts.join("rotation.json"),
             facts,
             program: self.program(),
             socket: self.state.join("run").join(full_name),
@@ -134,6 +135,8 @@ pub struct NodePlaces {
     pub marker: PathBuf,
     pub profile: PathBuf,
     pub passfile: PathBuf,
+    /// The old and the new password of a login, on the primary, while one replaces the other.
+    pub rotation: PathBuf,
     /// The link to pgherd.
     pub program: PathBuf,
     /// Holds the Unix socket.

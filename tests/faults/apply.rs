@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pgherd::db::logins::Purpose;
 use pgherd::engine::event::EventSink;
 use pgherd::engine::interrupt::Interrupt;
 use pgherd::engine::journal::{Mishap, Tap};
@@ -58,6 +59,8 @@ enum Kind {
     Mend,
     /// A pair that restarts for a setting, the standby first.
     Restart,
+    /// A new password for the standbys' login.
+    Rotate,
     /// A pair that goes back to a restore point in its own place.
     InPlace,
     /// The same, failing right before its pivot: what befalls the way back.
@@ -66,7 +69,7 @@ enum Kind {
     Destroy,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
@@ -75,6 +78,7 @@ const KINDS: [Kind; 11] = [
     Kind::Reboot,
     Kind::Mend,
     Kind::Restart,
+    Kind::Rotate,
     Kind::InPlace,
     Kind::InPlaceBack,
     Kind::Destroy,
@@ -91,6 +95,7 @@ impl Kind {
             Self::Reboot => "reboot",
             Self::Mend => "mend",
             Self::Restart => "restart",
+            Self::Rotate => "rotate",
             Self::InPlace => "in-place",
             Self::InPlaceBack => "in-place-back",
             Self::Destroy => "destroy",
@@ -101,7 +106,9 @@ impl Kind {
     fn shape(self) -> Shape {
         match self {
             Self::Birth | Self::Back | Self::Archive | Self::InPlace | Self::InPlaceBack => Shape::Archived,
-            Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Destroy => Shape::Pair,
+            Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Rotate | Self::Destroy => {
+                Shape::Pair
+            }
             Self::Restart => Shape::Larger,
         }
     }
@@ -112,9 +119,13 @@ impl Kind {
             Self::Birth | Self::Back => None,
             Self::Add => Some(Shape::Single),
             Self::InPlace | Self::InPlaceBack => Some(Shape::Archived),
-            Self::Archive | Self::Replace | Self::Reboot | Self::Mend | Self::Restart | Self::Destroy => {
-                Some(Shape::Pair)
-            }
+            Self::Archive
+            | Self::Replace
+            | Self::Reboot
+            | Self::Mend
+            | Self::Restart
+            | Self::Rotate
+            | Self::Destroy => Some(Shape::Pair),
         }
     }
 }
@@ -137,6 +148,7 @@ impl Kind {
             | Self::Reboot
             | Self::Mend
             | Self::Restart
+            | Self::Rotate
             | Self::InPlace
             | Self::Destroy => None,
         }
@@ -403,7 +415,13 @@ impl Bench {
                     self.site.stop(NODES[0]);
                 }
                 Kind::InPlace | Kind::InPlaceBack => have_an_accident(&self.site, &herd).await,
-                Kind::Birth | Kind::Back | Kind::Add | Kind::Archive | Kind::Restart | Kind::Destroy => {}
+                Kind::Birth
+                | Kind::Back
+                | Kind::Add
+                | Kind::Archive
+                | Kind::Restart
+                | Kind::Rotate
+                | Kind::Destroy => {}
             }
             self.site.keep(kind.name());
             self.prepared.push(kind);
@@ -683,7 +701,8 @@ impl Scene<'_> {
             return Ok(None);
         }
         let context = self.site.context(gate::open(), self.site.store());
-        let plan = apply::prepare(&context, &self.herd, self.cluster()).await;
+        let rotate = (self.case.kind == Kind::Rotate).then_some(Purpose::Replication);
+        let plan = apply::prepare_rotating(&context, &self.herd, self.cluster(), rotate).await;
         plan.map(Some).map_err(|errors| format!("no plan can be made: {errors:?}"))
     }
 
@@ -743,7 +762,10 @@ impl Scene<'_> {
 
     /// What holds when it is done: everything is as declared, clients come in, and there is nothing more to plan.
     async fn as_declared(&self) -> Result<(), String> {
-        let plan = self.plan().await?.expect("an apply has a plan");
+        let context = self.site.context(gate::open(), self.site.store());
+        let plan = apply::prepare(&context, &self.herd, self.cluster())
+            .await
+            .map_err(|errors| format!("no plan can be made: {errors:?}"))?;
         if !plan.is_empty() || !plan.notes.is_empty() {
             let steps: Vec<String> = plan
                 .steps()

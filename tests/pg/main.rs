@@ -30,6 +30,7 @@ mod pooler;
 mod queries;
 mod repository_lock;
 mod restore;
+mod rotation;
 mod secrets;
 mod server;
 mod settings;

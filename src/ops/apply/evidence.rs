@@ -36,6 +36,12 @@ pub enum Evidence {
     Granted {},
     /// Every declared role has its password.
     Opened {},
+    /// The new password is kept beside the old one.
+    PasswordStaged {},
+    /// Password files and server have the new password; these nodes logged in with it.
+    PasswordRotated { nodes: Vec<String> },
+    /// The old password is gone.
+    PasswordForgotten {},
     /// Nothing is taken back any more.
     Kept {},
     /// The pooler answers through each of these aliases.

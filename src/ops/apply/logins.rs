@@ -10,16 +10,13 @@ use crate::error::{Error, Result};
 use crate::ops::apply::world::World;
 use crate::ops::observe::Doors;
 use crate::ops::provision::{self, Site};
-use crate::pg::scram::Verifier;
+use crate::pg::scram::{DEFAULT_ITERATIONS, SALT_LENGTH, Verifier};
 use crate::secret::Secret;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
 
 const LOGINS: [(&str, Purpose); 2] =
     [(declared::REPLICATION_ROLE, Purpose::Replication), (declared::PROBE_ROLE, Purpose::Probe)];
-
-/// The iterations that PostgreSQL itself uses (`scram_iterations`).
-const ITERATIONS: u32 = 4096;
 
 /// What was found of the logins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +31,7 @@ pub(crate) enum Look {
 
 /// Passwords in the order of [`LOGINS`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Passwords([Secret; LOGINS.len()]);
+pub(super) struct Passwords([Secret; LOGINS.len()]);
 
 impl Passwords {
     fn generate() -> Result<Self> {
@@ -42,6 +39,22 @@ impl Passwords {
             Secret::generate().map_err(|error| Error::failed("could not generate a password").source(error))
         };
         Ok(Self([one()?, one()?]))
+    }
+
+    pub(super) fn of(&self, login: Purpose) -> &Secret {
+        let [replication, probe] = &self.0;
+        match login {
+            Purpose::Replication => replication,
+            Purpose::Probe => probe,
+        }
+    }
+
+    pub(super) fn with(&self, login: Purpose, password: Secret) -> Self {
+        let [replication, probe] = self.0.clone();
+        match login {
+            Purpose::Replication => Self([password, probe]),
+            Purpose::Probe => Self([replication, password]),
+        }
     }
 
     /// Reads a password file (PostgreSQL docs, "The Password File"); ours holds a line a login, with nothing to escape.
@@ -130,10 +143,7 @@ pub(crate) async fn ensure(world: &World, nodes: &[String]) -> Result<()> {
     let conn = quiet_primary(world, &primary).await?;
     for ((role, purpose), password) in LOGINS.iter().zip(&passwords.0) {
         if wrong(logins::stored_login(&conn, role, *purpose).await?, password).is_some() {
-            let mut salt = [0_u8; 16];
-            getrandom::fill(&mut salt)
-                .map_err(|error| Error::failed("could not make a salt").source(error))?;
-            let verifier = Verifier::derive(password, &salt, ITERATIONS).text();
+            let verifier = new_verifier(password)?;
             logins::ensure_login(&conn, role, *purpose, &verifier).await?;
         }
     }
@@ -143,17 +153,23 @@ pub(crate) async fn ensure(world: &World, nodes: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Derives a verifier with a salt of its own.
+pub(super) fn new_verifier(password: &Secret) -> Result<Secret> {
+    let mut salt = [0_u8; SALT_LENGTH];
+    getrandom::fill(&mut salt).map_err(|error| Error::failed("could not make a salt").source(error))?;
+    Ok(Verifier::derive(password, &salt, DEFAULT_ITERATIONS).text())
+}
+
 /// Returns the password of the write proof's login.
 pub(super) async fn probe_password(world: &World) -> Result<Secret> {
     let primary = world.primary()?;
     let passwords = read(&world.doors, &world.input.cluster, primary.node).await?;
     let passwords =
         passwords.ok_or_else(|| Error::failed(format!("{} has no password file", primary.name())))?;
-    let [_, probe] = passwords.0;
-    Ok(probe)
+    Ok(passwords.of(Purpose::Probe).clone())
 }
 
-async fn quiet_primary(world: &World, primary: &Site<'_>) -> Result<PrimaryConn> {
+pub(super) async fn quiet_primary(world: &World, primary: &Site<'_>) -> Result<PrimaryConn> {
     let mut login = world.doors.superuser(&world.input.cluster, primary.node, "postgres");
     login.session = Session::Quiet;
     as_primary(world.doors.connector.connect(&login).await?, &primary.name()).await
@@ -170,7 +186,7 @@ pub(crate) async fn as_primary(conn: Conn, name: &str) -> Result<PrimaryConn> {
     }
 }
 
-async fn read(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<Option<Passwords>> {
+pub(super) async fn read(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<Option<Passwords>> {
     let path = doors.node_places(cluster, node).passfile;
     let bytes = doors
         .host(&node.host)
@@ -180,7 +196,7 @@ async fn read(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<Option<Pa
     Ok(bytes.and_then(|bytes| Passwords::parse(&String::from_utf8_lossy(&bytes))))
 }
 
-async fn write(site: &Site<'_>, passwords: &Passwords) -> Result<()> {
+pub(super) async fn write(site: &Site<'_>, passwords: &Passwords) -> Result<()> {
     provision::write(site, &site.places().passfile, passwords.file().as_bytes(), 0o600).await
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod follow;
 pub(crate) mod logins;
 pub(crate) mod pooler;
 pub(crate) mod proof;
+mod rotation;
 pub mod step;
 pub mod world;
 
@@ -22,6 +23,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::db::logins::Purpose;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::lock;
@@ -52,6 +54,19 @@ pub const KIND: &str = "apply";
 /// # Errors
 /// Every obstacle at once: a missing program or secret, a directory that is not ours, two primaries, an unreachable primary.
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
+    prepare_rotating(context, herd, cluster, None).await
+}
+
+/// As [`prepare`], with a new password for one of pgherd's own logins.
+///
+/// # Errors
+/// As [`prepare`]; refused while a node cannot get the new password.
+pub async fn prepare_rotating(
+    context: &Context,
+    herd: &Herd,
+    cluster: &Cluster,
+    rotate: Option<Purpose>,
+) -> Result<ClusterPlan, Vec<Error>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let preflight = preflight::look(&doors, cluster).await;
     let mut missing: Vec<Error> = preflight.errors;
@@ -92,6 +107,7 @@ pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
         logins: seen.logins,
         poolers: &seen.poolers,
         archive: archive.as_ref(),
+        rotate,
     })
 }
 
@@ -268,7 +284,8 @@ pub async fn run(
 ) -> Result<(OperationId, Outcome)> {
     let Request { herd, cluster, plan: confirmed, topology, wait } = request;
     let lock = context.locker(cluster).take(wait).await?;
-    let plan = confirmed.check(prepare(context, herd, cluster).await)?;
+    let rotate = confirmed.rotates();
+    let plan = confirmed.check(prepare_rotating(context, herd, cluster, rotate).await)?;
     let input = Input {
         herd: herd.name.clone(),
         cluster: cluster.clone(),
@@ -348,6 +365,13 @@ impl ConfirmedPlan {
     /// Takes a plan that was shown; the caller has asked, or was told not to.
     pub fn new(plan: ClusterPlan) -> Self {
         Self(plan)
+    }
+
+    /// Returns the login that it gives a new password.
+    fn rotates(&self) -> Option<Purpose> {
+        self.0.steps().find_map(|planned| {
+            if let ApplyStep::StagePassword { login } = planned.step { Some(login) } else { None }
+        })
     }
 
     /// Compares it with a plan that was made just now, under the lock.
@@ -458,14 +482,14 @@ mod tests {
     fn the_golden_plan_reads_and_writes_byte_for_byte() {
         let golden = include_str!("../../../tests/golden/plan-v1.json");
         let saved: SavedPlan = serde_json::from_str(golden).unwrap();
-        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 8, 0]);
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 8, 3]);
         // Every kind of step is in it.
         let kinds = saved
             .plans
             .iter()
             .flat_map(ClusterPlan::steps)
             .map(|planned| std::mem::discriminant(&planned.step));
-        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 18);
+        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 21);
         assert_eq!(saved.text(), golden);
     }
 

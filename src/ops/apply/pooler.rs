@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::db::objects as sql;
 use crate::db::queries::ServerRole;
+use crate::db::{Endpoint, Login, Session};
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
 use crate::host::programs::{self, Programs};
@@ -20,6 +21,7 @@ use crate::ops::pooler::{
     PoolerProcess, Standby, Target,
 };
 use crate::pg::scram::Verifier;
+use crate::secret::Secret;
 use crate::topology::claim::{self, PoolerProfile};
 use crate::topology::declared::LOOPBACK;
 use crate::topology::model::{Cluster, Node};
@@ -266,6 +268,46 @@ pub(crate) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     }
     door.ensure_started(&program, &files).await?;
     Ok(answers(&files))
+}
+
+/// Has every pooler let `role` in by `verifier`, which the primary is about to store.
+///
+/// PgBouncer has no password for a server: it logs in with the keys that a client of the role has shown last (PgBouncer docs,
+/// "auth_file"). Clients that stay connected show none. With `password` one is shown for them, through a pool that has a server
+/// connection and needs no other one for it; from then on the poolers can open connections with the new password only, so the
+/// verifier is to be stored at once. A pooler that is not there or has no such role is left to its own step.
+pub(super) async fn let_in(
+    world: &World,
+    role: &str,
+    verifier: &Verifier,
+    password: Option<&Secret>,
+) -> Result<()> {
+    let cluster = &world.input.cluster;
+    let mut places = Vec::new();
+    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+        let place = Place::find(&world.doors, cluster, host).await?;
+        let alias = place.door().replace_verifier(role, verifier).await?;
+        places.extend(alias.map(|alias| (place, alias)));
+    }
+    let Some(password) = password else { return Ok(()) };
+    for (place, alias) in places {
+        let login = Login {
+            server: format!("the pooler on {}", place.host),
+            endpoint: Endpoint::Tcp { host: LOOPBACK.to_owned(), port: place.port },
+            tunnel: world.doors.host(place.host).tunnel(),
+            user: role.to_owned(),
+            database: alias,
+            password: Some(password.clone()),
+            session: Session::Plain,
+        };
+        world
+            .doors
+            .connector
+            .connect(&login)
+            .await
+            .map_err(|error| Error::from(error).context("show the pooler the new password"))?;
+    }
+    Ok(())
 }
 
 /// Observes the nodes until each is known, and gives a standby that runs and does not stream a moment: a primary that was just

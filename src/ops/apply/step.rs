@@ -8,8 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::archive::{self, Install};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
-use crate::ops::apply::{configure, follow, logins, pooler, proof};
-use crate::ops::objects::{self, ToPrimary};
+use crate::ops::apply::{configure, follow, logins, pooler, proof, rotation};
+use crate::ops::objects::{self, Change, ToPrimary};
 use crate::ops::observe::{self, Claim};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::provision::{self, Site};
@@ -41,6 +41,9 @@ impl Step for ApplyStep {
             Self::Record { node } => format!("record {node} as primary"),
             Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
+            Self::StagePassword { login } => format!("new password for {}", login.role()),
+            Self::RotatePassword { login, .. } => format!("rotate the password of {}", login.role()),
+            Self::ForgetPassword { login } => format!("forget the old password of {}", login.role()),
             Self::Keep {} => "keep what is done".to_owned(),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Prove { .. } => "prove a write".to_owned(),
@@ -57,7 +60,11 @@ impl Step for ApplyStep {
             | Self::Slot { .. }
             | Self::Clone { .. }
             | Self::Follow { .. }
+            | Self::StagePassword { .. }
+            | Self::RotatePassword { .. }
             | Self::Configure { .. } => Reversal::Undo,
+            // The password stays, but a pooler must not be left with another one than the server.
+            Self::Mend { change: Change::SetPassword { .. } } => Reversal::Undo,
             // A login or a grant that was put right stays right: undoing would bring the drift back.
             Self::Logins { .. }
             | Self::Objects { .. }
@@ -65,7 +72,9 @@ impl Step for ApplyStep {
             | Self::Archive { .. }
             | Self::Record { .. }
             | Self::Prove { .. } => Reversal::NothingToUndo,
-            Self::Open { .. } | Self::Keep {} | Self::Pooler { .. } => Reversal::ForwardOnly,
+            Self::Open { .. } | Self::ForgetPassword { .. } | Self::Keep {} | Self::Pooler { .. } => {
+                Reversal::ForwardOnly
+            }
         }
     }
 
@@ -87,6 +96,9 @@ impl Step for ApplyStep {
             | Self::Objects { .. }
             | Self::Open { .. }
             | Self::Mend { .. }
+            | Self::StagePassword { .. }
+            | Self::RotatePassword { .. }
+            | Self::ForgetPassword { .. }
             | Self::Keep {}
             | Self::Pooler { .. }
             | Self::Prove { .. } => Duration::from_secs(300),
@@ -114,6 +126,9 @@ impl Step for ApplyStep {
             | Self::Objects { .. }
             | Self::Open { .. }
             | Self::Mend { .. }
+            | Self::StagePassword { .. }
+            | Self::RotatePassword { .. }
+            | Self::ForgetPassword { .. }
             | Self::Keep {} => Retry::NEVER,
         }
     }
@@ -170,6 +185,9 @@ impl Step for ApplyStep {
                     )),
                 }
             }
+            Self::StagePassword { login } => rotation::look_staged(world, *login).await?,
+            // Every part of it can be done again, and the login with the new password is seen anew.
+            Self::RotatePassword { .. } | Self::ForgetPassword { .. } => Found::NotDone,
             Self::Keep {} => Found::Done(Evidence::Kept {}),
             Self::Pooler { host } => pooler::look(world, host).await?,
             // A proof is of its own moment: what was proved before the crash is proved again.
@@ -248,10 +266,17 @@ impl Step for ApplyStep {
                 Evidence::Opened {}
             }
             Self::Mend { change } => {
-                let login = superuser(world)?;
-                objects::apply(change, to(world, &login), &world.passwords).await.map_err(Error::from)?;
+                if let Change::SetPassword { role, .. } = change {
+                    rotation::set_declared(world, role).await?;
+                } else {
+                    let login = superuser(world)?;
+                    objects::apply(change, to(world, &login), &world.passwords).await.map_err(Error::from)?;
+                }
                 Evidence::Granted {}
             }
+            Self::StagePassword { login } => rotation::stage(world, *login).await?,
+            Self::RotatePassword { login, nodes } => rotation::replace(world, *login, nodes).await?,
+            Self::ForgetPassword { login } => rotation::forget(world, *login).await?,
             Self::Keep {} => Evidence::Kept {},
             Self::Pooler { host } => pooler::ensure(world, host).await.map_err(maybe_passing)?,
             Self::Prove { nodes } => proof::prove(world, nodes).await.map_err(maybe_passing)?,
@@ -285,7 +310,13 @@ impl Step for ApplyStep {
             Self::Repository { host, name, directory_existed, .. } => {
                 archive::unmake_repository(world, host, name, *directory_existed).await?;
             }
+            Self::StagePassword { login } => {
+                rotation::forget(world, *login).await?;
+            }
+            Self::RotatePassword { login, nodes } => rotation::put_back(world, *login, nodes).await?,
+            Self::Mend { change: Change::SetPassword { role, .. } } => rotation::agree(world, role).await?,
             Self::Archive { .. }
+            | Self::ForgetPassword { .. }
             | Self::Record { .. }
             | Self::Logins { .. }
             | Self::Objects { .. }

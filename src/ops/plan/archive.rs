@@ -134,6 +134,9 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
         | ApplyStep::Record { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
+        | ApplyStep::StagePassword { .. }
+        | ApplyStep::RotatePassword { .. }
+        | ApplyStep::ForgetPassword { .. }
         | ApplyStep::Keep {}
         | ApplyStep::Pooler { .. }
         | ApplyStep::Prove { .. } => false,

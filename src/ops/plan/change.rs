@@ -1,10 +1,12 @@
 //! Planning for a cluster that is there: what stopped, what drifted, what the file newly declares.
 
+use crate::db::logins::Purpose;
 use crate::db::queries::ServerRole;
 use crate::error::Error;
 use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::archive;
+use crate::ops::plan::rotation;
 use crate::ops::plan::service;
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
@@ -94,6 +96,9 @@ pub(super) fn plan(
         plan.stages.extend(archive::prove(situation, primary));
     }
     plan.stages.extend(archive::record(situation, primary));
+    if let Some(login) = situation.rotate {
+        plan.stages.extend(rotation::replace(situation, login));
+    }
     let nodes_move = plan.steps().any(|step| moves_a_node(&step.step));
     let passwords_change = plan.steps().any(|step| changes_a_password(&step.step));
     // On a standby that is left alone nothing can be proved.
@@ -124,6 +129,9 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Objects { .. }
         | ApplyStep::Open { .. }
         | ApplyStep::Mend { .. }
+        | ApplyStep::StagePassword { .. }
+        | ApplyStep::RotatePassword { .. }
+        | ApplyStep::ForgetPassword { .. }
         | ApplyStep::Keep {}
         | ApplyStep::Prove { .. } => false,
     }
@@ -131,7 +139,12 @@ fn moves_a_node(step: &ApplyStep) -> bool {
 
 /// PgBouncer has the verifiers of all who come through it in a file of its own.
 fn changes_a_password(step: &ApplyStep) -> bool {
-    matches!(step, ApplyStep::Logins { .. } | ApplyStep::Mend { change: objects::Change::SetPassword { .. } })
+    matches!(
+        step,
+        ApplyStep::Logins { .. }
+            | ApplyStep::Mend { change: objects::Change::SetPassword { .. } }
+            | ApplyStep::RotatePassword { login: Purpose::Probe, .. }
+    )
 }
 
 /// What of a plan reaches beyond the nodes.
@@ -303,13 +316,19 @@ fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) ->
     }
 }
 
+fn replaces_a_password(change: &objects::Change) -> bool {
+    matches!(change, objects::Change::SetPassword { found: objects::StoredPassword::Other, .. })
+}
+
 fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     PlannedStep {
         sign: if change.sign() == '+' { Sign::Create } else { Sign::Change },
         subject: cluster.name.clone(),
         text: change.describe(),
         reason: Some(change.reason()),
-        impact: None,
+        impact: replaces_a_password(&change).then(|| {
+            "who is connected stays; who logs in with the old password is refused from then on".to_owned()
+        }),
         undo: "nothing to undo".to_owned(),
         step: ApplyStep::Mend { change },
     }
@@ -330,9 +349,10 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Re
         .collect();
     // Nodes that come or go change where the aliases point, passwords who may come in; what was seen of the pooler is then of the past.
     let reached = reach.nodes_move || (reach.passwords_change && cluster.poolers.is_some());
-    if reached || !wrong.is_empty() {
+    if reached || situation.rotate.is_some() || !wrong.is_empty() {
         plan.stages.push(vec![keep(cluster)]);
     }
+    plan.stages.extend(situation.rotate.map(|login| vec![rotation::forget(situation, login)]));
     if reached && cluster.poolers.is_some() {
         add_pooler_and_proof(situation, plan, proved);
         return;
@@ -353,7 +373,7 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Re
                 .collect(),
         );
         plan.stages.push(vec![proof(cluster, proved)]);
-    } else if reach.nodes_move {
+    } else if reach.nodes_move || situation.rotate.is_some() {
         plan.stages.push(vec![proof(cluster, proved)]);
     }
 }

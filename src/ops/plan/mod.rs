@@ -4,6 +4,7 @@
 
 mod archive;
 mod change;
+mod rotation;
 mod service;
 mod settings;
 pub mod step;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::db::logins::Purpose;
 use crate::db::queries::Slot;
 use crate::error::Error;
 use crate::ops::binary::Installed;
@@ -48,6 +50,8 @@ pub struct Situation<'a> {
     pub poolers: &'a BTreeMap<String, PoolerDrift>,
     /// `None` where the cluster declares no backups.
     pub archive: Option<&'a ArchiveSeen>,
+    /// The login of pgherd's that is to have a new password.
+    pub rotate: Option<Purpose>,
 }
 
 impl Situation<'_> {
@@ -224,6 +228,9 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
             return Err(obstacles);
         }
     };
+    if let Some(login) = situation.rotate {
+        obstacles.extend(rotation::obstacle(situation, login, &lead));
+    }
     if !obstacles.is_empty() {
         return Err(obstacles);
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::db::logins::Purpose;
 use crate::ops::objects::Change;
 use crate::topology::declared::Setting;
 
@@ -65,6 +66,12 @@ pub enum ApplyStep {
     Open { roles: Vec<String> },
     /// One role, database, schema or grant of a cluster that is already open.
     Mend { change: Change },
+    /// A new password for one of pgherd's logins, kept beside the old one on the primary; nobody uses it yet.
+    StagePassword { login: Purpose },
+    /// The new password in the password files of `nodes` and on the server, and a login with it from each of them.
+    RotatePassword { login: Purpose, nodes: Vec<String> },
+    /// Forget the password that was replaced.
+    ForgetPassword { login: Purpose },
     /// The pivot of a change: does nothing. Standbys that stream and settings that are in effect are not taken back because a
     /// pooler, or the write through it, fails.
     Keep {},

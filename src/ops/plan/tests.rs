@@ -5,6 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
+use crate::db::logins::Purpose;
 use crate::db::queries::{
     ServerFacts, ServerRole, Setting, Slot, SlotKind, TimelineSource, WalReceiver, WalSender,
 };
@@ -57,6 +58,7 @@ struct World {
     observed: ClusterObserved,
     poolers: BTreeMap<String, PoolerDrift>,
     archive: Option<ArchiveSeen>,
+    rotate: Option<Purpose>,
 }
 
 impl World {
@@ -83,7 +85,7 @@ impl World {
             })
             .collect();
         let observed = ClusterObserved { cluster: cluster.name.clone(), nodes, left: Vec::new() };
-        Self { cluster, places, fixed, observed, poolers: BTreeMap::new(), archive: None }
+        Self { cluster, places, fixed, observed, poolers: BTreeMap::new(), archive: None, rotate: None }
     }
 
     /// Everything is as declared, `a` is primary.
@@ -177,6 +179,7 @@ impl World {
             objects: None::<&ObjectsObserved>,
             logins: Some(Logins::Right),
             poolers: &self.poolers,
+            rotate: self.rotate,
             archive: self.archive.as_ref(),
         })
     }
@@ -412,6 +415,11 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Objects { .. } => "objects".to_owned(),
             ApplyStep::Open { .. } => "open".to_owned(),
             ApplyStep::Keep {} => "pivot".to_owned(),
+            ApplyStep::StagePassword { login } => format!("stage {}", login.role()),
+            ApplyStep::RotatePassword { login, nodes } => {
+                format!("rotate {} on {}", login.role(), nodes.join(","))
+            }
+            ApplyStep::ForgetPassword { login } => format!("forget {}", login.role()),
             ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
             ApplyStep::Prove { .. } => "prove".to_owned(),
         })
@@ -857,4 +865,26 @@ fn wal_of_another_cluster_of_the_same_name_is_told() {
     let plan = archiving(ours(), RepositorySeen::Ready { systems }).plan().unwrap();
     assert!(plan.is_empty());
     assert!(plan.notes[0].contains("system identifier 7000000000000000001;"), "{:?}", plan.notes);
+}
+
+#[test]
+fn a_rotation_keeps_the_old_password_until_nothing_is_taken_back() {
+    let mut world = World::running();
+    world.rotate = Some(Purpose::Replication);
+    let plan = world.plan().unwrap();
+    assert_eq!(
+        kinds(&plan),
+        ["stage replicator", "rotate replicator on a,b,c", "pivot", "forget replicator", "prove"]
+    );
+}
+
+#[test]
+fn a_rotation_is_refused_while_a_nodes_files_cannot_be_reached() {
+    let mut world = World::running();
+    world.rotate = Some(Purpose::Replication);
+    world.observed.nodes[1].files = None;
+    assert_eq!(
+        world.refusal().what(),
+        "cannot rotate the password of replicator: the files of inventory-b cannot be reached"
+    );
 }

@@ -351,8 +351,9 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("tcp_keepintvl", "3".to_owned()),
         ("tcp_keepcnt", "3".to_owned()),
         ("tcp_user_timeout", "20000".to_owned()),
-        // Disabled by default before 1.20.
-        ("server_tls_sslmode", "prefer".to_owned()),
+        // With anything but `disable` each RELOAD closes every server connection (seen with 1.18: "database configuration changed"), and a
+        // server without TLS has nothing to gain from it.
+        ("server_tls_sslmode", if serves_tls(declared.cluster) { "prefer" } else { "disable" }.to_owned()),
         ("ignore_startup_parameters", "extra_float_digits".to_owned()),
         // A line for each client that comes and goes, in a log that nobody rotates.
         ("log_connections", "0".to_owned()),
@@ -364,6 +365,11 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         settings.push(("max_prepared_statements", "200".to_owned()));
     }
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn serves_tls(cluster: &Cluster) -> bool {
+    let value = cluster.postgres.settings.get("ssl").map(|value| value.to_ascii_lowercase());
+    value.is_some_and(|value| ["on", "true", "yes", "1"].contains(&value.as_str()))
 }
 
 /// Its own machine reaches it at the loopback address, everybody else at the host's.
@@ -433,7 +439,7 @@ fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
             .detail("PgBouncer can log in for a role only with the verifier that the server stores.")
         })?;
         let verifier = verifier.text();
-        lines.push_str(&format!("\"{}\" \"{}\"\n", role.replace('"', "\"\""), verifier.reveal()));
+        lines.push_str(&line(role, &verifier));
         expected.push((role.to_owned(), verifier));
     }
     // A line that PgBouncer does not understand would take the passwords of all roles away, and it would report success.
@@ -445,6 +451,17 @@ fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
         .detail("A name has a line break, or more than 63 bytes."));
     }
     Ok(Secret::new(lines))
+}
+
+/// Returns a userlist with another verifier for a role; `None` if it cannot be read, or has no such role.
+pub(super) fn with_verifier(userlist: &str, role: &str, verifier: &Verifier) -> Option<Secret> {
+    let mut lines = read_userlist(userlist)?;
+    lines.iter_mut().find(|(name, _)| name == role)?.1 = verifier.text();
+    Some(Secret::new(lines.iter().map(|(name, secret)| line(name, secret)).collect::<String>()))
+}
+
+fn line(role: &str, verifier: &Secret) -> String {
+    format!("\"{}\" \"{}\"\n", role.replace('"', "\"\""), verifier.reveal())
 }
 
 /// Reads a userlist as PgBouncer does, but gives up where it would stop half way.
@@ -674,6 +691,17 @@ pub(super) mod tests {
         assert_eq!(read.len(), 3);
         cluster.roles[0].name = "two\nlines".to_owned();
         assert!(rendered(&cluster, &layout()).is_err());
+    }
+
+    #[test]
+    fn one_verifier_is_replaced_and_no_other_line() {
+        let before = "\"a\" \"x\"\n\"say \"\"b\"\"\" \"y\"\n";
+        let verifier = Verifier::derive(&Secret::new("next"), b"0123456789abcdef", 4096);
+        let after = with_verifier(before, "say \"b\"", &verifier).unwrap();
+        let expected = format!("\"a\" \"x\"\n\"say \"\"b\"\"\" \"{}\"\n", verifier.text().reveal());
+        assert_eq!(after.reveal(), expected);
+        assert_eq!(with_verifier(before, "c", &verifier), None);
+        assert_eq!(with_verifier("\"a\" x\n", "a", &verifier), None);
     }
 
     #[test]
