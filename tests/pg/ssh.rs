@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgherd::host::ssh::SshHost;
-use pgherd::host::{Command, Host, HostError};
+use pgherd::host::{Command, Host as _, HostError};
 
 use crate::herd::{APP_PASSWORD, Herd, PAIR, SINGLE, Shape, is_root, processes, until};
 use crate::server::newest;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use pgherd::host::ssh::Target;
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,7 +28,7 @@ pub struct Sshd {
     directory: PathBuf,
     port: Port,
     login: Login,
-    pid: Pid,
+    child: Child,
 }
 
 impl Sshd {
@@ -53,7 +53,7 @@ impl Sshd {
             directory.join("authorized_keys").display(),
         );
         fs::write(directory.join("sshd_config"), config).expect("a file");
-        let sshd = Self { pid: start(&directory, login), directory, port, login };
+        let sshd = Self { child: start(&directory, login), directory, port, login };
         sshd.know(&["127.0.0.1", "127.0.0.2"], "host");
         until("sshd answers", || std::net::TcpStream::connect(("127.0.0.1", sshd.port.number)).ok());
         sshd
@@ -125,7 +125,7 @@ impl Sshd {
     }
 
     pub fn pid(&self) -> Pid {
-        self.pid
+        Pid::from_child(&self.child)
     }
 
     pub fn port(&self) -> u16 {
@@ -134,7 +134,7 @@ impl Sshd {
 
     /// Ends the connections that there are, but not the listener.
     pub fn cut(&self) {
-        for child in children(self.pid) {
+        for child in children(self.pid()) {
             kill_process(child, Signal::KILL).ok();
         }
     }
@@ -143,7 +143,8 @@ impl Sshd {
 impl Drop for Sshd {
     fn drop(&mut self) {
         self.cut();
-        kill_process(self.pid, Signal::KILL).ok();
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
@@ -172,7 +173,7 @@ fn key_pair(path: &Path) {
     text_of(keygen).expect("ssh-keygen");
 }
 
-fn start(directory: &Path, login: Login) -> Pid {
+fn start(directory: &Path, login: Login) -> Child {
     let sshd = Path::new("/usr/sbin/sshd");
     assert!(sshd.exists(), "no /usr/sbin/sshd: scripts/setup --test installs openssh-server");
     if is_root() {
@@ -192,14 +193,13 @@ fn start(directory: &Path, login: Login) -> Pid {
             command
         }
     };
-    let child = command
+    command
         .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("sshd starts");
-    Pid::from_child(&child)
+        .expect("sshd starts")
 }
 
 /// Writes the files of a machine that has the operator; returns what puts them in place and starts the rest.
