@@ -140,6 +140,15 @@ impl Lock {
     pub(crate) fn shared(&self) -> Option<&SharedLock> {
         self.shared.as_ref()
     }
+
+    /// Gives the lock back, also in the repository, where it would otherwise keep other machines away until it expires.
+    pub async fn give_back(self) {
+        if let Some(shared) = &self.shared
+            && let Err(error) = shared.release(false).await
+        {
+            tracing::warn!(%error, "could not release the lock in the repository; it expires by itself");
+        }
+    }
 }
 
 /// Returns who holds the lock of a cluster now, if anybody does.

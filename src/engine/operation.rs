@@ -158,13 +158,16 @@ impl<S: Step> Operation<S> {
     ///
     /// # Errors
     /// As an append to the journal; the operation then stays unfinished.
-    pub fn call_off(self, why: &Error) -> Result<()> {
-        let mut journal = self.journal();
-        if journal.view().steps().all(|step| step.state == StepState::Waiting) {
-            let why = Failure::from(why);
-            journal.append(Record::TurnedBack { by: Actor::here(), why: why.clone() })?;
-            journal.append(Record::Ended { end: End::Restored { why } })?;
+    pub async fn call_off(self, why: &Error) -> Result<()> {
+        {
+            let mut journal = self.journal();
+            if journal.view().steps().all(|step| step.state == StepState::Waiting) {
+                let why = Failure::from(why);
+                journal.append(Record::TurnedBack { by: Actor::here(), why: why.clone() })?;
+                journal.append(Record::Ended { end: End::Restored { why } })?;
+            }
         }
+        self.lock.give_back().await;
         Ok(())
     }
 

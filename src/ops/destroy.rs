@@ -273,14 +273,18 @@ pub async fn run(
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
     let lock = context.locker(&as_cluster(&removal.input)).take(wait).await?;
-    let fresh = plan(context, hosts, &removal.input.cluster, removal.node.as_deref()).await?;
-    if fresh.input != removal.input || fresh.stages != removal.stages {
-        return Err(Error::refused(format!(
-            "{} has changed since it was asked about",
-            removal.input.cluster
-        ))
-        .detail("What is there now is not what was to be removed. Nothing was changed.")
-        .hint("Look at it again: pgherd status"));
+    let fresh = plan(context, hosts, &removal.input.cluster, removal.node.as_deref()).await;
+    let same = fresh.and_then(|fresh| {
+        if fresh.input == removal.input && fresh.stages == removal.stages {
+            return Ok(());
+        }
+        Err(Error::refused(format!("{} has changed since it was asked about", removal.input.cluster))
+            .detail("What is there now is not what was to be removed. Nothing was changed.")
+            .hint("Look at it again: pgherd status"))
+    });
+    if let Err(error) = same {
+        lock.give_back().await;
+        return Err(error);
     }
     let input = serde_json::to_value(&removal.input)
         .map_err(|error| Error::failed("could not write the input down").source(error))?;
@@ -298,7 +302,7 @@ pub async fn run(
     let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
         Ok(world) => world,
         Err(error) => {
-            operation.call_off(&error)?;
+            operation.call_off(&error).await?;
             return Err(error);
         }
     };

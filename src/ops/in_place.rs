@@ -66,12 +66,22 @@ pub async fn run(
     let RestorePlan { input: agreed, .. } = &shown;
     let fresh = plan::plan(context, herd, cluster, &agreed.wish, Some(&agreed.seed))
         .await
-        .map_err(|mut errors| errors.remove(0))?;
-    if !fresh.is_still(&shown) {
-        return Err(Error::refused(format!("{} has changed since the plan was shown", cluster.name))
-            .detail("What is there now asks for other steps. Nothing was changed.")
-            .hint("Look at it again with --preview."));
-    }
+        .map_err(|mut errors| errors.remove(0))
+        .and_then(|fresh| {
+            if fresh.is_still(&shown) {
+                return Ok(fresh);
+            }
+            Err(Error::refused(format!("{} has changed since the plan was shown", cluster.name))
+                .detail("What is there now asks for other steps. Nothing was changed.")
+                .hint("Look at it again with --preview."))
+        });
+    let fresh = match fresh {
+        Ok(fresh) => fresh,
+        Err(error) => {
+            lock.give_back().await;
+            return Err(error);
+        }
+    };
     let input = serde_json::to_value(&fresh.input)
         .map_err(|error| Error::failed("could not write the input down").source(error))?;
     let digest =
@@ -91,7 +101,7 @@ pub async fn run(
     let world = match World::open(context, id.as_str().to_owned(), fresh.input).await {
         Ok(world) => world,
         Err(error) => {
-            operation.call_off(&error)?;
+            operation.call_off(&error).await?;
             return Err(error);
         }
     };

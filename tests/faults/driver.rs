@@ -385,7 +385,7 @@ async fn an_operation_that_cannot_be_driven_is_called_off_and_blocks_nobody() {
     let site = Site::new();
     let operation = begin(&site, stages()).await;
     let id = operation.id();
-    operation.call_off(&Error::failed("no door to host db2")).unwrap();
+    operation.call_off(&Error::failed("no door to host db2")).await.unwrap();
     assert!(view(&site, &id).is_finished());
     assert!(site.is_initial());
     begin(&site, stages()).await;

@@ -94,6 +94,11 @@ fn clusters_share_a_repository_and_the_installed_program() {
         assert!(kept.iter().any(|file| file.extension().is_some_and(|end| end == "zst")), "{kept:?}");
     }
 
+    // What is refused keeps nobody away, on no machine.
+    herd.run(&["apply", "birth.plan", "--yes"]).ends_with(4);
+    let lock = herd.repository().join("inventory/lock.json");
+    assert!(!lock.exists(), "{}", lock.display());
+
     // One installs again what somebody has removed; each shows that its own WAL arrives.
     fs::remove_file(herd.path("lib/pgherd")).expect("removable");
     let mended = herd.apply().ends_with(0);

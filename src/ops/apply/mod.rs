@@ -285,7 +285,13 @@ pub async fn run(
     let Request { herd, cluster, plan: confirmed, topology, wait } = request;
     let lock = context.locker(cluster).take(wait).await?;
     let rotate = confirmed.rotates();
-    let plan = confirmed.check(prepare_rotating(context, herd, cluster, rotate).await)?;
+    let plan = match confirmed.check(prepare_rotating(context, herd, cluster, rotate).await) {
+        Ok(plan) => plan,
+        Err(error) => {
+            lock.give_back().await;
+            return Err(error);
+        }
+    };
     let input = Input {
         herd: herd.name.clone(),
         cluster: cluster.clone(),
@@ -305,7 +311,7 @@ pub async fn run(
     let world = match open_world(context, &id, input).await {
         Ok(world) => world,
         Err(error) => {
-            operation.call_off(&error)?;
+            operation.call_off(&error).await?;
             return Err(error);
         }
     };

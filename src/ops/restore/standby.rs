@@ -89,13 +89,28 @@ pub async fn rebuild(
     tell: Tell,
     interrupt: &Interrupt,
 ) -> Result<Rebuilt> {
-    let all = Instant::now();
     let node = cluster.node(&request.node).ok_or_else(|| {
         let names: Vec<&str> = cluster.nodes.iter().map(|node| node.name.as_str()).collect();
         Error::new(ErrorKind::NotFound, format!("cluster {} has no node {}", cluster.name, request.node))
             .hint(format!("Its nodes are: {}.", names.join(", ")))
     })?;
-    let _lock = context.locker(cluster).take(request.wait).await?;
+    let lock = context.locker(cluster).take(request.wait).await?;
+    let rebuilt = rebuild_locked(context, herd, cluster, node, request, tell, interrupt).await;
+    lock.give_back().await;
+    rebuilt
+}
+
+/// The same, while nobody else changes the cluster.
+async fn rebuild_locked(
+    context: &Context,
+    herd: &Herd,
+    cluster: &Cluster,
+    node: &Node,
+    request: &Request,
+    tell: Tell,
+    interrupt: &Interrupt,
+) -> Result<Rebuilt> {
+    let all = Instant::now();
     operation::refuse_beside_unfinished(&context.store, &cluster.name)?;
     let wish = Wish { target: Target::Latest, timeline: None, backup: request.backup.clone() };
     let prepared = prepare::prepare(context, cluster, &node.host, &wish).await?;
