@@ -175,6 +175,34 @@ async fn a_connection_that_is_cut_leaves_the_outcome_unknown_and_ends_the_progra
 }
 
 #[tokio::test]
+async fn a_file_that_was_cut_short_is_not_put_in_place() {
+    let (herd, sshd) = declare(&SINGLE, Login::Caller);
+    let host = door(&sshd);
+    let directory = herd.path("files");
+    host.make_directory(&directory, 0o700).await.unwrap();
+    let path = directory.join("kept");
+    host.write_atomic(&path, b"old", 0o600).await.unwrap();
+    let begun = || {
+        let mut files = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap());
+        files.any(|file| file.file_name() != "kept" && file.metadata().is_ok_and(|found| found.len() > 0))
+    };
+    let bytes = vec![7; 200 << 20];
+    let (ended, ()) = tokio::join!(host.write_atomic(&path, &bytes, 0o600), async {
+        while !begun() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        sshd.cut();
+    });
+    let lost = ended.unwrap_err();
+    assert!(matches!(lost, HostError::Lost { .. }), "{lost}");
+    let writes = format!("of={}", directory.display());
+    until("the writer has ended", || {
+        (!processes().iter().any(|(_, line)| line.contains(&writes))).then_some(())
+    });
+    assert_eq!(host.read(&path).await.unwrap().as_deref(), Some(&b"old"[..]));
+}
+
+#[tokio::test]
 async fn a_call_that_nobody_waits_for_any_more_ends_its_program() {
     let (_herd, sshd) = declare(&SINGLE, Login::Caller);
     let host = door(&sshd);
