@@ -391,7 +391,12 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
         Err(_) => return unknown(node, &silent(WAY)),
     }
     // The doors have their own deadlines; this one holds whatever they do.
-    tokio::time::timeout(PATIENCE * 2, seen).await.unwrap_or_else(|_| unknown(node, &silent(PATIENCE * 2)))
+    let whole = match depth {
+        Depth::Servers => PATIENCE * 2,
+        // Many calls one after the other: a host that is far or busy is no reason to plan nothing.
+        Depth::Files => PATIENCE * 10,
+    };
+    tokio::time::timeout(whole, seen).await.unwrap_or_else(|_| unknown(node, &silent(whole)))
 }
 
 /// What is seen of a node whose host cannot be asked.

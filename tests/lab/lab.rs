@@ -179,6 +179,11 @@ impl Lab {
         self.lose(&[format!("oifname {host} tcp dport {port} drop")]);
     }
 
+    /// Loses what goes from one host, or the [`STATION`], to a TCP port of another.
+    pub fn cut_port_between(&self, from: &str, host: &str, port: u16) {
+        self.lose(&[format!("iifname {from} oifname {host} tcp dport {port} drop")]);
+    }
+
     /// Lets so many kilobits a second through to a host, and as many from it.
     pub fn slow(&self, host: &str, kilobits: u32) {
         let rate = format!("{kilobits}kbit");

@@ -285,7 +285,7 @@ furnish() {
     local host=$1 dir=$2 r=$3 system=$3/etc/systemd/system unit
     rm -rf "$system"/*.wants "$system"/*.requires "$r"/var/log/journal "$r"/var/lib/postgresql/* "$r"/etc/postgresql/* \
         "$r"/etc/pgherd "$r"/var/lib/pgherd "$r"/usr/local/lib/pgherd "$r"/etc/ssh/ssh_host_* "$r"/etc/machine-id \
-        "$r"/etc/sudoers.d/*
+        "$r"/etc/sudoers.d/* "$r"/root/.bashrc "$r"/root/.profile
     : >"$r/etc/fstab"
     : >"$r/etc/machine-id"
     printf '%s\n' "$host" >"$r/etc/hostname"

@@ -87,7 +87,7 @@ fn unit(node: &str) -> String {
 }
 
 /// The newest server that the tests are given: its major version and its programs.
-fn newest_server() -> (u32, String) {
+pub fn newest_server() -> (u32, String) {
     let named = std::env::var("PGHERD_TEST_PG").unwrap_or_else(|_| "/usr/lib/postgresql/15".to_owned());
     let servers = named.split(':').filter(|text| !text.is_empty());
     let majors = servers.map(|directory| {
