@@ -265,12 +265,11 @@ regions: {{here: {{hosts: {{local: local}}}}}}
 
     /// Removes the lock of a command that died while it planned. Everywhere else it ends with the process; here that is the harness itself.
     pub fn end_planners_lock(&self) {
-        let lock = self.repository().join(CLUSTER).join("lock.json");
-        match fs::remove_file(&lock) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                panic!("{}: {error}", lock.display())
-            }
-            Ok(()) | Err(_) => {}
+        let path = self.repository().join(CLUSTER).join("lock.json");
+        let Ok(text) = fs::read_to_string(&path) else { return };
+        let lock: serde_json::Value = serde_json::from_str(&text).unwrap();
+        if lock["operation"].is_null() {
+            fs::remove_file(&path).unwrap();
         }
     }
 
