@@ -144,16 +144,6 @@ pub async fn read_all(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Found>
     Ok(found)
 }
 
-/// Removes what killed processes of this machine have left, but for the lease of a backup, which the next backup takes over.
-async fn remove_dead(repo: &SharedRepo, keys: &SystemKeys) -> Result<()> {
-    for found in read_all(repo, keys).await? {
-        if found.lease.is_ok_and(|lease| lease.is_of_the_dead()) && found.key != keys.lease(BACKUP) {
-            repo.remove(&found.key).await?;
-        }
-    }
-    Ok(())
-}
-
 /// A lease that this process holds and renews until it is released or dropped.
 #[derive(Debug)]
 pub struct Held {
@@ -193,9 +183,7 @@ impl Held {
         let lease = Lease::new(kind, labels)?;
         let key = keys.lease(&lease.token);
         repo.store(&key, &seal::write_document(&lease)).await?;
-        let held = Self::hold(repo, key, lease);
-        remove_dead(repo, keys).await?;
-        Ok(held)
+        Ok(Self::hold(repo, key, lease))
     }
 
     /// Takes a lease to use finished backups: to restore or to verify them. Read their manifests only afterwards.
@@ -210,8 +198,18 @@ impl Held {
     ) -> Result<Self> {
         let held = Self::take(repo, keys, kind, labels.clone()).await?;
         let now = Timestamp::now();
-        let living = read_all(repo, keys).await?.into_iter().filter(|found| found.lives(now));
+        let mut living = Vec::new();
+        for found in read_all(repo, keys).await? {
+            let of_the_dead = found.lease.as_ref().is_ok_and(Lease::is_of_the_dead);
+            // What a killed process of this machine has left; the lease of a backup is taken over by the next backup.
+            if of_the_dead && found.key != keys.lease(BACKUP) {
+                repo.remove(&found.key).await?;
+            } else if found.lives(now) {
+                living.push(found);
+            }
+        }
         let remover = living
+            .into_iter()
             .filter_map(|found| found.lease.ok())
             .filter(|lease| lease.kind == Purpose::Expire)
             .find_map(|lease| {
@@ -515,7 +513,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_dead_processes_of_this_machine_have_left_goes_with_the_next_lease() {
+    async fn what_dead_processes_of_this_machine_have_left_goes_with_the_next_use() {
         let place = place();
         for (change, token) in [(dead as fn(&mut Lease), "dead"), (elsewhere, "elsewhere")] {
             let mut lease = Lease::new(Purpose::Restore, vec![label()]).unwrap();
@@ -523,7 +521,7 @@ mod tests {
             place.repo.store(&place.keys.lease(token), &seal::write_document(&lease)).await.unwrap();
         }
         held_by(&place, dead).await;
-        let held = Held::take(&place.repo, &place.keys, Purpose::Verify, vec![label()]).await.unwrap();
+        let held = Held::take_to_use(&place.repo, &place.keys, Purpose::Verify, vec![label()]).await.unwrap();
         let left = read_all(&place.repo, &place.keys).await.unwrap();
         let names: Vec<&str> = left.iter().map(|found| found.key.name()).collect();
         assert!(names.contains(&"elsewhere.json") && names.contains(&"backup.json"), "{names:?}");

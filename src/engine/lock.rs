@@ -141,12 +141,24 @@ impl Lock {
         self.shared.as_ref()
     }
 
+    /// Keeps the lock for what was made under it, or gives it back with the error.
+    ///
+    /// # Errors
+    /// The one that `made` is.
+    pub async fn keep_for<T>(self, made: Result<T>) -> Result<(Self, T)> {
+        match made {
+            Ok(made) => Ok((self, made)),
+            Err(error) => {
+                self.give_back().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Gives the lock back, also in the repository, where it would otherwise keep other machines away until it expires.
     pub async fn give_back(self) {
-        if let Some(shared) = &self.shared
-            && let Err(error) = shared.release(false).await
-        {
-            tracing::warn!(%error, "could not release the lock in the repository; it expires by itself");
+        if let Some(shared) = &self.shared {
+            shared.give_back(false).await;
         }
     }
 }

@@ -195,9 +195,7 @@ impl<S> Operation<S> {
             lost = shared.lost() => Err(lost.hint(id.resume_command())),
             outcome = drive => outcome,
         };
-        if let Err(error) = shared.release(!self.view().is_finished()).await {
-            tracing::warn!(%error, "could not release the lock in the repository; it expires by itself");
-        }
+        shared.give_back(!self.view().is_finished()).await;
         outcome
     }
 

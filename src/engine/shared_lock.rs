@@ -151,6 +151,13 @@ impl SharedLock {
         why.as_ref().map_or_else(|| gone(&self.cluster), again)
     }
 
+    /// As [`SharedLock::release`]; what cannot be given back expires by itself.
+    pub async fn give_back(&self, unfinished: bool) {
+        if let Err(error) = self.release(unfinished).await {
+            tracing::warn!(%error, "could not release the lock in the repository; it expires by itself");
+        }
+    }
+
     /// Gives the lock back. One that was held for an operation that has not ended stays, and names it.
     ///
     /// # Errors

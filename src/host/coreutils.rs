@@ -134,6 +134,35 @@ pub(super) async fn make_one_directory(host: &dyn Host, path: &Path, mode: u32) 
     run(host, &doing, &tool("mkdir").args(["-m", &mode, "--", text(host, &doing, path)?])).await.map(|_| ())
 }
 
+/// Makes a directory whose parent is there, unless it is there itself; `false` where the os-user cannot, or not yet.
+pub(super) async fn make_where_it_may(host: &dyn Host, path: &Path, mode: u32) -> Result<bool, HostError> {
+    match make_one_directory(host, path, mode).await {
+        Ok(()) => Ok(true),
+        Err(HostError::File { kind: ErrorKind::AlreadyExists, .. }) => {
+            if can_enter(host, path).await? {
+                return Ok(true);
+            }
+            let why = format!("it is there, and is not a directory that {} may enter", host.os_user());
+            Err(refused(host, "make the directory", path, ErrorKind::AlreadyExists, &why))
+        }
+        Err(HostError::File { kind: ErrorKind::NotFound | ErrorKind::PermissionDenied, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A relative path would count from wherever the caller happens to stand.
+pub(super) fn absolute(host: &dyn Host, doing: &str, path: &Path) -> Result<(), HostError> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(refused(host, doing, path, ErrorKind::InvalidInput, "the path is not absolute"))
+}
+
+pub(super) fn refused(host: &dyn Host, doing: &str, path: &Path, kind: ErrorKind, why: &str) -> HostError {
+    let what = format!("{doing} {}", path.display());
+    HostError::File { host: host.name().to_owned(), what, kind, why: why.to_owned() }
+}
+
 /// Tells whether `path`, after following links, is a directory that the os-user may enter.
 pub(super) async fn can_enter(host: &dyn Host, path: &Path) -> Result<bool, HostError> {
     let doing = format!("look at {}", path.display());

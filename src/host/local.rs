@@ -147,44 +147,18 @@ impl LocalHost {
             .map_err(failed)
     }
 
-    /// A relative path would count from wherever the caller happens to stand.
-    fn absolute(&self, doing: &str, path: &Path) -> Result<(), HostError> {
-        if path.is_absolute() {
-            Ok(())
-        } else {
-            Err(self.refuse(doing, path, io::ErrorKind::InvalidInput, "the path is not absolute"))
-        }
-    }
-
-    fn refuse(&self, doing: &str, path: &Path, kind: io::ErrorKind, why: &str) -> HostError {
-        let what = format!("{doing} {}", path.display());
-        HostError::File { host: self.name.clone(), what, kind, why: why.to_owned() }
-    }
-
     /// Makes a directory that belongs to the os-user where that user may not, or not yet, make it itself.
     async fn make_directory_for_the_os_user(&self, path: &Path, mode: u32) -> Result<(), HostError> {
         let doing = "make the directory";
-        match coreutils::make_one_directory(self, path, mode).await {
-            Err(HostError::File { kind: io::ErrorKind::AlreadyExists, .. }) => {
-                return if coreutils::can_enter(self, path).await? {
-                    Ok(())
-                } else {
-                    let why =
-                        format!("it is there, and is not a directory that {} may enter", self.os_user.name);
-                    Err(self.refuse(doing, path, io::ErrorKind::AlreadyExists, &why))
-                };
-            }
-            Err(HostError::File {
-                kind: io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied, ..
-            }) => {}
-            made_or_failed => return made_or_failed,
+        if coreutils::make_where_it_may(self, path, mode).await? {
+            return Ok(());
         }
         let target = path.to_owned();
         let (ancestor, missing) =
             self.file(format!("{doing} {}", path.display()), move || direct::nearest(&target)).await?;
         if !coreutils::can_enter(self, &ancestor).await? {
             let why = format!("{} may not be entered by {}", ancestor.display(), self.os_user.name);
-            return Err(self.refuse(doing, path, io::ErrorKind::PermissionDenied, &why));
+            return Err(coreutils::refused(self, doing, path, io::ErrorKind::PermissionDenied, &why));
         }
         let (target, uid, gid) = (path.to_owned(), self.os_user.uid, self.os_user.gid);
         let handed_over = self
@@ -244,7 +218,7 @@ impl Host for LocalHost {
 
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<u8>>, HostError>> {
         Box::pin(async move {
-            self.absolute("read", path)?;
+            coreutils::absolute(self, "read", path)?;
             if self.setpriv.is_some() {
                 return coreutils::read(self, path).await;
             }
@@ -260,7 +234,7 @@ impl Host for LocalHost {
         mode: u32,
     ) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("write", path)?;
+            coreutils::absolute(self, "write", path)?;
             if self.setpriv.is_some() {
                 return coreutils::write_atomic(self, path, bytes, mode).await;
             }
@@ -274,7 +248,7 @@ impl Host for LocalHost {
 
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("make the directory", path)?;
+            coreutils::absolute(self, "make the directory", path)?;
             if self.setpriv.is_some() {
                 return self.make_directory_for_the_os_user(path, mode).await;
             }
@@ -288,7 +262,7 @@ impl Host for LocalHost {
 
     fn remove_file<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("remove", path)?;
+            coreutils::absolute(self, "remove", path)?;
             if self.setpriv.is_some() {
                 return coreutils::remove_file(self, path).await;
             }
@@ -299,7 +273,7 @@ impl Host for LocalHost {
 
     fn remove_tree<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("remove", path)?;
+            coreutils::absolute(self, "remove", path)?;
             let removed = coreutils::remove_tree(self, path).await;
             if removed.is_ok() || self.setpriv.is_none() {
                 return removed;
@@ -314,7 +288,7 @@ impl Host for LocalHost {
 
     fn stat<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<FileStat>, HostError>> {
         Box::pin(async move {
-            self.absolute("look at", path)?;
+            coreutils::absolute(self, "look at", path)?;
             if self.setpriv.is_some() {
                 return coreutils::stat(self, path).await;
             }
@@ -336,7 +310,7 @@ impl Host for LocalHost {
 
     fn list<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<String>>, HostError>> {
         Box::pin(async move {
-            self.absolute("list", path)?;
+            coreutils::absolute(self, "list", path)?;
             if self.setpriv.is_some() {
                 return coreutils::list(self, path).await;
             }
@@ -347,7 +321,7 @@ impl Host for LocalHost {
 
     fn disk<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<DiskSpace, HostError>> {
         Box::pin(async move {
-            self.absolute("measure the disk of", path)?;
+            coreutils::absolute(self, "measure the disk of", path)?;
             coreutils::disk(self, path).await
         })
     }

@@ -206,33 +206,10 @@ impl SshHost {
         coreutils::run(self, doing, &command).await.map(drop)
     }
 
-    fn absolute(&self, doing: &str, path: &Path) -> Result<(), HostError> {
-        if path.is_absolute() {
-            return Ok(());
-        }
-        Err(self.refuse(doing, path, io::ErrorKind::InvalidInput, "the path is not absolute"))
-    }
-
-    fn refuse(&self, doing: &str, path: &Path, kind: io::ErrorKind, why: &str) -> HostError {
-        let what = format!("{doing} {}", path.display());
-        HostError::File { host: self.name.clone(), what, kind, why: why.to_owned() }
-    }
-
     async fn make(&self, path: &Path, mode: u32) -> Result<(), HostError> {
         let doing = "make the directory";
-        match coreutils::make_one_directory(self, path, mode).await {
-            Err(HostError::File { kind: io::ErrorKind::AlreadyExists, .. }) => {
-                return if coreutils::can_enter(self, path).await? {
-                    Ok(())
-                } else {
-                    let why = format!("it is there, and is not a directory that {} may enter", self.os_user);
-                    Err(self.refuse(doing, path, io::ErrorKind::AlreadyExists, &why))
-                };
-            }
-            Err(HostError::File {
-                kind: io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied, ..
-            }) => {}
-            made_or_failed => return made_or_failed,
+        if coreutils::make_where_it_may(self, path, mode).await? {
+            return Ok(());
         }
         let facts = self.facts(doing).await?;
         let (os_uid, os_gid, _) = &facts.os_user;
@@ -271,7 +248,13 @@ impl SshHost {
                         self.os_user,
                         directory.display()
                     );
-                    return Err(self.refuse(doing, directory, io::ErrorKind::PermissionDenied, &why));
+                    return Err(coreutils::refused(
+                        self,
+                        doing,
+                        directory,
+                        io::ErrorKind::PermissionDenied,
+                        &why,
+                    ));
                 }
                 made_or_failed => made_or_failed?,
             }
@@ -339,7 +322,7 @@ impl Host for SshHost {
 
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<u8>>, HostError>> {
         Box::pin(async move {
-            self.absolute("read", path)?;
+            coreutils::absolute(self, "read", path)?;
             coreutils::read(self, path).await
         })
     }
@@ -351,7 +334,7 @@ impl Host for SshHost {
         mode: u32,
     ) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("write", path)?;
+            coreutils::absolute(self, "write", path)?;
             let doing = format!("write {}", path.display());
             let (directory, name) = coreutils::split(self, &doing, path)?;
             let (mode, size) = (format!("{mode:o}"), bytes.len().to_string());
@@ -362,21 +345,21 @@ impl Host for SshHost {
 
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("make the directory", path)?;
+            coreutils::absolute(self, "make the directory", path)?;
             self.make(path, mode).await
         })
     }
 
     fn remove_file<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("remove", path)?;
+            coreutils::absolute(self, "remove", path)?;
             coreutils::remove_file(self, path).await
         })
     }
 
     fn remove_tree<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
-            self.absolute("remove", path)?;
+            coreutils::absolute(self, "remove", path)?;
             let removed = coreutils::remove_tree(self, path).await;
             if removed.is_ok() || self.connection.user == self.os_user {
                 return removed;
@@ -391,21 +374,21 @@ impl Host for SshHost {
 
     fn stat<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<FileStat>, HostError>> {
         Box::pin(async move {
-            self.absolute("look at", path)?;
+            coreutils::absolute(self, "look at", path)?;
             coreutils::stat(self, path).await
         })
     }
 
     fn list<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<String>>, HostError>> {
         Box::pin(async move {
-            self.absolute("list", path)?;
+            coreutils::absolute(self, "list", path)?;
             coreutils::list(self, path).await
         })
     }
 
     fn disk<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<DiskSpace, HostError>> {
         Box::pin(async move {
-            self.absolute("measure the disk of", path)?;
+            coreutils::absolute(self, "measure the disk of", path)?;
             coreutils::disk(self, path).await
         })
     }

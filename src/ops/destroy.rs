@@ -282,10 +282,7 @@ pub async fn run(
             .detail("What is there now is not what was to be removed. Nothing was changed.")
             .hint("Look at it again: pgherd status"))
     });
-    if let Err(error) = same {
-        lock.give_back().await;
-        return Err(error);
-    }
+    let (lock, ()) = lock.keep_for(same).await?;
     let input = serde_json::to_value(&removal.input)
         .map_err(|error| Error::failed("could not write the input down").source(error))?;
     let digest =

@@ -75,13 +75,7 @@ pub async fn run(
                 .detail("What is there now asks for other steps. Nothing was changed.")
                 .hint("Look at it again with --preview."))
         });
-    let fresh = match fresh {
-        Ok(fresh) => fresh,
-        Err(error) => {
-            lock.give_back().await;
-            return Err(error);
-        }
-    };
+    let (lock, fresh) = lock.keep_for(fresh).await?;
     let input = serde_json::to_value(&fresh.input)
         .map_err(|error| Error::failed("could not write the input down").source(error))?;
     let digest =

@@ -2,7 +2,7 @@
 //!
 //! Reads only. An unreachable node is a fact about that node and never hides the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,15 +70,9 @@ impl Doors {
         gate: &Arc<dyn Gate>,
         looking: Option<Duration>,
     ) -> Result<Self> {
-        let names: BTreeSet<&String> = cluster
-            .nodes
-            .iter()
-            .map(|node| &node.host)
-            .chain(cluster.poolers.iter().flat_map(|poolers| &poolers.hosts))
-            .collect();
         let mut hosts: BTreeMap<String, Arc<dyn Host>> = BTreeMap::new();
         let mut places_of = BTreeMap::new();
-        for name in names {
+        for name in cluster.used_hosts() {
             let reach = cluster.reach(name);
             let door = open_door(name, reach, cluster.postgres.os_user.as_deref(), looking)?;
             let traced = Layered::new(door, Traced);

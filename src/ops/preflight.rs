@@ -29,12 +29,7 @@ pub struct Missing {
 
 /// Looks at every host that `cluster` uses, side by side.
 pub async fn look(doors: &Doors, cluster: &Cluster) -> Missing {
-    let names: BTreeSet<&String> = cluster
-        .nodes
-        .iter()
-        .map(|node| &node.host)
-        .chain(cluster.poolers.iter().flat_map(|poolers| &poolers.hosts))
-        .collect();
+    let names = cluster.used_hosts();
     let looks = join_all(names.iter().map(|name| look_at(doors, cluster, name))).await;
     let mut missing = Missing::default();
     for (name, look) in names.into_iter().zip(looks) {

@@ -175,6 +175,36 @@ pub struct File {
     pub damaged_blocks: Vec<u32>,
 }
 
+impl File {
+    /// Returns the CRC-32C of the file whose parts have these, with zeros where no part is.
+    pub fn crc_of(&self, parts: impl IntoIterator<Item = u32>) -> u32 {
+        let (mut crc, mut at) = (0, 0);
+        for (part, own) in self.parts.iter().zip(parts) {
+            crc = with_zeros(crc, part.at - at);
+            crc = crc32c::crc32c_combine(crc, own, usize::try_from(part.length).unwrap_or(usize::MAX));
+            at = part.at + u64::from(part.length);
+        }
+        with_zeros(crc, self.size - at)
+    }
+}
+
+/// Returns the CRC of what has `crc` with `count` zero bytes behind it.
+fn with_zeros(crc: u32, count: u64) -> u32 {
+    let (mut crc, mut left) = (crc, count);
+    let (mut zeros, mut length) = (crc32c::crc32c(&[0]), 1_usize);
+    while left > 0 {
+        if left & 1 == 1 {
+            crc = crc32c::crc32c_combine(crc, zeros, length);
+        }
+        left >>= 1;
+        if left > 0 {
+            zeros = crc32c::crc32c_combine(zeros, zeros, length);
+            length <<= 1;
+        }
+    }
+    crc
+}
+
 /// A run of a file's bytes: `[at, length, chunk, from]`, written as an array since there are millions of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(u64, u32, u32, u32)", into = "(u64, u32, u32, u32)")]
@@ -295,6 +325,15 @@ mod tests {
 
     const MANIFEST: &str = include_str!("../../tests/golden/manifest-v1.json");
     const FILES: &str = include_str!("../../tests/golden/files-v1.ndjson");
+
+    #[test]
+    fn the_crc_of_zeros_is_the_crc_of_zeros() {
+        for count in [0_usize, 1, 7, 8192, 100_003] {
+            let mut bytes = b"begin".to_vec();
+            bytes.resize(5 + count, 0);
+            assert_eq!(with_zeros(crc32c::crc32c(b"begin"), count as u64), crc32c::crc32c(&bytes));
+        }
+    }
 
     #[test]
     fn the_golden_manifest_reads_and_writes_byte_for_byte() {

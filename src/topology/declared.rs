@@ -239,7 +239,7 @@ pub fn access_lines(cluster: &Cluster) -> String {
         .collect();
     let databases: Vec<String> = cluster.databases.iter().map(|name| format!("\"{name}\"")).collect();
     let mut seen = vec![LOOPBACK];
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+    for host in cluster.pooler_hosts() {
         let address = cluster.address(host);
         if !seen.contains(&address) {
             block.push_str(&format!(

@@ -3,7 +3,7 @@
 //! [`Herd`] is built only by `topology::load`, so what is here is valid. It is serializable since a journal keeps the
 //! [`Cluster`] that an operation was planned for; secrets are references and never values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -358,6 +358,16 @@ impl Herd {
 }
 
 impl Cluster {
+    /// Returns the names of the hosts that run a PgBouncer for it.
+    pub fn pooler_hosts(&self) -> impl Iterator<Item = &String> {
+        self.poolers.iter().flat_map(|poolers| &poolers.hosts)
+    }
+
+    /// Returns the names of all hosts that it uses.
+    pub fn used_hosts(&self) -> BTreeSet<&String> {
+        self.nodes.iter().map(|node| &node.host).chain(self.pooler_hosts()).collect()
+    }
+
     /// Returns how a host is reached.
     pub fn reach(&self, host: &str) -> &Reach {
         self.hosts.iter().find(|known| known.name == host).map_or(&Reach::Local, |known| &known.reach)

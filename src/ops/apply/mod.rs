@@ -81,7 +81,7 @@ pub async fn prepare_rotating(
     for found in join_all(node_hosts.map(|host| doors.programs(cluster, host))).await {
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
     }
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts).filter(open) {
+    for host in cluster.pooler_hosts().filter(open) {
         missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
     let passwords = match passwords(context, cluster).await {
@@ -285,13 +285,8 @@ pub async fn run(
     let Request { herd, cluster, plan: confirmed, topology, wait } = request;
     let lock = context.locker(cluster).take(wait).await?;
     let rotate = confirmed.rotates();
-    let plan = match confirmed.check(prepare_rotating(context, herd, cluster, rotate).await) {
-        Ok(plan) => plan,
-        Err(error) => {
-            lock.give_back().await;
-            return Err(error);
-        }
-    };
+    let checked = confirmed.check(prepare_rotating(context, herd, cluster, rotate).await);
+    let (lock, plan) = lock.keep_for(checked).await?;
     let input = Input {
         herd: herd.name.clone(),
         cluster: cluster.clone(),

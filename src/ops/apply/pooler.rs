@@ -98,7 +98,7 @@ pub(super) async fn drift(
     observed: &ClusterObserved,
 ) -> BTreeMap<String, PoolerDrift> {
     let mut found = BTreeMap::new();
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+    for host in cluster.pooler_hosts() {
         let one = match one_drift(doors, cluster, host, primary, observed).await {
             Ok(drift) => drift,
             Err(error) => PoolerDrift::Unknown { why: error.to_string() },
@@ -139,7 +139,7 @@ async fn one_drift(
 /// While no primary answers, only somebody else's hold on the port can be told.
 pub(super) async fn drift_without_primary(doors: &Doors, cluster: &Cluster) -> BTreeMap<String, PoolerDrift> {
     let mut found = BTreeMap::new();
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+    for host in cluster.pooler_hosts() {
         let place = match Place::find(doors, cluster, host).await {
             Ok(place) => place,
             Err(error) => {
@@ -284,7 +284,7 @@ pub(super) async fn let_in(
 ) -> Result<()> {
     let cluster = &world.input.cluster;
     let mut places = Vec::new();
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+    for host in cluster.pooler_hosts() {
         let place = Place::find(&world.doors, cluster, host).await?;
         let alias = place.door().replace_verifier(role, verifier).await?;
         places.extend(alias.map(|alias| (place, alias)));

@@ -110,7 +110,7 @@ pub async fn plan(
     for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
         obstacles.extend(found.err());
     }
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+    for host in cluster.pooler_hosts() {
         obstacles.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
     if !obstacles.is_empty() {
@@ -398,7 +398,7 @@ async fn poolers(
 ) -> Result<Vec<String>, Vec<Error>> {
     let mut held = Vec::new();
     let mut obstacles = Vec::new();
-    for host in cluster.poolers.iter().flat_map(|poolers| &poolers.hosts) {
+    for host in cluster.pooler_hosts() {
         let seen = match apply::observe_pooler(doors, cluster, host).await {
             Ok(seen) => seen,
             Err(error) => {

@@ -352,14 +352,7 @@ fn empty_holes(place: &Place, file: &File) -> Result<()> {
 fn check(source: &Source<'_>, filled: &Filled) -> Result<()> {
     for (number, file) in source.contents.files.iter().enumerate() {
         let base = filled.bases[number];
-        let (mut crc, mut at) = (0, 0);
-        for (within, part) in file.parts.iter().enumerate() {
-            crc = with_zeros(crc, part.at - at);
-            let own = filled.crcs[base + within].load(Ordering::Relaxed);
-            crc = crc32c::crc32c_combine(crc, own, index(part.length));
-            at = part.at + u64::from(part.length);
-        }
-        if with_zeros(crc, file.size - at) != file.crc32c {
+        if file.crc_of(filled.crcs[base..].iter().map(|crc| crc.load(Ordering::Relaxed))) != file.crc32c {
             return Err(Error::failed(format!(
                 "backup {} is damaged: {} does not have the checksum that files.zst says",
                 source.manifest.label, file.path
@@ -369,23 +362,6 @@ fn check(source: &Source<'_>, filled: &Filled) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Returns the CRC of what has `crc` with `count` zero bytes behind it.
-fn with_zeros(crc: u32, count: u64) -> u32 {
-    let (mut crc, mut left) = (crc, count);
-    let (mut zeros, mut length) = (crc32c::crc32c(&[0]), 1_u64);
-    while left > 0 {
-        if left & 1 == 1 {
-            crc = crc32c::crc32c_combine(crc, zeros, usize::try_from(length).unwrap_or(usize::MAX));
-        }
-        left >>= 1;
-        if left > 0 {
-            zeros = crc32c::crc32c_combine(zeros, zeros, usize::try_from(length).unwrap_or(usize::MAX));
-            length <<= 1;
-        }
-    }
-    crc
 }
 
 /// Writes what the copy has of its own: configuration, backup_label, the signal. Returns what the manifest says of it.

@@ -17,7 +17,7 @@ use super::recover::{self, Achieved};
 use crate::db::{promotion, queries};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::journal::hex;
-use crate::engine::lease::{self, Held, Purpose};
+use crate::engine::lease::{Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{FileKind, Host};
@@ -384,10 +384,9 @@ pub async fn restore(
     prepare::refuse_without_room(&begun.room)?;
     let survey = &begun.prepared.survey;
     let keys = ClusterKeys::new(&cluster.name).system(survey.system_identifier);
-    let held =
-        Held::take(&begun.prepared.repo, &keys, Purpose::Restore, vec![survey.choice.backup.clone()]).await?;
+    let labels = vec![survey.choice.backup.clone()];
+    let held = Held::take_to_use(&begun.prepared.repo, &keys, Purpose::Restore, labels).await?;
     let ended = async {
-        refuse_expiring(&begun, &keys).await?;
         let copy = Copy::new(context, herd, cluster, request, &begun, id).await?;
         copy.end_leftover(&copy.site()).await?;
         let run = copy.run(&tell, all);
@@ -409,21 +408,6 @@ pub async fn restore(
         tracing::warn!(%error, "could not give the lease back; it expires by itself");
     }
     ended
-}
-
-/// Refuses a backup that somebody is about to remove.
-async fn refuse_expiring(begun: &Begun, keys: &crate::repo::layout::SystemKeys) -> Result<()> {
-    let label = &begun.prepared.survey.choice.backup;
-    let now = Timestamp::now();
-    let removing = lease::read_all(&begun.prepared.repo, keys).await?.into_iter().any(|found| {
-        found.lives(now)
-            && found.lease.is_ok_and(|lease| lease.kind == Purpose::Expire && lease.labels.contains(label))
-    });
-    if removing {
-        return Err(Error::new(ErrorKind::Locked, format!("backup {label} is being removed"))
-            .hint("Run the same restore again: it takes another backup."));
-    }
-    Ok(())
 }
 
 /// A copy that is being made.

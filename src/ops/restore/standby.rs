@@ -134,7 +134,7 @@ async fn rebuild_locked(
     let (own, above) = (site(node), site(primary));
     let keys = ClusterKeys::new(&cluster.name).system(prepared.survey.system_identifier);
     let label = prepared.survey.choice.backup.clone();
-    let held = Held::take(&prepared.repo, &keys, Purpose::Restore, vec![label]).await?;
+    let held = Held::take_to_use(&prepared.repo, &keys, Purpose::Restore, vec![label]).await?;
     let job = Job { prepared: &prepared, request, own: &own, above: &above, fixed: &fixed, moved: &moved };
     let ended = tokio::select! {
         biased;

@@ -58,7 +58,8 @@ pub fn recovery(wanted: Option<(&str, &Path)>) -> Recovery {
 pub fn fetch(profile: &Path, name: &str, target: &Path) -> Result<Fetched> {
     let file: WalFile =
         name.parse().map_err(|error| Error::failed("cannot fetch from the WAL archive").source(error))?;
-    // The first timeline has no history; every promotion from it asks all the same.
+    // The first timeline has no history. A server that ends its recovery on it asks all the same (`writeTimeLineHistory` in `timeline.c`),
+    // and could not be promoted if it were stopped here.
     if matches!(file, WalFile::TimelineHistory(timeline) if timeline.as_u32() == 1) {
         return Ok(Fetched::Absent { file });
     }
@@ -208,9 +209,6 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
             Some(later) => Some(format!("The archive goes on with {later}")),
             None => partial(archive, name)?.or(needed_by(archive, name, lines)?),
         },
-        // The first timeline has no history. A server that ends its recovery on it asks all the same (`writeTimeLineHistory` in
-        // `timeline.c`), and could not be promoted if it were stopped here.
-        WalFile::TimelineHistory(timeline) if timeline.as_u32() == 1 => None,
         WalFile::TimelineHistory(timeline) => later_timeline(archive, timeline)?,
         WalFile::Partial(_) | WalFile::BackupHistory(..) => None,
     };

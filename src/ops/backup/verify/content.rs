@@ -371,13 +371,7 @@ impl Files {
         let mut slots = self.crcs.iter().map(|crc| crc.load(Ordering::Relaxed));
         let mut wrong = Vec::new();
         for file in &looked.contents.files {
-            let (mut crc, mut end) = (0, 0);
-            for (part, of) in file.parts.iter().zip(&mut slots) {
-                crc = with_zeros(crc, part.at - end);
-                crc = crc32c::crc32c_combine(crc, of, usize::try_from(part.length).unwrap_or(usize::MAX));
-                end = part.at + u64::from(part.length);
-            }
-            if with_zeros(crc, file.size - end) != file.crc32c {
+            if file.crc_of(slots.by_ref()) != file.crc32c {
                 wrong.push(file.path.clone());
             }
         }
@@ -388,21 +382,4 @@ impl Files {
         problem.files = wrong.into_iter().take(NAMED).collect();
         Some(problem)
     }
-}
-
-/// Returns the CRC of what has `crc` with `count` zero bytes behind it.
-fn with_zeros(crc: u32, count: u64) -> u32 {
-    let (mut crc, mut left) = (crc, count);
-    let (mut zeros, mut length) = (crc32c::crc32c(&[0]), 1_usize);
-    while left > 0 {
-        if left & 1 == 1 {
-            crc = crc32c::crc32c_combine(crc, zeros, length);
-        }
-        left >>= 1;
-        if left > 0 {
-            zeros = crc32c::crc32c_combine(zeros, zeros, length);
-            length <<= 1;
-        }
-    }
-    crc
 }

@@ -478,15 +478,6 @@ fn an_unknown_backup_is_not_found() {
 }
 
 #[test]
-fn the_crc_of_zeros_is_the_crc_of_zeros() {
-    for count in [0_usize, 1, 7, 8192, 100_003] {
-        let mut bytes = b"begin".to_vec();
-        bytes.resize(5 + count, 0);
-        assert_eq!(with_zeros(crc32c::crc32c(b"begin"), count as u64), crc32c::crc32c(&bytes));
-    }
-}
-
-#[test]
 fn a_key_of_another_backup_is_used_where_a_chunk_says_so() {
     let mut stage = usual();
     let other: Label = "20261120T020000Z-full".parse().unwrap();
