@@ -31,6 +31,10 @@ const BLOCK_BEGIN: &str =
     "# pgherd begin (written by pgherd; put your own lines below the end of this block)";
 const BLOCK_END: &str = "# pgherd end";
 
+/// The settings by which a server speaks TLS.
+pub const TLS_SETTINGS: [&str; 5] =
+    ["ssl", "ssl_ca_file", "ssl_cert_file", "ssl_key_file", "ssl_min_protocol_version"];
+
 /// A setting and its value, unquoted.
 pub type Setting = (String, String);
 
@@ -69,6 +73,10 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
+    if cluster.has_tls() {
+        settings.push(("ssl".to_owned(), "on".to_owned()));
+        settings.push(("ssl_min_protocol_version".to_owned(), "TLSv1.2".to_owned()));
+    }
     overlay(&mut settings, cluster);
     settings.sort();
     settings
@@ -90,13 +98,20 @@ pub fn node_settings(
         ("port", node.port.to_string()),
         (
             "primary_conninfo",
-            wish.upstream.map(|up| primary_conninfo(cluster, node, up, &places.passfile)).unwrap_or_default(),
+            wish.upstream.map(|up| primary_conninfo(cluster, node, up, places)).unwrap_or_default(),
         ),
         ("primary_slot_name", wish.upstream.map(|_| cluster.slot_name(&node.name)).unwrap_or_default()),
         ("synchronous_standby_names", wish.synchronous.clone()),
         ("unix_socket_directories", places.socket.display().to_string()),
     ];
     settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    if cluster.has_tls() {
+        // One file holds both, so that no crash leaves a certificate beside another one's key: the server would not start.
+        let [authorities, pair] = [&places.authorities, &places.certificate].map(|path| path.display().to_string());
+        settings.push(("ssl_ca_file".to_owned(), authorities));
+        settings.push(("ssl_cert_file".to_owned(), pair.clone()));
+        settings.push(("ssl_key_file".to_owned(), pair));
+    }
     if cluster.backups.is_some() {
         let call = |verb: &str, arguments: &str| {
             let [program, profile] = [&places.program, &places.profile].map(|path| shell_word(path));
@@ -144,13 +159,19 @@ fn listen_addresses(cluster: &Cluster, node: &Node) -> String {
     }
 }
 
-fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, passfile: &Path) -> String {
+fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, places: &NodePlaces) -> String {
+    let path = |path: &Path| conninfo_value(&path.display().to_string());
+    let verified = if cluster.has_tls() {
+        format!(" sslmode=verify-full sslrootcert={}", path(&places.authorities))
+    } else {
+        String::new()
+    };
     format!(
         "host={} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
-         keepalives_interval=5 keepalives_count=3",
+         keepalives_interval=5 keepalives_count=3{verified}",
         cluster.address(&upstream.host),
         upstream.port,
-        conninfo_value(&passfile.display().to_string()),
+        path(&places.passfile),
         cluster.full_name(&node.name),
     )
 }
@@ -217,14 +238,31 @@ pub fn with_access_lines(pg_hba: &str, lines: &str) -> String {
 
 /// Returns what our block in pg_hba.conf says.
 pub fn access_lines(cluster: &Cluster) -> String {
+    lines_for(cluster, if cluster.has_tls() { "hostssl" } else { "host   " })
+}
+
+/// Returns the same lines with nobody forced to speak TLS: what stands there until everybody does.
+pub fn plain_access_lines(cluster: &Cluster) -> String {
+    lines_for(cluster, "host   ")
+}
+
+/// Tells whether our block in pg_hba.conf forces those of other machines to speak TLS.
+pub fn forces_tls(pg_hba: &str) -> bool {
+    let ours = pg_hba.split_once(BLOCK_BEGIN).and_then(|(_, rest)| rest.split_once(BLOCK_END));
+    ours.is_some_and(|(block, _)| block.lines().any(|line| line.starts_with("hostssl")))
+}
+
+/// `remote` is the kind of the lines for other machines; whoever comes from the loopback address may do as before.
+fn lines_for(cluster: &Cluster, remote: &str) -> String {
     let mut block = format!("local   all          {SUPERUSER}                     peer map=pgherd\n");
     let mut addresses = vec![LOOPBACK];
     addresses.extend(cluster.nodes.iter().map(|node| cluster.address(&node.host)));
     let mut seen: Vec<&str> = Vec::new();
     for address in addresses {
         if !seen.contains(&address) {
+            let kind = if address == LOOPBACK { "host   " } else { remote };
             block.push_str(&format!(
-                "host    replication  {REPLICATION_ROLE}    {}    scram-sha-256\n",
+                "{kind} replication  {REPLICATION_ROLE}    {}    scram-sha-256\n",
                 alone(address)
             ));
             seen.push(address);
@@ -243,7 +281,7 @@ pub fn access_lines(cluster: &Cluster) -> String {
         let address = cluster.address(host);
         if !seen.contains(&address) {
             block.push_str(&format!(
-                "host    {}    {}    {}    scram-sha-256\n",
+                "{remote} {}    {}    {}    scram-sha-256\n",
                 databases.join(","),
                 roles.join(","),
                 alone(address)

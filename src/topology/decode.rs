@@ -541,6 +541,22 @@ impl Decode for SecretReference {
     }
 }
 
+/// Where certificates come from, as it is written.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Tls {
+    Own,
+    Files(super::raw::TlsFiles),
+}
+
+impl Decode for Tls {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        if let Value::Mapping(_) = &node.value {
+            return super::raw::TlsFiles::decode(node, cx).map(Self::Files);
+        }
+        word(node, cx, &[("own", ())]).map(|()| Self::Own)
+    }
+}
+
 /// Gives a type the schema `$schema`, written where it is used.
 macro_rules! inline_schema {
     ($($type:ty => $schema:expr;)+) => {
@@ -607,6 +623,21 @@ inline_schema! {
 /// A span of time in the schema; the value itself is a [`Duration`].
 pub(super) fn duration_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "pattern": "^[0-9]+ *(ms|s|min|h|d|day|days)$"})
+}
+
+impl JsonSchema for Tls {
+    fn schema_name() -> Cow<'static, str> {
+        "Tls".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let files = super::raw::TlsFiles::json_schema(generator);
+        json_schema!({"anyOf": [{"enum": ["own"]}, files]})
+    }
 }
 
 impl<T: JsonSchema> JsonSchema for Spanned<T> {

@@ -203,6 +203,7 @@ async fn log_in(world: &World, site: &Site<'_>) -> Result<()> {
         .args(["-XAtqw", "-d", conninfo.as_str(), "-c", "IDENTIFY_SYSTEM"])
         .env("PGPASSFILE", site.places().passfile.display().to_string())
         .reads();
+    let command = provision::verifying(site, command);
     site.host().run(&command).await.map(drop).map_err(|error| {
         Error::failed(format!(
             "{} cannot log in to {} with the new password of {}",

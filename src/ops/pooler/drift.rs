@@ -24,6 +24,8 @@ pub enum Drift {
     Wording { file: String },
     /// Names or verifiers in userlist.txt, which are not shown.
     Userlist,
+    /// Its certificate, or the authorities that it believes.
+    Certificate { why: String },
     /// What an alias does in the running process.
     Route { alias: String, what: String, declared: String, found: String },
     /// A setting of the running process.
@@ -41,6 +43,7 @@ impl fmt::Display for Drift {
             }
             Self::Wording { file } => write!(f, "{file}: comments or order"),
             Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
+            Self::Certificate { why } => write!(f, "certificate: {why}"),
             Self::Route { alias, what, declared, found } => {
                 write!(f, "alias {alias}: {what} {found} -> {declared}")
             }

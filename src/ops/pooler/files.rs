@@ -64,6 +64,16 @@ impl PoolerPaths {
         self.directory.join("userlist.txt")
     }
 
+    /// The certificate authorities that it believes.
+    pub fn authorities(&self) -> PathBuf {
+        self.directory.join("ca.pem")
+    }
+
+    /// What it proves itself by: its certificate, those above it, and its key.
+    pub fn certificate(&self) -> PathBuf {
+        self.directory.join("server.pem")
+    }
+
     /// Which role may use which alias.
     pub fn hba(&self) -> PathBuf {
         self.directory.join("pgbouncer_hba.conf")
@@ -353,12 +363,27 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("tcp_user_timeout", "20000".to_owned()),
         // With anything but `disable` each RELOAD closes every server connection (seen with 1.18: "database configuration changed"), and a
         // server without TLS has nothing to gain from it.
-        ("server_tls_sslmode", if serves_tls(declared.cluster) { "prefer" } else { "disable" }.to_owned()),
+        (
+            "server_tls_sslmode",
+            match (declared.cluster.has_tls(), serves_tls(declared.cluster)) {
+                (true, _) => "verify-full",
+                (false, true) => "prefer",
+                (false, false) => "disable",
+            }
+            .to_owned(),
+        ),
         ("ignore_startup_parameters", "extra_float_digits".to_owned()),
         // A line for each client that comes and goes, in a log that nobody rotates.
         ("log_connections", "0".to_owned()),
         ("log_disconnections", "0".to_owned()),
     ];
+    if declared.cluster.has_tls() {
+        // Who must and who may is said line by line in the access file; one file holds certificate and key.
+        settings.push(("client_tls_sslmode", "prefer".to_owned()));
+        settings.push(("client_tls_cert_file", path(&paths.certificate())));
+        settings.push(("client_tls_key_file", path(&paths.certificate())));
+        settings.push(("server_tls_ca_file", path(&paths.authorities())));
+    }
     // An unknown key keeps PgBouncer from starting, so each one that is newer than 1.18 is asked for its version.
     let version = (declared.version.major, declared.version.minor);
     if version >= (1, 21) && poolers.mode != PoolMode::Session {
@@ -383,15 +408,20 @@ fn listen_addresses(listen: IpAddr) -> String {
 
 /// Lets each role through its pools and no other; the console needs no line.
 fn access(declared: &Declared<'_>, poolers: &Poolers) -> String {
-    let everywhere: &[&str] = if declared.listen.is_ipv4() { &["0.0.0.0/0"] } else { &["0.0.0.0/0", "::/0"] };
+    let everywhere: &[(&str, &str)] = match (declared.cluster.has_tls(), declared.listen.is_ipv4()) {
+        (false, true) => &[("host", "0.0.0.0/0")],
+        (false, false) => &[("host", "0.0.0.0/0"), ("host", "::/0")],
+        (true, true) => &[("host", "127.0.0.1/32"), ("hostssl", "0.0.0.0/0")],
+        (true, false) => &[("host", "127.0.0.1/32"), ("hostssl", "0.0.0.0/0"), ("hostssl", "::/0")],
+    };
     let doubled = |name: &str| name.replace('"', "\"\"");
     let mut lines = String::new();
     for role in clients(declared.cluster) {
         for pool in poolers.pools.iter().filter(|pool| role.pools.contains(&pool.name.as_str())) {
             for database in &declared.cluster.databases {
                 let (alias, role) = (doubled(&pool.alias(database)), doubled(role.name));
-                for from in everywhere {
-                    lines.push_str(&format!("host \"{alias}\" \"{role}\" {from} scram-sha-256\n"));
+                for (kind, from) in everywhere {
+                    lines.push_str(&format!("{kind} \"{alias}\" \"{role}\" {from} scram-sha-256\n"));
                 }
             }
         }
@@ -544,6 +574,7 @@ pub(super) mod tests {
                 bin_directory: None,
                 os_user: None,
                 service: crate::topology::model::Service::PgCtl,
+                tls: None,
                 tune_memory: None,
                 settings: BTreeMap::new(),
             },
