@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls, Row, SimpleColumn, SimpleQueryMessage};
 
 use super::tls::{self, Identity};
@@ -149,7 +149,11 @@ impl Connector {
     ///
     /// # Errors
     /// [`DbError::NotProved`] if it proves to be somebody else, and as [`Connector::connect`].
-    pub async fn shown_certificate(&self, login: &Login, identity: &Identity) -> Result<Certificate, DbError> {
+    pub async fn shown_certificate(
+        &self,
+        login: &Login,
+        identity: &Identity,
+    ) -> Result<Certificate, DbError> {
         let call = format!("{}: look at its certificate", login.server);
         let what = "look at its certificate";
         self.gate.before(&call).await.map_err(|blocked| blocked_error(&login.server, what, blocked))?;

@@ -51,11 +51,10 @@ pub(super) async fn handshake(
     if answer != *b"S" {
         return Err(not_proved(login, "it does not speak TLS".to_owned()));
     }
-    let name = identity
-        .name
-        .clone()
-        .try_into()
-        .map_err(|_| not_proved(login, format!("{:?} is neither an address nor a name", identity.name)))?;
+    let name =
+        identity.name.clone().try_into().map_err(|_| {
+            not_proved(login, format!("{:?} is neither an address nor a name", identity.name))
+        })?;
     let connector = TlsConnector::from(identity.trust.client());
     connector.connect(name, wire).await.map_err(|error| {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {

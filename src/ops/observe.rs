@@ -86,7 +86,13 @@ impl Doors {
             places_of.insert(name.clone(), places.on(reach));
         }
         let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
-        Ok(Self { station: places, places: places_of, hosts, connector: Connector::new(Arc::clone(gate)), programs })
+        Ok(Self {
+            station: places,
+            places: places_of,
+            hosts,
+            connector: Connector::new(Arc::clone(gate)),
+            programs,
+        })
     }
 
     /// Returns the places on a host that the cluster uses.

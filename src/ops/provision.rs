@@ -139,14 +139,8 @@ pub async fn clone(
     certificate::equip(site.doors, site.cluster, Holder::Node(site.node)).await?;
     let directory = site.directory().display().to_string();
     let command = Command::new(site.programs.path("pg_basebackup"))
-        .args([
-            "-D",
-            directory.as_str(),
-            "-h",
-            site.cluster.address(&from.host),
-            "-p",
-            &from.port.to_string(),
-        ])
+        .args(["-D", directory.as_str(), "-p", &from.port.to_string()])
+        .args(["-d", declared::server_of(site.cluster, from).as_str()])
         .args(["-U", declared::REPLICATION_ROLE, "-w", "-X", "stream"])
         .args(["-S", site.cluster.slot_name(&site.node.name).as_str(), "-c", "fast", "-P"])
         .args(["-l", format!("pgherd clone of {}", site.name()).as_str()])
@@ -183,7 +177,9 @@ pub fn verifying(site: &Site<'_>, command: Command) -> Command {
     if !site.cluster.has_tls() {
         return command;
     }
-    command.env("PGSSLMODE", "verify-full").env("PGSSLROOTCERT", site.places().authorities.display().to_string())
+    command
+        .env("PGSSLMODE", "verify-full")
+        .env("PGSSLROOTCERT", site.places().authorities.display().to_string())
 }
 
 /// Gives the node the same password file as another node of the cluster has.

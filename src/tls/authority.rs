@@ -57,10 +57,12 @@ impl Authority {
     /// # Errors
     /// When its certificate or its key cannot be read, or they do not belong together.
     pub fn read(pem: &str, key: &Secret) -> Result<Self> {
-        let broken = |why: String| Error::failed("cannot use the herd's own certificate authority").detail(why);
+        let broken =
+            |why: String| Error::failed("cannot use the herd's own certificate authority").detail(why);
         let mut chain = chain_of(pem).map_err(broken)?;
         // Both are read as a pair, which proves that they are one.
-        Pair::new(pem, key).map_err(|_| broken("Its certificate and its key do not belong together.".to_owned()))?;
+        Pair::new(pem, key)
+            .map_err(|_| broken("Its certificate and its key do not belong together.".to_owned()))?;
         Ok(Self { certificate: chain.remove(0), pem: pem.to_owned(), key: key.clone() })
     }
 
@@ -108,7 +110,9 @@ fn moment(at: Timestamp) -> Result<OffsetDateTime> {
 fn unusable(error: &rcgen::Error) -> Error {
     // Its text may name what was read, and nothing of a key is worth that.
     Error::failed("could not make a certificate").detail(match error {
-        rcgen::Error::CouldNotParseKeyPair | rcgen::Error::PemError(_) => "The key cannot be read.".to_owned(),
+        rcgen::Error::CouldNotParseKeyPair | rcgen::Error::PemError(_) => {
+            "The key cannot be read.".to_owned()
+        }
         other => format!("{other}."),
     })
 }

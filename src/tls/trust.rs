@@ -52,7 +52,9 @@ impl fmt::Display for Untrusted {
             Self::OtherName(names) if names.is_empty() => f.write_str("it has no subjectAltName"),
             Self::OtherName(names) => write!(f, "it is for {}", names.join(", ")),
             Self::UnknownAuthority => f.write_str("no authority of ours signed it"),
-            Self::IsAuthority => f.write_str("it is an authority's own certificate (CA:TRUE), not a server's"),
+            Self::IsAuthority => {
+                f.write_str("it is an authority's own certificate (CA:TRUE), not a server's")
+            }
             Self::NotForServers => f.write_str("it may not be used by a server (extendedKeyUsage)"),
             Self::Other(why) => f.write_str(why),
         }
@@ -68,7 +70,9 @@ impl Trust {
         let authorities = chain_of(pem)?;
         let mut roots = RootCertStore::empty();
         for one in &authorities {
-            roots.add(one.der.clone()).map_err(|error| format!("{} cannot be an authority: {error}.", one.subject))?;
+            roots
+                .add(one.der.clone())
+                .map_err(|error| format!("{} cannot be an authority: {error}.", one.subject))?;
         }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), super::provider())
             .build()
@@ -111,7 +115,10 @@ impl Trust {
 impl From<&rustls::Error> for Untrusted {
     fn from(error: &rustls::Error) -> Self {
         let rustls::Error::InvalidCertificate(why) = error else { return Self::Other(error.to_string()) };
-        #[expect(clippy::wildcard_enum_match_arm, reason = "rustls has reasons by the dozen, and their own words are the best for the rest")]
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "rustls has reasons by the dozen, and their own words are the best for the rest"
+        )]
         match why {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotYetValid,
@@ -120,7 +127,9 @@ impl From<&rustls::Error> for Untrusted {
                 Self::OtherName(presented.iter().map(|name| plain_name(name)).collect())
             }
             CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownAuthority,
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Self::NotForServers,
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                Self::NotForServers
+            }
             other if other.to_string().contains("CaUsedAsEndEntity") => Self::IsAuthority,
             other => Self::Other(other.to_string()),
         }
@@ -219,12 +228,18 @@ mod tests {
         let authority = Authority::make("shop", now(), None).unwrap();
         let pair = authority.issue(&names(), now()).unwrap();
         assert_eq!(Pair::new(pair.pem.reveal(), &authority.key), Err(WrongPair::Strangers));
-        let old = Secret::new("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES\n\nAAAA\n-----END RSA PRIVATE KEY-----\n");
+        let old = Secret::new(
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
+        );
         assert_eq!(Pair::new(pair.pem.reveal(), &old), Err(WrongPair::Encrypted));
-        let new = Secret::new("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
+        let new =
+            Secret::new("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
         assert_eq!(Pair::new(pair.pem.reveal(), &new), Err(WrongPair::Encrypted));
         let certificate = Pair::new(pair.pem.reveal(), &Secret::new(authority.pem.clone())).unwrap_err();
-        assert_eq!(certificate, WrongPair::Key("It holds no private key of PKCS#8, PKCS#1 or SEC 1.".to_owned()));
+        assert_eq!(
+            certificate,
+            WrongPair::Key("It holds no private key of PKCS#8, PKCS#1 or SEC 1.".to_owned())
+        );
         let empty = Pair::new("", &authority.key).unwrap_err();
         assert_eq!(empty, WrongPair::Certificate("It holds no \"BEGIN CERTIFICATE\".".to_owned()));
     }

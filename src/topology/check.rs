@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
-use super::decode::{self, Address, Cx, Decode as _, Named, NamedEntry, SettingText, Spanned, Via};
 use super::declared::TLS_SETTINGS;
+use super::decode::{self, Address, Cx, Decode as _, Named, NamedEntry, SettingText, Spanned, Via};
 use super::merge::{merge, without_none};
 use super::model::{
     Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
@@ -750,7 +750,9 @@ impl Checker<'_> {
 
     /// What `tls` sets is not set twice.
     fn no_setting_beside_tls(&mut self, settings: &Named<Spanned<SettingText>>) {
-        for entry in settings.0.iter().filter(|entry| TLS_SETTINGS.contains(&entry.name.to_lowercase().as_str())) {
+        for entry in
+            settings.0.iter().filter(|entry| TLS_SETTINGS.contains(&entry.name.to_lowercase().as_str()))
+        {
             self.report
                 .add(entry.at, format!("setting \"{}\" follows from \"tls\"", entry.name))
                 .hint("Remove one of them.");

@@ -107,7 +107,8 @@ pub fn node_settings(
     settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
     if cluster.has_tls() {
         // One file holds both, so that no crash leaves a certificate beside another one's key: the server would not start.
-        let [authorities, pair] = [&places.authorities, &places.certificate].map(|path| path.display().to_string());
+        let [authorities, pair] =
+            [&places.authorities, &places.certificate].map(|path| path.display().to_string());
         settings.push(("ssl_ca_file".to_owned(), authorities));
         settings.push(("ssl_cert_file".to_owned(), pair.clone()));
         settings.push(("ssl_key_file".to_owned(), pair));
@@ -167,13 +168,28 @@ fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, places: &No
         String::new()
     };
     format!(
-        "host={} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
+        "{} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
          keepalives_interval=5 keepalives_count=3{verified}",
-        cluster.address(&upstream.host),
+        server_of(cluster, upstream),
         upstream.port,
         path(&places.passfile),
         cluster.full_name(&node.name),
     )
+}
+
+/// Returns how PostgreSQL's programs find a node and whom it must prove to be: `host=10.0.0.1`.
+pub fn server_of(cluster: &Cluster, node: &Node) -> String {
+    let address = cluster.address(&node.host);
+    if cluster.has_tls() && proves_names_only(cluster) {
+        format!("host={} hostaddr={address}", node.host)
+    } else {
+        format!("host={address}")
+    }
+}
+
+/// Tells whether its libpq finds no IP address in a certificate: 15 is the first that does (PostgreSQL 15 release notes, "libpq").
+pub fn proves_names_only(cluster: &Cluster) -> bool {
+    cluster.postgres.version < 15
 }
 
 fn conninfo_value(text: &str) -> String {
@@ -339,6 +355,46 @@ mod tests {
         let edited = format!("{once}work_mem = '1GB'\n");
         assert!(with_includes(&edited).starts_with("max_connections = 50\n# mine\nwork_mem = '1GB'\n"));
         assert_eq!(with_includes(&edited).matches("include 'pgherd.conf'").count(), 1);
+    }
+
+    #[test]
+    fn with_tls_a_standby_verifies_its_primary_and_other_machines_must_speak_it() {
+        let text = "pgherd: 1\nherd: shop\nregions: {west: {hosts: {db1: 10.0.0.1, db2: 10.0.0.2}}}\nclusters:\n  inventory:\n    \
+                    ports: {postgres: 5441}\n    postgres: {version: 15, tls: own}\n    nodes: {a: {host: db1}, b: {host: db2}}\n";
+        let load = |text: &str| {
+            let base = Path::new("/");
+            crate::topology::load_text(Path::new("/pgherd.yml"), text, base).unwrap().clusters.remove(0)
+        };
+        let cluster = load(text);
+        let places = crate::topology::places::Places::decide(true, |_| None).unwrap().node("inventory-b");
+        let wish = |cluster: &Cluster| {
+            let upstream = cluster.node("a");
+            let wish = NodeWish { upstream, synchronous: String::new(), memory: ByteCount(1 << 30) };
+            node_settings(cluster, cluster.node("b").unwrap(), &wish, &places)
+        };
+        let value = |settings: &[Setting], name: &str| {
+            settings
+                .iter()
+                .find(|(found, _)| found == name)
+                .map(|(_, value)| value.clone())
+                .unwrap_or_default()
+        };
+        let settings = wish(&cluster);
+        let conninfo = value(&settings, "primary_conninfo");
+        assert!(conninfo.starts_with("host=10.0.0.1 port=5441 "), "{conninfo}");
+        assert!(
+            conninfo.ends_with(" sslmode=verify-full sslrootcert=/etc/pgherd/nodes/inventory-b/ca.pem"),
+            "{conninfo}"
+        );
+        assert_eq!(value(&settings, "ssl_key_file"), "/etc/pgherd/nodes/inventory-b/server.pem");
+        // The libpq of 14 finds no addresses in a certificate.
+        let older = value(&wish(&load(&text.replace("15", "14"))), "primary_conninfo");
+        assert!(older.starts_with("host=db1 hostaddr=10.0.0.1 port=5441 "), "{older}");
+        let lines = access_lines(&cluster);
+        assert!(lines.contains("host    replication  replicator    127.0.0.1/32 "), "{lines}");
+        assert!(lines.contains("hostssl replication  replicator    10.0.0.2/32 "), "{lines}");
+        assert!(forces_tls(&with_access("", &cluster)));
+        assert!(!forces_tls(&with_access_lines("hostssl all all all cert\n", &plain_access_lines(&cluster))));
     }
 
     #[test]

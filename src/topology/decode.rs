@@ -635,8 +635,8 @@ impl JsonSchema for Tls {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let files = super::raw::TlsFiles::json_schema(generator);
-        json_schema!({"anyOf": [{"enum": ["own"]}, files]})
+        let files = generator.subschema_for::<super::raw::TlsFiles>();
+        json_schema!({"anyOf": [files, {"enum": ["own"]}]})
     }
 }
 

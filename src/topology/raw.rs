@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use super::decode::{Tls, Address, Count, Major, Named, Port, SettingText, Spanned, Text, ThePrimary, record};
+use super::decode::{
+    Address, Count, Major, Named, Port, SettingText, Spanned, Text, ThePrimary, Tls, record,
+};
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
 };

@@ -239,8 +239,8 @@ fn second(at: Timestamp) -> String {
 mod tests {
     use super::*;
     use crate::ops::status::{
-        ArchiveStatus, BackupStatus, CertificateStatus, Nearest, OperationStatus, Problem, Restorable, RouteStatus, RunningStatus,
-        SlotStatus, TlsStatus,
+        ArchiveStatus, BackupStatus, CertificateStatus, Nearest, OperationStatus, Problem, Restorable,
+        RouteStatus, RunningStatus, SlotStatus, TlsStatus,
     };
     use crate::ui::versioned;
 

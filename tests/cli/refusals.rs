@@ -454,6 +454,29 @@ HINT:   Did you mean "Europe/Berlin"?"#,
 }
 
 #[test]
+fn refuses_tls_that_is_half_given_or_set_twice() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  one:
+    ports: {postgres: 5441}
+    postgres: {version: 15, tls: {ca: {file: ca.pem}, key: {}}}
+    nodes: {a: {host: local}}
+  two:
+    ports: {postgres: 5442}
+    postgres: {version: 15, tls: own, settings: {ssl: true, ssl_cert_file: /c}}
+    nodes: {a: {host: local}}
+  three:
+    ports: {postgres: 5443}
+    postgres: {version: 15, tls: yes}
+    nodes: {a: {host: local}}
+"#,
+        r#"
+"#,
+    );
+}
+
+#[test]
 fn refuses_an_address_that_is_none() {
     refuses(
         NOTHING,

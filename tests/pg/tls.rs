@@ -140,7 +140,8 @@ fn started(herd: &Herd) -> Vec<String> {
 }
 
 fn replication_is_encrypted(herd: &Herd) -> String {
-    let sql = "SELECT s.ssl FROM pg_stat_replication r JOIN pg_stat_ssl s USING (pid) WHERE r.state = 'streaming'";
+    let sql =
+        "SELECT s.ssl FROM pg_stat_replication r JOIN pg_stat_ssl s USING (pid) WHERE r.state = 'streaming'";
     herd.sql("a", sql)
 }
 
@@ -196,7 +197,12 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
     // From elsewhere only with TLS.
     for port in ["a", "pooler"] {
         let said = plain_from_elsewhere(&herd, port);
-        assert!(said.contains("no encryption") || said.contains("no such user") || said.contains("login rejected"), "{port}: {said}");
+        assert!(
+            said.contains("no encryption")
+                || said.contains("no such user")
+                || said.contains("login rejected"),
+            "{port}: {said}"
+        );
     }
     let own = identity(&authority(&herd).pem);
     runtime().block_on(async {
@@ -209,7 +215,10 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
         let stranger = connector().connect(&login(&herd, "a", Some(identity(&other.pem)))).await.unwrap_err();
         assert_eq!(
             stranger.to_string(),
-            format!("a at 127.0.0.1:{} does not prove who it is: no authority of ours signed it", herd.port("a"))
+            format!(
+                "a at 127.0.0.1:{} does not prove who it is: no authority of ours signed it",
+                herd.port("a")
+            )
         );
         let elsewhere = Identity { name: "10.9.9.9".to_owned(), ..own.clone() };
         let wrong = connector().connect(&login(&herd, "a", Some(elsewhere))).await.unwrap_err();
@@ -225,11 +234,19 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
     until("the standby refuses the primary", || {
         (herd.node_status("b")["state"] == "not_streaming").then_some(())
     });
+    let waits = Busy::through(&herd, "pooler", Some(own.clone()));
     until("the pooler refuses the primary", || {
-        herd.client("pooler", "app", APP_PASSWORD, "inventory", "SELECT 1").is_err().then_some(())
+        let log = fs::read_to_string(herd.pooler().join("pgbouncer.log")).unwrap();
+        log.contains("certificate verify failed").then_some(())
     });
+    assert_eq!(
+        waits.done.load(Ordering::Relaxed),
+        0,
+        "the pooler spoke to a server that it does not believe"
+    );
     herd.plan().ends_with(0).says(&["the authorities that it believes are others than declared"]);
     herd.apply().ends_with(0);
+    waits.saw_nothing();
     until("the standby streams", || (herd.node_status("b")["state"] == "streaming").then_some(()));
     assert_eq!(herd.client("pooler", "app", APP_PASSWORD, "inventory", "SELECT 1").as_deref(), Ok("1"));
     herd.is_as_declared();
@@ -242,12 +259,20 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
     herd.sql("a", "SELECT pg_reload_conf()");
     kill_process(herd.pgbouncer().unwrap(), Signal::HUP).unwrap();
     until("both show what ends soon", || {
-        (served_days(&herd, "inventory-a") < 30 && served_days(&herd, "the pooler on local") < 30).then_some(())
+        (served_days(&herd, "inventory-a") < 30 && served_days(&herd, "the pooler on local") < 30)
+            .then_some(())
     });
-    herd.status().ends_with(0).says(&["TLS   ", "ends first: ", "WARNING  the certificate of inventory-a ends in 24 days"]);
+    herd.status().ends_with(0).says(&[
+        "TLS   ",
+        "ends first: ",
+        "WARNING  the certificate of inventory-a ends in 24 days",
+    ]);
     let client = Busy::through(&herd, "pooler", Some(own.clone()));
     let direct = Busy::through(&herd, "a", Some(own.clone()));
-    herd.plan().ends_with(0).says(&["less than a third of its life is left", "2 changed"]).does_not_say("inventory-b");
+    herd.plan()
+        .ends_with(0)
+        .says(&["less than a third of its life is left", "2 to change"])
+        .does_not_say("inventory-b");
     herd.apply().ends_with(0);
     assert!(served_days(&herd, "inventory-a") > 300 && served_days(&herd, "the pooler on local") > 300);
     client.saw_nothing();
@@ -260,8 +285,10 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
     herd.edit("      tls: own\n", "");
     herd.apply().ends_with(0);
     client.saw_nothing();
-    assert_eq!(replication_is_encrypted(&herd), "f");
     assert_eq!(herd.sql("a", "SHOW ssl"), "off");
+    // The connection that the standby had stays as it is; the next one is plain.
+    herd.sql("a", "SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
+    until("the standby streams in the clear", || (replication_is_encrypted(&herd) == "f").then_some(()));
     assert_eq!(started(&herd), before, "somebody was restarted");
     assert_eq!(plain_from_elsewhere(&herd, "a"), "let in");
     herd.is_as_declared();
@@ -286,7 +313,8 @@ impl Given {
 
     fn issue(&self, names: &[String], at: Timestamp) {
         let pair = self.authority.issue(names, at).unwrap();
-        let (certificate, key) = pair.pem.reveal().split_at(pair.pem.reveal().find("-----BEGIN PRIVATE").unwrap());
+        let (certificate, key) =
+            pair.pem.reveal().split_at(pair.pem.reveal().find("-----BEGIN PRIVATE").unwrap());
         self.write("certificate", certificate);
         self.write("key", key);
     }
@@ -352,7 +380,7 @@ fn files_that_prove_nothing_are_refused_before_anything_is_changed() {
     given.issue(&names(), now - LIFE * 2);
     refused(2, &[&certificate, "DETAIL: It has expired at ", "HINT:   Renew it"]);
     given.issue(&["db7".to_owned()], now);
-    refused(2, &[&certificate, "The host is reached by 127.0.0.2, and it is for db7.", "subjectAltName"]);
+    refused(2, &[&certificate, "The host is known as 127.0.0.2, and it is for db7.", "subjectAltName"]);
     given.issue(&names(), now);
     let other = Authority::make("corp", now, None).unwrap();
     given.write("key", other.key.reveal());

@@ -11,7 +11,11 @@ use crate::ops::provision::Site;
 use crate::topology::model::Cluster;
 
 /// Looks at the certificates of the nodes that are there; `None` where the cluster declares no TLS.
-pub(super) async fn look(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved) -> Result<Option<TlsSeen>> {
+pub(super) async fn look(
+    doors: &Doors,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+) -> Result<Option<TlsSeen>> {
     if !cluster.has_tls() {
         return Ok(None);
     }

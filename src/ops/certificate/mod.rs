@@ -17,7 +17,7 @@ use crate::host::{Command, Host, HostError};
 use crate::ops::observe::Doors;
 use crate::secret::Secret;
 use crate::tls::{Authority, Certificate, Pair, Trust, Untrusted, WrongPair, chain_of};
-use crate::topology::declared::LOOPBACK;
+use crate::topology::declared::{self, LOOPBACK};
 use crate::topology::model::{Cluster, Node, Tls};
 use crate::topology::places::Places;
 use crate::topology::secrets;
@@ -76,7 +76,10 @@ pub fn holders(cluster: &Cluster) -> impl Iterator<Item = Holder<'_>> {
 enum Source {
     /// `None` if it was not made yet.
     Own(Option<Authority>),
-    Given { authorities: String, pair: Pair },
+    Given {
+        authorities: String,
+        pair: Pair,
+    },
 }
 
 fn source(places: &Places, cluster: &Cluster, host: &str, now: Timestamp) -> Result<Option<Source>> {
@@ -95,7 +98,9 @@ fn source(places: &Places, cluster: &Cluster, host: &str, now: Timestamp) -> Res
 pub enum AuthoritySeen {
     Missing,
     /// It ends then, and less than a third of its life is left.
-    Old { not_after: Timestamp },
+    Old {
+        not_after: Timestamp,
+    },
     Right,
 }
 
@@ -144,15 +149,20 @@ fn given(cluster: &Cluster, host: &str, now: Timestamp) -> Result<(String, Pair)
             .detail(format!("{why} Nothing was changed."))
     };
     let authorities = read(&ca)?;
-    let trust = Trust::in_authorities(&authorities)
-        .map_err(|why| wrong(&ca, "the authorities in", why).hint("Give the certificates of your authorities in PEM."))?;
+    let trust = Trust::in_authorities(&authorities).map_err(|why| {
+        wrong(&ca, "the authorities in", why).hint("Give the certificates of your authorities in PEM.")
+    })?;
     let text = read(&certificate)?;
     let secret = secrets::read_key(&key)?;
     let pair = Pair::new(&text, &secret).map_err(|why| match why {
         WrongPair::Certificate(why) => wrong(&certificate, "the certificate", why),
         WrongPair::Key(why) => wrong(&key, "the key", why),
-        WrongPair::Encrypted => wrong(&key, "the key", "It is encrypted, and a server starts with nobody there to type.".to_owned())
-            .hint(format!("Decrypt it: openssl pkey -in {0} -out {0}.plain; chmod 600 {0}.plain", key.display())),
+        WrongPair::Encrypted => wrong(
+            &key,
+            "the key",
+            "It is encrypted, and a server starts with nobody there to type.".to_owned(),
+        )
+        .hint(format!("Decrypt it: openssl pkey -in {0} -out {0}.plain; chmod 600 {0}.plain", key.display())),
         WrongPair::Strangers => wrong(
             &key,
             "the key",
@@ -160,36 +170,43 @@ fn given(cluster: &Cluster, host: &str, now: Timestamp) -> Result<(String, Pair)
         )
         .hint("Give the key that the certificate was requested with."),
     })?;
-    let address = cluster.address(host);
-    trust.verify(&pair.chain, address, now).map_err(|why| {
-        let leaf = pair.leaf();
-        let error = wrong(&certificate, "the certificate", told(&why, leaf, address, &ca));
-        match why {
-            Untrusted::Expired => error.hint("Renew it, then plan again."),
-            Untrusted::NotYetValid => error.hint("Look at the clock of this machine."),
-            Untrusted::OtherName(_) => {
-                error.hint(format!("Have it issued for {address} (subjectAltName): peers and clients reach the host by that."))
-            }
-            Untrusted::UnknownAuthority => {
-                error.hint("Give the authority that signed it, and in the certificate's file those in between.")
-            }
-            Untrusted::IsAuthority => {
-                error.hint("Sign a server's certificate with it; or let pgherd do all of it: tls: own")
-            }
-            Untrusted::NotForServers => error.hint("Have it issued with extendedKeyUsage serverAuth."),
-            Untrusted::Other(_) => error,
-        }
-    })?;
+    let by_name = declared::proves_names_only(cluster).then_some(host);
+    for name in by_name.into_iter().chain([cluster.address(host)]) {
+        trust.verify(&pair.chain, name, now).map_err(|why| {
+            let error = wrong(&certificate, "the certificate", told(&why, pair.leaf(), name, &ca));
+            advised(error, &why, name)
+        })?;
+    }
     Ok((authorities, pair))
 }
 
-fn told(why: &Untrusted, leaf: &Certificate, address: &str, ca: &std::path::Path) -> String {
+fn advised(error: Error, why: &Untrusted, name: &str) -> Error {
+    match why {
+        Untrusted::Expired => error.hint("Renew it, then plan again."),
+        Untrusted::NotYetValid => error.hint("Look at the clock of this machine."),
+        Untrusted::OtherName(_) => error.hint(format!(
+            "Have it issued for {name} (subjectAltName): by that it is known to its peers and clients."
+        )),
+        Untrusted::UnknownAuthority => {
+            error.hint("Give the authority that signed it, and in the certificate's file those in between.")
+        }
+        Untrusted::IsAuthority => {
+            error.hint("Sign a server's certificate with it; or let pgherd do all of it: tls: own")
+        }
+        Untrusted::NotForServers => error.hint("Have it issued with extendedKeyUsage serverAuth."),
+        Untrusted::Other(_) => error,
+    }
+}
+
+fn told(why: &Untrusted, leaf: &Certificate, name: &str, ca: &std::path::Path) -> String {
     match why {
         Untrusted::Expired => format!("It has expired at {}.", leaf.not_after),
         Untrusted::NotYetValid => format!("It is not valid before {}.", leaf.not_before),
-        Untrusted::OtherName(_) => format!("The host is reached by {address}, and {why}."),
+        Untrusted::OtherName(_) => format!("The host is known as {name}, and {why}."),
         Untrusted::UnknownAuthority => format!("None of the authorities in {} signed it.", ca.display()),
-        Untrusted::IsAuthority => "It is self-signed and an authority's own (CA:TRUE), which proves no server.".to_owned(),
+        Untrusted::IsAuthority => {
+            "It is self-signed and an authority's own (CA:TRUE), which proves no server.".to_owned()
+        }
         Untrusted::NotForServers | Untrusted::Other(_) => {
             let text = why.to_string();
             format!("{}{}.", text[..1].to_uppercase(), &text[1..])
@@ -232,10 +249,18 @@ pub async fn look(doors: &Doors, cluster: &Cluster, holder: Holder<'_>) -> Resul
         (_, Some(Err(why))) => Some(format!("{}: {why}", certificate.display())),
         (Source::Given { pair, .. }, Some(Ok(chain))) => (chain != pair.chain).then(|| {
             let found = chain.first().map(Certificate::fingerprint).unwrap_or_default();
-            format!("certificate {found} → {}, which ends {}", pair.leaf().fingerprint(), pair.leaf().not_after)
+            format!(
+                "certificate {found} → {}, which ends {}",
+                pair.leaf().fingerprint(),
+                pair.leaf().not_after
+            )
         }),
-        (Source::Own(None), Some(Ok(_))) => Some("the authority that issued it is gone from the station".to_owned()),
-        (Source::Own(Some(authority)), Some(Ok(chain))) => not_issued(authority, &chain, &names(cluster, &holder), now),
+        (Source::Own(None), Some(Ok(_))) => {
+            Some("the authority that issued it is gone from the station".to_owned())
+        }
+        (Source::Own(Some(authority)), Some(Ok(chain))) => {
+            not_issued(authority, &chain, &names(cluster, &holder), now)
+        }
     };
     let declared = match &source {
         Source::Own(authority) => authority.as_ref().map(|authority| authority.pem.as_str()),
@@ -249,7 +274,12 @@ pub async fn look(doors: &Doors, cluster: &Cluster, holder: Holder<'_>) -> Resul
 }
 
 /// Says why a chain is not what our own authority would issue.
-fn not_issued(authority: &Authority, chain: &[Certificate], names: &[String], now: Timestamp) -> Option<String> {
+fn not_issued(
+    authority: &Authority,
+    chain: &[Certificate],
+    names: &[String],
+    now: Timestamp,
+) -> Option<String> {
     let trust = match Trust::in_authorities(&authority.pem) {
         Ok(trust) => trust,
         Err(why) => return Some(why),
@@ -259,9 +289,9 @@ fn not_issued(authority: &Authority, chain: &[Certificate], names: &[String], no
     match wrong {
         Some((_, Untrusted::Expired)) => Some(format!("its certificate has expired at {}", leaf.not_after)),
         Some((name, why)) => Some(format!("its certificate does not prove {name}: {why}")),
-        None => leaf
-            .is_old(now)
-            .then(|| format!("its certificate ends {}: less than a third of its life is left", leaf.not_after)),
+        None => leaf.is_old(now).then(|| {
+            format!("its certificate ends {}: less than a third of its life is left", leaf.not_after)
+        }),
     }
 }
 
@@ -305,13 +335,16 @@ pub async fn equip(doors: &Doors, cluster: &Cluster, holder: Holder<'_>) -> Resu
             (authority.pem, pair.pem)
         }
         Some(Source::Own(None)) => {
-            return Err(Error::failed(format!("cannot issue a certificate for {name}: the herd has no authority"))
-                .detail("It is made on the machine that \"pgherd apply\" runs on.")
-                .hint("pgherd apply"));
+            return Err(Error::failed(format!(
+                "cannot issue a certificate for {name}: the herd has no authority"
+            ))
+            .detail("It is made on the machine that \"pgherd apply\" runs on.")
+            .hint("pgherd apply"));
         }
     };
     let host = doors.host(holder.host());
-    let could_not = |error: HostError| Error::failed(format!("could not write the certificate of {name}")).source(error);
+    let could_not =
+        |error: HostError| Error::failed(format!("could not write the certificate of {name}")).source(error);
     let [believed, own] = holder.files(doors, cluster);
     if let (Holder::Pooler(_), Some(directory)) = (holder, own.parent()) {
         host.make_directory(directory, 0o700).await.map_err(could_not)?;
@@ -333,8 +366,11 @@ pub fn identity(doors: &Doors, cluster: &Cluster, host: &str) -> Result<Option<I
         Some(Tls::Given { ca, .. }) => station::text(&for_host(ca, host))?,
     };
     let pem = pem.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("the authorities of {} are not on this machine", cluster.name))
-            .hint("Run it where \"pgherd apply\" runs.")
+        Error::new(
+            ErrorKind::NotFound,
+            format!("the authorities of {} are not on this machine", cluster.name),
+        )
+        .hint("Run it where \"pgherd apply\" runs.")
     })?;
     let trust = Trust::in_authorities(&pem)
         .map_err(|why| Error::usage(format!("cannot use the authorities of {}", cluster.name)).detail(why))?;
@@ -377,9 +413,9 @@ pub async fn until_shown(doors: &Doors, cluster: &Cluster, holder: Holder<'_>) -
     let [_, file] = holder.files(doors, cluster);
     let host = doors.host(holder.host());
     let name = holder.name(cluster);
-    let text = shown(host, &file)
-        .await
-        .map_err(|error| Error::failed(format!("could not look at the certificate of {name}")).source(error))?;
+    let text = shown(host, &file).await.map_err(|error| {
+        Error::failed(format!("could not look at the certificate of {name}")).source(error)
+    })?;
     let wanted = text.and_then(|text| chain_of(&text).ok()).and_then(|chain| chain.into_iter().next());
     let deadline = Instant::now() + SHOWN;
     loop {
@@ -394,10 +430,9 @@ pub async fn until_shown(doors: &Doors, cluster: &Cluster, holder: Holder<'_>) -
                 Ok(other) => format!("It shows {}, which ends {}.", other.fingerprint(), other.not_after),
                 Err(error) => format!("{error}."),
             };
-            return Err(Error::failed(format!("{name} does not show its new certificate")).detail(why).hint(format!(
-                "Its log says why it did not read {}.",
-                file.display()
-            )));
+            return Err(Error::failed(format!("{name} does not show its new certificate"))
+                .detail(why)
+                .hint(format!("Its log says why it did not read {}.", file.display())));
         }
         sleep(PAUSE).await;
     }

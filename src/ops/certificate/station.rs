@@ -54,7 +54,9 @@ pub fn ensure(places: &Places, herd: &str) -> Result<Authority> {
         let linked = fs::hard_link(&temporary, &key);
         fs::remove_file(&temporary).map_err(could_not(&temporary))?;
         match linked {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(could_not(&key)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(could_not(&key)(error));
+            }
             Ok(()) | Err(_) => {}
         }
     }
@@ -96,7 +98,8 @@ mod tests {
     fn an_authority_is_made_once_and_its_key_is_its_owners() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().display().to_string();
-        let places = Places::decide(true, |name| (name == "PGHERD_STATE_DIR").then(|| state.clone())).unwrap();
+        let places =
+            Places::decide(true, |name| (name == "PGHERD_STATE_DIR").then(|| state.clone())).unwrap();
         assert_eq!(read(&places, "shop").unwrap(), None);
         let made = ensure(&places, "shop").unwrap();
         assert_eq!(ensure(&places, "shop").unwrap(), made);
@@ -106,7 +109,8 @@ mod tests {
         // A crash between the two files: the key that is there is used.
         fs::remove_file(places.authority("shop").join(CERTIFICATE)).unwrap();
         assert_eq!(ensure(&places, "shop").unwrap().key, made.key);
-        let mut names: Vec<_> = fs::read_dir(places.authority("shop")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(places.authority("shop")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [KEY, CERTIFICATE]);
         // A key that others can read is not used.

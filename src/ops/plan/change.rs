@@ -9,8 +9,8 @@ use crate::ops::plan::archive;
 use crate::ops::plan::rotation;
 use crate::ops::plan::service;
 use crate::ops::plan::settings;
-use crate::ops::plan::tls::{self, Crossing};
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
+use crate::ops::plan::tls::{self, Crossing};
 use crate::ops::plan::{
     ClusterPlan, Logins, POOLER_RESTARTS, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep,
     proof,

@@ -8,9 +8,9 @@ mod rotation;
 mod service;
 mod settings;
 pub mod step;
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

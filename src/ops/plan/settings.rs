@@ -235,11 +235,7 @@ fn file_changes(
             Some(files.postgresql_conf.clone()),
             declared::with_includes(&files.postgresql_conf),
         ),
-        (
-            "pg_hba.conf",
-            Some(files.pg_hba.clone()),
-            declared::with_access_lines(&files.pg_hba, &access),
-        ),
+        ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access_lines(&files.pg_hba, &access)),
         ("pg_ident.conf", Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
     ];
     // The profile comes first: what the server calls reads it.

@@ -87,7 +87,16 @@ impl World {
             })
             .collect();
         let observed = ClusterObserved { cluster: cluster.name.clone(), nodes, left: Vec::new() };
-        Self { cluster, places, fixed, observed, poolers: BTreeMap::new(), archive: None, tls: None, rotate: None }
+        Self {
+            cluster,
+            places,
+            fixed,
+            observed,
+            poolers: BTreeMap::new(),
+            archive: None,
+            tls: None,
+            rotate: None,
+        }
     }
 
     /// Everything is as declared, `a` is primary.
@@ -901,8 +910,7 @@ fn a_rotation_is_refused_while_a_nodes_files_cannot_be_reached() {
 fn reached_by_address(tls: bool) -> World {
     let mut world = World::unborn();
     let reach = Reach::Here { address: "10.0.0.9".to_owned() };
-    world.cluster.hosts =
-        vec![Host { name: "local".to_owned(), region: "r".to_owned(), reach }];
+    world.cluster.hosts = vec![Host { name: "local".to_owned(), region: "r".to_owned(), reach }];
     world.cluster.postgres.tls = tls.then(|| Tls::Own { herd: "shop".to_owned() });
     for name in ["a", "b", "c"] {
         world.make(name);
@@ -952,8 +960,16 @@ fn tls_is_offered_by_the_primary_then_used_by_standbys_and_only_then_forced() {
     };
     let written: Vec<String> = plan.steps().filter_map(hba).collect();
     assert_eq!(written.len(), 3);
-    assert!(written[0].contains("hostssl replication  replicator    10.0.0.9/32    scram-sha-256"), "{}", written[0]);
-    assert!(written[0].contains("host    replication  replicator    127.0.0.1/32    scram-sha-256"), "{}", written[0]);
+    assert!(
+        written[0].contains("hostssl replication  replicator    10.0.0.9/32    scram-sha-256"),
+        "{}",
+        written[0]
+    );
+    assert!(
+        written[0].contains("host    replication  replicator    127.0.0.1/32    scram-sha-256"),
+        "{}",
+        written[0]
+    );
 }
 
 #[test]

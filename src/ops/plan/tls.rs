@@ -112,17 +112,26 @@ pub(super) fn settle(situation: &Situation<'_>, primary: &Node) -> Vec<PlannedSt
 
 fn force(cluster: &Cluster, node: &Node, files: &Files) -> Option<PlannedStep> {
     let lines = |lines: String| declared::with_access_lines(&files.pg_hba, &lines);
-    let (before, after) = (lines(declared::plain_access_lines(cluster)), lines(declared::access_lines(cluster)));
+    let (before, after) =
+        (lines(declared::plain_access_lines(cluster)), lines(declared::access_lines(cluster)));
     (before != after).then(|| PlannedStep {
         sign: Sign::Change,
         subject: cluster.full_name(&node.name),
         text: "write pg_hba.conf, reload".to_owned(),
-        reason: Some("standbys and poolers speak TLS by now: whoever comes from another machine must".to_owned()),
-        impact: Some("who is connected stays; from other machines a new connection without TLS is refused".to_owned()),
+        reason: Some(
+            "standbys and poolers speak TLS by now: whoever comes from another machine must".to_owned(),
+        ),
+        impact: Some(
+            "who is connected stays; from other machines a new connection without TLS is refused".to_owned(),
+        ),
         undo: "write what was there before, reload".to_owned(),
         step: ApplyStep::Configure {
             node: node.name.clone(),
-            files: vec![FileChange { path: node.data_directory.join("pg_hba.conf"), before: Some(before), after }],
+            files: vec![FileChange {
+                path: node.data_directory.join("pg_hba.conf"),
+                before: Some(before),
+                after,
+            }],
             resets: Vec::new(),
             activation: Activation::Reload,
             expect: Vec::new(),
@@ -153,10 +162,7 @@ fn leave(situation: &Situation<'_>, node: &Node, primary: &Node) -> PlannedStep 
         undo: "write what was there before, reload".to_owned(),
         step: ApplyStep::Configure {
             node: node.name.clone(),
-            files: vec![
-                change(declared::SHARED_FILE, &now.shared),
-                change(declared::NODE_FILE, &now.own),
-            ],
+            files: vec![change(declared::SHARED_FILE, &now.shared), change(declared::NODE_FILE, &now.own)],
             resets: Vec::new(),
             activation: Activation::Reload,
             expect: vec![("ssl".to_owned(), "off".to_owned())],
@@ -166,10 +172,13 @@ fn leave(situation: &Situation<'_>, node: &Node, primary: &Node) -> PlannedStep 
 
 /// Raising a setting that a standby must match begins with the standbys, a change of TLS with the primary.
 pub(super) fn too_much_at_once(cluster: &Cluster, raised: &[String]) -> Error {
-    Error::refused(format!("cannot change TLS and raise what a standby must match in one go in {}", cluster.name))
-        .detail(format!(
-            "Raised: {}. That begins with the standbys, a change of TLS with the primary. Nothing was changed.",
-            raised.join(", ")
-        ))
-        .hint("Declare one of them and apply, then the other.")
+    Error::refused(format!(
+        "cannot change TLS and raise what a standby must match in one go in {}",
+        cluster.name
+    ))
+    .detail(format!(
+        "Raised: {}. That begins with the standbys, a change of TLS with the primary. Nothing was changed.",
+        raised.join(", ")
+    ))
+    .hint("Declare one of them and apply, then the other.")
 }

@@ -43,7 +43,7 @@ impl fmt::Display for Drift {
             }
             Self::Wording { file } => write!(f, "{file}: comments or order"),
             Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
-            Self::Certificate { why } => write!(f, "certificate: {why}"),
+            Self::Certificate { why } => f.write_str(why),
             Self::Route { alias, what, declared, found } => {
                 write!(f, "alias {alias}: {what} {found} -> {declared}")
             }

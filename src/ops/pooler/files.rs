@@ -546,8 +546,8 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::topology::model::Role;
     use crate::topology::model::{Postgres, SecretReference};
+    use crate::topology::model::{Role, Tls};
 
     pub(in crate::ops::pooler) const V1_18: PgBouncerVersion =
         PgBouncerVersion { major: 1, minor: 18, patch: 0 };
@@ -773,6 +773,33 @@ host \"inventory_ro\" \"pgherd_probe\" 0.0.0.0/0 scram-sha-256
 ";
         cluster.roles[1].connections = None;
         assert_eq!(rendered(&cluster, &layout()).unwrap().hba, expected);
+    }
+
+    #[test]
+    fn with_tls_whoever_comes_from_elsewhere_must_speak_it_and_servers_are_verified() {
+        let mut cluster = cluster();
+        let plain = rendered(&cluster, &layout()).unwrap();
+        cluster.postgres.tls = Some(Tls::Own { herd: "shop".to_owned() });
+        let files = rendered(&cluster, &layout()).unwrap();
+        let added: Vec<&str> = files.ini.lines().filter(|line| !plain.ini.contains(line)).collect();
+        assert_eq!(
+            added,
+            [
+                "server_tls_sslmode = verify-full",
+                "client_tls_sslmode = prefer",
+                "client_tls_cert_file = /var/lib/pgherd/poolers/inventory/server.pem",
+                "client_tls_key_file = /var/lib/pgherd/poolers/inventory/server.pem",
+                "server_tls_ca_file = /var/lib/pgherd/poolers/inventory/ca.pem",
+            ]
+        );
+        let lines: Vec<&str> = files.hba.lines().take(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "host \"inventory\" \"inventory_app\" 127.0.0.1/32 scram-sha-256",
+                "hostssl \"inventory\" \"inventory_app\" 0.0.0.0/0 scram-sha-256",
+            ]
+        );
     }
 
     #[test]
