@@ -19,7 +19,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, SimpleColumn, SimpleQueryMessage};
 
-use super::tls::{self, Identity};
+use super::tls::{self, Identity, Place, Trouble};
 use crate::error::{Error, ErrorKind};
 use crate::gate::{Blocked, Gate, Tunnel};
 use crate::secret::Secret;
@@ -110,7 +110,7 @@ impl Connector {
             let (socket, port) = through(login).await?;
             let mut config = self.config(login, socket.as_deref(), port);
             if let Some(identity) = &login.tls {
-                let stream = tls::handshake(login, identity, socket.as_deref(), port).await?;
+                let stream = encrypted(login, identity, socket.as_deref(), port).await?;
                 // The stream is encrypted already; asked again inside of it, a server would not know what is meant.
                 config.ssl_mode(SslMode::Disable);
                 let made = config.connect_raw(stream, NoTls).await;
@@ -159,8 +159,8 @@ impl Connector {
         self.gate.before(&call).await.map_err(|blocked| blocked_error(&login.server, what, blocked))?;
         let attempt = async {
             let (socket, port) = through(login).await?;
-            let stream = tls::handshake(login, identity, socket.as_deref(), port).await?;
-            tls::certificate_of(login, &stream)
+            let stream = encrypted(login, identity, socket.as_deref(), port).await?;
+            tls::certificate_of(&stream).map_err(|trouble| trouble_error(login, trouble))
         };
         let shown = tokio::time::timeout(self.connect_timeout, attempt).await.unwrap_or_else(|_| {
             Err(DbError::Timeout {
@@ -206,6 +206,41 @@ impl Connector {
         };
         config
     }
+}
+
+/// Connects to where the login goes and has the server prove who it is.
+async fn encrypted(
+    login: &Login,
+    identity: &Identity,
+    socket: Option<&Path>,
+    port: u16,
+) -> Result<tls::Encrypted, DbError> {
+    let place = match (socket, &login.endpoint) {
+        (Some(directory), _) => Place::Socket(directory),
+        (None, Endpoint::Socket { directory, .. }) => Place::Socket(directory),
+        (None, Endpoint::Tcp { host, .. }) => Place::Tcp(host),
+    };
+    tls::handshake(place, port, identity).await.map_err(|trouble| trouble_error(login, trouble))
+}
+
+fn trouble_error(login: &Login, trouble: Trouble) -> DbError {
+    let (server, at) = (login.server.clone(), login.endpoint.to_string());
+    let error = match trouble {
+        Trouble::NotProved(why) => return DbError::NotProved { server, at, why },
+        Trouble::Wire(error) => error,
+    };
+    let why = error.to_string();
+    let refused = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+    // The near end of a tunnel always accepts; that nobody is at the far end shows as an end before the first answer.
+    if refused || (login.tunnel.is_some() && was_ended(error.kind())) {
+        DbError::NotListening { server, at, why }
+    } else {
+        DbError::Unreachable { server, at, why }
+    }
+}
+
+fn was_ended(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 fn spawn<S, T>(connection: tokio_postgres::Connection<S, T>) -> JoinHandle<()>
@@ -645,11 +680,7 @@ fn login_error(login: &Login, error: &tokio_postgres::Error) -> DbError {
 }
 
 fn ended_at_once(error: &tokio_postgres::Error) -> bool {
-    error.is_closed()
-        || matches!(
-            io_source(error).map(io::Error::kind),
-            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-        )
+    error.is_closed() || io_source(error).is_some_and(|error| was_ended(error.kind()))
 }
 
 fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {

@@ -11,7 +11,6 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::connect::{DbError, Endpoint, Login};
 use crate::tls::{Certificate, Trust, Untrusted};
 
 /// Whom a server must prove to be.
@@ -20,6 +19,27 @@ pub struct Identity {
     pub trust: Trust,
     /// The address or the name that its certificate must be for.
     pub name: String,
+}
+
+/// Where a server is found.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// A directory that holds its socket.
+    Socket(&'a Path),
+    Tcp(&'a str),
+}
+
+/// Why nothing can be said to a server.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    Wire(io::Error),
+    NotProved(String),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Wire(error)
+    }
 }
 
 /// `SSLRequest`: a length of 8 and the code 1234.5679 (PostgreSQL docs, "Message Formats").
@@ -32,72 +52,42 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
 pub(super) type Encrypted = TlsStream<Box<dyn Wire>>;
 
-/// Connects and has the server prove who it is; `socket` is the near end of a tunnel.
+/// Connects and has the server prove who it is.
 pub(super) async fn handshake(
-    login: &Login,
-    identity: &Identity,
-    socket: Option<&Path>,
+    place: Place<'_>,
     port: u16,
-) -> Result<Encrypted, DbError> {
-    let wire = open(login, socket, port).await;
-    let mut wire = wire.map_err(|error| could_not_reach(login, &error))?;
-    let mut answer = [0];
-    let asked = async {
-        wire.write_all(&SSL_REQUEST).await?;
-        wire.flush().await?;
-        wire.read_exact(&mut answer).await
+    identity: &Identity,
+) -> Result<Encrypted, Trouble> {
+    let mut wire: Box<dyn Wire> = match place {
+        Place::Socket(directory) => {
+            Box::new(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?)
+        }
+        Place::Tcp(host) => Box::new(TcpStream::connect((host, port)).await?),
     };
-    asked.await.map_err(|error| could_not_reach(login, &error))?;
+    let mut answer = [0];
+    wire.write_all(&SSL_REQUEST).await?;
+    wire.flush().await?;
+    wire.read_exact(&mut answer).await?;
     if answer != *b"S" {
-        return Err(not_proved(login, "it does not speak TLS".to_owned()));
+        return Err(Trouble::NotProved("it does not speak TLS".to_owned()));
     }
     let name =
         identity.name.clone().try_into().map_err(|_| {
-            not_proved(login, format!("{:?} is neither an address nor a name", identity.name))
+            Trouble::NotProved(format!("{:?} is neither an address nor a name", identity.name))
         })?;
     let connector = TlsConnector::from(identity.trust.client());
     connector.connect(name, wire).await.map_err(|error| {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls) => not_proved(login, Untrusted::from(rustls).to_string()),
-            None => could_not_reach(login, &error),
+            Some(rustls) => Trouble::NotProved(Untrusted::from(rustls).to_string()),
+            None => Trouble::Wire(error),
         }
     })
 }
 
 /// Returns the certificate that the server has proved itself by.
-pub(super) fn certificate_of(login: &Login, stream: &Encrypted) -> Result<Certificate, DbError> {
+pub(super) fn certificate_of(stream: &Encrypted) -> Result<Certificate, Trouble> {
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
-    let leaf = leaf.ok_or_else(|| not_proved(login, "it shows no certificate".to_owned()))?;
-    Certificate::from_wire(leaf).map_err(|why| not_proved(login, why))
-}
-
-async fn open(login: &Login, socket: Option<&Path>, port: u16) -> io::Result<Box<dyn Wire>> {
-    Ok(match (socket, &login.endpoint) {
-        (Some(directory), _) => Box::new(UnixStream::connect(file(directory, port)).await?),
-        (None, Endpoint::Socket { directory, .. }) => {
-            Box::new(UnixStream::connect(file(directory, port)).await?)
-        }
-        (None, Endpoint::Tcp { host, .. }) => Box::new(TcpStream::connect((host.as_str(), port)).await?),
-    })
-}
-
-fn file(directory: &Path, port: u16) -> std::path::PathBuf {
-    directory.join(format!(".s.PGSQL.{port}"))
-}
-
-fn could_not_reach(login: &Login, error: &io::Error) -> DbError {
-    let (server, at, why) = (login.server.clone(), login.endpoint.to_string(), error.to_string());
-    // The near end of a tunnel always accepts; that nobody is at the far end shows as an end before the first answer.
-    let refused = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
-    let ended = matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-    );
-    let nobody = refused || (ended && login.tunnel.is_some());
-    if nobody { DbError::NotListening { server, at, why } } else { DbError::Unreachable { server, at, why } }
-}
-
-fn not_proved(login: &Login, why: String) -> DbError {
-    DbError::NotProved { server: login.server.clone(), at: login.endpoint.to_string(), why }
+    let leaf = leaf.ok_or_else(|| Trouble::NotProved("it shows no certificate".to_owned()))?;
+    Certificate::from_wire(leaf).map_err(Trouble::NotProved)
 }

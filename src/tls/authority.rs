@@ -109,10 +109,7 @@ fn moment(at: Timestamp) -> Result<OffsetDateTime> {
 
 fn unusable(error: &rcgen::Error) -> Error {
     // Its text may name what was read, and nothing of a key is worth that.
-    Error::failed("could not make a certificate").detail(match error {
-        rcgen::Error::CouldNotParseKeyPair | rcgen::Error::PemError(_) => {
-            "The key cannot be read.".to_owned()
-        }
-        other => format!("{other}."),
-    })
+    let of_a_key = matches!(error, rcgen::Error::CouldNotParseKeyPair | rcgen::Error::PemError(_));
+    let why = if of_a_key { "The key cannot be read.".to_owned() } else { format!("{error}.") };
+    Error::failed("could not make a certificate").detail(why)
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::declared::TLS_SETTINGS;
-use super::decode::{self, Address, Cx, Decode as _, Named, NamedEntry, SettingText, Spanned, Via};
+use super::decode::{Address, Cx, Decode as _, Named, NamedEntry, OwnOr, SettingText, Spanned, Via};
 use super::merge::{merge, without_none};
 use super::model::{
     Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
@@ -719,10 +719,10 @@ impl Checker<'_> {
         })
     }
 
-    fn tls(&mut self, draft: &Draft<'_>, raw: &Spanned<decode::Tls>) -> Option<Tls> {
+    fn tls(&mut self, draft: &Draft<'_>, raw: &Spanned<OwnOr<raw::TlsFiles>>) -> Option<Tls> {
         let files = match &raw.value {
-            decode::Tls::Own => return self.herd.clone().map(|herd| Tls::Own { herd }),
-            decode::Tls::Files(files) => files,
+            OwnOr::Own => return self.herd.clone().map(|herd| Tls::Own { herd }),
+            OwnOr::Given(files) => files,
         };
         let mut found = Vec::new();
         for (key, place) in [("ca", &files.ca), ("certificate", &files.certificate), ("key", &files.key)] {

@@ -541,19 +541,21 @@ impl Decode for SecretReference {
     }
 }
 
-/// Where certificates come from, as it is written.
+/// The word "own", or a mapping that says what is used in place of pgherd's own.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Tls {
+pub(super) enum OwnOr<T> {
     Own,
-    Files(super::raw::TlsFiles),
+    Given(T),
 }
 
-impl Decode for Tls {
+impl<T: Decode> Decode for OwnOr<T> {
     fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
-        if let Value::Mapping(_) = &node.value {
-            return super::raw::TlsFiles::decode(node, cx).map(Self::Files);
+        match &node.value {
+            Value::Mapping(_) => T::decode(node, cx).map(Self::Given),
+            Value::Scalar(_) | Value::Sequence(_) | Value::Alias => {
+                word(node, cx, &[("own", ())]).map(|()| Self::Own)
+            }
         }
-        word(node, cx, &[("own", ())]).map(|()| Self::Own)
     }
 }
 
@@ -625,9 +627,9 @@ pub(super) fn duration_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "pattern": "^[0-9]+ *(ms|s|min|h|d|day|days)$"})
 }
 
-impl JsonSchema for Tls {
+impl<T: JsonSchema> JsonSchema for OwnOr<T> {
     fn schema_name() -> Cow<'static, str> {
-        "Tls".into()
+        T::schema_name()
     }
 
     fn inline_schema() -> bool {
@@ -635,8 +637,8 @@ impl JsonSchema for Tls {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let files = generator.subschema_for::<super::raw::TlsFiles>();
-        json_schema!({"anyOf": [files, {"enum": ["own"]}]})
+        let given = generator.subschema_for::<T>();
+        json_schema!({"anyOf": [given, {"enum": ["own"]}]})
     }
 }
 

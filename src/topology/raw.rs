@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::decode::{
-    Address, Count, Major, Named, Port, SettingText, Spanned, Text, ThePrimary, Tls, record,
+    Address, Count, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary, record,
 };
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
@@ -124,7 +124,7 @@ record! {
         /// Who starts and stops the servers: "pg_ctl" (the default), "systemd", or "debian" for clusters of pg_createcluster.
         service: Service = "service",
         /// TLS of servers and poolers: "own" for an authority of the herd's own, or given files. Without it nothing is encrypted.
-        tls: Tls = "tls",
+        tls: OwnOr<TlsFiles> = "tls",
         /// What the settings are derived from.
         tune: Tune = "tune",
         /// Server settings in PostgreSQL's own spelling; they win over what is derived.

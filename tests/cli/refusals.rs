@@ -472,7 +472,16 @@ fn refuses_tls_that_is_half_given_or_set_twice() {
     nodes: {a: {host: local}}
 "#,
         r#"
-"#,
+ERROR:  pgherd.yml:7:34: clusters.one.postgres.tls has no "certificate"
+HINT:   Add it: certificate: {file: tls/certificate.pem}.
+ERROR:  pgherd.yml:7:60: clusters.one.postgres.tls.key has no "file"
+HINT:   Add it: key: {file: tls/key.pem}.
+ERROR:  pgherd.yml:11:50: setting "ssl" follows from "tls"
+HINT:   Remove one of them.
+ERROR:  pgherd.yml:11:61: setting "ssl_cert_file" follows from "tls"
+HINT:   Remove one of them.
+ERROR:  pgherd.yml:15:34: clusters.three.postgres.tls must be "own", found "yes"
+HINT:   Write "own"."#,
     );
 }
 

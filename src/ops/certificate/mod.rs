@@ -209,7 +209,9 @@ fn told(why: &Untrusted, leaf: &Certificate, name: &str, ca: &std::path::Path) -
         }
         Untrusted::NotForServers | Untrusted::Other(_) => {
             let text = why.to_string();
-            format!("{}{}.", text[..1].to_uppercase(), &text[1..])
+            let mut letters = text.chars();
+            let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+            format!("{}{}.", first.map(String::from).unwrap_or_default(), letters.as_str())
         }
     }
 }

@@ -6,11 +6,12 @@ use crate::error::Error;
 use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::archive;
+use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::rotation;
 use crate::ops::plan::service;
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
-use crate::ops::plan::tls::{self, Crossing};
+use crate::ops::plan::tls;
 use crate::ops::plan::{
     ClusterPlan, Logins, POOLER_RESTARTS, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep,
     proof,
@@ -60,7 +61,7 @@ pub(super) fn plan(
         return Err(vec![mixed_five(cluster, &raised, &lowered)]);
     }
 
-    let crosses = tls::crossing(cluster, lead) != Crossing::None;
+    let crosses = crossing::crossing(cluster, lead) != Crossing::None;
     if crosses && !raised.is_empty() {
         return Err(vec![tls::too_much_at_once(cluster, &raised)]);
     }

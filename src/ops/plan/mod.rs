@@ -4,6 +4,7 @@
 
 mod archive;
 mod change;
+mod crossing;
 mod rotation;
 mod service;
 mod settings;

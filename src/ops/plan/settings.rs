@@ -2,8 +2,8 @@
 
 use crate::db::queries;
 use crate::ops::observe::{Files, NodeObserved, Running};
+use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
-use crate::ops::plan::tls::{self, Crossing};
 use crate::ops::plan::{Situation, archive};
 use crate::pg::guc;
 use crate::topology::declared::{self, NodeWish, Setting};
@@ -46,11 +46,11 @@ pub(super) fn desired(
     };
     // Those who still speak TLS are served until they do without.
     if let Some(seen) = situation.observed.node(&node.name)
-        && tls::crossing(cluster, seen) == Crossing::Ends
+        && crossing::crossing(cluster, seen) == Crossing::Ends
         && let Some(files) = &seen.files
     {
         for (settings, file) in [(&mut desired.shared, &files.shared), (&mut desired.own, &files.node)] {
-            settings.extend(tls::kept(file.as_deref()));
+            settings.extend(crossing::kept(file.as_deref()));
             settings.sort();
         }
     }
@@ -118,7 +118,7 @@ pub(super) fn configure(
     let files = seen.files.as_ref()?;
     let running = seen.running();
     let differences = running.map(|running| differences(running, node, desired)).unwrap_or_default();
-    let crossing = tls::crossing(situation.cluster, seen);
+    let crossing = crossing::crossing(situation.cluster, seen);
     let (mut changes, mut reasons) = file_changes(situation, node, files, desired, crossing);
     let altered = guc::ConfFile::parse(&files.auto_conf).settings();
     if !altered.is_empty() && running.is_none() {

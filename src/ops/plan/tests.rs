@@ -952,11 +952,9 @@ fn tls_is_offered_by_the_primary_then_used_by_standbys_and_only_then_forced() {
         ]
     );
     assert!(plan.restarts().is_empty());
-    let hba = |step: &PlannedStep| match &step.step {
-        ApplyStep::Configure { files, .. } => {
-            files.iter().find(|file| file.path.ends_with("pg_hba.conf")).map(|file| file.after.clone())
-        }
-        _ => None,
+    let hba = |step: &PlannedStep| {
+        let ApplyStep::Configure { files, .. } = &step.step else { return None };
+        files.iter().find(|file| file.path.ends_with("pg_hba.conf")).map(|file| file.after.clone())
     };
     let written: Vec<String> = plan.steps().filter_map(hba).collect();
     assert_eq!(written.len(), 3);
