@@ -101,7 +101,7 @@ impl Shop {
     fn load(&self) -> Load {
         self.pgbench(&["-i", "-q", "-s", "2"]);
         let mut command = self.pgbench_command();
-        command.args(["-c", "2", "-T", "600", "-n", "postgres"]);
+        command.args(["-c", "2", "-R", "300", "-T", "600", "-n", "postgres"]);
         let load = Load(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let count = || self.sql("SELECT count(*) FROM pgbench_history").parse::<u64>().unwrap();
         until("pgbench writes", || (count() > 50).then_some(()));
