@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -45,9 +45,9 @@ fn names() -> Vec<String> {
 }
 
 /// Puts a file where the server's user can read it and nobody else.
-fn put(path: &PathBuf, content: &str) {
+fn put(path: &Path, content: &str) {
     let script = "umask 077; cat > \"$1.new\" && mv \"$1.new\" \"$1\"";
-    let mut command = as_server(std::path::Path::new("sh"));
+    let mut command = as_server(Path::new("sh"));
     command.args(["-c", script, "sh", text(path)]).stdin(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), content.as_bytes()).unwrap();
