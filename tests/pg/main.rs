@@ -40,5 +40,6 @@ mod status;
 mod tls;
 mod trust;
 mod units;
+mod vault;
 mod verifiers;
 mod wal_records;
