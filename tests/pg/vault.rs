@@ -251,6 +251,6 @@ fn a_cluster_takes_a_password_out_of_a_vault_and_its_next_one() {
     herd.apply().ends_with(0);
     assert_eq!(herd.client("pooler", "app", "Vq3-the-next-one", "inventory", "SELECT 1").as_deref(), Ok("1"));
     herd.variable("VAULT_TOKEN", Some("hvs.ended"));
-    let refused = herd.plan().ends_with(1).tells(&["refuses the token", "resolve the password of role app"]);
+    let refused = herd.plan().ends_with(1).tells(&["refuses the token", "Resolve the password of role app"]);
     assert!(!refused.stderr.contains("hvs.ended"));
 }
