@@ -84,26 +84,15 @@ const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 impl<S: Step> Operation<S> {
-    /// Begins an operation on the locked cluster: its journal is on disk when this returns, and nothing else has happened.
+    /// Begins an operation on the locked cluster: its journal is on disk when this returns, and nothing else has happened. An error
+    /// gives the lock back.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if an unfinished operation of the cluster is in the store, [`ErrorKind::Stuck`] if a damaged journal
     /// could be one, [`ErrorKind::Failed`] if the journal cannot be written.
-    pub fn begin(store: &Store, mut lock: Lock, intent: Intent<S>) -> Result<Self> {
-        refuse_beside_unfinished(store, lock.cluster())?;
-        let stages = intent.stages.iter().map(planned).collect::<Result<Vec<_>>>()?;
-        let by = Actor::here();
-        let journal = store.create(|operation| Header {
-            format: FORMAT,
-            operation,
-            kind: intent.kind.clone(),
-            cluster: lock.cluster().to_owned(),
-            by: by.clone(),
-            topology: intent.topology.clone(),
-            plan_digest: intent.plan_digest.clone(),
-            input: intent.input.clone(),
-            stages: stages.clone(),
-        })?;
+    pub async fn begin(store: &Store, lock: Lock, intent: Intent<S>) -> Result<Self> {
+        let journal = new_journal(store, lock.cluster(), &intent);
+        let (mut lock, journal) = lock.keep_for(journal).await?;
         lock.name_operation(journal.id());
         Ok(Self {
             journal: Mutex::new(journal),
@@ -182,6 +171,23 @@ impl<S: Step> Operation<S> {
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn new_journal<S: Step>(store: &Store, cluster: &str, intent: &Intent<S>) -> Result<Journal> {
+    refuse_beside_unfinished(store, cluster)?;
+    let stages = intent.stages.iter().map(planned).collect::<Result<Vec<_>>>()?;
+    let by = Actor::here();
+    store.create(|operation| Header {
+        format: FORMAT,
+        operation,
+        kind: intent.kind.clone(),
+        cluster: cluster.to_owned(),
+        by: by.clone(),
+        topology: intent.topology.clone(),
+        plan_digest: intent.plan_digest.clone(),
+        input: intent.input.clone(),
+        stages: stages.clone(),
+    })
 }
 
 impl<S> Operation<S> {
