@@ -14,3 +14,5 @@ mod hosts;
 mod lab;
 mod removal;
 mod services;
+mod station;
+mod story;
