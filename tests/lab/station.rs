@@ -117,7 +117,11 @@ impl<'a> Station<'a> {
         let argv = [&[self.program.as_str()], args].concat();
         let output = self.lab.console(OPS, &self.as_operator(&argv));
         if std::env::var_os("PGHERD_TEST_TELL").is_some() {
-            super::lab::say(&format!("{:.1} s  pgherd {args:?}\n{}", begun.elapsed().as_secs_f64(), told(&output)));
+            super::lab::say(&format!(
+                "{:.1} s  pgherd {args:?}\n{}",
+                begun.elapsed().as_secs_f64(),
+                told(&output)
+            ));
         }
         output
     }
@@ -163,7 +167,8 @@ impl<'a> Station<'a> {
         loop {
             let report = self.json(&["status"]);
             let nodes = report["clusters"][0]["nodes"].as_array().unwrap();
-            let state = |name: &str| nodes.iter().find(|node| node["node"] == name).map(|node| &node["state"]);
+            let state =
+                |name: &str| nodes.iter().find(|node| node["node"] == name).map(|node| &node["state"]);
             if standbys.iter().all(|name| state(name).is_some_and(|state| state == "streaming")) {
                 return;
             }
@@ -188,10 +193,18 @@ impl<'a> Station<'a> {
         self.superuser(host, &format!("/var/lib/pgherd/run/inventory-{node}"), PORT, database, sql)
     }
 
-    pub fn superuser(&self, host: &str, socket: &str, port: u16, database: &str, sql: &str) -> Option<String> {
+    pub fn superuser(
+        &self,
+        host: &str,
+        socket: &str,
+        port: u16,
+        database: &str,
+        sql: &str,
+    ) -> Option<String> {
         let (psql, port) = (format!("{}/psql", self.bin), port.to_string());
         let argv = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--", psql.as_str()];
-        let query = ["-X", "-q", "-A", "-t", "-h", socket, "-p", &port, "-U", "postgres", "-d", database, "-c", sql];
+        let query =
+            ["-X", "-q", "-A", "-t", "-h", socket, "-p", &port, "-U", "postgres", "-d", database, "-c", sql];
         let output = self.lab.console(host, &[&argv[..], &query[..]].concat());
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
