@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, Read as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use super::{App, Outcome};
@@ -104,12 +104,7 @@ fn watch(solitude: Arc<AtomicBool>, lonely: Lonely) {
         }
     });
     std::thread::spawn(move || {
-        loop {
-            match beats.recv_timeout(SILENCE) {
-                Ok(()) => {}
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
-        }
+        while beats.recv_timeout(SILENCE).is_ok() {}
         solitude.store(true, Ordering::Relaxed);
         if lonely == Lonely::Ends {
             std::thread::sleep(GRACE);

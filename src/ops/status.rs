@@ -2,7 +2,6 @@
 //!
 //! Reads only. What is not known is unknown, with its reason.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;

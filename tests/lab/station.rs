@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use super::lab::{Lab, told};
@@ -107,22 +107,11 @@ impl<'a> Station<'a> {
         [&become_it[..], &env[..], argv].concat()
     }
 
-    /// Has the operator use another program than the tests' own.
-    pub fn install(&mut self, program: &str) {
-        program.clone_into(&mut self.program);
-    }
-
     pub fn pgherd(&self, args: &[&str]) -> Output {
         let begun = Instant::now();
         let argv = [&[self.program.as_str()], args].concat();
         let output = self.lab.console(OPS, &self.as_operator(&argv));
-        if std::env::var_os("PGHERD_TEST_TELL").is_some() {
-            super::lab::say(&format!(
-                "{:.1} s  pgherd {args:?}\n{}",
-                begun.elapsed().as_secs_f64(),
-                told(&output)
-            ));
-        }
+        tell(&format!("{:.1} s  pgherd {args:?}", begun.elapsed().as_secs_f64()), &told(&output));
         output
     }
 
@@ -229,19 +218,9 @@ pub fn ended(child: std::process::Child) -> Output {
     child.wait_with_output().expect("it ends")
 }
 
-/// A program that works beside the story until it is dropped.
-pub struct Beside(std::process::Child);
-
-impl Beside {
-    pub fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(command.spawn().expect("nsenter runs"))
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
+/// Shows what was said to whoever looks at the test with `PGHERD_TEST_TELL=1`.
+pub fn tell(what: &str, said: &str) {
+    if std::env::var_os("PGHERD_TEST_TELL").is_some() {
+        super::lab::say(&format!("{what}\n{said}"));
     }
 }
