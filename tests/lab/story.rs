@@ -204,17 +204,19 @@ fn a_mistake_is_made_after_a_backup(station: &Station<'_>) -> String {
     moment
 }
 
-/// The restore is cut off from the station as soon as it has begun; the same command goes on.
+/// In `make soak` the restore is cut off from the station as soon as it has begun; the same command goes on.
 fn a_copy_has_what_was_lost(station: &Station<'_>, moment: &str) {
     let lab = station.lab;
     let copy = ["restore", "inventory", "--to-dir", "/srv/rescue", "--target-time", moment];
     let shown = station.done(&[&copy[..], &["--preview"]].concat());
     assert!(shown.contains("/srv/rescue"), "{shown}");
-    let restore = station.begin(&copy);
-    appears(lab, "db1", "/srv/rescue/base");
-    lab.cut_pair("db1", OPS);
-    unknown(&ended(restore), &[1]);
-    station.mend();
+    if std::env::var_os("PGHERD_SOAK").is_some() {
+        let restore = station.begin(&copy);
+        appears(lab, "db1", "/srv/rescue/base");
+        lab.cut_pair("db1", OPS);
+        unknown(&ended(restore), &[1]);
+        station.mend();
+    }
     station.done(&copy);
     let socket = "/srv/rescue-pgherd/run/inventory-restored";
     let count = "SELECT count(*) FROM inventory.sale";
