@@ -421,6 +421,7 @@ fn as_cluster(input: &Input) -> Cluster {
                 .or_else(|| input.poolers.first().map(|pooler| pooler.os_user.clone())),
             // What is found on a host decides who stops its servers.
             service: Service::default(),
+            tls: None,
             tune_memory: None,
             settings: BTreeMap::new(),
         },
