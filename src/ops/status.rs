@@ -2,7 +2,6 @@
 //!
 //! Reads only. What is not known is unknown, with its reason.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -581,8 +580,12 @@ async fn archive(doors: &Doors, cluster: &Cluster, node: &Node, running: &Runnin
 
 async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
     let Some(declared) = &cluster.poolers else { return Vec::new() };
-    let by_port: BTreeMap<u16, &str> =
-        cluster.nodes.iter().map(|node| (node.port, node.name.as_str())).collect();
+    // On hosts of their own all nodes may have the same port.
+    let node_at = |host: &str, port: u16| {
+        let found =
+            cluster.nodes.iter().find(|node| node.port == port && cluster.address(&node.host) == host);
+        found.map_or_else(|| format!("{host}:{port}"), |node| node.name.clone())
+    };
     let mut found = Vec::new();
     for host in &declared.hosts {
         let mut status = PoolerStatus {
@@ -610,15 +613,12 @@ async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
                 match &observed.console {
                     ConsoleSeen::Answered(console) => {
                         for row in console.databases.iter().filter(|row| row.alias != "pgbouncer") {
-                            let to = match by_port.get(&row.port) {
-                                Some(node) => (*node).to_owned(),
-                                None => format!("{}:{}", row.host, row.port),
-                            };
+                            let to = row.host.split(',').map(|host| node_at(host.trim(), row.port));
                             match status.routes.iter_mut().find(|route| route.alias == row.alias) {
-                                Some(route) => route.to.push(to),
+                                Some(route) => route.to.extend(to),
                                 None => status.routes.push(RouteStatus {
                                     alias: row.alias.clone(),
-                                    to: vec![to],
+                                    to: to.collect(),
                                     paused: row.paused,
                                 }),
                             }

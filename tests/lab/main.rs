@@ -1,7 +1,8 @@
 //! Several hosts on one machine, with real faults between them and on them.
 //!
 //! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays;
-//! [`services`] that systemd starts nodes in it; [`hosts`] that a station makes a cluster on them over ssh; [`shared`] that they have one repository.
+//! [`services`] that systemd starts nodes in it; [`shared`] that they have one repository; [`story`] what happens to a herd that is run
+//! from a [`station`] over ssh.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,8 +11,9 @@
 )]
 
 mod faults;
-mod hosts;
 mod lab;
 mod removal;
 mod services;
 mod shared;
+mod station;
+mod story;

@@ -337,7 +337,7 @@ pub async fn run(
             .map_err(|error| Error::failed("could not write the input down").source(error))?,
         stages: stages(&plan),
     };
-    let mut operation = Operation::begin(&context.store, lock, intent)?;
+    let mut operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
     let world = match open_world(context, &id, input).await {
         Ok(world) => world,

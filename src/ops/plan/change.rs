@@ -69,10 +69,15 @@ pub(super) fn plan(
     archive::prepare(situation, plan);
     tls::prepare(situation, plan);
     plan.stages.push(service::units(situation));
+    // A standby that comes in is let in first: from a host that is new to the cluster it could not even be cloned.
+    let comes = standbys.iter().any(|(_, fate)| matches!(fate, Fate::Add | Fate::Start(_)));
+    let opened = if comes { settings::open_to_standbys(situation, primary, lead) } else { None };
+    let (access, lead) = opened.as_ref().map_or((None, lead), |(step, then)| (Some(step), then));
     let primary_step = settings::configure(situation, primary, lead, &wanted);
     start_primary(situation, primary, lead, primary_step.as_ref(), plan);
     logins(situation, plan);
     missing_slots(situation, primary, lead, &standbys, plan);
+    plan.stages.push(access.cloned().into_iter().collect());
     let primary_now = primary_step.filter(|_| matches!(lead.server, Server::Up(_)));
     // A standby that speaks TLS, or no longer does, needs a primary that takes it.
     let primary_first = crosses || !lowered.is_empty();

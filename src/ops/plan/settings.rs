@@ -108,6 +108,44 @@ pub(super) fn change_synchronous(
     }]]
 }
 
+/// Has a primary that runs let the standbys in, apart from everything else that it needs: the step, and the node as it is then.
+pub(super) fn open_to_standbys(
+    situation: &Situation<'_>,
+    primary: &Node,
+    seen: &NodeObserved,
+) -> Option<(PlannedStep, NodeObserved)> {
+    seen.running()?;
+    let before = &seen.files.as_ref()?.pg_hba;
+    let after = declared::with_access(before, situation.cluster);
+    if *before == after {
+        return None;
+    }
+    let step = PlannedStep {
+        sign: Sign::Change,
+        subject: situation.cluster.full_name(&primary.name),
+        text: "write pg_hba.conf, reload".to_owned(),
+        reason: Some("pg_hba.conf: standbys come in, and pgherd's block does not let all of them".to_owned()),
+        impact: None,
+        undo: "write what was there before, reload".to_owned(),
+        step: ApplyStep::Configure {
+            node: primary.name.clone(),
+            files: vec![FileChange {
+                path: primary.data_directory.join("pg_hba.conf"),
+                before: Some(before.clone()),
+                after: after.clone(),
+            }],
+            resets: Vec::new(),
+            activation: Activation::Reload,
+            expect: Vec::new(),
+        },
+    };
+    let mut then = seen.clone();
+    if let Some(files) = &mut then.files {
+        files.pg_hba = after;
+    }
+    Some((step, then))
+}
+
 /// Compares a node's files and its running settings with what is declared; `None` if all is as declared.
 pub(super) fn configure(
     situation: &Situation<'_>,

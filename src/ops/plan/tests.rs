@@ -465,6 +465,25 @@ fn a_new_standby_is_all_that_is_planned_for_it() {
 }
 
 #[test]
+fn a_standby_is_let_in_before_it_is_cloned() {
+    let mut world = World::running();
+    let c = world.node("c");
+    (c.marker, c.directory, c.server, c.files) = (Claim::None, Directory::Missing, Server::Stopped, None);
+    world.server("a").slots.retain(|slot| slot.name != "inventory_c");
+    "# mine\n".clone_into(&mut world.node("a").files.as_mut().unwrap().pg_hba);
+    let plan = world.plan().unwrap();
+    assert_eq!(
+        lines(&plan)[..3],
+        [
+            "~ inventory-a: write pg_hba.conf, reload",
+            "+ inventory-a: slot inventory_c",
+            "+ inventory-c: clone from inventory-a to /srv/c",
+        ]
+    );
+    assert!(!lines(&plan)[3..].iter().any(|line| line.contains("pg_hba.conf")), "{:?}", lines(&plan));
+}
+
+#[test]
 fn a_lost_slot_is_made_anew_for_a_standby_whose_data_is_gone() {
     let mut world = World::running();
     let c = world.node("c");
