@@ -105,7 +105,9 @@ impl Busy {
         let (told, count) = (Arc::clone(&stop), Arc::clone(&done));
         let thread = std::thread::spawn(move || {
             runtime().block_on(async {
-                let conn = match connector().connect(&login).await {
+                // A pooler that has no server connection yet keeps a login waiting.
+                let patient = connector().timeouts(Duration::from_secs(50), Duration::from_secs(30));
+                let conn = match patient.connect(&login).await {
                     Ok(conn) => conn,
                     Err(error) => return Some(error.to_string()),
                 };
