@@ -116,7 +116,8 @@ pub(super) fn open_to_standbys(
 ) -> Option<(PlannedStep, NodeObserved)> {
     seen.running()?;
     let before = &seen.files.as_ref()?.pg_hba;
-    let after = declared::with_access(before, situation.cluster);
+    let lines = access_lines(situation, crossing::crossing(situation.cluster, seen));
+    let after = declared::with_access_lines(before, &lines);
     if *before == after {
         return None;
     }
@@ -144,6 +145,14 @@ pub(super) fn open_to_standbys(
         files.pg_hba = after;
     }
     Some((step, then))
+}
+
+fn access_lines(situation: &Situation<'_>, crossing: Crossing) -> String {
+    match crossing {
+        // Nobody is forced to speak TLS before everybody can.
+        Crossing::Begins => declared::plain_access_lines(situation.cluster),
+        Crossing::None | Crossing::Ends => declared::access_lines(situation.cluster),
+    }
 }
 
 /// Compares a node's files and its running settings with what is declared; `None` if all is as declared.
@@ -260,11 +269,7 @@ fn file_changes(
 ) -> (Vec<FileChange>, Vec<String>) {
     let users = situation.fixed.users.get(&node.host).cloned().unwrap_or_default();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
-    let access = match crossing {
-        // Nobody is forced to speak TLS before everybody can.
-        Crossing::Begins => declared::plain_access_lines(situation.cluster),
-        Crossing::None | Crossing::Ends => declared::access_lines(situation.cluster),
-    };
+    let access = access_lines(situation, crossing);
     let wanted = [
         (declared::SHARED_FILE, files.shared.clone(), declared::settings_file(&desired.shared)),
         (declared::NODE_FILE, files.node.clone(), declared::settings_file(&desired.own)),
