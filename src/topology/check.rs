@@ -760,7 +760,7 @@ impl Checker<'_> {
     }
 
     /// Has a relative path count from the topology.
-    fn from_base(&self, reference: &SecretReference) -> SecretReference {
+    fn below_base(&self, reference: &SecretReference) -> SecretReference {
         match reference {
             SecretReference::File(path) => SecretReference::File(self.base.join(path)),
             SecretReference::Env(_) | SecretReference::Command(_) | SecretReference::Vault(_) => {
@@ -1044,10 +1044,10 @@ impl Checker<'_> {
             }
             let password = value.password.as_ref().map(|password| match &password.value {
                 SecretReference::File(_) | SecretReference::Env(_) | SecretReference::Command(_) => {
-                    self.from_base(&password.value)
+                    self.below_base(&password.value)
                 }
                 SecretReference::Vault(vault) => SecretReference::Vault(Box::new(VaultReference {
-                    token: self.from_base(&vault.token),
+                    token: self.below_base(&vault.token),
                     ca: vault.ca.as_ref().map(|ca| self.base.join(ca)),
                     ..(**vault).clone()
                 })),
