@@ -38,7 +38,7 @@ impl Vault {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let acceptor = authority.map(|authority| acceptor(authority));
+        let acceptor = authority.map(acceptor);
         let (asked, secrets) =
             (Arc::<Mutex<Vec<Asked>>>::default(), Arc::<Mutex<BTreeMap<String, String>>>::default());
         let (log, store) = (Arc::clone(&asked), Arc::clone(&secrets));
