@@ -280,7 +280,7 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
     client.saw_nothing();
     direct.saw_nothing();
     assert_eq!(started(&herd), before, "somebody was restarted");
-    herd.status().ends_with(0).does_not_say("WARNING");
+    herd.status().ends_with(0).does_not_say("WARNING  the certificate");
 
     // Off.
     let client = Busy::through(&herd, "pooler", None);
