@@ -1,7 +1,8 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `binary`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and `pooler` are what the other rooms are built of.
+//! `adopt`, `binary`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and `pooler` are what the other rooms are built of.
 
+pub mod adopt;
 pub mod apply;
 pub mod backup;
 pub mod binary;

@@ -79,6 +79,49 @@ pub async fn manager(server: Server<'_>) -> Result<Manager, HostError> {
     Ok(find_debian(server.host, server.data_directory).await?.unwrap_or(Manager::PgCtl))
 }
 
+/// Finds who runs a server that is up and that pgherd did not start: Debian's wrapper, a unit of somebody else's, or nobody.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn who_runs(server: Server<'_>, postmaster: u32) -> Result<Manager, HostError> {
+    match manager(server).await? {
+        Manager::PgCtl => {
+            let unit = unit_of(server.host, postmaster).await?;
+            Ok(unit.map_or(Manager::PgCtl, Manager::Systemd))
+        }
+        known @ (Manager::Systemd(_) | Manager::Debian { .. }) => Ok(known),
+    }
+}
+
+/// Returns the unit whose main process a postmaster is. What somebody started in a session or from another service is nobody's: it has
+/// that one's control group, and another main process.
+async fn unit_of(host: &dyn Host, postmaster: u32) -> Result<Option<String>, HostError> {
+    let file = format!("/proc/{postmaster}/cgroup");
+    let groups = host.read(Path::new(&file)).await?.unwrap_or_default();
+    let Some(unit) = parse_unit(&String::from_utf8_lossy(&groups)) else { return Ok(None) };
+    let show = systemctl(&["show", "--property=MainPID", "--value", "--", &unit]).reads().timeout(ANSWER);
+    Ok(match host.run(&show).await {
+        Ok(output) => (output.text().trim() == postmaster.to_string()).then_some(unit),
+        // No systemd runs there; the control groups are somebody else's.
+        Err(HostError::Exited { .. } | HostError::NotStarted { .. }) => None,
+        Err(error @ (HostError::Lost { .. } | HostError::File { .. })) => return Err(error),
+    })
+}
+
+/// Reads `0::/system.slice/postgresql-15.service`, a line of `/proc/PID/cgroup` (cgroups(7)).
+fn parse_unit(text: &str) -> Option<String> {
+    text.lines()
+        .filter_map(|line| line.rsplit('/').next())
+        .find(|name| name.ends_with(".service"))
+        .map(str::to_owned)
+}
+
+/// Tells whether a unit starts with its host.
+pub async fn is_enabled(host: &dyn Host, unit: &str) -> bool {
+    let ask = systemctl(&["is-enabled", "--quiet", "--", unit]).reads().timeout(ANSWER);
+    host.run(&ask).await.is_ok()
+}
+
 async fn find_debian(host: &dyn Host, directory: &Path) -> Result<Option<Manager>, HostError> {
     if host.list(Path::new(DEBIAN)).await?.is_none_or(|names| names.is_empty()) {
         return Ok(None);
@@ -265,6 +308,13 @@ mod tests {
         let found = parse_clusters(printed, Path::new("/var/lib/postgresql/15/main"));
         assert_eq!(found, Some(Manager::Debian { version: "15".to_owned(), name: "main".to_owned() }));
         assert_eq!(parse_clusters(printed, Path::new("/var/lib/postgresql/15")), None);
+    }
+
+    #[test]
+    fn a_unit_is_read_from_the_control_group() {
+        assert_eq!(parse_unit("0::/system.slice/pg-shop.service\n").as_deref(), Some("pg-shop.service"));
+        assert_eq!(parse_unit("0::/user.slice/user-0.slice/session-3.scope\n"), None);
+        assert_eq!(parse_unit("0::/\n"), None);
     }
 
     #[test]

@@ -31,6 +31,16 @@ pub struct Marker {
     /// The claim of the node that this directory took the place of, when that one's data was gone; undo gives it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced: Option<Replaced>,
+    /// Who owned the cluster that was taken over as it ran; `None` if pgherd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// A cluster that pgherd did not make and took over as it ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adopted {
+    pub owner: String,
 }
 
 /// What a marker said before the data directory was made anew.
@@ -68,6 +78,21 @@ pub struct Profile {
     /// Where its WAL goes; `None` if it goes nowhere.
     #[serde(default)]
     pub archive: Option<Archive>,
+    /// What a node that was taken over as it ran has of its own; `None` if pgherd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<AsFound>,
+}
+
+/// What a node that was taken over has of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AsFound {
+    /// Where its configuration files are, if not in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_directory: Option<PathBuf>,
+    /// The unit of systemd that is not pgherd's and runs it, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
 }
 
 /// The repository that a node's WAL goes to and comes from.

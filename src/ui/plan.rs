@@ -83,10 +83,8 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
             ui.remark(format!("  {} {note}", ui.paint(Tone::Warning, "note")));
         }
         if plan.more {
-            ui.remark(format!(
-                "  {} what else has changed is seen once the primary answers",
-                ui.paint(Tone::Warning, "note")
-            ));
+            let when = if plan.adopt.is_empty() { "the primary answers" } else { "it is adopted" };
+            ui.remark(format!("  {} what else has changed is seen once {when}", ui.paint(Tone::Warning, "note")));
         }
     }
     ui.remark(summary(plans));

@@ -18,6 +18,8 @@ pub enum Evidence {
     Archived { segment: String, milliseconds: u64 },
     /// The primary record says so.
     Recorded { term: u64 },
+    /// The node is claimed and lets pgherd in.
+    Adopted { system_identifier: SystemIdentifier },
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
     /// The unit of the node is there and enabled.

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::archive::{self, Install};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
-use crate::ops::apply::{configure, follow, logins, pooler, proof, rotation};
+use crate::ops::apply::{adopt, configure, follow, logins, pooler, proof, rotation};
 use crate::ops::objects::{self, Change, ToPrimary};
 use crate::ops::observe::{self, Claim};
 use crate::ops::plan::step::ApplyStep;
@@ -26,12 +26,11 @@ impl Step for ApplyStep {
         match self {
             Self::Install { version, .. } => format!("install pgherd {version}"),
             Self::Repository { name, .. } => format!("repository {name}"),
+            Self::Adopt { node, .. } => format!("adopt {node}"),
             Self::Initdb { node } => format!("initdb {node}"),
             Self::Unit { node, .. } => format!("unit of {node}"),
             Self::Start { node } => format!("start {node}"),
-            Self::Logins { .. } => {
-                format!("roles {} and {}", declared::REPLICATION_ROLE, declared::PROBE_ROLE)
-            }
+            Self::Logins { .. } => "logins of standbys and of the write proof".to_owned(),
             Self::Slot { on, slot } => format!("slot {slot} on {on}"),
             Self::Clone { node, from } => format!("clone {node} from {from}"),
             Self::Follow { node, upstream } => format!("start {node}, stream from {upstream}"),
@@ -41,9 +40,9 @@ impl Step for ApplyStep {
             Self::Record { node } => format!("record {node} as primary"),
             Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
-            Self::StagePassword { login } => format!("new password for {}", login.role()),
-            Self::RotatePassword { login, .. } => format!("rotate the password of {}", login.role()),
-            Self::ForgetPassword { login } => format!("forget the old password of {}", login.role()),
+            Self::StagePassword { login } => format!("new password for {}", login.whose()),
+            Self::RotatePassword { login, .. } => format!("rotate the password of {}", login.whose()),
+            Self::ForgetPassword { login } => format!("forget the old password of {}", login.whose()),
             Self::Keep {} => "keep what is done".to_owned(),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Prove { .. } => "prove a write".to_owned(),
@@ -54,6 +53,7 @@ impl Step for ApplyStep {
         match self {
             Self::Install { .. }
             | Self::Repository { .. }
+            | Self::Adopt { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
             | Self::Start { .. }
@@ -89,6 +89,7 @@ impl Step for ApplyStep {
             Self::Record { .. } => Duration::from_secs(60),
             Self::Install { .. }
             | Self::Repository { .. }
+            | Self::Adopt { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
             | Self::Logins { .. }
@@ -115,6 +116,7 @@ impl Step for ApplyStep {
             | Self::Repository { .. }
             | Self::Archive { .. }
             | Self::Record { .. }
+            | Self::Adopt { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
             | Self::Start { .. }
@@ -142,6 +144,7 @@ impl Step for ApplyStep {
             }
             // Both are idempotent; what was shown before the crash is shown again.
             Self::Repository { .. } | Self::Archive { .. } | Self::Record { .. } => Found::NotDone,
+            Self::Adopt { node, .. } => adopt::look(&world.site(node)?).await?,
             Self::Initdb { node } | Self::Clone { node, .. } => made(&world.site(node)?).await?,
             Self::Unit { node, .. } => {
                 if provision::has_unit(&world.site(node)?).await? {
@@ -206,6 +209,10 @@ impl Step for ApplyStep {
             Self::Archive { node, repository } => {
                 let report = |done: u64, total: u64| (cx.progress.0)(done, Some(total), Unit::Items);
                 archive::prove(world, node, repository, &report).await?
+            }
+            Self::Adopt { node, owner, unit, files } => {
+                let wanted = adopt::Wanted { node, owner, unit: unit.as_deref(), files };
+                adopt::apply(world, wanted).await?
             }
             Self::Initdb { node } => {
                 let site = world.site(node)?;
@@ -289,6 +296,7 @@ impl Step for ApplyStep {
             Self::Install { host, hash, before, .. } => {
                 archive::uninstall(world, Install { host, hash, before: before.as_deref() }).await?;
             }
+            Self::Adopt { node, files, .. } => adopt::undo(&world.site(node)?, files).await?,
             Self::Initdb { node } => {
                 let site = world.site(node)?;
                 // Whatever still runs archives on: it ends first.

@@ -5,6 +5,7 @@ use crate::db::queries::ServerRole;
 use crate::error::Error;
 use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
+use crate::ops::plan::adopt;
 use crate::ops::plan::archive;
 use crate::ops::plan::rotation;
 use crate::ops::plan::service;
@@ -48,17 +49,26 @@ pub(super) fn plan(
 
     // A commit must not begin to wait for a standby that is only being made.
     let declared_names = declared::synchronous_names(cluster, primary);
-    let present_names = lead
-        .running()
-        .map(|running| running.facts.synchronous_standby_names.clone())
-        .filter(|_| !added.is_empty())
-        .unwrap_or_else(|| declared_names.clone());
+    let found_names = lead.running().map(|running| running.facts.synchronous_standby_names.clone());
+    let moving = standbys.iter().any(|(node, _)| situation.adoption.candidates.contains_key(&node.name));
+    let present_names = match found_names {
+        // Standbys that are taken over change their names while commits wait for them.
+        Some(found) if moving => adopt::merged(&found, &declared_names),
+        Some(found) if !added.is_empty() => Some(found),
+        Some(_) | None => None,
+    }
+    .unwrap_or_else(|| declared_names.clone());
     let wanted = settings::desired(situation, primary, None, present_names.clone());
-    let (raised, lowered) = settings::standby_five(situation, &wanted);
+    // Taking over restarts nobody, so neither is done.
+    let (raised, lowered) = match situation.adoption.asked.is_empty() {
+        true => settings::standby_five(situation, &wanted),
+        false => (Vec::new(), Vec::new()),
+    };
     if !raised.is_empty() && !lowered.is_empty() {
         return Err(vec![mixed_five(cluster, &raised, &lowered)]);
     }
 
+    plan.stages.push(adopt::claim(situation));
     archive::prepare(situation, plan);
     plan.stages.push(service::units(situation));
     let primary_step = settings::configure(situation, primary, lead, &wanted);
@@ -66,7 +76,7 @@ pub(super) fn plan(
     logins(situation, plan);
     missing_slots(situation, primary, lead, &standbys, plan);
     let primary_now = primary_step.filter(|_| matches!(lead.server, Server::Up(_)));
-    let (first, last) = if lowered.is_empty() { (None, primary_now) } else { (primary_now, None) };
+    let (first, last) = if lowered.is_empty() && !moving { (None, primary_now) } else { (primary_now, None) };
     plan.stages.push(first.into_iter().collect());
     change_standbys(situation, primary, &standbys, plan);
     if !added.is_empty() {
@@ -88,11 +98,18 @@ pub(super) fn plan(
         plan.stages.extend(settings::change_synchronous(situation, primary, present_names, declared_names));
     }
     if let Some(seen) = situation.objects {
-        for change in objects::plan(cluster, seen) {
-            plan.stages.push(vec![mend(cluster, change)]);
-        }
+        let (stays, changes): (Vec<_>, Vec<_>) = objects::plan(cluster, seen)
+            .into_iter()
+            .partition(|change| cluster.is_adopted() && takes_away(change));
+        plan.notes.extend(
+            stays.iter().map(|change| format!("{}; it stays, since the cluster was adopted", change.reason())),
+        );
+        plan.stages.extend(changes.into_iter().map(|change| vec![mend(cluster, change)]));
     }
-    if plan.steps().any(|step| archive::changes(&step.step)) {
+    let waiting = settings::waiting(situation, primary, lead, &wanted);
+    plan.notes.extend(adopt::waits(cluster, primary, &waiting));
+    let archives = !waiting.iter().any(|text| text.starts_with("archive_mode "));
+    if archives && plan.steps().any(|step| archive::changes(&step.step)) {
         plan.stages.extend(archive::prove(situation, primary));
     }
     plan.stages.extend(archive::record(situation, primary));
@@ -122,6 +139,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Repository { .. }
         | ApplyStep::Archive { .. }
         | ApplyStep::Record { .. }
+        | ApplyStep::Adopt { .. }
         | ApplyStep::Initdb { .. }
         | ApplyStep::Unit { .. }
         | ApplyStep::Logins { .. }
@@ -213,7 +231,7 @@ fn logins(situation: &Situation<'_>, plan: &mut ClusterPlan) {
             subject: situation.cluster.name.clone(),
             text: format!(
                 "roles {} and {}, and the password files",
-                declared::REPLICATION_ROLE,
+                declared::replication_role(situation.cluster),
                 declared::PROBE_ROLE
             ),
             reason: Some(what.clone()),
@@ -279,6 +297,7 @@ fn change_standbys(
         let names = declared::synchronous_names(cluster, node);
         let wanted = settings::desired(situation, node, Some(primary), names);
         let configure = settings::configure(situation, node, seen, &wanted);
+        plan.notes.extend(adopt::waits(cluster, node, &settings::waiting(situation, node, seen, &wanted)));
         if let Fate::Start(_) = fate {
             starts.push(PlannedStep {
                 sign: Sign::Create,
@@ -313,6 +332,24 @@ fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) ->
             places.log.display()
         )),
         ServerRole::Primary { .. } => None,
+    }
+}
+
+/// Tells whether somebody loses something by a change: whoever came in before the cluster was adopted goes on to.
+fn takes_away(change: &objects::Change) -> bool {
+    match change {
+        objects::Change::Revoke { .. }
+        | objects::Change::RevokeDefault { .. }
+        | objects::Change::RevokeMembership(_)
+        | objects::Change::ChangeOwner { schema: None, .. } => true,
+        objects::Change::CreateRole { .. }
+        | objects::Change::AlterRole { .. }
+        | objects::Change::SetPassword { .. }
+        | objects::Change::CreateDatabase { .. }
+        | objects::Change::ChangeOwner { schema: Some(_), .. }
+        | objects::Change::CreateSchema { .. }
+        | objects::Change::Grant { .. }
+        | objects::Change::GrantDefault { .. } => false,
     }
 }
 
@@ -445,7 +482,7 @@ pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved
                         .as_ref()
                         .map_or_else(String::new, |control| format!(", system identifier {}", control.system_identifier))
                 ))
-                .hint("Give the node another `data-directory`, or move this one away."),
+                .hint(format!("To take it over as it is: pgherd apply --adopt {name}. Else give the node another `data-directory`.")),
         ),
         (Claim::None, Directory::Foreign { names }) => Some(
             Error::refused(format!("cannot use {path}: it is not empty"))
