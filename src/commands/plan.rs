@@ -116,9 +116,12 @@ pub async fn plans(
         };
         if !clusters.iter().any(known) {
             let names: Vec<&str> = clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-            return Err(Error::usage(format!("there is no cluster or node \"{name}\" in {} to adopt", herd.file.display()))
-                .hint(format!("Its clusters are: {}; a node is called CLUSTER-NODE.", names.join(", ")))
-                .into());
+            return Err(Error::usage(format!(
+                "there is no cluster or node \"{name}\" in {} to adopt",
+                herd.file.display()
+            ))
+            .hint(format!("Its clusters are: {}; a node is called CLUSTER-NODE.", names.join(", ")))
+            .into());
         }
     }
     let wishes: Vec<Wishes> = clusters

@@ -166,7 +166,8 @@ impl Row<'_> {
 
 fn server_facts(row: &Row<'_>) -> Result<ServerFacts, String> {
     let in_recovery: bool = row.at("in_recovery")?;
-    let receiver = if in_recovery && row.at("has_receiver")? { Some(Box::new(wal_receiver(row)?)) } else { None };
+    let receiver =
+        if in_recovery && row.at("has_receiver")? { Some(Box::new(wal_receiver(row)?)) } else { None };
     let timeline = |column: &str| -> Result<TimelineId, String> {
         TimelineId::new(row.at(column)?).ok_or_else(|| format!("column {column} is 0"))
     };
@@ -176,7 +177,8 @@ fn server_facts(row: &Row<'_>) -> Result<ServerFacts, String> {
         (true, None) => (timeline("checkpoint_timeline")?, TimelineSource::Checkpoint),
         (false, _) => {
             let file = row.text("wal_file")?;
-            let timeline = TimelineId::from_wal_file_name(&file).ok_or_else(|| format!("WAL file name {file:?}"))?;
+            let timeline =
+                TimelineId::from_wal_file_name(&file).ok_or_else(|| format!("WAL file name {file:?}"))?;
             (timeline, TimelineSource::WalFile)
         }
     };

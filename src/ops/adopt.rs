@@ -62,15 +62,16 @@ pub async fn look(
     names: &BTreeSet<String>,
 ) -> BTreeMap<String, Candidate> {
     let nodes = cluster.nodes.iter().zip(&observed.nodes);
-    let looks = join_all(
-        nodes.filter(|(node, seen)| names.contains(&node.name) && is_candidate(seen)).map(async |(node, seen)| {
+    let looks = join_all(nodes.filter(|(node, seen)| names.contains(&node.name) && is_candidate(seen)).map(
+        async |(node, seen)| {
             let (candidate, running) = look_at(doors, cluster, node, seen).await;
             let host = doors.host(&node.host);
             let places = doors.node_places(cluster, node);
-            let files = observe::observe_files(host, &cluster.full_name(&node.name), node, &places).await.ok();
+            let files =
+                observe::observe_files(host, &cluster.full_name(&node.name), node, &places).await.ok();
             (node.name.clone(), candidate, running, files)
-        }),
-    )
+        },
+    ))
     .await;
     let mut found = BTreeMap::new();
     for (name, candidate, running, files) in looks {
@@ -178,7 +179,8 @@ fn parse_lock_file(text: &str, pid: u32) -> Option<Listens> {
 
 /// Finds the node that has the data directory already, by the profiles on its host.
 async fn claimed_by(doors: &Doors, cluster: &Cluster, node: &Node) -> Option<String> {
-    let profiles = observe::profiles(doors.host(&node.host), doors.places(&node.host)).await.unwrap_or_default();
+    let profiles =
+        observe::profiles(doors.host(&node.host), doors.places(&node.host)).await.unwrap_or_default();
     let own = cluster.full_name(&node.name);
     profiles
         .into_iter()

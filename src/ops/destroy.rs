@@ -372,7 +372,8 @@ fn claimed(profile: &Profile, observed: &ClusterObserved) -> Result<()> {
         .hint("Look at it, and remove it by hand if it may go."))
     };
     if profile.adopted.is_some() && matches!(seen.directory, Directory::Cluster { .. }) {
-        let (name, path) = (format!("{}-{}", profile.cluster, profile.node), profile.data_directory.display());
+        let (name, path) =
+            (format!("{}-{}", profile.cluster, profile.node), profile.data_directory.display());
         return Err(Error::refused(format!("cannot remove {path}: {name} was adopted, pgherd did not make it"))
             .detail("pgherd removes no data that it did not make. Nothing was changed.")
             .hint(format!(

@@ -790,7 +790,8 @@ async fn end_leftovers(site: &Site<'_>) -> Result<()> {
 /// `initdb` that was killed, and would write into what is made next. It has its number in the lock file, with a minus (`miscinit.c`).
 async fn standalone_server(site: &Site<'_>) -> Result<Option<String>> {
     let lock_file = site.directory().join("postmaster.pid");
-    let lock_file = site.host().read(&lock_file).await.map_err(|error| could_not("read the files of", site, error))?;
+    let lock_file =
+        site.host().read(&lock_file).await.map_err(|error| could_not("read the files of", site, error))?;
     let lock_file = String::from_utf8_lossy(&lock_file.unwrap_or_default()).into_owned();
     let first = lock_file.lines().next().unwrap_or_default().trim();
     let Some(pid) = first.strip_prefix('-').and_then(|pid| pid.parse::<u32>().ok()) else { return Ok(None) };

@@ -272,9 +272,10 @@ pub fn access_lines(cluster: &Cluster) -> String {
         .chain([PROBE_ROLE.to_owned()])
         .collect();
     let databases: Vec<String> = cluster.databases.iter().map(|name| format!("\"{name}\"")).collect();
-    let mut seen = vec![LOOPBACK];
-    for host in cluster.pooler_hosts() {
-        let address = cluster.address(host);
+    // initdb's file lets everybody in from the machine itself; that of a cluster that was taken over may not.
+    let (mut seen, here) =
+        if cluster.is_adopted() { (Vec::new(), Some(LOOPBACK)) } else { (vec![LOOPBACK], None) };
+    for address in here.into_iter().chain(cluster.pooler_hosts().map(|host| cluster.address(host))) {
         if !seen.contains(&address) {
             block.push_str(&format!(
                 "host    {}    {}    {}    scram-sha-256\n",

@@ -84,7 +84,10 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
         }
         if plan.more {
             let when = if plan.adopt.is_empty() { "the primary answers" } else { "it is adopted" };
-            ui.remark(format!("  {} what else has changed is seen once {when}", ui.paint(Tone::Warning, "note")));
+            ui.remark(format!(
+                "  {} what else has changed is seen once {when}",
+                ui.paint(Tone::Warning, "note")
+            ));
         }
     }
     ui.remark(summary(plans));

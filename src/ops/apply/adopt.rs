@@ -57,7 +57,9 @@ pub(super) async fn look(site: &Site<'_>) -> Result<Found<Evidence>> {
 pub(super) async fn apply(world: &World, wanted: Wanted<'_>) -> Result<Evidence> {
     let site = world.site(wanted.node)?;
     if let Found::CannotTell(why) = look(&site).await? {
-        return Err(Error::refused(format!("cannot adopt {}: {why}", site.name())).detail("It was left as it is."));
+        return Err(
+            Error::refused(format!("cannot adopt {}: {why}", site.name())).detail("It was left as it is.")
+        );
     }
     let expected = provision::control_file(&site).await?.system_identifier;
     let places = site.places();
@@ -79,19 +81,24 @@ pub(super) async fn apply(world: &World, wanted: Wanted<'_>) -> Result<Evidence>
     }
     // What ALTER SYSTEM has set may hold a password, which no journal does.
     let auto = site.node.data_directory.join(declared::AUTO_FILE);
-    let altered = site.host().read(&auto).await.map_err(|error| {
-        Error::failed(format!("could not read {}", auto.display())).source(error)
-    })?;
-    provision::write(&site, &places.facts.join(declared::AUTO_FILE), &altered.unwrap_or_default(), 0o600).await?;
+    let altered = site
+        .host()
+        .read(&auto)
+        .await
+        .map_err(|error| Error::failed(format!("could not read {}", auto.display())).source(error))?;
+    provision::write(&site, &places.facts.join(declared::AUTO_FILE), &altered.unwrap_or_default(), 0o600)
+        .await?;
     for change in wanted.files {
         configure::write(&site, change).await?;
     }
     reload(&site).await?;
     let found = until_let_in(&site).await?;
     if found != expected {
-        return Err(Error::refused(format!("cannot adopt {}: another server answers for it", site.name())).detail(
-            format!("Its system identifier is {found}, that of {} is {expected}.", site.node.data_directory.display()),
-        ));
+        return Err(Error::refused(format!("cannot adopt {}: another server answers for it", site.name()))
+            .detail(format!(
+                "Its system identifier is {found}, that of {} is {expected}.",
+                site.node.data_directory.display()
+            )));
     }
     let memory = world.input.fixed.memory.get(wanted.node).copied().unwrap_or(ByteCount(0));
     let own = AsFound {
@@ -112,7 +119,9 @@ pub(super) async fn undo(site: &Site<'_>, files: &[FileChange]) -> Result<()> {
         Claim::Ours(marker) if marker.operation == site.operation && marker.adopted.is_some() => {}
         Claim::Ours(_) | Claim::Other(_) => return Ok(()),
         Claim::Unknown { why } => {
-            return Err(Error::failed(format!("cannot tell whose {} is", site.name())).detail(format!("{why}.")));
+            return Err(
+                Error::failed(format!("cannot tell whose {} is", site.name())).detail(format!("{why}."))
+            );
         }
     }
     for change in files.iter().rev() {

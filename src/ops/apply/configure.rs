@@ -103,7 +103,8 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
     let conn = site.connect().await?;
     let known = altered_before(&site).await?;
     for (name, before) in wanted.resets {
-        let whole = known.iter().find(|(found, value)| found == name && guc::without_password(value) == *before);
+        let whole =
+            known.iter().find(|(found, value)| found == name && guc::without_password(value) == *before);
         queries::set_system(&conn, name, whole.map_or(before, |(_, value)| value)).await?;
     }
     queries::reload(&conn).await?;
@@ -282,9 +283,10 @@ async fn mode(site: &Site<'_>, path: &Path) -> Result<u32> {
     }
     let beside = path.with_file_name(declared::CONF_FILE);
     for known in [path, &beside] {
-        let stat = site.host().stat(known).await.map_err(|error| {
-            Error::failed(format!("could not look at {}", known.display())).source(error)
-        })?;
+        let stat =
+            site.host().stat(known).await.map_err(|error| {
+                Error::failed(format!("could not look at {}", known.display())).source(error)
+            })?;
         if let Some(stat) = stat {
             return Ok(stat.mode);
         }

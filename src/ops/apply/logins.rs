@@ -212,7 +212,12 @@ mod tests {
     fn a_password_file_reads_back_and_a_damaged_one_does_not_count() {
         let passwords = Passwords::generate().unwrap();
         let topology = "pgherd: 1\nherd: shop\nregions: {here: {hosts: {local: local}}}\nclusters: {inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441}}, databases: {inventory: {}}}}\n";
-        let herd = crate::topology::load_text(std::path::Path::new("/pgherd.yml"), topology, std::path::Path::new("/")).unwrap();
+        let herd = crate::topology::load_text(
+            std::path::Path::new("/pgherd.yml"),
+            topology,
+            std::path::Path::new("/"),
+        )
+        .unwrap();
         let cluster = herd.cluster("inventory").unwrap();
         assert_eq!(Passwords::parse(&passwords.file(cluster), cluster), Some(passwords.clone()));
         assert_eq!(Passwords::parse("*:*:*:replicator:x\n", cluster), None);

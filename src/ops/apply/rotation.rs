@@ -97,7 +97,10 @@ pub(crate) async fn stage(world: &World, login: Purpose) -> Result<Evidence> {
 /// Gives `nodes` and the server the new password, and logs in with it from each node.
 pub(crate) async fn replace(world: &World, login: Purpose, nodes: &[String]) -> Result<Evidence> {
     let Some(rotation) = read(world, login).await? else {
-        return Err(Error::failed(format!("the new password of {} is not there", login.role(&world.input.cluster))));
+        return Err(Error::failed(format!(
+            "the new password of {} is not there",
+            login.role(&world.input.cluster)
+        )));
     };
     set(world, login, nodes, &rotation.new).await?;
     if login == Purpose::Replication {
@@ -120,7 +123,8 @@ pub(crate) async fn forget(world: &World, login: Purpose) -> Result<Evidence> {
     let primary = world.primary()?;
     let path = primary.places().rotation;
     primary.host().remove_file(&path).await.map_err(|error| {
-        Error::failed(format!("could not remove the old password of {}", login.role(&world.input.cluster))).source(error)
+        Error::failed(format!("could not remove the old password of {}", login.role(&world.input.cluster)))
+            .source(error)
     })?;
     Ok(Evidence::PasswordForgotten {})
 }

@@ -27,7 +27,9 @@ pub struct Adoption {
 pub(super) fn claim(situation: &Situation<'_>) -> Vec<PlannedStep> {
     let nodes = situation.cluster.nodes.iter().zip(&situation.observed.nodes);
     nodes
-        .filter_map(|(node, seen)| Some(step(situation, node, seen, situation.adoption.candidates.get(&node.name)?)))
+        .filter_map(|(node, seen)| {
+            Some(step(situation, node, seen, situation.adoption.candidates.get(&node.name)?))
+        })
         .collect()
 }
 
@@ -46,7 +48,9 @@ fn step(situation: &Situation<'_>, node: &Node, seen: &NodeObserved, candidate: 
         })
     };
     let files: Vec<FileChange> = [
-        change(declared::HBA_FILE, files.map(|files| &files.pg_hba), &|text| declared::with_access(text, cluster)),
+        change(declared::HBA_FILE, files.map(|files| &files.pg_hba), &|text| {
+            declared::with_access(text, cluster)
+        }),
         change(declared::IDENT_FILE, files.map(|files| &files.pg_ident), &|text| {
             declared::with_users(text, &users)
         }),
@@ -56,13 +60,19 @@ fn step(situation: &Situation<'_>, node: &Node, seen: &NodeObserved, candidate: 
     .collect();
     let owner = match &seen.directory {
         Directory::Cluster { owner, .. } => owner.clone(),
-        Directory::Missing | Directory::Empty | Directory::Foreign { .. } | Directory::Unknown { .. } => String::new(),
+        Directory::Missing | Directory::Empty | Directory::Foreign { .. } | Directory::Unknown { .. } => {
+            String::new()
+        }
     };
-    let system = seen.running().map(|running| format!(", system identifier {}", running.facts.system_identifier));
+    let system =
+        seen.running().map(|running| format!(", system identifier {}", running.facts.system_identifier));
     PlannedStep {
         sign: Sign::Create,
         subject: cluster.full_name(&node.name),
-        text: format!("adopt {} as it runs: marker, profile, pgherd's lines in pg_hba.conf and pg_ident.conf, reload", node.data_directory.display()),
+        text: format!(
+            "adopt {} as it runs: marker, profile, pgherd's lines in pg_hba.conf and pg_ident.conf, reload",
+            node.data_directory.display()
+        ),
         reason: Some(format!(
             "owner {owner}{}, {}; nothing is initialised, stopped or restarted",
             system.unwrap_or_default(),
@@ -94,8 +104,16 @@ fn started_by(manager: &Manager) -> String {
 
 /// Tells whether pgherd's own unit would be a second one: somebody else's starts the node already.
 pub(super) fn has_other_manager(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> bool {
-    let found = situation.adoption.candidates.get(&node.name).is_some_and(|candidate| candidate.manager != Manager::PgCtl);
-    let known = seen.profile.as_ref().and_then(|profile| profile.adopted.as_ref()).is_some_and(|own| own.unit.is_some());
+    let found = situation
+        .adoption
+        .candidates
+        .get(&node.name)
+        .is_some_and(|candidate| candidate.manager != Manager::PgCtl);
+    let known = seen
+        .profile
+        .as_ref()
+        .and_then(|profile| profile.adopted.as_ref())
+        .is_some_and(|own| own.unit.is_some());
     found || known
 }
 
@@ -105,7 +123,12 @@ pub(super) fn spares(situation: &Situation<'_>, node: &Node) -> bool {
 }
 
 /// What forbids taking a node over.
-pub(super) fn obstacles(situation: &Situation<'_>, node: &Node, seen: &NodeObserved, candidate: &Candidate) -> Vec<Error> {
+pub(super) fn obstacles(
+    situation: &Situation<'_>,
+    node: &Node,
+    seen: &NodeObserved,
+    candidate: &Candidate,
+) -> Vec<Error> {
     let name = situation.cluster.full_name(&node.name);
     let refuse = |what: &str, why: String, hint: String| {
         vec![
@@ -125,7 +148,10 @@ pub(super) fn obstacles(situation: &Situation<'_>, node: &Node, seen: &NodeObser
         return refuse(
             "it does not run",
             "Only a running server tells where its files are and whom it belongs to.".to_owned(),
-            format!("Start it as it is always started, {}, then adopt it.", start_hint(&candidate.manager, node)),
+            format!(
+                "Start it as it is always started, {}, then adopt it.",
+                start_hint(&candidate.manager, node)
+            ),
         );
     };
     if listens.port != node.port {
@@ -140,12 +166,22 @@ pub(super) fn obstacles(situation: &Situation<'_>, node: &Node, seen: &NodeObser
         return refuse(
             "its Unix socket is elsewhere",
             format!("It is in {}, expected in {}.", listens.socket_directory.display(), socket.display()),
-            format!("Declare socket-directory: {} at node {}.", listens.socket_directory.display(), node.name),
+            format!(
+                "Declare socket-directory: {} at node {}.",
+                listens.socket_directory.display(),
+                node.name
+            ),
         );
     }
     let told = match &candidate.told {
         Ok(told) => told,
-        Err(why) => return refuse("its owner cannot log in to it as postgres", format!("{}.", why.trim_end_matches('.')), login_hint(situation, node)),
+        Err(why) => {
+            return refuse(
+                "its owner cannot log in to it as postgres",
+                format!("{}.", why.trim_end_matches('.')),
+                login_hint(situation, node),
+            );
+        }
     };
     if !told.superuser {
         return refuse(
@@ -154,15 +190,25 @@ pub(super) fn obstacles(situation: &Situation<'_>, node: &Node, seen: &NodeObser
             "Make it one: ALTER ROLE postgres SUPERUSER LOGIN".to_owned(),
         );
     }
-    let found = [(&told.config_file, declared::CONF_FILE), (&told.hba_file, declared::HBA_FILE), (&told.ident_file, declared::IDENT_FILE)];
-    if let Some((elsewhere, file)) = found.iter().find(|(path, file)| **path != node.configuration().join(file)) {
+    let found = [
+        (&told.config_file, declared::CONF_FILE),
+        (&told.hba_file, declared::HBA_FILE),
+        (&told.ident_file, declared::IDENT_FILE),
+    ];
+    if let Some((elsewhere, file)) =
+        found.iter().find(|(path, file)| **path != node.configuration().join(file))
+    {
         let hint = match elsewhere.parent().filter(|_| elsewhere.file_name().is_some_and(|name| name == *file)) {
             Some(directory) => format!("Declare config-directory: {} at node {}.", directory.display(), node.name),
             None => "postgresql.conf, pg_hba.conf and pg_ident.conf must have these names and be in one directory.".to_owned(),
         };
         return refuse(
             "its configuration is elsewhere",
-            format!("Its {file} is {}, expected is {}.", elsewhere.display(), node.configuration().join(file).display()),
+            format!(
+                "Its {file} is {}, expected is {}.",
+                elsewhere.display(),
+                node.configuration().join(file).display()
+            ),
             hint,
         );
     }
@@ -176,17 +222,41 @@ pub(super) fn obstacles(situation: &Situation<'_>, node: &Node, seen: &NodeObser
     if seen.files.is_none() {
         return refuse(
             "its files cannot be read",
-            format!("{} may not read what is in {}.", situation.fixed.users.get(&node.host).and_then(|users| users.first()).map_or("The os-user", String::as_str), node.configuration().display()),
+            format!(
+                "{} may not read what is in {}.",
+                situation
+                    .fixed
+                    .users
+                    .get(&node.host)
+                    .and_then(|users| users.first())
+                    .map_or("The os-user", String::as_str),
+                node.configuration().display()
+            ),
             "Declare the os-user that owns them.".to_owned(),
         );
     }
     let own = seen.files.as_ref().map_or("", |files| files.postgresql_conf.as_str());
-    if let Some((setting, _)) = guc::ConfFile::parse(own).settings().iter().find(|(_, value)| guc::without_password(value) != *value) {
+    if let Some((setting, _)) =
+        guc::ConfFile::parse(own).settings().iter().find(|(_, value)| guc::without_password(value) != *value)
+    {
         return refuse(
             "its postgresql.conf holds a password",
-            format!("It is in {setting}, and pgherd keeps the text of the files that it changes in its journal."),
-            "Put it into a password file, and name that with passfile=; or have ALTER SYSTEM set it.".to_owned(),
+            format!(
+                "It is in {setting}, and pgherd keeps the text of the files that it changes in its journal."
+            ),
+            "Put it into a password file, and name that with passfile=; or have ALTER SYSTEM set it."
+                .to_owned(),
         );
+    }
+    if let (Manager::PgCtl, Some(running)) = (&candidate.manager, seen.running()) {
+        let lost = only_on_the_command_line(running, own);
+        if !lost.is_empty() {
+            return refuse(
+                "settings of it are on its command line only",
+                format!("{}; a start by pgherd would not have them.", lost.join(", ")),
+                format!("Write them into {}.", node.configuration().join(declared::CONF_FILE).display()),
+            );
+        }
     }
     let service = situation.cluster.postgres.service;
     let hint = match (&candidate.manager, service) {
@@ -204,7 +274,27 @@ pub(super) fn obstacles(situation: &Situation<'_>, node: &Node, seen: &NodeObser
             format!("Declare service: {service}"),
         );
     }
-    seen.running().map(|running| of_server(situation, node, running, told.wal_level.as_str())).unwrap_or_default()
+    seen.running()
+        .map(|running| of_server(situation, node, running, told.wal_level.as_str()))
+        .unwrap_or_default()
+}
+
+/// Settings that a start with pg_ctl alone would not have: those of its arguments that postgresql.conf does not say as well.
+fn only_on_the_command_line(running: &Running, postgresql_conf: &str) -> Vec<String> {
+    const PLACES: [&str; 5] =
+        ["config_file", "data_directory", "external_pid_file", "hba_file", "ident_file"];
+    let file = guc::ConfFile::parse(postgresql_conf);
+    running
+        .settings
+        .values()
+        .filter(|row| row.source == "command line" && !PLACES.contains(&row.name.as_str()))
+        .filter(|row| {
+            let same = |value: &str| guc::same_value(value, &row.setting, row.unit.as_deref(), &row.vartype);
+            let starts_with = file.value(&row.name).or(row.boot_val.as_deref());
+            !starts_with.is_some_and(same)
+        })
+        .map(|row| format!("{} is {}", row.name, row.shown))
+        .collect()
 }
 
 fn of_server(situation: &Situation<'_>, node: &Node, running: &Running, wal_level: &str) -> Vec<Error> {
@@ -214,9 +304,13 @@ fn of_server(situation: &Situation<'_>, node: &Node, running: &Running, wal_leve
     let mut found = Vec::new();
     if running.is_primary() && !names.is_empty() && cluster.synchronous.is_none() {
         found.push(
-            Error::refused(format!("cannot adopt {name}: its commits wait for standbys, and the topology does not say so"))
-                .detail(format!("synchronous_standby_names is {names}; pgherd would take it away. Nothing was changed."))
-                .hint("Declare synchronous: {wait-for: 1, of: [NODE, NODE]}, or take the setting away yourself."),
+            Error::refused(format!(
+                "cannot adopt {name}: its commits wait for standbys, and the topology does not say so"
+            ))
+            .detail(format!(
+                "synchronous_standby_names is {names}; pgherd would take it away. Nothing was changed."
+            ))
+            .hint("Declare synchronous: {wait-for: 1, of: [NODE, NODE]}, or take the setting away yourself."),
         );
     }
     if running.is_primary() && cluster.synchronous.is_some() && merged(names, "").is_none() {
@@ -226,7 +320,10 @@ fn of_server(situation: &Situation<'_>, node: &Node, running: &Running, wal_leve
                 .hint("Write it as ANY 1 (NAME, NAME)."),
         );
     }
-    if wal_level == "minimal" && cluster.backups.is_some() && !cluster.postgres.settings.contains_key("wal_level") {
+    if wal_level == "minimal"
+        && cluster.backups.is_some()
+        && !cluster.postgres.settings.contains_key("wal_level")
+    {
         found.push(
             Error::refused(format!("cannot adopt {name}: its WAL has not enough in it to be archived"))
                 .detail("wal_level is minimal; with archive_mode = on the server would not start any more. Nothing was changed.")
@@ -245,11 +342,15 @@ fn start_hint(manager: &Manager, node: &Node) -> String {
 }
 
 fn login_hint(situation: &Situation<'_>, node: &Node) -> String {
-    let owner = situation.fixed.users.get(&node.host).and_then(|users| users.first()).cloned().unwrap_or_default();
+    let owner =
+        situation.fixed.users.get(&node.host).and_then(|users| users.first()).cloned().unwrap_or_default();
     let file = node.configuration().join(declared::HBA_FILE);
     let reload = format!("pg_ctl reload -D {}", node.data_directory.display());
     if owner == declared::SUPERUSER {
-        return format!("Add as the first line of {}: local all postgres peer\nThen: {reload}", file.display());
+        return format!(
+            "Add as the first line of {}: local all postgres peer\nThen: {reload}",
+            file.display()
+        );
     }
     format!(
         "Add as the first line of {}: local all postgres peer map=pgherd\nand to {}: pgherd {owner} postgres\nThen: {reload}",
@@ -300,7 +401,8 @@ fn foreign_standbys(situation: &Situation<'_>, primary: &str) -> Vec<Error> {
     let mut direct = 0;
     let mut found = Vec::new();
     for (node, seen) in cluster.nodes.iter().zip(&situation.observed.nodes) {
-        let Some(running) = seen.running().filter(|_| situation.adoption.candidates.contains_key(&node.name)) else {
+        let Some(running) = seen.running().filter(|_| situation.adoption.candidates.contains_key(&node.name))
+        else {
             continue;
         };
         let ServerRole::Standby { receiver: Some(receiver), .. } = &running.facts.role else { continue };
@@ -311,7 +413,8 @@ fn foreign_standbys(situation: &Situation<'_>, primary: &str) -> Vec<Error> {
         );
         direct += 1;
         let of_nobody = receiver.sender_port.is_some_and(|port| !ports.contains(&port));
-        if of_nobody || direct > senders || timeline.is_some_and(|timeline| running.facts.timeline > timeline) {
+        if of_nobody || direct > senders || timeline.is_some_and(|timeline| running.facts.timeline > timeline)
+        {
             found.push(
                 Error::refused(format!(
                     "cannot adopt {}: it is a standby of another primary than {}",
@@ -355,9 +458,12 @@ fn without_primary(situation: &Situation<'_>) -> Vec<Error> {
         })
         .collect();
     vec![
-        Error::new(ErrorKind::Refused, format!("cannot adopt {}: its primary is not among its nodes", cluster.name))
-            .detail(format!("{}. Nothing was changed.", from.join("; ")))
-            .hint("Declare the primary as a node, too."),
+        Error::new(
+            ErrorKind::Refused,
+            format!("cannot adopt {}: its primary is not among its nodes", cluster.name),
+        )
+        .detail(format!("{}. Nothing was changed.", from.join("; ")))
+        .hint("Declare the primary as a node, too."),
     ]
 }
 

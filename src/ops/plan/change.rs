@@ -102,7 +102,9 @@ pub(super) fn plan(
             .into_iter()
             .partition(|change| cluster.is_adopted() && takes_away(change));
         plan.notes.extend(
-            stays.iter().map(|change| format!("{}; it stays, since the cluster was adopted", change.reason())),
+            stays
+                .iter()
+                .map(|change| format!("{}; it stays, since the cluster was adopted", change.reason())),
         );
         plan.stages.extend(changes.into_iter().map(|change| vec![mend(cluster, change)]));
     }

@@ -275,7 +275,11 @@ fn headline(situation: &Situation<'_>, lead: &Lead) -> String {
         Lead::StoppedPrimary(name) => format!("primary {name} is stopped"),
         Lead::Primary(name) => {
             let up = situation.observed.nodes.iter().filter(|node| node.running().is_some()).count();
-            let found = if situation.adoption.candidates.is_empty() { "" } else { "runs, and pgherd did not make it: " };
+            let found = if situation.adoption.candidates.is_empty() {
+                ""
+            } else {
+                "runs, and pgherd did not make it: "
+            };
             format!("{found}primary {name}, {up} of {} nodes answer", situation.cluster.nodes.len())
         }
         Lead::Split(_) | Lead::Unknown { .. } => String::new(),
@@ -315,7 +319,11 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
     plan.stages.push(vec![step(
         Sign::Create,
         cluster.name.clone(),
-        format!("roles {} and {}, passwords generated", declared::replication_role(cluster), declared::PROBE_ROLE),
+        format!(
+            "roles {} and {}, passwords generated",
+            declared::replication_role(cluster),
+            declared::PROBE_ROLE
+        ),
         "goes with the data directory",
         ApplyStep::Logins { nodes: vec![primary.name.clone()] },
     )]);
@@ -555,9 +563,11 @@ fn configuration_obstacle(situation: &Situation<'_>, node: &Node, seen: &NodeObs
     let makes = matches!(seen.directory, Directory::Missing | Directory::Empty);
     let outside = |node: &Node| node.config_directory.is_some();
     (makes && situation.cluster.nodes.iter().any(outside)).then(|| {
-        Error::refused(format!("cannot make {name}: the configuration of its cluster lies outside the data directories"))
-            .detail("A copy of a data directory would have none. Nothing was changed.")
-            .hint("Make it as the others were made, and take it over: pgherd apply --adopt")
+        Error::refused(format!(
+            "cannot make {name}: the configuration of its cluster lies outside the data directories"
+        ))
+        .detail("A copy of a data directory would have none. Nothing was changed.")
+        .hint("Make it as the others were made, and take it over: pgherd apply --adopt")
     })
 }
 

@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use crate::ops::observe::{Claim, Directory, NodeObserved};
-use crate::ops::plan::{Situation, adopt};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
+use crate::ops::plan::{Situation, adopt};
 use crate::topology::claim::{Archive, Profile};
 use crate::topology::model::{Node, Service};
 use crate::topology::unit::{self, Peers};

@@ -284,7 +284,9 @@ fn file_changes(
         }
         reasons.push(match name {
             declared::SHARED_FILE | declared::NODE_FILE => setting_changes(name, before.as_deref(), &after),
-            declared::CONF_FILE => "postgresql.conf: pgherd's include lines are missing or not last".to_owned(),
+            declared::CONF_FILE => {
+                "postgresql.conf: pgherd's include lines are missing or not last".to_owned()
+            }
             _ => format!("{name}: pgherd's block is missing or was edited"),
         });
         changes.push(FileChange { path: node.configuration().join(name), before, after });
@@ -331,7 +333,8 @@ fn differences(running: &Running, node: &Node, desired: &Desired) -> Vec<Differe
     let left = running.settings.values().filter_map(|row| {
         let known = desired.all().any(|(name, _)| name.eq_ignore_ascii_case(&row.name));
         // Of a node that was taken over, what ALTER SYSTEM has set besides is its owner's.
-        let owners = node.adopted && row.sourcefile.as_deref().is_some_and(|file| file.ends_with(declared::AUTO_FILE));
+        let owners =
+            node.adopted && row.sourcefile.as_deref().is_some_and(|file| file.ends_with(declared::AUTO_FILE));
         (!known && in_ours(row) && !owners).then_some((row, None))
     });
     declared

@@ -15,8 +15,8 @@ use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
-    Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen, Situation,
-    plan,
+    Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen,
+    Situation, plan,
 };
 use crate::ops::service::UnitSeen;
 use crate::pg::control_file::ControlFile;
@@ -87,7 +87,16 @@ impl World {
             })
             .collect();
         let observed = ClusterObserved { cluster: cluster.name.clone(), nodes, left: Vec::new() };
-        Self { cluster, places, fixed, observed, poolers: BTreeMap::new(), archive: None, rotate: None, adoption: Adoption::default() }
+        Self {
+            cluster,
+            places,
+            fixed,
+            observed,
+            poolers: BTreeMap::new(),
+            archive: None,
+            rotate: None,
+            adoption: Adoption::default(),
+        }
     }
 
     /// Everything is as declared, `a` is primary.
