@@ -170,6 +170,11 @@ mod tests {
         assert_eq!(marker.data_directory, PathBuf::from("/var/lib/pgherd/inventory-a"));
         assert_eq!(String::from_utf8(write(&marker)).unwrap(), GOLDEN);
 
+        let golden = include_str!("testdata/marker-1-adopted.json");
+        let marker: Marker = read(golden.as_bytes()).unwrap();
+        assert_eq!(marker.adopted.as_ref().unwrap().owner, "postgres");
+        assert_eq!(String::from_utf8(write(&marker)).unwrap(), golden);
+
         let golden = include_str!("testdata/marker-1-replaced.json");
         let marker: Marker = read(golden.as_bytes()).unwrap();
         assert_eq!(marker.replaced.as_ref().unwrap().operation, "2b90");
@@ -181,6 +186,11 @@ mod tests {
         let golden = include_str!("testdata/profile-1.json");
         let profile: Profile = read(golden.as_bytes()).unwrap();
         assert_eq!(profile.slot, "inventory_b");
+        assert_eq!(String::from_utf8(write(&profile)).unwrap(), golden);
+
+        let golden = include_str!("testdata/profile-1-adopted.json");
+        let profile: Profile = read(golden.as_bytes()).unwrap();
+        assert_eq!(profile.adopted.as_ref().unwrap().unit.as_deref(), Some("pg-billing.service"));
         assert_eq!(String::from_utf8(write(&profile)).unwrap(), golden);
 
         let golden = include_str!("testdata/pooler-profile-1.json");
