@@ -27,6 +27,7 @@ use crate::topology::claim::{self, Marker, Profile};
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node, Reach};
 use crate::topology::places::{NodePlaces, Places};
+use crate::topology::unit::Unit;
 use crate::units::ByteCount;
 
 /// How long one node may take to answer before its facts are unknown.
@@ -512,6 +513,7 @@ pub async fn observe_files(
         Ok::<_, HostError>(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     };
     let text = |name: &'static str| read(node.configuration().join(name));
+    let unit = Unit::of_node(name, &node.data_directory);
     let (profile, shared, own, conf, hba, ident, auto, unit) = futures_util::join!(
         read(places.profile.clone()),
         text(declared::SHARED_FILE),
@@ -520,7 +522,7 @@ pub async fn observe_files(
         text(declared::HBA_FILE),
         text(declared::IDENT_FILE),
         read(node.data_directory.join(declared::AUTO_FILE)),
-        service::look_at_unit(host, name),
+        service::look_at_unit(host, &unit),
     );
     Ok(Files {
         shared: shared?,

@@ -2,7 +2,8 @@
 //!
 //! Observes it, writes its files, starts, reloads and stops it, and believes none of its answers: before 1.25 RELOAD reports success
 //! for a file that it could not read, and before it listens on a port PgBouncer reports success for a port that it could not
-//! get. Knows no unit of a service manager, and decides nothing about roles: where a pool leads is handed in.
+//! get. Decides nothing about roles: where a pool leads is handed in, and so is whether there should be a unit of systemd. One that is there
+//! starts and stops it.
 
 mod console;
 mod drift;
@@ -24,8 +25,11 @@ use crate::error::Error;
 use crate::host::programs::Programs;
 use crate::host::sockets;
 use crate::host::{Command, Host, HostError, RunAs};
+use crate::ops::service::{self, Manager, UnitSeen};
 use crate::pg::ident::quote_identifier;
 use crate::pg::scram::Verifier;
+use crate::topology::model::Service;
+use crate::topology::unit::Unit;
 use crate::units::human_duration;
 
 /// How long a started PgBouncer may take until its console answers.
@@ -49,6 +53,8 @@ pub struct PoolerObserved {
     pub hba: Option<String>,
     /// The SHA-256 of userlist.txt, if there is one.
     pub userlist: Option<String>,
+    /// Its unit, where systemd shall start it.
+    pub unit: Option<UnitSeen>,
     pub process: PoolerProcess,
     pub console: ConsoleSeen,
 }
@@ -87,6 +93,10 @@ pub struct Pooler<'a> {
     pub paths: &'a PoolerPaths,
     pub listen: IpAddr,
     pub port: u16,
+    /// The unit that systemd would start it by.
+    pub unit: &'a Unit,
+    /// Who shall start it with its host.
+    pub service: Service,
 }
 
 impl Pooler<'_> {
@@ -98,11 +108,16 @@ impl Pooler<'_> {
         let ini = self.host.read(&self.paths.ini()).await?;
         let hba = self.host.read(&self.paths.hba()).await?;
         let userlist = self.host.read(&self.paths.userlist()).await?;
+        let unit = match self.service {
+            Service::Systemd => Some(service::look_at_unit(self.host, self.unit).await?),
+            Service::PgCtl | Service::Debian => None,
+        };
         let (process, console) = self.observe_process().await;
         Ok(PoolerObserved {
             ini: ini.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             hba: hba.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             userlist: userlist.map(|bytes| fingerprint(&bytes)),
+            unit,
             process,
             console,
         })
@@ -145,11 +160,13 @@ impl Pooler<'_> {
         ConsoleSeen::Unknown { why }
     }
 
-    /// Writes its files where they differ; the process takes them over with [`Pooler::reload_and_verify`].
+    /// Writes its files and its unit where they differ; the process takes them over with [`Pooler::reload_and_verify`].
+    ///
+    /// `before` is what was seen of it.
     ///
     /// # Errors
-    /// [`HostError`] as told by the host.
-    pub async fn install(&self, files: &PoolerFiles) -> Result<(), Error> {
+    /// As told by the host, and when somebody else has changed the unit since.
+    pub async fn install(&self, files: &PoolerFiles, before: &PoolerObserved) -> Result<(), Error> {
         self.host.make_directory(self.paths.directory(), 0o700).await?;
         // The userlist first: an alias is of no use before its roles can log in.
         for (path, content) in [
@@ -160,6 +177,15 @@ impl Pooler<'_> {
             if self.host.read(&path).await?.as_deref() != Some(content.as_bytes()) {
                 self.host.write_atomic(&path, content.as_bytes(), 0o600).await?;
             }
+        }
+        if let Some(wanted) = &files.unit {
+            let found = before.unit.as_ref().and_then(|seen| seen.text.as_deref());
+            if found.is_some_and(|text| !self.unit.wrote(text)) {
+                return Err(Error::refused(format!("cannot install {}", self.unit.name()))
+                    .detail("A unit of that name is there that is not this pooler's. It was left as it is.")
+                    .hint("Rename it, or declare \"service: pg_ctl\"."));
+            }
+            service::install_unit(self.host, self.unit, wanted, found).await?;
         }
         Ok(())
     }
@@ -193,7 +219,11 @@ impl Pooler<'_> {
         self.host.remove_file(&self.paths.pidfile()).await?;
         let logged = self.log_size().await?;
         let ini = self.paths.ini().display().to_string();
-        let start = Command::new(pgbouncer).args(["-d".to_owned(), ini]);
+        let start = match self.installed_unit().await? {
+            Some(unit) => unit.start(),
+            None => None,
+        };
+        let start = start.unwrap_or_else(|| Command::new(pgbouncer).args(["-d".to_owned(), ini]));
         let began = Instant::now();
         self.host
             .run(&start)
@@ -374,6 +404,10 @@ impl Pooler<'_> {
                 .detail(why));
             }
         };
+        // A unit would start again what ended otherwise; one that it has not started is not its own to stop.
+        if let Some(stop) = self.installed_unit().await?.and_then(|unit| unit.stop()) {
+            self.host.run(&stop.timeout(grace + 2 * STOP_LIMIT)).await?;
+        }
         // SIGINT waits for servers to be released in every version. SIGTERM ends it at once up to 1.22 and waits for its clients
         // from 1.23 on, where SIGQUIT is what SIGTERM was; older ones do not catch SIGQUIT, which ends them all the same, unless they
         // were started below a background job of a shell, which ignores it.
@@ -395,6 +429,11 @@ impl Pooler<'_> {
         }
         self.host.remove_file(&self.paths.pidfile()).await?;
         Ok(())
+    }
+
+    async fn installed_unit(&self) -> Result<Option<Manager>, HostError> {
+        let installed = service::is_installed(self.host, self.unit).await?;
+        Ok(installed.then(|| Manager::Systemd(self.unit.name().to_owned())))
     }
 
     async fn signal(&self, signal: &str, pid: u32) -> Result<(), Error> {

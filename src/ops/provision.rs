@@ -21,7 +21,7 @@ use crate::topology::claim::{self, Archive, AsFound, Marker, Profile, Replaced};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
-use crate::topology::unit::{self, Peers};
+use crate::topology::unit::{self, Peers, Unit};
 use crate::units::ByteCount;
 
 /// How long a server may take to start: crash recovery replays what a checkpoint interval has written.
@@ -83,6 +83,11 @@ impl Site<'_> {
     /// Returns its server as the host's service managers know it; `name` is the node's in the herd.
     pub fn server<'b>(&'b self, name: &'b str) -> service::Server<'b> {
         service::Server { host: self.host(), node: name, data_directory: self.directory() }
+    }
+
+    /// The unit that systemd would start it by.
+    pub fn unit(&self) -> Unit {
+        Unit::of_node(&self.name(), self.directory())
     }
 }
 
@@ -485,7 +490,7 @@ pub async fn wanted_unit(site: &Site<'_>) -> Result<String> {
 /// As [`wanted_unit`], and when the host cannot tell.
 pub async fn has_unit(site: &Site<'_>) -> Result<bool> {
     let wanted = wanted_unit(site).await?;
-    let seen = service::look_at_unit(site.host(), &site.name()).await;
+    let seen = service::look_at_unit(site.host(), &site.unit()).await;
     let seen = seen.map_err(|error| could_not("look at the unit of", site, error))?;
     Ok(seen.enabled && seen.text == Some(wanted))
 }
@@ -660,7 +665,7 @@ async fn give_back(site: &Site<'_>, marker: Marker, replaced: Replaced) -> Resul
 /// # Errors
 /// When the host cannot.
 pub async fn remove(site: &Site<'_>, keep_directory: bool) -> Result<()> {
-    service::remove_unit(site.server(&site.name()))
+    service::remove_unit(site.host(), &site.unit())
         .await
         .map_err(|error| could_not("remove the unit of", site, error))?;
     empty_directory(site).await?;

@@ -1,4 +1,4 @@
-//! Who starts and stops a node's server on its host: a unit of systemd, Debian's pg_ctlcluster, or pgherd itself with pg_ctl.
+//! Who starts and stops a server or a pooler on its host: a unit of systemd, Debian's pg_ctlcluster, or pgherd itself with pg_ctl.
 //!
 //! What is found on the host decides, not what is declared: a server that systemd or Debian knows is never started or stopped behind
 //! their back. Declared is only whether there should be a unit. The names are the host's, so a copy of the data elsewhere is nobody's.
@@ -6,9 +6,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::host::{Command, Host, HostError, RunAs, Stdin};
-use crate::topology::unit;
+use crate::topology::unit::Unit;
 
 /// How long systemd may take to read or answer.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -22,6 +24,13 @@ pub struct Server<'a> {
     /// The node's name in the herd: `inventory-a`.
     pub node: &'a str,
     pub data_directory: &'a Path,
+}
+
+impl Server<'_> {
+    /// The unit that it would have.
+    pub fn unit(&self) -> Unit {
+        Unit::of_node(self.node, self.data_directory)
+    }
 }
 
 /// Who starts and stops a server.
@@ -60,8 +69,8 @@ pub enum UnitState {
     Restarting(u32),
 }
 
-/// The unit of a node as it was found on its host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A unit as it was found on its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitSeen {
     pub text: Option<String>,
     pub enabled: bool,
@@ -72,9 +81,9 @@ pub struct UnitSeen {
 /// # Errors
 /// [`HostError`] as told by the host.
 pub async fn manager(server: Server<'_>) -> Result<Manager, HostError> {
-    let seen = look_at_unit(server.host, server.node).await?;
-    if seen.text.is_some_and(|text| unit::is_of(&text, server.data_directory)) {
-        return Ok(Manager::Systemd(unit::name(server.node)));
+    let unit = server.unit();
+    if is_installed(server.host, &unit).await? {
+        return Ok(Manager::Systemd(unit.name().to_owned()));
     }
     Ok(find_debian(server.host, server.data_directory).await?.unwrap_or(Manager::PgCtl))
 }
@@ -202,74 +211,77 @@ pub async fn last_journal_lines(host: &dyn Host, unit: &str) -> Vec<String> {
     }
 }
 
-/// Looks at the unit of a node.
+/// Looks at a unit.
 ///
 /// # Errors
 /// [`HostError`] as told by the host.
-pub async fn look_at_unit(host: &dyn Host, node: &str) -> Result<UnitSeen, HostError> {
-    let text = host.read(&unit::path(node)).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let enabled = host.stat(&unit::enabling_link(node)).await?.is_some();
+pub async fn look_at_unit(host: &dyn Host, unit: &Unit) -> Result<UnitSeen, HostError> {
+    let text = host.read(&unit.path()).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let enabled = host.stat(&unit.enabling_link()).await?.is_some();
     Ok(UnitSeen { text, enabled })
 }
 
-/// Installs the unit of a node and has it start with the host; does not start or stop the server.
+/// Tells whether the unit is there, and not another one of its name.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn is_installed(host: &dyn Host, unit: &Unit) -> Result<bool, HostError> {
+    let text = host.read(&unit.path()).await?;
+    Ok(text.is_some_and(|bytes| unit.wrote(&String::from_utf8_lossy(&bytes))))
+}
+
+/// Installs a unit and has it start with the host; does not start or stop what it is of.
 ///
 /// `before` is what the plan saw.
 ///
 /// # Errors
 /// When something else is there by now, and when the host cannot.
-pub async fn install_unit(server: Server<'_>, wanted: &str, before: Option<&str>) -> Result<()> {
-    let Server { host, node, .. } = server;
-    let seen = look_at_unit(host, node).await.map_err(|error| could_not("look at", node, error))?;
+pub async fn install_unit(host: &dyn Host, unit: &Unit, wanted: &str, before: Option<&str>) -> Result<()> {
+    let seen = look_at_unit(host, unit).await.map_err(|error| could_not("look at", unit, error))?;
     if seen.text.as_deref() != Some(wanted) {
         if seen.text.as_deref() != before {
-            return Err(Error::refused(format!(
-                "{} changed after the plan was made",
-                unit::path(node).display()
-            ))
-            .detail("Somebody else edits it. It was left as it is.")
-            .hint("Look at it, then plan again: pgherd plan"));
+            return Err(Error::refused(format!("{} changed after the plan was made", unit.path().display()))
+                .detail("Somebody else edits it. It was left as it is.")
+                .hint("Look at it, then plan again: pgherd plan"));
         }
-        write_unit(host, node, wanted).await.map_err(|error| could_not("install", node, error))?;
+        write_unit(host, unit, wanted).await.map_err(|error| could_not("install", unit, error))?;
     }
-    enable(host, node).await.map_err(|error| could_not("enable", node, error))
+    enable(host, unit).await.map_err(|error| could_not("enable", unit, error))
 }
 
-/// Takes the unit of a node back to what the plan saw.
+/// Takes a unit back to what the plan saw.
 ///
 /// # Errors
 /// When the host cannot.
-pub async fn restore_unit(server: Server<'_>, before: Option<&str>) -> Result<()> {
+pub async fn restore_unit(host: &dyn Host, unit: &Unit, before: Option<&str>) -> Result<()> {
     match before {
-        None => remove_unit(server).await,
-        Some(text) => write_unit(server.host, server.node, text).await,
+        None => remove_unit(host, unit).await,
+        Some(text) => write_unit(host, unit, text).await,
     }
-    .map_err(|error| could_not("take back", server.node, error))
+    .map_err(|error| could_not("take back", unit, error))
 }
 
-/// Removes the unit of a node that does not run; nothing happens to a unit of another directory.
+/// Removes the unit of something that does not run; nothing happens to another one of its name.
 ///
 /// # Errors
 /// [`HostError`] as told by the host.
-pub async fn remove_unit(server: Server<'_>) -> Result<(), HostError> {
-    let Server { host, node, data_directory } = server;
-    let seen = look_at_unit(host, node).await?;
-    if !seen.text.is_some_and(|text| unit::is_of(&text, data_directory)) {
+pub async fn remove_unit(host: &dyn Host, unit: &Unit) -> Result<(), HostError> {
+    if !is_installed(host, unit).await? {
         return Ok(());
     }
     let run = async |command: Command| host.run(&command.timeout(ANSWER)).await.map(drop);
-    run(systemctl(&["disable", "--quiet", "--", &unit::name(node)])).await?;
-    run(Command::new("rm").args(["-f", "--", &unit::path(node).display().to_string()]).user(RunAs::Caller))
+    run(systemctl(&["disable", "--quiet", "--", unit.name()])).await?;
+    run(Command::new("rm").args(["-f", "--", &unit.path().display().to_string()]).user(RunAs::Caller))
         .await?;
     run(systemctl(&["daemon-reload"])).await?;
     // A unit that failed is listed until it is forgotten; one that is not known is no error to say.
-    run(systemctl(&["reset-failed", "--quiet", "--", &unit::name(node)])).await.ok();
+    run(systemctl(&["reset-failed", "--quiet", "--", unit.name()])).await.ok();
     Ok(())
 }
 
 /// The directory of units is root's, so it is the caller who writes: beside, synced, and then in its place.
-async fn write_unit(host: &dyn Host, node: &str, text: &str) -> Result<(), HostError> {
-    let path = unit::path(node).display().to_string();
+async fn write_unit(host: &dyn Host, unit: &Unit, text: &str) -> Result<(), HostError> {
+    let path = unit.path().display().to_string();
     let beside = format!("{path}.pgherd-new");
     let run = async |command: Command| host.run(&command.user(RunAs::Caller).timeout(ANSWER)).await.map(drop);
     let write =
@@ -280,12 +292,12 @@ async fn write_unit(host: &dyn Host, node: &str, text: &str) -> Result<(), HostE
     run(systemctl(&["daemon-reload"])).await
 }
 
-async fn enable(host: &dyn Host, node: &str) -> Result<(), HostError> {
-    host.run(&systemctl(&["enable", "--quiet", "--", &unit::name(node)]).timeout(ANSWER)).await.map(drop)
+async fn enable(host: &dyn Host, unit: &Unit) -> Result<(), HostError> {
+    host.run(&systemctl(&["enable", "--quiet", "--", unit.name()]).timeout(ANSWER)).await.map(drop)
 }
 
-fn could_not(doing: &str, node: &str, error: HostError) -> Error {
-    let failed = Error::failed(format!("could not {doing} {}", unit::name(node)));
+fn could_not(doing: &str, unit: &Unit, error: HostError) -> Error {
+    let failed = Error::failed(format!("could not {doing} {}", unit.name()));
     let failed = match &error {
         HostError::Exited { stderr, .. } => failed.detail(stderr.clone()),
         HostError::NotStarted { why, .. } | HostError::Lost { why, .. } | HostError::File { why, .. } => {

@@ -17,6 +17,8 @@ pub enum Template {
     FirstTopology,
     /// The systemd unit of a node, made by [`super::unit`].
     NodeUnit,
+    /// The systemd unit of a PgBouncer, made by [`super::unit`].
+    PoolerUnit,
 }
 
 impl Template {
@@ -24,6 +26,7 @@ impl Template {
         match self {
             Self::PgbouncerIni => ("pgbouncer.ini", include_str!("../../templates/pgbouncer.ini.j2")),
             Self::NodeUnit => ("postgresql.service", include_str!("../../templates/postgresql.service.j2")),
+            Self::PoolerUnit => ("pgbouncer.service", include_str!("../../templates/pgbouncer.service.j2")),
             Self::FirstTopology => ("pgherd.yml", include_str!("../../templates/pgherd.yml.j2")),
         }
     }

@@ -1,4 +1,4 @@
-//! The systemd unit of a node: what it is called, where it is, what it says.
+//! The systemd units of nodes and of poolers: what they are called, where they are, what they say.
 //!
 //! Renders and touches nothing.
 
@@ -45,26 +45,70 @@ struct NodeUnit<'a> {
     guard: Vec<String>,
 }
 
-/// Returns the unit's name: `pgherd-inventory-a.service`.
-pub fn name(node: &str) -> String {
-    format!("pgherd-{node}.service")
+/// What `templates/pgbouncer.service.j2` takes.
+#[derive(Debug, Serialize)]
+struct PoolerUnit<'a> {
+    cluster: &'a str,
+    host: &'a str,
+    os_user: &'a str,
+    pgbouncer: &'a Path,
+    ini: &'a Path,
+    pidfile: &'a Path,
+    drop_in: PathBuf,
 }
 
-/// Returns where the unit of a node is.
-pub fn path(node: &str) -> PathBuf {
-    Path::new(UNITS).join(name(node))
+/// What the unit of one PgBouncer follows from.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolerService<'a> {
+    pub cluster: &'a str,
+    pub host: &'a str,
+    pub os_user: &'a str,
+    /// The program.
+    pub pgbouncer: &'a Path,
+    pub ini: &'a Path,
+    pub pidfile: &'a Path,
 }
 
-/// Returns the link that starts it with the host.
-pub fn enabling_link(node: &str) -> PathBuf {
-    Path::new(UNITS).join("multi-user.target.wants").join(name(node))
+/// A unit of ours on a host: by its name, and by the file that it wants to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    name: String,
+    asserted: PathBuf,
 }
 
-/// Tells whether a unit is the one of a data directory: a scratch copy of a node has the node's name, not its unit.
-pub fn is_of(text: &str, data_directory: &Path) -> bool {
-    let line =
-        format!("AssertPathExists={}/PG_VERSION", render::unit_path(&data_directory.display().to_string()));
-    text.lines().any(|found| found == line)
+impl Unit {
+    /// The unit of a node: `pgherd-inventory-a.service`.
+    pub fn of_node(node: &str, data_directory: &Path) -> Self {
+        Self { name: format!("pgherd-{node}.service"), asserted: data_directory.join("PG_VERSION") }
+    }
+
+    /// The unit of a cluster's PgBouncer on a host: `pgbouncer-inventory-db1.service`, which no node's can be called.
+    pub fn of_pooler(cluster: &str, host: &str, ini: &Path) -> Self {
+        Self { name: format!("pgbouncer-{cluster}-{host}.service"), asserted: ini.to_owned() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new(UNITS).join(&self.name)
+    }
+
+    /// Returns the link that starts it with the host.
+    pub fn enabling_link(&self) -> PathBuf {
+        Path::new(UNITS).join("multi-user.target.wants").join(&self.name)
+    }
+
+    fn drop_in(&self) -> PathBuf {
+        Path::new(UNITS).join(format!("{}.d", self.name))
+    }
+
+    /// Tells whether a unit of this name is this one: a scratch copy of a node has the node's name, not its unit.
+    pub fn wrote(&self, text: &str) -> bool {
+        let line = format!("AssertPathExists={}", render::unit_path(&self.asserted.display().to_string()));
+        text.lines().any(|found| found == line)
+    }
 }
 
 /// Renders the unit of the node that `profile` tells of.
@@ -89,11 +133,22 @@ pub fn render(profile: &Profile, places: &NodePlaces, peers: Peers) -> Result<St
         os_user: &profile.os_user,
         data_directory: &profile.data_directory,
         postgres: profile.bin_directory.join("postgres"),
-        drop_in: Path::new(UNITS).join(format!("{}.d", name(&node))),
+        drop_in: Unit::of_node(&node, &profile.data_directory).drop_in(),
         guard: guard.collect(),
         node,
     };
     render::render(Template::NodeUnit, &unit)
+}
+
+/// Renders the unit of a PgBouncer.
+///
+/// # Errors
+/// When the template asks for something that there is not.
+pub fn render_pooler(service: PoolerService<'_>) -> Result<String> {
+    let PoolerService { cluster, host, os_user, pgbouncer, ini, pidfile } = service;
+    let drop_in = Unit::of_pooler(cluster, host, ini).drop_in();
+    let unit = PoolerUnit { cluster, host, os_user, pgbouncer, ini, pidfile, drop_in };
+    render::render(Template::PoolerUnit, &unit)
 }
 
 #[cfg(test)]
@@ -114,8 +169,25 @@ mod tests {
     fn the_unit_of_a_node_is_what_it_was() {
         let unit = render(&profile(), &places(), Peers::Some).unwrap();
         assert_eq!(unit, include_str!("testdata/pgherd-inventory-b.service"));
-        assert!(is_of(&unit, Path::new("/var/lib/pgherd/shop/inventory-b")));
-        assert!(!is_of(&unit, Path::new("/var/lib/pgherd/shop/inventory")));
+        assert!(Unit::of_node("inventory-b", Path::new("/var/lib/pgherd/shop/inventory-b")).wrote(&unit));
+        assert!(!Unit::of_node("inventory-b", Path::new("/var/lib/pgherd/shop/inventory")).wrote(&unit));
+    }
+
+    #[test]
+    fn the_unit_of_a_pooler_is_what_it_was() {
+        let ini = Path::new("/var/lib/pgherd/poolers/inventory-db1/pgbouncer.ini");
+        let unit = render_pooler(PoolerService {
+            cluster: "inventory",
+            host: "db1",
+            os_user: "postgres",
+            pgbouncer: Path::new("/usr/sbin/pgbouncer"),
+            ini,
+            pidfile: Path::new("/var/lib/pgherd/poolers/inventory-db1/pgbouncer.pid"),
+        });
+        let unit = unit.unwrap();
+        assert_eq!(unit, include_str!("testdata/pgbouncer-inventory-db1.service"));
+        assert!(Unit::of_pooler("inventory", "db1", ini).wrote(&unit));
+        assert!(!Unit::of_pooler("inventory", "db1", Path::new("/elsewhere/pgbouncer.ini")).wrote(&unit));
     }
 
     #[test]
@@ -132,6 +204,6 @@ mod tests {
         let odd = Profile { data_directory: PathBuf::from("/srv/50% \"of\" $HOME"), ..profile() };
         let unit = render(&odd, &places(), Peers::Some).unwrap();
         assert!(unit.contains("-D \"/srv/50%% \\\"of\\\" $$HOME\"\n"), "{unit}");
-        assert!(is_of(&unit, &odd.data_directory));
+        assert!(Unit::of_node("inventory-b", &odd.data_directory).wrote(&unit));
     }
 }

@@ -1,7 +1,8 @@
 //! Several hosts on one machine, with real faults between them and on them.
 //!
 //! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays;
-//! [`services`] that systemd starts nodes in it; [`adoption`] that what Debian or a unit of somebody else's runs is taken over; [`hosts`] that a station makes a cluster on them over ssh.
+//! [`services`] that systemd starts nodes in it; [`adoption`] that what Debian or a unit of somebody else's runs is taken over;
+//! [`hosts`] that a station makes a cluster on them over ssh; [`shared`] that they have one repository.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,3 +16,4 @@ mod hosts;
 mod lab;
 mod removal;
 mod services;
+mod shared;

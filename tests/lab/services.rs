@@ -11,9 +11,13 @@ struct Herd {
 }
 
 const HOST: &str = "db1";
+const POOLER_UNIT: &str = "pgbouncer-inventory-db1.service";
+const POOLER_PID: &str = "/var/lib/pgherd/poolers/inventory-db1/pgbouncer.pid";
 const TOPOLOGY: &str = "/etc/pgherd/pgherd.yml";
 const TUNE: &str = "tune: {memory: 256 MiB}";
 const A: &str = "a: {host: db1, port: 5441, data-directory: /var/lib/pgherd/inventory-a, prefer: primary}";
+const POOLER: &str = "ports: {pooler: 6441}\n    \
+    poolers: {hosts: [db1], mode: transaction, max-clients: 100, pools: {rw: {to: primary, size: 8}}}";
 const B: &str = "b: {host: db1, port: 5442, data-directory: /var/lib/pgherd/inventory-b}";
 
 impl Herd {
@@ -22,7 +26,7 @@ impl Herd {
         let (major, bin) = newest_server();
         let herd = Self { lab, bin };
         let postgres = format!("{{version: {major}, bin-directory: {}, service: systemd, {TUNE}}}", herd.bin);
-        herd.declare(&postgres, &format!("{A}\n      {B}\n    backups: {{repository: main}}"));
+        herd.declare(&postgres, &format!("{A}\n      {B}\n    backups: {{repository: main}}\n    {POOLER}"));
         Some(herd)
     }
 
@@ -75,6 +79,15 @@ impl Herd {
         pid
     }
 
+    /// The process of the pooler's unit; empty while nothing answers on its port.
+    fn pooler(&self) -> String {
+        let listens = self.lab.console(HOST, &["sh", "-c", "ss -H -l -t -n 'sport = :6441' | grep -q 6441"]);
+        if !listens.status.success() {
+            return String::new();
+        }
+        self.systemctl(&["show", "--property=MainPID", "--value", POOLER_UNIT])
+    }
+
     fn is_whole(&self) -> bool {
         let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
         self.sql("a", streams).as_deref() == Some("1")
@@ -117,10 +130,20 @@ fn systemd_starts_what_apply_has_installed_after_a_kill_and_after_a_reboot() {
     assert!(eventually(|| herd.is_whole()), "{}", herd.systemctl(&["status", &unit("a")]));
     assert_ne!(herd.postmaster("a"), before);
 
+    let before = herd.pooler();
+    herd.lab.prints(HOST, &["kill", "-KILL", &before]);
+    assert!(eventually(|| !["", &before].contains(&herd.pooler().as_str())));
+
     herd.lab.power_off(HOST);
     herd.lab.power_on(HOST);
     assert!(eventually(|| herd.is_whole()), "{}", herd.systemctl(&["status", &unit("a")]));
+    assert!(eventually(|| !herd.pooler().is_empty()), "{}", herd.systemctl(&["status", POOLER_UNIT]));
     assert_eq!(herd.systemctl(&["is-system-running"]), "running");
+    // As after a boot that has given the number in the pidfile to another process.
+    herd.systemctl(&["stop", POOLER_UNIT]);
+    herd.lab.prints(HOST, &["sh", "-c", &format!("echo 1 > {POOLER_PID}")]);
+    herd.systemctl(&["start", POOLER_UNIT]);
+    assert!(eventually(|| !herd.pooler().is_empty()), "{}", herd.systemctl(&["status", POOLER_UNIT]));
     herd.done(&["plan", "--detailed-exitcode"]);
 
     // What was stopped through its unit comes back through it.
@@ -129,11 +152,22 @@ fn systemd_starts_what_apply_has_installed_after_a_kill_and_after_a_reboot() {
     herd.done(&["apply", "--yes"]);
     assert!(eventually(|| herd.is_whole()));
     herd.postmaster("b");
+    herd.systemctl(&["disable", "--now", POOLER_UNIT]);
+    assert_eq!(herd.pooler(), "");
+    let shown = herd.done(&["apply", "--yes"]);
+    assert!(shown.contains("it is not enabled: nothing starts it with its host"), "{shown}");
+    assert_eq!(herd.systemctl(&["is-enabled", POOLER_UNIT]), "enabled");
+    assert_ne!(herd.pooler(), "");
 
     herd.done(&["destroy", "inventory", "--confirm", "inventory"]);
-    let left = herd.lab.prints(HOST, &["sh", "-c", "ls -A /etc/systemd/system | grep pgherd || true"]);
+    let left = herd
+        .lab
+        .prints(HOST, &["sh", "-c", "ls -A /etc/systemd/system | grep -E 'pgherd|pgbouncer-' || true"]);
     assert_eq!(left, "");
-    assert_eq!(herd.systemctl(&["list-units", "--all", "--plain", "--no-legend", "pgherd*"]), "");
+    assert_eq!(
+        herd.systemctl(&["list-units", "--all", "--plain", "--no-legend", "pgherd*", "pgbouncer-*"]),
+        ""
+    );
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Copy {
     }
 }
 
-/// pgbench in the background, until it is dropped.
+/// pgbench in the background, until it is dropped: enough transactions a second to be in the way of a backup, not of other tests.
 struct Load(Child);
 
 impl Load {
@@ -221,7 +221,7 @@ impl Load {
         make.args(connection).args(["-i", "-q", "-s", "2", "inventory"]);
         text_of(make).unwrap();
         let mut write = as_server(&bench);
-        write.args(connection).args(["-n", "-c", "2", "-T", "600", "inventory"]);
+        write.args(connection).args(["-n", "-c", "2", "-R", "300", "-T", "600", "inventory"]);
         Self(write.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 }

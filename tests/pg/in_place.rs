@@ -17,7 +17,7 @@ use crate::herd::{
     APP_PASSWORD, Herd, PAIR, Ran, SINGLE, Shape, WHOLE, files_below, hash_of, is_root, newest_or_15, text,
     text_of, until,
 };
-use crate::server::{Installation, installations};
+use crate::server::{Installation, installations, newest};
 
 /// A herd with a backup and a table, `inventory.items`, of which `kept` rows are in the backup.
 struct Scene {
@@ -221,7 +221,10 @@ fn a_dropped_table_is_back_while_its_clients_wait_and_the_next_accident_is_undon
             assert!(words.skip(2).all(|path| aside.contains(&PathBuf::from(path))), "{line}");
         }
 
-        // Once more, from the same backup, over the new timeline.
+        // Once more, from the same backup, over the new timeline; no version does that in another way.
+        if installation.major != newest().major {
+            continue;
+        }
         let again = scene.accident("1501, 2000");
         scene.restore(&again).ends_with(0).says(&["on timeline 3"]);
         assert_eq!(scene.items("a"), "2000");

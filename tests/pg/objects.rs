@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pgherd::db::objects::set_verifiers;
+use pgherd::db::objects::change::set_verifiers;
 use pgherd::db::queries::ensure_probe_table;
 use pgherd::db::{Connector, DbError, Login, NodeConn, Session, classify};
 use pgherd::gate::{self, Blocked, BoxFuture, Gate};

@@ -21,7 +21,8 @@ use pgherd::pg::scram::Verifier;
 use pgherd::secret::Secret;
 use pgherd::topology::declared::PROBE_ROLE;
 use pgherd::topology::load_text;
-use pgherd::topology::model::Cluster;
+use pgherd::topology::model::{Cluster, Service};
+use pgherd::topology::unit::Unit;
 
 use crate::server::{Server, newest};
 
@@ -58,6 +59,7 @@ struct House {
     cluster: Cluster,
     verifiers: BTreeMap<String, Verifier>,
     paths: PoolerPaths,
+    unit: Unit,
     _directory: tempfile::TempDir,
 }
 
@@ -77,7 +79,8 @@ impl House {
         let verifier = Verifier::derive(&Secret::new("no-server-here"), b"0123456789abcdef", 4096);
         let verifiers =
             BTreeMap::from([("app".to_owned(), verifier.clone()), (PROBE_ROLE.to_owned(), verifier)]);
-        Self { host, programs, pgbouncer, version, cluster, verifiers, paths, _directory: directory }
+        let unit = Unit::of_pooler("shop", "local", &paths.ini());
+        Self { host, programs, pgbouncer, version, cluster, verifiers, paths, unit, _directory: directory }
     }
 
     fn door(&self) -> Pooler<'_> {
@@ -87,6 +90,8 @@ impl House {
             paths: &self.paths,
             listen: Ipv4Addr::LOCALHOST.into(),
             port: self.port(),
+            unit: &self.unit,
+            service: Service::PgCtl,
         }
     }
 
@@ -98,6 +103,8 @@ impl House {
         render(&Declared {
             cluster: &self.cluster,
             host: "local",
+            os_user: self.host.os_user(),
+            program: &self.pgbouncer,
             listen: Ipv4Addr::LOCALHOST.into(),
             layout,
             paths: &self.paths,
@@ -108,7 +115,7 @@ impl House {
     }
 
     async fn start(&self, files: &PoolerFiles) -> u32 {
-        self.door().install(files).await.unwrap();
+        self.door().install(files, &self.observe().await).await.unwrap();
         self.door().ensure_started(&self.pgbouncer, files).await.unwrap_or_else(|error| panic!("{error:?}"))
     }
 
@@ -203,7 +210,7 @@ async fn clients_reach_both_aliases_and_a_reload_leads_them_elsewhere() {
 
     house.cluster.roles[0].pools = vec!["ro".to_owned()];
     let narrow = house.files(&layout);
-    house.door().install(&narrow).await.unwrap();
+    house.door().install(&narrow, &house.observe().await).await.unwrap();
     house.door().reload_and_verify(&narrow).await.unwrap();
     let refused = house.login("shop").await.unwrap_err();
     assert!(format!("{refused:?}").contains("login rejected"), "{refused:?}");
@@ -212,13 +219,13 @@ async fn clients_reach_both_aliases_and_a_reload_leads_them_elsewhere() {
 
     layout.standbys = vec![standby("b", a)];
     let files = house.files(&layout);
-    house.door().install(&files).await.unwrap();
+    house.door().install(&files, &house.observe().await).await.unwrap();
     assert_eq!(house.door().reload_and_verify(&files).await.unwrap(), Vec::<Drift>::new());
     assert_eq!(house.leads_to("shop_ro").await, a);
 
     layout.standbys.clear();
     let nowhere = house.files(&layout);
-    house.door().install(&nowhere).await.unwrap();
+    house.door().install(&nowhere, &house.observe().await).await.unwrap();
     house.door().reload_and_verify(&nowhere).await.unwrap();
     let begun = Instant::now();
     let refused = house.login("shop_ro").await.unwrap_err();
@@ -229,7 +236,7 @@ async fn clients_reach_both_aliases_and_a_reload_leads_them_elsewhere() {
     house.door().stop(Duration::from_secs(5)).await.unwrap();
     house.start(&nowhere).await;
     assert_eq!(house.drift(&nowhere).await, Vec::<String>::new());
-    house.door().install(&files).await.unwrap();
+    house.door().install(&files, &house.observe().await).await.unwrap();
     house.door().reload_and_verify(&files).await.unwrap();
     assert_eq!(house.leads_to("shop_ro").await, a);
 }
@@ -282,7 +289,7 @@ async fn a_hand_edit_is_seen_and_mended() {
             .starts_with("pgbouncer.ini [databases] shop: host=127.0.0.1 port=1 dbname=shop pool_size=80 "),
         "{shown:?}"
     );
-    house.door().install(&files).await.unwrap();
+    house.door().install(&files, &house.observe().await).await.unwrap();
     house.door().reload_and_verify(&files).await.unwrap();
     assert_eq!(house.drift(&files).await, Vec::<String>::new());
     let observed = house.observe().await;
@@ -316,7 +323,7 @@ async fn what_only_a_restart_takes_over_is_named() {
     let before = house.port();
     house.cluster.poolers.as_mut().unwrap().port = free_port();
     let files = house.files(&of_nobody());
-    house.door().install(&files).await.unwrap();
+    house.door().install(&files, &house.observe().await).await.unwrap();
     let expected = format!("running listen_port: {before} -> {} (needs a restart)", house.port());
     assert_eq!(house.drift(&files).await, [expected]);
     house.door().stop(Duration::from_secs(5)).await.unwrap();
@@ -347,7 +354,7 @@ async fn a_killed_pgbouncer_is_seen_and_started_again() {
 async fn a_pidfile_that_names_another_process_does_not_count() {
     let house = House::build().await;
     let files = house.files(&of_nobody());
-    house.door().install(&files).await.unwrap();
+    house.door().install(&files, &house.observe().await).await.unwrap();
     let own = std::process::id().to_string();
     house.host.write_atomic(&house.paths.pidfile(), own.as_bytes(), 0o600).await.unwrap();
     assert_eq!(house.observe().await.process, PoolerProcess::Stopped);
@@ -390,7 +397,7 @@ async fn a_port_that_somebody_else_has_is_told_with_the_program() {
     let house = House::build().await;
     let files = house.files(&of_nobody());
     let taken = TcpListener::bind(("127.0.0.1", house.port())).unwrap();
-    house.door().install(&files).await.unwrap();
+    house.door().install(&files, &house.observe().await).await.unwrap();
     let error = house.door().ensure_started(&house.pgbouncer, &files).await.unwrap_err();
     assert_eq!(error.what(), format!("cannot start PgBouncer: 127.0.0.1:{} is in use", house.port()));
     let detail = error.detail_text().unwrap();
@@ -404,7 +411,7 @@ async fn a_port_that_somebody_else_has_is_told_with_the_program() {
 async fn a_file_that_pgbouncer_does_not_take_is_told_in_its_own_words() {
     let house = House::build().await;
     let files = house.files(&of_nobody());
-    house.door().install(&files).await.unwrap();
+    house.door().install(&files, &house.observe().await).await.unwrap();
     std::fs::write(house.paths.ini(), files.ini.replace("[databases]\n", "[databases]\n\"a b\" = host=x\n"))
         .unwrap();
     let error = house.door().ensure_started(&house.pgbouncer, &files).await.unwrap_err();

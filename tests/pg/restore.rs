@@ -1,9 +1,14 @@
 //! Restores of real clusters: to every kind of target, judged by PostgreSQL's own programs, and what becomes of them when something goes wrong.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use jiff::{SignedDuration, Timestamp};
+use pgherd::engine::lease::{Lease, Purpose};
+use pgherd::engine::record::Actor;
+use pgherd::repo::seal;
 
 use crate::flips::{Chance, Flip, count};
 use crate::herd::{Herd, Ran, SINGLE, Shape, as_server, files_below, is_root, text, text_of, until};
@@ -96,7 +101,7 @@ impl Shop {
     fn load(&self) -> Load {
         self.pgbench(&["-i", "-q", "-s", "2"]);
         let mut command = self.pgbench_command();
-        command.args(["-c", "2", "-T", "600", "-n", "postgres"]);
+        command.args(["-c", "2", "-R", "300", "-T", "600", "-n", "postgres"]);
         let load = Load(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let count = || self.sql("SELECT count(*) FROM pgbench_history").parse::<u64>().unwrap();
         until("pgbench writes", || (count() > 50).then_some(()));
@@ -119,6 +124,33 @@ impl Shop {
     #[track_caller]
     fn backup(&self) {
         self.herd.run(&["backup", "create"]).ends_with(0);
+    }
+
+    /// Stores the lease under which another machine removes every backup.
+    fn expires_elsewhere(&self) -> PathBuf {
+        let names = fs::read_dir(self.below().join("backup")).unwrap();
+        let labels = names.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
+        let now = Timestamp::now();
+        let lease = Lease {
+            format: 1,
+            token: "0123456789abcdef".to_owned(),
+            kind: Purpose::Expire,
+            labels: labels.collect(),
+            by: Actor { user: "operator".to_owned(), host: "elsewhere".to_owned(), pid: 1, ..Actor::here() },
+            boot: "another".to_owned(),
+            pid_namespace: "another".to_owned(),
+            since: now,
+            expires: now + SignedDuration::from_mins(10),
+            progress: None,
+        };
+        let file = self.below().join("lease/0123456789abcdef.json");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, seal::write_document(&lease)).unwrap();
+        let owner = fs::metadata(self.below()).unwrap();
+        for path in [file.parent().unwrap(), &file] {
+            chown(path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        file
     }
 
     /// Writes a moment and remembers the shop as it is then; what comes later is not part of it.
@@ -700,9 +732,13 @@ fn a_standby_is_made_anew_from_the_backup_and_streams_again() {
     to_node("x").ends_with(10).tells(&["has no node x"]);
     assert_eq!(shop.herd.primaries(), ["a"]);
 
-    // Its disk is gone.
+    // Its disk is gone, and another machine is removing the only backup.
     shop.herd.stop("b", "immediate");
     fs::remove_dir_all(shop.herd.data("b")).unwrap();
+    let expires = shop.expires_elsewhere();
+    to_node("b").ends_with(5).tells(&["is being removed", "operator on elsewhere"]);
+    assert!(!shop.herd.data("b").exists());
+    fs::remove_file(expires).unwrap();
     to_node("b")
         .ends_with(0)
         .says(&["inventory-b streams from inventory-a on timeline 1"])

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use pgherd::topology::claim::{self, Profile};
 use pgherd::topology::places::Places;
-use pgherd::topology::unit::{self, Peers};
+use pgherd::topology::unit::{self, Peers, PoolerService};
 
 use crate::server::{Installation, installations};
 
@@ -18,6 +18,25 @@ fn systemd_has_nothing_to_say_of_a_unit_on_every_major() {
         }
         assert_eq!(verify(&installation, "/srv/50% of $HOME's \"disk\"", Peers::Some), "");
     }
+}
+
+#[test]
+fn systemd_has_nothing_to_say_of_the_unit_of_a_pooler() {
+    let verify = |directory: &str| {
+        let path = |name: &str| Path::new(directory).join(name);
+        let (ini, pidfile) = (path("pgbouncer.ini"), path("pgbouncer.pid"));
+        let service = PoolerService {
+            cluster: "inventory",
+            host: "db1",
+            os_user: "postgres",
+            pgbouncer: Path::new("/usr/sbin/pgbouncer"),
+            ini: &ini,
+            pidfile: &pidfile,
+        };
+        said(&unit::render_pooler(service).unwrap())
+    };
+    assert_eq!(verify("/var/lib/pgherd/poolers/inventory-db1"), "");
+    assert_eq!(verify("/srv/50% of $HOME \"disk\""), "");
 }
 
 #[test]
@@ -50,7 +69,7 @@ fn render(installation: &Installation, data_directory: &str, peers: Peers) -> St
 /// What systemd-analyze prints on standard error: a key that it does not know is only a warning there, and its status then 0.
 fn said(text: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join(unit::name("inventory-b"));
+    let file = directory.path().join("pgherd-inventory-b.service");
     fs::write(&file, text).unwrap();
     let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output();
     let output = output.expect("systemd-analyze is there: scripts/setup --test");

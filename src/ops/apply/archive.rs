@@ -19,7 +19,7 @@ use crate::ops::apply::world::World;
 use crate::ops::binary::{self, Build, Installed};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{self, Doors};
-use crate::ops::plan::{ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen};
+use crate::ops::plan::{ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen, SHARE};
 use crate::ops::provision::{self, Site};
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::{SegmentName, WalFile};
@@ -33,6 +33,9 @@ use crate::topology::places::Places;
 
 /// How long the archiver may go without archiving anything.
 const ARRIVES: Duration = Duration::from_secs(60);
+/// How long a shared file system may take to show to one host what another has stored. What was never looked for there is asked of the
+/// server at once (nfs(5), "Directory entry caching").
+const SHARED: Duration = Duration::from_secs(15);
 /// The archiver tries a segment so often, a second apart, before it waits for a minute (`NUM_ARCHIVE_RETRIES` in `pgarch.c`).
 const TRIES: i64 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -98,10 +101,10 @@ async fn look_at_repository(host: &dyn Host, cluster: &str, repository: &Reposit
         };
         match host.read(&directory.join(layout::REPOSITORY)).await? {
             Some(bytes) => match About::read(&bytes) {
-                Ok(_) => {
+                Ok(about) => {
                     let found = host.list(&directory.join(cluster)).await?.unwrap_or_default();
                     let systems = found.into_iter().filter(|name| name.parse::<SystemIdentifier>().is_ok());
-                    Ok(RepositorySeen::Ready { systems: systems.collect() })
+                    Ok(RepositorySeen::Ready { id: about.id, systems: systems.collect() })
                 }
                 Err(error) => {
                     Ok(RepositorySeen::Unknown { why: format!("its {}: {error}", layout::REPOSITORY) })
@@ -230,7 +233,7 @@ async fn refuse_two(world: &World, host: &dyn Host, document: &Path, about: &Abo
                 host.name()
             ))
             .detail(format!("It is the repository {} here and {} there.", about.id, theirs.id))
-            .hint("Mount one file system that both hosts share there, or keep the nodes of this cluster on one machine."));
+            .hint(SHARE));
         }
     }
     Ok(())
@@ -344,6 +347,7 @@ pub(crate) async fn prove(
         let now = queries::archiver(&conn).await?;
         let waits = queries::waits_to_be_archived(&conn, segment).await?;
         if there.is_some() && !waits {
+            is_everywhere(world, &site, &object).await?;
             let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             return Ok(Evidence::Archived { segment: segment.to_string(), milliseconds });
         }
@@ -362,6 +366,40 @@ pub(crate) async fn prove(
         }
         sleep(PAUSE).await;
     }
+}
+
+/// Sees that every host that answers finds the segment too: a copy of the repository says the same of itself, and holds other WAL.
+async fn is_everywhere(world: &World, site: &Site<'_>, object: &Path) -> Result<()> {
+    let hosts: BTreeSet<&String> = site.cluster.nodes.iter().map(|node| &node.host).collect();
+    for name in hosts.into_iter().filter(|name| **name != site.node.host) {
+        let deadline = Instant::now() + SHARED;
+        loop {
+            match world.doors.host(name).stat(object).await {
+                Ok(Some(_)) => break,
+                Ok(None) if Instant::now() < deadline => sleep(PAUSE).await,
+                Ok(None) => {
+                    let (directory, here) = (object.parent().unwrap_or(object), &site.node.host);
+                    return Err(Error::refused(format!(
+                        "{} is not the same directory on host {name} as on host {here}",
+                        directory.display()
+                    ))
+                    .detail(format!(
+                        "{} has stored {} there, and host {name} does not find it.",
+                        site.name(),
+                        object.file_name().unwrap_or_default().display()
+                    ))
+                    .hint(SHARE));
+                }
+                // Who does not answer cannot be asked; its node comes back by another apply.
+                Err(HostError::NotStarted { .. } | HostError::Lost { .. }) => break,
+                Err(error @ (HostError::Exited { .. } | HostError::File { .. })) => {
+                    let what = format!("could not see whether host {name} has the same repository");
+                    return Err(Error::failed(what).source(error));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn does_not_arrive(

@@ -20,11 +20,13 @@ use crate::ops::pooler::{
     self, ConsoleSeen, Declared, Drift, Layout, Paused, Pooler, PoolerFiles, PoolerObserved, PoolerPaths,
     PoolerProcess, Standby, Target,
 };
+use crate::ops::service;
 use crate::pg::scram::Verifier;
 use crate::secret::Secret;
 use crate::topology::claim::{self, PoolerProfile};
 use crate::topology::declared::LOOPBACK;
 use crate::topology::model::{Cluster, Node};
+use crate::topology::unit::Unit;
 
 /// How long the transactions of a pooler that is restarted may take to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -39,6 +41,7 @@ struct Place<'a> {
     host: &'a str,
     programs: &'a Programs,
     paths: PoolerPaths,
+    unit: Unit,
     /// Where clients reach it.
     listen: IpAddr,
     port: u16,
@@ -50,7 +53,8 @@ impl<'a> Place<'a> {
         let paths = PoolerPaths::new(doors.places(host).pooler(&cluster.name, host))?;
         let port = cluster.poolers.as_ref().map_or(0, |poolers| poolers.port);
         let listen = cluster.address(host).parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        Ok(Self { doors, cluster, host, programs, paths, listen, port })
+        let unit = Unit::of_pooler(&cluster.name, host, &paths.ini());
+        Ok(Self { doors, cluster, host, programs, paths, unit, listen, port })
     }
 
     fn door(&self) -> Pooler<'_> {
@@ -60,6 +64,8 @@ impl<'a> Place<'a> {
             paths: &self.paths,
             listen: self.listen,
             port: self.port,
+            unit: &self.unit,
+            service: self.cluster.postgres.service,
         }
     }
 
@@ -69,16 +75,18 @@ impl<'a> Place<'a> {
         observed: &ClusterObserved,
         seen: &PoolerObserved,
     ) -> Result<PoolerFiles> {
-        let (_, version) = programs::find_pgbouncer(self.doors.host(self.host)).await?;
+        let (program, version) = programs::find_pgbouncer(self.doors.host(self.host)).await?;
         let verifiers = verifiers(self.doors, self.cluster, primary).await?;
         let mut layout = layout(self.cluster, primary, observed);
         keep_route(&mut layout, &seen.console);
         pooler::render(&Declared {
             cluster: self.cluster,
             host: self.host,
+            os_user: self.doors.host(self.host).os_user(),
             listen: self.listen,
             layout: &layout,
             paths: &self.paths,
+            program: &program,
             version,
             verifiers: &verifiers,
         })
@@ -249,7 +257,7 @@ pub(crate) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let files = place.files(world.primary()?.node, &observed, &before).await?;
     let (program, _) = programs::find_pgbouncer(world.doors.host(host)).await?;
     write_profile(world, &place).await?;
-    door.install(&files).await?;
+    door.install(&files, &before).await?;
     match before.process {
         PoolerProcess::Running { .. } => {
             let restart = door.reload_and_verify(&files).await?;
@@ -377,6 +385,9 @@ pub(crate) async fn remove(doors: &Doors, cluster: &Cluster, host: &str) -> Resu
     let door = doors.host(host);
     let directory = place.paths.directory();
     place.door().stop(GRACE).await?;
+    service::remove_unit(door, &place.unit)
+        .await
+        .map_err(|error| Error::failed(format!("could not remove {}", place.unit.name())).source(error))?;
     crate::ops::provision::remove_whole(door, directory)
         .await
         .map_err(|error| Error::failed(format!("could not remove {}", directory.display())).source(error))

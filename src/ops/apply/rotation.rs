@@ -176,7 +176,7 @@ pub(crate) async fn set_declared(world: &World, role: &str) -> Result<()> {
     let text = logins::new_verifier(password)?;
     let verifier = Verifier::parse(text.reveal()).expect("it was derived just now");
     pooler::let_in(world, role, &verifier, Some(password)).await?;
-    objects::set_verifiers(&conn, &[(role, verifier)]).await.map_err(Error::from)
+    objects::change::set_verifiers(&conn, &[(role, verifier)]).await.map_err(Error::from)
 }
 
 /// Has the poolers let a role in by what the primary stores of its password.

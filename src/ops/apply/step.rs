@@ -223,7 +223,7 @@ impl Step for ApplyStep {
             Self::Unit { node, before } => {
                 let site = world.site(node)?;
                 let wanted = provision::wanted_unit(&site).await?;
-                service::install_unit(site.server(&site.name()), &wanted, before.as_deref()).await?;
+                service::install_unit(site.host(), &site.unit(), &wanted, before.as_deref()).await?;
                 Evidence::UnitThere {}
             }
             Self::Start { node } => {
@@ -307,7 +307,7 @@ impl Step for ApplyStep {
             Self::Clone { node, .. } => provision::remove_made(&world.site(node)?).await?,
             Self::Unit { node, before } => {
                 let site = world.site(node)?;
-                service::restore_unit(site.server(&site.name()), before.as_deref()).await?;
+                service::restore_unit(site.host(), &site.unit(), before.as_deref()).await?;
             }
             Self::Start { node } | Self::Follow { node, .. } => provision::stop(&world.site(node)?).await?,
             Self::Slot { on, slot } => drop_slot(&world.site(on)?, slot).await?,

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind};
 use crate::ops::binary::{self, Installed};
 use crate::ops::observe::{Files, NodeObserved};
 use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
-use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, Situation};
+use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, SHARE, Situation};
 use crate::ops::roles;
 use crate::repo::primary::Primary;
 use crate::topology::claim::{self, Archive, Profile};
@@ -273,7 +273,37 @@ pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
             | RepositorySeen::Ready { .. } => {}
         }
     }
+    found.extend(not_shared(situation, seen, backups));
     found
+}
+
+/// Each host would keep a part of the WAL, and no restore would find all of it.
+fn not_shared(situation: &Situation<'_>, seen: &ArchiveSeen, backups: &Backups) -> Option<Error> {
+    let mut ready = seen.hosts.iter().filter_map(|(host, at)| match &at.repository {
+        RepositorySeen::Ready { id, .. } => Some((host, id)),
+        RepositorySeen::Missing { .. }
+        | RepositorySeen::Foreign { .. }
+        | RepositorySeen::Overlaps { .. }
+        | RepositorySeen::Unknown { .. } => None,
+    });
+    let (first, id) = ready.next()?;
+    let other = ready.find(|(_, other)| *other != id).map(|(host, other)| {
+        (host, format!("It is the repository {id} on {first} and {other} on {host}. Nothing was changed."))
+    });
+    let without = || {
+        let missing = |at: &ArchiveHost| {
+            matches!(at.repository, RepositorySeen::Missing { .. }) && !is_lost(situation, at)
+        };
+        let (host, _) = seen.hosts.iter().find(|(_, at)| missing(at))?;
+        Some((
+            host,
+            format!("There is the repository {id} on {first} and none on {host}. Nothing was changed."),
+        ))
+    };
+    let (host, detail) = other.or_else(without)?;
+    let directory = backups.repository.directory().display();
+    let what = format!("{directory} is not the same directory on host {host} as on host {first}");
+    Some(Error::refused(what).detail(detail).hint(SHARE))
 }
 
 /// What of the archive an operator should know, and no step changes.
@@ -302,7 +332,7 @@ pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
                     "the repository {name} of {cluster} is not there: no WAL is archived, and it stays in pg_wal; is {directory} mounted?{why}"
                 ));
             }
-            RepositorySeen::Ready { systems } => {
+            RepositorySeen::Ready { systems, .. } => {
                 let others: Vec<&str> =
                     systems.iter().filter(|system| !own.contains(*system)).map(String::as_str).collect();
                 if !others.is_empty() {

@@ -96,6 +96,10 @@ pub struct ArchiveHost {
     pub repository: RepositorySeen,
 }
 
+/// What to do when the hosts of a cluster do not have one repository.
+pub(crate) const SHARE: &str =
+    "Mount one file system that both hosts share there, or keep the nodes of this cluster on one machine.";
+
 /// What is where the repository should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RepositorySeen {
@@ -103,8 +107,9 @@ pub enum RepositorySeen {
     Missing {
         directory: bool,
     },
-    /// `systems`: the system identifiers under the cluster's name.
+    /// `id`: the one in its `repository.json`; `systems`: the system identifiers under the cluster's name.
     Ready {
+        id: String,
         systems: Vec<String>,
     },
     /// Something that is no repository.

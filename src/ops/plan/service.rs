@@ -6,7 +6,7 @@ use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::plan::{Situation, adopt};
 use crate::topology::claim::{Archive, Profile};
 use crate::topology::model::{Node, Service};
-use crate::topology::unit::{self, Peers};
+use crate::topology::unit::{self, Peers, Unit};
 
 /// Plans the units of nodes that are being made, once their data directories are there.
 pub(super) fn new_units(situation: &Situation<'_>, nodes: &[&Node]) -> Vec<PlannedStep> {
@@ -54,7 +54,7 @@ fn step(
     let name = situation.cluster.full_name(&node.name);
     PlannedStep {
         sign: if before.is_none() { Sign::Create } else { Sign::Change },
-        text: format!("unit {}, started with its host", unit::name(&name)),
+        text: format!("unit {}, started with its host", Unit::of_node(&name, &node.data_directory).name()),
         subject: name,
         reason,
         impact: None,

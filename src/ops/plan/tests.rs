@@ -701,12 +701,15 @@ fn with_backups(world: &mut World, installed: Installed, repository: RepositoryS
     });
 }
 
+/// The repository's own name for itself.
+const ID: &str = "0f3c";
+
 fn ours() -> Installed {
     Installed::Build { hash: HASH.to_owned() }
 }
 
 fn ready() -> RepositorySeen {
-    RepositorySeen::Ready { systems: vec![system().to_string()] }
+    RepositorySeen::Ready { id: ID.to_owned(), systems: vec![system().to_string()] }
 }
 
 /// Everything is as declared, and WAL is archived.
@@ -874,9 +877,34 @@ fn what_is_no_repository_is_refused_before_anything_is_made() {
 }
 
 #[test]
+fn a_repository_that_is_another_one_on_another_host_is_refused() {
+    let with = |repository| {
+        let mut world = archiving(ours(), ready());
+        let hosts = &mut world.archive.as_mut().unwrap().hosts;
+        hosts.insert("other".to_owned(), ArchiveHost { installed: ours(), repository });
+        world
+    };
+    assert!(with(ready()).plan().unwrap().is_empty());
+    let another = RepositorySeen::Ready { id: "5e1f".to_owned(), systems: Vec::new() };
+    assert_eq!(
+        with(another).refusal().what(),
+        "/srv/repository is not the same directory on host other as on host local"
+    );
+    // One that is not there is not mounted, once nodes archive to it; before, it is not shared.
+    let mut unborn = World::unborn();
+    with_backups(&mut unborn, ours(), ready());
+    let missing = ArchiveHost { installed: ours(), repository: RepositorySeen::Missing { directory: true } };
+    unborn.archive.as_mut().unwrap().hosts.insert("other".to_owned(), missing);
+    assert_eq!(
+        unborn.refusal().what(),
+        "/srv/repository is not the same directory on host other as on host local"
+    );
+}
+
+#[test]
 fn wal_of_another_cluster_of_the_same_name_is_told() {
     let systems = vec!["7000000000000000001".to_owned(), system().to_string()];
-    let plan = archiving(ours(), RepositorySeen::Ready { systems }).plan().unwrap();
+    let plan = archiving(ours(), RepositorySeen::Ready { id: ID.to_owned(), systems }).plan().unwrap();
     assert!(plan.is_empty());
     assert!(plan.notes[0].contains("system identifier 7000000000000000001;"), "{:?}", plan.notes);
 }

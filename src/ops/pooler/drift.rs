@@ -22,6 +22,8 @@ pub enum Drift {
     Entry { file: String, entry: String, declared: Option<String>, found: Option<String> },
     /// Comments or the order of entries in a file.
     Wording { file: String },
+    /// Its unit is not what starts it with its host.
+    Unit { what: String },
     /// Names or verifiers in userlist.txt, which are not shown.
     Userlist,
     /// What an alias does in the running process.
@@ -40,6 +42,7 @@ impl fmt::Display for Drift {
                 write!(f, "{file} {entry}: {} -> {}", or_nothing(found), or_nothing(declared))
             }
             Self::Wording { file } => write!(f, "{file}: comments or order"),
+            Self::Unit { what } => write!(f, "unit: {what}"),
             Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
             Self::Route { alias, what, declared, found } => {
                 write!(f, "alias {alias}: {what} {found} -> {declared}")
@@ -59,6 +62,7 @@ pub fn drift(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<Drift> {
     if observed.userlist.as_deref() != Some(fingerprint(files.userlist.reveal().as_bytes()).as_str()) {
         found.push(Drift::Userlist);
     }
+    found.extend(unit_drift(files, observed));
     match (&observed.process, &observed.console) {
         (PoolerProcess::Stopped, _) => found.push(Drift::Stopped),
         (PoolerProcess::Unknown { why }, _) | (_, ConsoleSeen::Unknown { why }) => {
@@ -69,6 +73,20 @@ pub fn drift(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<Drift> {
         }
     }
     found
+}
+
+fn unit_drift(files: &PoolerFiles, observed: &PoolerObserved) -> Option<Drift> {
+    let wanted = files.unit.as_ref()?;
+    let seen = observed.unit.as_ref();
+    let what = match seen.and_then(|seen| seen.text.as_ref()) {
+        None => "there is none: nothing starts it with its host",
+        Some(text) if text != wanted => "it is not what pgherd writes",
+        Some(_) if seen.is_some_and(|seen| !seen.enabled) => {
+            "it is not enabled: nothing starts it with its host"
+        }
+        Some(_) => return None,
+    };
+    Some(Drift::Unit { what: what.to_owned() })
 }
 
 fn file_drift(file: &str, declared: &str, found: Option<&str>) -> Vec<Drift> {
@@ -179,6 +197,7 @@ mod tests {
     use super::super::console::{DatabaseRow, SettingRow};
     use super::super::files::tests::{V1_18, cluster, layout, rendered};
     use super::*;
+    use crate::ops::service::UnitSeen;
 
     fn as_declared(files: &PoolerFiles) -> PoolerObserved {
         let databases = files.routes.iter().map(|route| DatabaseRow {
@@ -201,6 +220,7 @@ mod tests {
             ini: Some(files.ini.clone()),
             hba: Some(files.hba.clone()),
             userlist: Some(fingerprint(files.userlist.reveal().as_bytes())),
+            unit: Some(UnitSeen { text: files.unit.clone(), enabled: true }),
             process: PoolerProcess::Running { pid: 7 },
             console: ConsoleSeen::Answered(Console {
                 version: V1_18,
@@ -209,6 +229,29 @@ mod tests {
                 settings: settings.collect(),
             }),
         }
+    }
+
+    #[test]
+    fn a_unit_that_is_missing_changed_or_not_enabled_is_told() {
+        let mut systemd = cluster();
+        systemd.postgres.service = crate::topology::model::Service::Systemd;
+        let files = rendered(&systemd, &layout()).unwrap();
+        let right = as_declared(&files);
+        assert!(shown(&files, &right).is_empty());
+        let with = |text: Option<&str>, enabled| PoolerObserved {
+            unit: Some(UnitSeen { text: text.map(str::to_owned), enabled }),
+            ..right.clone()
+        };
+        let wanted = files.unit.as_deref();
+        assert_eq!(
+            shown(&files, &with(None, false)),
+            ["unit: there is none: nothing starts it with its host"]
+        );
+        assert_eq!(shown(&files, &with(Some("[Service]\n"), true)), ["unit: it is not what pgherd writes"]);
+        assert_eq!(
+            shown(&files, &with(wanted, false)),
+            ["unit: it is not enabled: nothing starts it with its host"]
+        );
     }
 
     fn shown(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<String> {

@@ -15,8 +15,9 @@ use crate::host::programs::PgBouncerVersion;
 use crate::pg::scram::Verifier;
 use crate::secret::Secret;
 use crate::topology::declared::PROBE_ROLE;
-use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, Poolers};
+use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, Poolers, Service};
 use crate::topology::render::{PgbouncerIni, Setting, Template, render as fill};
+use crate::topology::unit::{self, PoolerService};
 
 /// The longest path of a Unix socket, without the final NUL (`sockaddr_un`).
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -115,10 +116,13 @@ pub struct Declared<'a> {
     pub cluster: &'a Cluster,
     /// The host that this PgBouncer runs on: one of the cluster's poolers.
     pub host: &'a str,
+    /// Who runs it there.
+    pub os_user: &'a str,
     /// The address that clients reach that host at.
     pub listen: IpAddr,
     pub layout: &'a Layout,
     pub paths: &'a PoolerPaths,
+    pub program: &'a Path,
     pub version: PgBouncerVersion,
     /// The verifiers as the primary stores them (`pg_authid`), by role: with any other one PgBouncer could not log in.
     pub verifiers: &'a BTreeMap<String, Verifier>,
@@ -158,6 +162,8 @@ pub struct PoolerFiles {
     pub hba: String,
     /// Names and verifiers; a verifier is as good as a password to whoever wants to guess it.
     pub userlist: Secret,
+    /// The unit that systemd starts it by, where it shall.
+    pub unit: Option<String>,
 }
 
 /// Decides what the files of a PgBouncer say.
@@ -193,7 +199,24 @@ pub fn render(declared: &Declared<'_>) -> Result<PoolerFiles, Error> {
             settings: settings.iter().map(as_setting).collect(),
         },
     )?;
-    Ok(PoolerFiles { routes, settings, ini, hba: access(declared, poolers), userlist: userlist(declared)? })
+    let (hba, userlist) = (access(declared, poolers), userlist(declared)?);
+    Ok(PoolerFiles { routes, settings, ini, hba, userlist, unit: wanted_unit(declared)? })
+}
+
+fn wanted_unit(declared: &Declared<'_>) -> Result<Option<String>, Error> {
+    let Declared { cluster, host, os_user, program, paths, .. } = *declared;
+    match cluster.postgres.service {
+        Service::PgCtl | Service::Debian => Ok(None),
+        Service::Systemd => unit::render_pooler(PoolerService {
+            cluster: &cluster.name,
+            host,
+            os_user,
+            pgbouncer: program,
+            ini: &paths.ini(),
+            pidfile: &paths.pidfile(),
+        })
+        .map(Some),
+    }
 }
 
 /// Which part of a size that is declared for a whole node falls to this PgBouncer and one of its databases.
@@ -599,7 +622,17 @@ pub(super) mod tests {
         let verifiers = names.map(|name| (name.to_owned(), verifier(name))).collect();
         let paths = PoolerPaths::new(PathBuf::from("/var/lib/pgherd/poolers/inventory")).unwrap();
         let listen = Ipv4Addr::LOCALHOST.into();
-        render(&Declared { cluster, host, listen, layout, paths: &paths, version, verifiers: &verifiers })
+        render(&Declared {
+            cluster,
+            host,
+            os_user: "postgres",
+            listen,
+            layout,
+            paths: &paths,
+            program: Path::new("/usr/sbin/pgbouncer"),
+            version,
+            verifiers: &verifiers,
+        })
     }
 
     fn pools(cluster: &mut Cluster) -> &mut Vec<Pool> {
@@ -749,6 +782,8 @@ host \"inventory_ro\" \"pgherd_probe\" 0.0.0.0/0 scram-sha-256
         let cluster = cluster();
         let paths = PoolerPaths::new(PathBuf::from("/p")).unwrap();
         let error = render(&Declared {
+            os_user: "postgres",
+            program: Path::new("/usr/sbin/pgbouncer"),
             cluster: &cluster,
             host: "local",
             listen: Ipv4Addr::LOCALHOST.into(),
