@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use futures_util::future::join_all;
 
 use crate::db::look::{self, Look};
-use crate::host::programs::Programs;
 use crate::host::{Command, FileKind, Host, HostError};
 use crate::ops::observe::{
     self, Claim, ClusterObserved, Directory, Doors, NodeObserved, PATIENCE, Running, Server,
@@ -102,7 +101,7 @@ async fn look_at(
     let looked = match (&listens, doors.programs(cluster, &node.host).await) {
         (None, _) => Err("it does not run".to_owned()),
         (Some(_), Err(error)) => Err(error.to_string()),
-        (Some(at), Ok(programs)) => ask(host, programs, at, "postgres", &look::query())
+        (Some(at), Ok(programs)) => ask(host, &programs.path("psql"), at, "postgres", &look::query())
             .await
             .and_then(|text| look::parse(&text).map_err(|why| format!("its answer cannot be read: {why}"))),
     };
@@ -143,12 +142,12 @@ fn running(look: Look) -> Running {
 /// What `psql` said, or the host.
 pub async fn ask(
     host: &dyn Host,
-    programs: &Programs,
+    psql: &Path,
     at: &Listens,
     database: &str,
     sql: &str,
 ) -> Result<String, String> {
-    let command = Command::new(programs.path("psql"))
+    let command = Command::new(psql)
         .args(["-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1"])
         .args(["-h", &at.socket_directory.display().to_string(), "-p", &at.port.to_string()])
         .args(["-U", declared::SUPERUSER, "-d", database, "-c", sql])

@@ -10,6 +10,7 @@ pub mod cluster_lock;
 pub mod context;
 pub mod destroy;
 pub mod drill;
+pub mod found;
 pub mod guard;
 pub mod in_place;
 pub mod kept;

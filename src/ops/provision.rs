@@ -443,16 +443,13 @@ fn pg_ctl_start(site: &Site<'_>) -> Command {
 async fn manager(site: &Site<'_>) -> Result<Manager> {
     let name = site.name();
     let could_not = |error| could_not("find out who starts and stops", site, error);
-    Ok(match service::manager(site.server(&name)).await.map_err(could_not)? {
-        // A unit of somebody else's is known from when the node was taken over.
-        Manager::PgCtl if site.node.adopted => {
-            let bytes = site.host().read(&site.places().profile).await.map_err(could_not)?;
-            let profile: Option<Profile> = bytes.and_then(|bytes| claim::read(&bytes).ok());
-            let unit = profile.and_then(|profile| profile.adopted).and_then(|own| own.unit);
-            unit.map_or(Manager::PgCtl, Manager::Systemd)
-        }
-        found @ (Manager::PgCtl | Manager::Systemd(_) | Manager::Debian { .. }) => found,
-    })
+    let profile: Option<Profile> = if site.node.adopted {
+        let bytes = site.host().read(&site.places().profile).await.map_err(could_not)?;
+        bytes.and_then(|bytes| claim::read(&bytes).ok())
+    } else {
+        None
+    };
+    service::manager_of(site.server(&name), profile.as_ref()).await.map_err(could_not)
 }
 
 /// Tells whether a server that was told to start has ended, and nobody will start it again.

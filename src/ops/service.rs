@@ -3,6 +3,7 @@
 //! What is found on the host decides, not what is declared: a server that systemd or Debian knows is never started or stopped behind
 //! their back. Declared is only whether there should be a unit. The names are the host's, so a copy of the data elsewhere is nobody's.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::host::{Command, Host, HostError, RunAs, Stdin};
+use crate::topology::claim::Profile;
 use crate::topology::unit::Unit;
 
 /// How long systemd may take to read or answer.
@@ -88,6 +90,46 @@ pub async fn manager(server: Server<'_>) -> Result<Manager, HostError> {
     Ok(find_debian(server.host, server.data_directory).await?.unwrap_or(Manager::PgCtl))
 }
 
+/// Finds who starts and stops a node of ours: a unit that is not pgherd's is known from when the node was taken over.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn manager_of(server: Server<'_>, profile: Option<&Profile>) -> Result<Manager, HostError> {
+    Ok(match manager(server).await? {
+        Manager::PgCtl => {
+            let unit = profile.and_then(|profile| profile.adopted.as_ref()).and_then(|own| own.unit.clone());
+            unit.map_or(Manager::PgCtl, Manager::Systemd)
+        }
+        found @ (Manager::Systemd(_) | Manager::Debian { .. }) => found,
+    })
+}
+
+/// Tells whether a server comes back when its host boots; what cannot be told is no.
+pub async fn starts_with_host(host: &dyn Host, manager: &Manager) -> bool {
+    match manager {
+        Manager::PgCtl => false,
+        Manager::Systemd(unit) => is_enabled(host, unit).await,
+        Manager::Debian { version, name } => {
+            let file = Path::new(DEBIAN).join(version).join(name).join("start.conf");
+            let text = host.read(&file).await.ok().flatten().unwrap_or_default();
+            // Without the file it is auto (pg_createcluster(1)).
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let word = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
+            word.is_none_or(|word| word == "auto")
+        }
+    }
+}
+
+impl fmt::Display for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PgCtl => f.write_str("pg_ctl"),
+            Self::Systemd(unit) => f.write_str(unit),
+            Self::Debian { version, name } => write!(f, "pg_ctlcluster {version} {name}"),
+        }
+    }
+}
+
 /// Finds who runs a server that is up and that pgherd did not start: Debian's wrapper, a unit of somebody else's, or nobody.
 ///
 /// # Errors
@@ -126,7 +168,7 @@ fn parse_unit(text: &str) -> Option<String> {
 }
 
 /// Tells whether a unit starts with its host.
-pub async fn is_enabled(host: &dyn Host, unit: &str) -> bool {
+async fn is_enabled(host: &dyn Host, unit: &str) -> bool {
     let ask = systemctl(&["is-enabled", "--quiet", "--", unit]).reads().timeout(ANSWER);
     host.run(&ask).await.is_ok()
 }

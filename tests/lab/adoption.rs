@@ -86,15 +86,29 @@ fn what_debian_and_a_unit_of_somebody_elses_run_is_found_and_adopted_without_a_r
     let (before, modes) = (started(&machine), machine.modes());
     let unit = machine.sh("cat /etc/systemd/system/stock-db.service");
 
-    let topology = format!(
-        "pgherd: 1\nherd: shop\nregions: {{here: {{hosts: {{{HOST}: local}}}}}}\n\
-         repositories: {{main: {{url: \"file:///var/lib/pgherd/repository\"}}}}\nclusters:\n  \
-         shop:\n    postgres: {{version: {major}, service: debian}}\n    backups: {{repository: main}}\n    \
-         nodes: {{a: {{host: {HOST}, port: 5451, data-directory: /var/lib/postgresql/{major}/shop}}}}\n  \
-         stock:\n    postgres: {{version: {major}, service: systemd}}\n    \
-         nodes: {{a: {{host: {HOST}, port: 5452, data-directory: /srv/stock/data, socket-directory: /srv/stock}}}}\n"
+    let pgherd = env!("CARGO_BIN_EXE_pgherd");
+    let drafted = machine.sh(&format!("cd /root && {pgherd} init shop --from local && cat pgherd.yml"));
+    for text in [
+        &format!("shop   PostgreSQL {major}, a primary, run by pg_ctlcluster {major} shop"),
+        &format!("stock   PostgreSQL {major}, a primary, run by stock-db.service"),
+        "service: debian",
+        "service: systemd",
+        "socket-directory: /srv/stock",
+        "databases: {stock: {}}",
+    ] {
+        assert!(drafted.contains(text), "{text}: {drafted}");
+    }
+    assert!(!drafted.contains("config-directory"), "Debian's follows from its name: {drafted}");
+    machine.ends(0, &["validate"]);
+    let few = machine.ends(0, &["plan", "--adopt", "shop", "--adopt", "stock"]);
+    assert!(!few.contains("waits for a restart"), "{few}");
+    let again =
+        machine.lab.console(HOST, &["sh", "-c", &format!("cd /root && {pgherd} init shop --from local")]);
+    assert_eq!(again.status.code(), Some(1), "{}", told(&again));
+    machine.sh(
+        "sed -i -e 's|^clusters:|repositories: {main: {url: \"file:///var/lib/pgherd/repository\"}}\\nclusters:|' \
+         -e 's|^    databases: {shop|    backups: {repository: main}\\n&|' /root/pgherd.yml",
     );
-    machine.sh(&format!("cat > /root/pgherd.yml <<'END'\n{topology}END"));
     let refused = machine.ends(4, &["plan"]);
     assert!(refused.contains("To take it over as it is: pgherd apply --adopt shop-a"), "{refused}");
     let planned = machine.ends(0, &["plan", "--adopt", "shop", "--adopt", "stock"]);
@@ -114,6 +128,9 @@ fn what_debian_and_a_unit_of_somebody_elses_run_is_found_and_adopted_without_a_r
     assert!(again.contains("No changes."), "{again}");
     let status = machine.ends(0, &["status"]);
     assert_eq!(status.matches("primary  up").count(), 2, "{status}");
+    for starter in [&format!("a by pg_ctlcluster {major} shop"), "a by stock-db.service"] {
+        assert!(status.contains(&format!("service {starter}, started with their hosts")), "{status}");
+    }
     // Debian's own programs still know their cluster.
     let listed = machine.sh("pg_lsclusters --no-header");
     assert!(listed.contains("shop") && listed.contains("5451 online postgres"), "{listed}");
