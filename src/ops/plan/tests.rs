@@ -1,6 +1,6 @@
 //! The planner on herds that were never there: every fact is made up, so each decision stands alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -16,8 +16,8 @@ use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
-    ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen, Situation,
-    TlsSeen, plan,
+    Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen,
+    Situation, TlsSeen, plan,
 };
 use crate::ops::service::UnitSeen;
 use crate::pg::control_file::ControlFile;
@@ -61,6 +61,7 @@ struct World {
     archive: Option<ArchiveSeen>,
     tls: Option<TlsSeen>,
     rotate: Option<Purpose>,
+    adoption: Adoption,
 }
 
 impl World {
@@ -72,6 +73,7 @@ impl World {
         let fixed = Fixed {
             memory: cluster.nodes.iter().map(|node| (node.name.clone(), ByteCount(512 << 20))).collect(),
             users: BTreeMap::from([("local".to_owned(), vec!["postgres".to_owned(), "root".to_owned()])]),
+            adopted: BTreeSet::new(),
         };
         let nodes = cluster
             .nodes
@@ -96,6 +98,7 @@ impl World {
             archive: None,
             tls: None,
             rotate: None,
+            adoption: Adoption::default(),
         }
     }
 
@@ -193,6 +196,7 @@ impl World {
             rotate: self.rotate,
             archive: self.archive.as_ref(),
             tls: self.tls.as_ref(),
+            adoption: &self.adoption,
         })
     }
 
@@ -212,6 +216,7 @@ fn marker(directory: &Path) -> Marker {
         operation: "7f3a".to_owned(),
         directory_existed: false,
         replaced: None,
+        adopted: None,
     }
 }
 
@@ -418,6 +423,7 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Certificate { node } => format!("certificate {node}"),
             ApplyStep::Archive { node, .. } => format!("archive {node}"),
             ApplyStep::Record { node } => format!("record {node}"),
+            ApplyStep::Adopt { node, .. } => format!("adopt {node}"),
             ApplyStep::Initdb { node } => format!("initdb {node}"),
             ApplyStep::Unit { node, .. } => format!("unit {node}"),
             ApplyStep::Start { node } => format!("start {node}"),
@@ -432,11 +438,11 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Objects { .. } => "objects".to_owned(),
             ApplyStep::Open { .. } => "open".to_owned(),
             ApplyStep::Keep {} => "pivot".to_owned(),
-            ApplyStep::StagePassword { login } => format!("stage {}", login.role()),
+            ApplyStep::StagePassword { login } => format!("stage {}", login.whose()),
             ApplyStep::RotatePassword { login, nodes } => {
-                format!("rotate {} on {}", login.role(), nodes.join(","))
+                format!("rotate {} on {}", login.whose(), nodes.join(","))
             }
-            ApplyStep::ForgetPassword { login } => format!("forget {}", login.role()),
+            ApplyStep::ForgetPassword { login } => format!("forget {}", login.whose()),
             ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
             ApplyStep::Prove { .. } => "prove".to_owned(),
         })
@@ -938,7 +944,7 @@ fn a_rotation_keeps_the_old_password_until_nothing_is_taken_back() {
     let plan = world.plan().unwrap();
     assert_eq!(
         kinds(&plan),
-        ["stage replicator", "rotate replicator on a,b,c", "pivot", "forget replicator", "prove"]
+        ["stage the standbys", "rotate the standbys on a,b,c", "pivot", "forget the standbys", "prove"]
     );
 }
 
