@@ -19,6 +19,11 @@ pub enum Login {
     Operator { sudo: bool },
 }
 
+/// The addresses at which an sshd answers: twenty hosts, as far as anybody can tell.
+pub fn addresses() -> impl Iterator<Item = String> {
+    (1..=20).map(|number| format!("127.0.0.{number}"))
+}
+
 /// The name of [`Login::Operator`].
 pub const OPERATOR: &str = "pgherd-operator";
 
@@ -43,18 +48,19 @@ impl Sshd {
         fs::copy(directory.join("user.pub"), directory.join("authorized_keys")).expect("a key");
         let pam = if is_root() { "yes" } else { "no" };
         let config = format!(
-            "Port {}\nListenAddress 127.0.0.1\nListenAddress 127.0.0.2\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
+            "Port {}\n{}HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
              UsePAM {pam}\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
              MaxStartups 100\nPrintMotd no\n\
              # The bash of whoever runs the tests would read that user's own .bashrc for each command (bash(1), INVOCATION).\n\
              SetEnv SHLVL=1\n",
             port.number,
+            addresses().map(|address| format!("ListenAddress {address}\n")).collect::<String>(),
             directory.join("host").display(),
             directory.join("authorized_keys").display(),
         );
         fs::write(directory.join("sshd_config"), config).expect("a file");
         let sshd = Self { child: start(&directory, login), directory, port, login };
-        sshd.know(&["127.0.0.1", "127.0.0.2"], "host");
+        sshd.know(&addresses().collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>(), "host");
         until("sshd answers", || std::net::TcpStream::connect(("127.0.0.1", sshd.port.number)).ok());
         sshd
     }
@@ -102,6 +108,35 @@ impl Sshd {
             herd.edit("    postgres:\n", &format!("    postgres:\n      os-user: {user}\n"));
         }
         herd.variable("XDG_RUNTIME_DIR", Some(&herd.root().display().to_string()));
+    }
+
+    /// Writes a topology of one cluster with a node on each of its addresses, none of which is there, and returns the file.
+    pub fn declare_many(&self, herd: &Herd) -> PathBuf {
+        let (major, bin) = (herd.installation().major, herd.installation().bin().display().to_string());
+        let numbered = || (1..).zip(addresses());
+        let hosts: Vec<String> = numbered().map(|(n, address)| format!("db{n}: {address}")).collect();
+        let nodes: String = numbered()
+            .map(|(n, _)| {
+                format!("      n{n}: {{host: db{n}, data-directory: {}/many{n}}}\n", herd.root().display())
+            })
+            .collect();
+        let file = |name: &str| format!("{{file: {}}}", self.directory.join(name).display());
+        let topology = format!(
+            "pgherd: 1\nherd: many\nregions: {{here: {{hosts: {{{}}}}}}}\n\
+             ssh: {{user: {}, port: {}, key: {}, host-keys: {}}}\nclusters:\n  inventory:\n    \
+             ports: {{postgres: {}}}\n    postgres: {{version: {major}, bin-directory: {bin}, os-user: {}, \
+             tune: {{memory: 256 MiB}}}}\n    nodes:\n{nodes}",
+            hosts.join(", "),
+            caller(),
+            self.port.number,
+            file("user"),
+            file("known_hosts"),
+            herd.port("a"),
+            if is_root() { "postgres".to_owned() } else { caller() },
+        );
+        let path = herd.path("many.yml");
+        fs::write(&path, topology).expect("a file");
+        path
     }
 
     /// Takes the place of another one in a herd's topology.
