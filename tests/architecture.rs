@@ -26,6 +26,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("pg", 0),
     ("error", 0),
     ("secret", 0),
+    ("tls", 0),
     ("units", 0),
     ("clock", 0),
     ("gate", 0),
@@ -37,6 +38,7 @@ const UPWARD: (&str, [&str; 2]) = ("commands", ["cli", "App"]);
 /// What a folder below `ops/` may import of `ops/` outside itself. Files directly in `ops/` may import any room of it.
 const SHARED_BY_OPS: &[&str] = &[
     "binary",
+    "certificate",
     "cluster_lock",
     "context",
     "node",

@@ -18,6 +18,10 @@ pub enum Evidence {
     Archived { segment: String, milliseconds: u64 },
     /// The primary record says so.
     Recorded { term: u64 },
+    /// The herd has its certificate authority, whose certificate begins with these digits of SHA-256.
+    AuthorityThere { fingerprint: String },
+    /// The node has the certificate that it should, and shows it where it runs.
+    CertificateThere {},
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
     /// The unit of the node is there and enabled.

@@ -9,6 +9,7 @@ pub(crate) mod pooler;
 pub(crate) mod proof;
 mod rotation;
 pub mod step;
+mod tls;
 pub mod world;
 
 pub(crate) use pooler::{observe_pooler, remove as remove_pooler};
@@ -34,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::host::{Command, Host, RunAs, programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
+use crate::ops::certificate;
 use crate::ops::context::Context;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
@@ -84,6 +86,7 @@ pub async fn prepare_rotating(
     for host in cluster.pooler_hosts().filter(open) {
         missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
+    missing.extend(certificate::obstacles(cluster));
     let passwords = match passwords(context, cluster).await {
         Ok(passwords) => passwords,
         Err(errors) => {
@@ -98,6 +101,7 @@ pub async fn prepare_rotating(
     let fixed = fix(&doors, herd, cluster, &observed).await.map_err(|error| vec![error])?;
     let seen = look_closer(&doors, cluster, &observed, &passwords).await.map_err(|error| vec![error])?;
     let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
+    let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
     plan::plan(&Situation {
         cluster,
         places: &context.places,
@@ -107,6 +111,7 @@ pub async fn prepare_rotating(
         logins: seen.logins,
         poolers: &seen.poolers,
         archive: archive.as_ref(),
+        tls: tls.as_ref(),
         rotate,
     })
 }
@@ -301,7 +306,7 @@ pub async fn run(
             .map_err(|error| Error::failed("could not write the input down").source(error))?,
         stages: stages(&plan),
     };
-    let mut operation = Operation::begin(&context.store, lock, intent)?;
+    let mut operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
     let world = match open_world(context, &id, input).await {
         Ok(world) => world,
@@ -483,14 +488,14 @@ mod tests {
     fn the_golden_plan_reads_and_writes_byte_for_byte() {
         let golden = include_str!("../../../tests/golden/plan-v1.json");
         let saved: SavedPlan = serde_json::from_str(golden).unwrap();
-        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 8, 3]);
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 10, 3]);
         // Every kind of step is in it.
         let kinds = saved
             .plans
             .iter()
             .flat_map(ClusterPlan::steps)
             .map(|planned| std::mem::discriminant(&planned.step));
-        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 21);
+        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 23);
         assert_eq!(saved.text(), golden);
     }
 

@@ -124,6 +124,8 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
         }
         ApplyStep::Initdb { .. }
         | ApplyStep::Unit { .. }
+        | ApplyStep::Authority { .. }
+        | ApplyStep::Certificate { .. }
         | ApplyStep::Start { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }

@@ -2,6 +2,7 @@
 
 use crate::db::queries;
 use crate::ops::observe::{Files, NodeObserved, Running};
+use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::plan::{Situation, archive};
 use crate::pg::guc;
@@ -39,10 +40,21 @@ pub(super) fn desired(
     let memory = situation.fixed.memory.get(&node.name).copied().unwrap_or_default();
     let places = situation.node_places(node);
     let wish = NodeWish { upstream, synchronous, memory };
-    Desired {
+    let mut desired = Desired {
         shared: declared::shared_settings(cluster),
         own: declared::node_settings(cluster, node, &wish, &places),
+    };
+    // Those who still speak TLS are served until they do without.
+    if let Some(seen) = situation.observed.node(&node.name)
+        && crossing::crossing(cluster, seen) == Crossing::Ends
+        && let Some(files) = &seen.files
+    {
+        for (settings, file) in [(&mut desired.shared, &files.shared), (&mut desired.own, &files.node)] {
+            settings.extend(crossing::kept(file.as_deref()));
+            settings.sort();
+        }
     }
+    desired
 }
 
 impl Desired {
@@ -144,7 +156,8 @@ pub(super) fn configure(
     let files = seen.files.as_ref()?;
     let running = seen.running();
     let differences = running.map(|running| differences(running, node, desired)).unwrap_or_default();
-    let (mut changes, mut reasons) = file_changes(situation, node, files, desired);
+    let crossing = crossing::crossing(situation.cluster, seen);
+    let (mut changes, mut reasons) = file_changes(situation, node, files, desired, crossing);
     let altered = guc::ConfFile::parse(&files.auto_conf).settings();
     if !altered.is_empty() && running.is_none() {
         changes.push(FileChange {
@@ -243,9 +256,15 @@ fn file_changes(
     node: &Node,
     files: &Files,
     desired: &Desired,
+    crossing: Crossing,
 ) -> (Vec<FileChange>, Vec<String>) {
     let users = situation.fixed.users.get(&node.host).cloned().unwrap_or_default();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    let access = match crossing {
+        // Nobody is forced to speak TLS before everybody can.
+        Crossing::Begins => declared::plain_access_lines(situation.cluster),
+        Crossing::None | Crossing::Ends => declared::access_lines(situation.cluster),
+    };
     let wanted = [
         (declared::SHARED_FILE, files.shared.clone(), declared::settings_file(&desired.shared)),
         (declared::NODE_FILE, files.node.clone(), declared::settings_file(&desired.own)),
@@ -254,7 +273,7 @@ fn file_changes(
             Some(files.postgresql_conf.clone()),
             declared::with_includes(&files.postgresql_conf),
         ),
-        ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access(&files.pg_hba, situation.cluster)),
+        ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access_lines(&files.pg_hba, &access)),
         ("pg_ident.conf", Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
     ];
     // The profile comes first: what the server calls reads it.
