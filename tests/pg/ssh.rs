@@ -234,7 +234,7 @@ async fn a_command_on_a_warm_connection_is_measured() {
 
 #[test]
 fn twenty_hosts_are_observed_side_by_side() {
-    let (herd, sshd) = declare(&SINGLE, Login::Caller);
+    let (herd, mut sshd) = declare(&SINGLE, Login::Caller);
     let topology = sshd.declare_many(&herd);
     let status = || {
         let ran = herd.run(&["-f", topology.to_str().unwrap(), "--format", "json", "status"]).ends_with(0);
