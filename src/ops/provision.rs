@@ -32,7 +32,8 @@ pub const STOP: Duration = Duration::from_secs(120);
 /// How long the processes of a postmaster that was killed may take to go.
 const RELEASE: Duration = Duration::from_secs(10);
 const MAKE: Duration = Duration::from_secs(300);
-const CLONE: Duration = Duration::from_secs(24 * 3600);
+/// How long a clone may take: as long as it moves. A cut way is noticed by its silence, from the station by ssh and from the standby by TCP.
+pub const CLONE: Duration = Duration::from_secs(60 * 86_400);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// One node with everything that working on it needs.
@@ -629,7 +630,7 @@ pub async fn stop_made(site: &Site<'_>) -> Result<()> {
 /// data was gone, only the data. Nothing happens where the marker names another operation: the marker is the first that is written.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`] if the marker claims another directory or cannot be read, and when the host cannot.
+/// [`ErrorKind::Refused`] if the marker claims another directory, [`ErrorKind::NotFound`] if it cannot be read; and when the host cannot.
 pub async fn remove_made(site: &Site<'_>) -> Result<()> {
     match observe::observe_claim(site.host(), &site.places(), site.node).await {
         observe::Claim::None => remove_bare_facts(site).await,
@@ -642,11 +643,16 @@ pub async fn remove_made(site: &Site<'_>) -> Result<()> {
             }
         }
         observe::Claim::Ours(_) => Ok(()),
-        observe::Claim::Other(_) | observe::Claim::Unknown { .. } => Err(Error::new(
+        observe::Claim::Other(_) => Err(Error::new(
             ErrorKind::Refused,
             format!("cannot remove {}: this operation did not make it", site.directory().display()),
         )
-        .detail(format!("The marker of {} claims another directory or cannot be read.", site.name()))),
+        .detail(format!("The marker of {} claims another directory.", site.name()))),
+        observe::Claim::Unknown { why } => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("could not see whether this operation made {}", site.directory().display()),
+        )
+        .detail(format!("The marker of {} could not be read: {why}.", site.name()))),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::ops::apply::archive::{self, Install};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::apply::{adopt, configure, follow, logins, pooler, proof, rotation, tls};
+use crate::ops::binary;
 use crate::ops::certificate;
 use crate::ops::objects::{self, Change, ToPrimary};
 use crate::ops::observe::{self, Claim};
@@ -85,15 +86,16 @@ impl Step for ApplyStep {
 
     fn timeout(&self) -> Duration {
         match self {
-            Self::Clone { .. } => Duration::from_secs(24 * 3600),
+            Self::Clone { .. } => provision::CLONE + provision::STOP,
             Self::Start { .. } | Self::Follow { .. } | Self::Configure { .. } => {
                 provision::START + provision::STOP + Duration::from_secs(60)
             }
             // It ends by itself when the archiver stands still.
             Self::Archive { .. } => Duration::from_secs(24 * 3600),
             Self::Record { .. } => Duration::from_secs(60),
-            Self::Install { .. }
-            | Self::Repository { .. }
+            // The program goes through the link that there is, which may be a slow one.
+            Self::Install { .. } => binary::SEND + Duration::from_secs(300),
+            Self::Repository { .. }
             | Self::Authority { .. }
             | Self::Certificate { .. }
             | Self::Adopt { .. }
