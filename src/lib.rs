@@ -9,7 +9,7 @@
 //! | 5 | [`ui`] | the only floor that knows a terminal |
 //! | 4 | [`ops`] | what an operator asks for; returns reports, prints nothing |
 //! | 3 | [`engine`] | journaled execution; knows no operation by name |
-//! | 2 | [`host`], [`db`], [`repo`] | a machine; a server; an object store |
+//! | 2 | [`host`], [`db`], [`repo`], [`net`] | a machine; a server; an object store; other services |
 //! | 1 | [`topology`] | the declared herd |
 //! | 0 | [`pg`], [`error`], [`secret`], [`units`], [`clock`], [`gate`], [`tls`] | nouns, no I/O |
 
@@ -21,6 +21,7 @@ pub mod engine;
 pub mod error;
 pub mod gate;
 pub mod host;
+pub mod net;
 pub mod ops;
 pub mod pg;
 pub mod repo;

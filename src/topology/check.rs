@@ -12,7 +12,7 @@ use super::merge::{merge, without_none};
 use super::model::{
     Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
     PoolTarget, Poolers, Postgres, Promote, Reach, Repository, RestoreDrill, RestoreProof, Role, Schema,
-    SecretReference, Service, Ssh, Synchronous, Tls,
+    SecretReference, Service, Ssh, Synchronous, Tls, VaultReference,
 };
 use super::problem::{Position, Report};
 use super::yaml::{Node as Tree, Value};
@@ -804,6 +804,16 @@ impl Checker<'_> {
         }
     }
 
+    /// Has a relative path count from the topology.
+    fn below_base(&self, reference: &SecretReference) -> SecretReference {
+        match reference {
+            SecretReference::File(path) => SecretReference::File(self.base.join(path)),
+            SecretReference::Env(_) | SecretReference::Command(_) | SecretReference::Vault(_) => {
+                reference.clone()
+            }
+        }
+    }
+
     fn absolute(&mut self, path: &Spanned<String>, key: &str) -> bool {
         let parts: Vec<Component<'_>> = Path::new(&path.value).components().collect();
         let plain = parts.iter().skip(1).all(|part| matches!(part, Component::Normal(_)));
@@ -1097,8 +1107,14 @@ impl Checker<'_> {
                     .hint("Remove the key if the role is not to be limited.");
             }
             let password = value.password.as_ref().map(|password| match &password.value {
-                SecretReference::File(path) => SecretReference::File(self.base.join(path)),
-                SecretReference::Env(_) | SecretReference::Command(_) => password.value.clone(),
+                SecretReference::File(_) | SecretReference::Env(_) | SecretReference::Command(_) => {
+                    self.below_base(&password.value)
+                }
+                SecretReference::Vault(vault) => SecretReference::Vault(Box::new(VaultReference {
+                    token: self.below_base(&vault.token),
+                    ca: vault.ca.as_ref().map(|ca| self.base.join(ca)),
+                    ..(**vault).clone()
+                })),
             });
             roles.push(Role {
                 name: name.clone(),

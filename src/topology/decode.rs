@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
+    VaultReference,
 };
 use super::problem::{Position, Report, nearest};
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
@@ -476,10 +477,108 @@ words!(DrillTarget { "newest" => DrillTarget::Newest, "random-second" => DrillTa
 words!(RestoreProof { "checksums" => RestoreProof::Checksums, "amcheck" => RestoreProof::Amcheck, "assertions" => RestoreProof::Assertions });
 words!(PoolTarget { "primary" => PoolTarget::Primary, "standbys" => PoolTarget::Standbys });
 
-impl Decode for SecretReference {
-    /// Takes `{env: NAME}`, `{file: PATH}` or `{command: [PROGRAM, ARGUMENT, ...]}`. Nothing that stands here is ever shown.
+record! {
+    /// A field of a secret in a HashiCorp Vault.
+    Vault {
+        /// Its address, as "https://HOST:PORT"; without TLS only on this machine.
+        url: Text = "url",
+        /// The path of the API after "/v1/": secret/data/NAME in version 2 of the store, secret/NAME in version 1.
+        path: Text = "path",
+        /// The field of the secret.
+        field: Text = "field",
+        /// Where the token is that opens it: env, file or command.
+        token: VaultToken = "token",
+        /// Its namespace, where it has them.
+        namespace: Text = "namespace",
+        /// The authorities that are believed, in PEM; the system's if it is not said.
+        ca: VaultAuthorities = "ca",
+    }
+}
+
+record! {
+    /// A file of this machine.
+    VaultAuthorities {
+        /// Its path; a relative one counts from the topology.
+        file: Text = "file",
+    }
+}
+
+/// A reference to a secret that is not itself in a Vault.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct VaultToken(SecretReference);
+
+impl Decode for VaultToken {
     fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
-        const HINT: &str = "Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.";
+        if node.find("vault").is_some() {
+            let path = cx.path();
+            cx.report
+                .add(node.at, format!("{path} is in a Vault itself"))
+                .hint("Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.");
+            return None;
+        }
+        SecretReference::decode(node, cx).map(Self)
+    }
+}
+
+impl Vault {
+    /// Makes the reference, if all is there.
+    fn reference(self, node: &Node, cx: &mut Cx<'_>) -> Option<SecretReference> {
+        let (at, path) = (node.at, cx.path());
+        let required = [
+            ("url", "https://vault.example:8200"),
+            ("path", "secret/data/NAME"),
+            ("field", "password"),
+            ("token", "{env: VAULT_TOKEN}"),
+        ];
+        // One that is there and wrong was told already.
+        for (key, example) in required.iter().filter(|(key, _)| node.find(key).is_none()) {
+            cx.report.add(at, format!("{path} has no \"{key}\"")).hint(format!("Add it: {key}: {example}."));
+        }
+        let (url, secret, field, token) = (self.url?, self.path?, self.field?, self.token?);
+        let rest = url.value.strip_prefix("https://").or_else(|| {
+            let rest = url.value.strip_prefix("http://")?;
+            let here = ["127.0.0.1", "localhost", "[::1]"].iter().any(|host| {
+                rest.strip_prefix(host).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+            });
+            here.then_some(rest)
+        });
+        // A name and a password in front of the host would be shown with it.
+        let whole = rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#', ' ']));
+        if !whole {
+            cx.report
+                .add(url.at, format!("{path}.url must be https://HOST:PORT"))
+                .detail("Without TLS the token would be read on the way; http is taken at this machine's loopback address alone. What was found is not shown.")
+                .hint("Write url: https://vault.example:8200.");
+        }
+        let odd = |part: &str| part.is_empty() || part == "." || part == "..";
+        if secret.value.split('/').any(odd) {
+            cx.report
+                .add(secret.at, format!("{path}.path must be names with \"/\" between them"))
+                .hint("Write it as the API has it, after /v1/: secret/data/NAME.");
+            return None;
+        }
+        if self.ca.as_ref().is_some_and(|ca| ca.value.file.is_none()) {
+            cx.report.add(at, format!("{path}.ca has no \"file\"")).hint("Add it: file: vault-ca.pem.");
+            return None;
+        }
+        whole.then(|| {
+            SecretReference::Vault(Box::new(VaultReference {
+                url: url.value,
+                path: secret.value,
+                field: field.value,
+                token: token.value.0,
+                namespace: self.namespace.map(|namespace| namespace.value),
+                ca: self.ca.and_then(|ca| ca.value.file).map(|file| PathBuf::from(file.value)),
+            }))
+        })
+    }
+}
+
+impl Decode for SecretReference {
+    /// Takes `{env: NAME}`, `{file: PATH}`, `{command: [PROGRAM, ARGUMENT, ...]}` or `{vault: {...}}`. Nothing that stands here is ever shown.
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        const HINT: &str =
+            "Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}.";
         let path = cx.path();
         let Value::Mapping(entries) = &node.value else {
             if node.value == Value::Alias {
@@ -493,7 +592,7 @@ impl Decode for SecretReference {
         };
         let [Entry { key, at, value }] = entries.as_slice() else {
             cx.report
-                .add(node.at, format!("{path} must have exactly one of env, file and command"))
+                .add(node.at, format!("{path} must have exactly one of env, file, command and vault"))
                 .hint(HINT);
             return None;
         };
@@ -530,10 +629,11 @@ impl Decode for SecretReference {
                 }
                 Some(Self::Command(argv))
             }
+            "vault" => cx.inside(key, |cx| Vault::decode(value, cx)?.reference(value, cx)),
             _ => {
                 cx.report
                     .add(*at, format!("unknown key in {path}"))
-                    .detail("A secret has env, file or command. What was found is not shown, since it may be a secret.")
+                    .detail("A secret has env, file, command or vault. What was found is not shown, since it may be a secret.")
                     .hint(HINT);
                 None
             }
@@ -604,7 +704,12 @@ inline_schema! {
             {"type": "string"},
         ],
     });
-    SecretReference => json_schema!({
+    VaultToken => token_schema();
+}
+
+/// The three kinds of references that need nobody else.
+fn token_schema() -> Schema {
+    json_schema!({
         "type": "object",
         "properties": {
             "env": {"type": "string", "description": "Name of an environment variable."},
@@ -619,7 +724,26 @@ inline_schema! {
         "additionalProperties": false,
         "minProperties": 1,
         "maxProperties": 1,
-    });
+    })
+}
+
+impl JsonSchema for SecretReference {
+    fn schema_name() -> Cow<'static, str> {
+        "SecretReference".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = token_schema();
+        let vault = generator.subschema_for::<Vault>();
+        if let Some(properties) = schema.get_mut("properties").and_then(|found| found.as_object_mut()) {
+            properties.insert("vault".to_owned(), vault.to_value());
+        }
+        schema
+    }
 }
 
 /// A span of time in the schema; the value itself is a [`Duration`].

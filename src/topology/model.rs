@@ -267,6 +267,24 @@ pub enum SecretReference {
     File(PathBuf),
     /// A program and its arguments; its standard output without the last newline is the secret.
     Command(Vec<String>),
+    /// A field of a secret in a HashiCorp Vault.
+    Vault(Box<VaultReference>),
+}
+
+/// Where a secret is in a HashiCorp Vault, and how one gets in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultReference {
+    /// `https://HOST:PORT`; without TLS only at the loopback address.
+    pub url: String,
+    /// As the API has it, after `/v1/`: `secret/data/pg/app` in version 2 of the store, `secret/pg/app` in version 1.
+    pub path: String,
+    pub field: String,
+    /// Not in a Vault itself.
+    pub token: SecretReference,
+    pub namespace: Option<String>,
+    /// Absolute path of the authorities that are believed; the system's if none is stated.
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

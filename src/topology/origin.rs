@@ -278,5 +278,8 @@ fn reference(reference: &SecretReference) -> String {
             [program, ..] => format!("{{command: [{program}, ...]}}"),
             [] => "{command: []}".to_owned(),
         },
+        SecretReference::Vault(vault) => {
+            format!("{{vault: {} of {} at {}}}", vault.field, vault.path, vault.url)
+        }
     }
 }

@@ -29,6 +29,7 @@ pub fn resolve_with(
             let output = run(argv).map_err(|error| error.context(format!("run {program} for a secret")))?;
             secret(output, &format!("what {program} printed"))
         }
+        SecretReference::Vault(_) => Err(Error::failed("a Vault is not asked here")),
     }
 }
 
@@ -81,6 +82,14 @@ fn from_private_file(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(could_not)?;
     Ok(bytes)
+}
+
+/// Takes what another service gave, as what stands in a file is taken.
+///
+/// # Errors
+/// When it is empty or has more than one line.
+pub fn given(text: &Secret, place: &str) -> Result<Secret> {
+    secret(text.reveal().as_bytes().to_vec(), place)
 }
 
 /// Takes what was read, without one newline at its end.

@@ -454,6 +454,37 @@ HINT:   Did you mean "Europe/Berlin"?"#,
 }
 
 #[test]
+fn refuses_a_vault_that_would_be_told_its_token_in_the_clear_and_half_a_reference() {
+    refuses(
+        ONE,
+        r#"    roles:
+      one: {password: {vault: {url: "http://vault:8200", path: secret/data/app, field: password, token: {env: VAULT_TOKEN}}}}
+      two: {password: {vault: {url: "https://ops:hunter2@vault:8200", path: /secret/../app, field: password, token: {env: VAULT_TOKEN}}}}
+      three: {password: {vault: {url: "https://vault:8200", token: hunter2}}}
+      four: {password: {vault: {url: "https://vault:8200", path: a/b, field: f, ca: {}, token: {vault: {}}}}}
+"#,
+        r#"
+ERROR:  pgherd.yml:10:37: clusters.inventory.roles.one.password.vault.url must be https://HOST:PORT
+DETAIL: Without TLS the token would be read on the way; http is taken at this machine's loopback address alone. What was found is not shown.
+HINT:   Write url: https://vault.example:8200.
+ERROR:  pgherd.yml:11:37: clusters.inventory.roles.two.password.vault.url must be https://HOST:PORT
+DETAIL: Without TLS the token would be read on the way; http is taken at this machine's loopback address alone. What was found is not shown.
+HINT:   Write url: https://vault.example:8200.
+ERROR:  pgherd.yml:11:77: clusters.inventory.roles.two.password.vault.path must be names with "/" between them
+HINT:   Write it as the API has it, after /v1/: secret/data/NAME.
+ERROR:  pgherd.yml:12:33: clusters.inventory.roles.three.password.vault has no "path"
+HINT:   Add it: path: secret/data/NAME.
+ERROR:  pgherd.yml:12:33: clusters.inventory.roles.three.password.vault has no "field"
+HINT:   Add it: field: password.
+ERROR:  pgherd.yml:12:68: clusters.inventory.roles.three.password.vault.token is a secret given as text
+DETAIL: The file says where a secret is and never what it is. The value is not shown here.
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}.
+ERROR:  pgherd.yml:13:96: clusters.inventory.roles.four.password.vault.token is in a Vault itself
+HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+    );
+}
+
+#[test]
 fn refuses_tls_that_is_half_given_or_set_twice() {
     refuses(
         HEAD,
@@ -1321,7 +1352,7 @@ fn refuses_a_password_given_as_text() {
         r#"
 ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password is a secret given as text
 DETAIL: The file says where a secret is and never what it is. The value is not shown here.
-HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}."#,
     );
 }
 
@@ -1334,10 +1365,10 @@ fn refuses_a_password_in_a_list_or_a_number() {
         r#"
 ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password is a secret given as text
 DETAIL: The file says where a secret is and never what it is. The value is not shown here.
-HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}.
 ERROR:  pgherd.yml:9:56: clusters.inventory.roles.bi.password is a secret given as text
 DETAIL: The file says where a secret is and never what it is. The value is not shown here.
-HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}."#,
     );
 }
 
@@ -1349,8 +1380,8 @@ fn refuses_a_password_as_a_key() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:30: unknown key in clusters.inventory.roles.app.password
-DETAIL: A secret has env, file or command. What was found is not shown, since it may be a secret.
-HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+DETAIL: A secret has env, file, command or vault. What was found is not shown, since it may be a secret.
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}."#,
     );
 }
 
@@ -1362,8 +1393,8 @@ fn refuses_a_password_as_a_key_given_twice() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:30: unknown key in clusters.inventory.roles.app.password
-DETAIL: A secret has env, file or command. What was found is not shown, since it may be a secret.
-HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}.
+DETAIL: A secret has env, file, command or vault. What was found is not shown, since it may be a secret.
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}.
 ERROR:  pgherd.yml:9:42: duplicate key
 DETAIL: It was given first at 9:30.
 HINT:   Keep one of the two."#,
@@ -1379,7 +1410,7 @@ fn refuses_a_password_where_the_name_of_a_variable_belongs() {
         r#"
 ERROR:  pgherd.yml:9:35: clusters.inventory.roles.app.password.env is not the name of an environment variable
 DETAIL: A name has letters, digits and underscores. What was found is not shown, since it may be a secret.
-HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}."#,
     );
 }
 
@@ -1414,8 +1445,8 @@ fn refuses_two_places_for_one_password() {
         r#"    roles: {app: {password: {env: APP, file: secrets/app}}}
 "#,
         r#"
-ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password must have exactly one of env, file and command
-HINT:   Write {env: NAME}, {file: PATH} or {command: [PROGRAM, ARGUMENT]}."#,
+ERROR:  pgherd.yml:9:29: clusters.inventory.roles.app.password must have exactly one of env, file, command and vault
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}."#,
     );
 }
 

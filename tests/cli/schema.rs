@@ -100,14 +100,18 @@ fn is_taken(path: &[String], value: Value) -> bool {
 /// Asks the decoder which keys a mapping has, by giving it one that it cannot know.
 fn known_keys(path: &[String]) -> BTreeSet<String> {
     let problems = load(path, json!({STRANGER: {}}));
-    if path.last().is_some_and(|key| key == "password") {
+    let last = path.last().map_or("", String::as_str);
+    if ["password", "token"].contains(&last) {
         let secret = problems.iter().find(|problem| problem.what.starts_with("unknown key in"));
         let listed = secret.and_then(|problem| problem.detail.as_deref()).expect("the key is refused");
         let listed = listed
             .strip_prefix("A secret has ")
             .and_then(|rest| rest.split('.').next())
             .expect("it lists keys");
-        return listed.replace(" or ", ", ").split(", ").map(str::to_owned).collect();
+        let listed = listed.replace(" or ", ", ");
+        // What opens a Vault is not in one.
+        let keys = listed.split(", ").filter(|key| last == "password" || *key != "vault");
+        return keys.map(str::to_owned).collect();
     }
     let unknown = format!("unknown key \"{STRANGER}\"");
     let problem = problems.iter().find(|problem| problem.what.starts_with(&unknown));

@@ -41,5 +41,6 @@ mod status;
 mod tls;
 mod trust;
 mod units;
+mod vault;
 mod verifiers;
 mod wal_records;

@@ -34,6 +34,7 @@ use crate::engine::record::{OperationId, Record, TopologyFile};
 use crate::engine::step::Stage;
 use crate::error::{Error, Result};
 use crate::host::{Command, Host, RunAs, programs};
+use crate::net::vault;
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
 use crate::ops::certificate;
@@ -45,7 +46,7 @@ use crate::ops::plan::{self, Adoption, ClusterPlan, Fixed, Logins, PoolerDrift, 
 use crate::ops::preflight;
 use crate::ops::roles::{self, Lead};
 use crate::secret::Secret;
-use crate::topology::model::{Cluster, Herd, Node, SecretReference};
+use crate::topology::model::{Cluster, Herd, Node, SecretReference, VaultReference};
 use crate::topology::secrets;
 use crate::units::ByteCount;
 
@@ -246,6 +247,36 @@ pub(crate) async fn passwords(
 }
 
 async fn resolve(here: &dyn Host, reference: &SecretReference) -> Result<Secret> {
+    if let SecretReference::Vault(vault) = reference {
+        return out_of_vault(here, vault).await;
+    }
+    resolve_here(here, reference).await
+}
+
+async fn out_of_vault(here: &dyn Host, vault: &VaultReference) -> Result<Secret> {
+    let token =
+        resolve_here(here, &vault.token).await.map_err(|error| error.context("find the token for Vault"))?;
+    let authorities = match &vault.ca {
+        None => None,
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+            Error::failed(format!("could not read the authorities for Vault in {}", path.display()))
+                .source(error)
+        })?),
+    };
+    let wanted = vault::Wanted {
+        url: &vault.url,
+        path: &vault.path,
+        field: &vault.field,
+        namespace: vault.namespace.as_deref(),
+        authorities: authorities.as_deref(),
+        patience: vault::PATIENCE,
+    };
+    let found = vault::read(&wanted, &token).await?;
+    secrets::given(&found, &format!("{} of {} at {}", vault.field, vault.path, vault.url))
+}
+
+/// Resolves what this machine has itself.
+async fn resolve_here(here: &dyn Host, reference: &SecretReference) -> Result<Secret> {
     let SecretReference::Command(argv) = reference else {
         return secrets::resolve_with(reference, &|_| {
             Err(Error::failed("only a command is run for a secret"))

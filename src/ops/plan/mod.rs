@@ -556,6 +556,7 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
         }
     }
     found.extend(archive::obstacles(situation));
+    found.extend(tls::obstacle(situation));
     for (host, drift) in situation.poolers {
         if let PoolerDrift::Foreign { what } = drift {
             found.push(

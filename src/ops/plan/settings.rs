@@ -52,7 +52,7 @@ pub(super) fn desired(
         && let Some(files) = &seen.files
     {
         for (settings, file) in [(&mut desired.shared, &files.shared), (&mut desired.own, &files.node)] {
-            settings.extend(crossing::kept(file.as_deref()));
+            settings.extend(crossing::kept(cluster, file.as_deref()));
             settings.sort();
         }
     }

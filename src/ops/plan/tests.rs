@@ -1024,6 +1024,28 @@ fn tls_is_offered_by_the_primary_then_used_by_standbys_and_only_then_forced() {
 }
 
 #[test]
+fn another_authority_is_not_made_where_somebody_believes_the_first_one() {
+    let mut world = reached_by_address(true);
+    world.tls = certificates(AuthoritySeen::Missing, &["a", "b", "c"]);
+    let error = world.refusal();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.what(), "the certificate authority of shop is not on this machine");
+    assert!(error.hint_text().unwrap().contains("Copy /var/lib/pgherd/authority/shop from"), "{error:?}");
+}
+
+#[test]
+fn whoever_sets_ssl_without_tls_keeps_it() {
+    let mut world = World::unborn();
+    for (name, value) in [("ssl", "on"), ("ssl_cert_file", "/etc/ssl/own.pem")] {
+        world.cluster.postgres.settings.insert(name.to_owned(), value.to_owned());
+    }
+    for name in ["a", "b", "c"] {
+        world.make(name);
+    }
+    assert!(world.plan().unwrap().is_empty());
+}
+
+#[test]
 fn tls_is_served_until_nobody_needs_it_any_more() {
     let mut world = reached_by_address(true);
     world.cluster.postgres.tls = None;

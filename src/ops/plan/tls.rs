@@ -4,7 +4,7 @@
 use crate::error::Error;
 use crate::ops::certificate::AuthoritySeen;
 use crate::ops::observe::Files;
-use crate::ops::plan::crossing::{Crossing, crossing};
+use crate::ops::plan::crossing::{Crossing, crossing, has_tls_settings, is_ours};
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::plan::{ClusterPlan, Situation, settings};
 use crate::topology::declared::{self, Setting};
@@ -59,6 +59,29 @@ fn certificates(situation: &Situation<'_>, plan: &mut ClusterPlan) {
     );
 }
 
+/// Another authority in place of the one that everybody believes would shut clients out: it is brought here, or given up on purpose.
+pub(super) fn obstacle(situation: &Situation<'_>) -> Option<Error> {
+    let cluster = situation.cluster;
+    let Some(Tls::Own { herd }) = &cluster.postgres.tls else { return None };
+    situation.tls?.authority.as_ref().filter(|authority| **authority == AuthoritySeen::Missing)?;
+    let seen = situation
+        .observed
+        .nodes
+        .iter()
+        .find(|seen| seen.files.as_ref().is_some_and(|files| has_tls_settings(cluster, files)))?;
+    Some(
+        Error::refused(format!("the certificate authority of {herd} is not on this machine"))
+            .detail(format!(
+                "{} has a certificate of it, and clients believe it; another one would shut them out. Nothing was changed.",
+                cluster.full_name(&seen.node)
+            ))
+            .hint(format!(
+                "Copy {} from the machine that made it. If it is lost: take \"tls\" out of the file and apply, then declare it again.",
+                situation.places.authority(herd).display()
+            )),
+    )
+}
+
 /// The second half: what forces TLS, or no longer offers it, when poolers and standbys are ready for that.
 pub(super) fn settle(situation: &Situation<'_>, primary: &Node) -> Vec<PlannedStep> {
     let cluster = situation.cluster;
@@ -109,7 +132,7 @@ fn leave(situation: &Situation<'_>, node: &Node, primary: &Node) -> PlannedStep 
     let names = declared::synchronous_names(cluster, node);
     let now = settings::desired(situation, node, upstream, names);
     let without = |settings: &[Setting]| -> Vec<Setting> {
-        let kept = settings.iter().filter(|(name, _)| !declared::TLS_SETTINGS.contains(&name.as_str()));
+        let kept = settings.iter().filter(|(name, _)| !is_ours(cluster, name));
         kept.cloned().collect()
     };
     let change = |name: &str, settings: &[Setting]| FileChange {

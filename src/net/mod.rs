@@ -1,0 +1,3 @@
+//! Services that are spoken to over HTTP. The only room that uses reqwest.
+
+pub mod vault;
