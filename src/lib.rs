@@ -11,7 +11,7 @@
 //! | 3 | [`engine`] | journaled execution; knows no operation by name |
 //! | 2 | [`host`], [`db`], [`repo`] | a machine; a server; an object store |
 //! | 1 | [`topology`] | the declared herd |
-//! | 0 | [`pg`], [`error`], [`secret`], [`units`], [`clock`], [`gate`] | nouns, no I/O |
+//! | 0 | [`pg`], [`error`], [`secret`], [`units`], [`clock`], [`gate`], [`tls`] | nouns, no I/O |
 
 pub mod cli;
 pub mod clock;
@@ -25,6 +25,7 @@ pub mod ops;
 pub mod pg;
 pub mod repo;
 pub mod secret;
+pub mod tls;
 pub mod topology;
 pub mod ui;
 pub mod units;

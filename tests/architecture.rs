@@ -26,6 +26,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("pg", 0),
     ("error", 0),
     ("secret", 0),
+    ("tls", 0),
     ("units", 0),
     ("clock", 0),
     ("gate", 0),
@@ -38,6 +39,7 @@ const UPWARD: (&str, [&str; 2]) = ("commands", ["cli", "App"]);
 const SHARED_BY_OPS: &[&str] = &[
     "adopt",
     "binary",
+    "certificate",
     "cluster_lock",
     "context",
     "node",

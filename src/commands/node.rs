@@ -1,9 +1,14 @@
 //! `pgherd node`: what the controller starts on a node, as the owner of its files. Hidden: nobody types it.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, Read as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::{App, Outcome};
 use crate::error::{Error, Result};
+use crate::host::SILENCE;
 use crate::ops::backup::{self, expire, verify};
 use crate::ops::drill;
 use crate::ops::kept;
@@ -15,8 +20,8 @@ use crate::ui::exit::Exit;
 
 /// Do one piece of work on a node's own files, asked for on standard input
 ///
-/// This is how pgherd itself works on a node: one request as JSON on standard input, one message a line on standard output, the report
-/// last. The request's form is not promised.
+/// This is how pgherd itself works on a node: one request as a line of JSON on standard input, then an empty line every few seconds for as
+/// long as somebody waits; one message a line on standard output, the report last. The request's form is not promised.
 ///
 /// Exit codes: 0 the last line is the report or the error, 2 the request was not understood.
 ///
@@ -27,6 +32,7 @@ pub struct NodeArgs {}
 pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
     let request = read()?;
     let reporter = Reporter::new(ui::line_now);
+    watch(reporter.solitude(), Lonely::of(&request));
     reporter.begin();
     match request {
         NodeRequest::Repository { url, call } => reporter.end(&Ok(node::serve(&url, call))),
@@ -51,8 +57,59 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
 fn read() -> Result<NodeRequest> {
     let mut text = Vec::new();
     std::io::stdin()
-        .read_to_end(&mut text)
+        .lock()
+        .read_until(b'\n', &mut text)
         .map_err(|error| Error::usage("could not read the request").source(error))?;
     serde_json::from_slice(&text)
         .map_err(|error| Error::usage("standard input holds no request of this pgherd").source(error))
+}
+
+/// How long work that nobody waits for may take to end by itself.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What becomes of a child that nobody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lonely {
+    Ends,
+    /// That is what it has waited for.
+    GoesOn,
+}
+
+impl Lonely {
+    fn of(request: &NodeRequest) -> Self {
+        match request {
+            NodeRequest::GuardScratch(_) => Self::GoesOn,
+            NodeRequest::Repository { .. }
+            | NodeRequest::CopyForBackup(_)
+            | NodeRequest::PlanForRestore(_)
+            | NodeRequest::CopyForRestore(_)
+            | NodeRequest::ExpireBackups(_)
+            | NodeRequest::VerifyBackups(_)
+            | NodeRequest::ListWal(_)
+            | NodeRequest::LookAtKept(_) => Self::Ends,
+        }
+    }
+}
+
+/// Ends this child when its input has ended or nothing has come on it for a while: whoever waited is gone, or the way to them is, and the
+/// same work may be begun again elsewhere.
+fn watch(solitude: Arc<AtomicBool>, lonely: Lonely) {
+    let (beat, beats) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut chunk = [0; 64];
+        while let Ok(1..) = std::io::stdin().lock().read(&mut chunk) {
+            if beat.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    std::thread::spawn(move || {
+        while beats.recv_timeout(SILENCE).is_ok() {}
+        solitude.store(true, Ordering::Relaxed);
+        if lonely == Lonely::Ends {
+            std::thread::sleep(GRACE);
+            // It hangs in something: a disk, or a pipe that nobody reads.
+            std::process::exit(1);
+        }
+    });
 }

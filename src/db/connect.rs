@@ -1,6 +1,6 @@
 //! Logging in, and sending one statement at a time with a deadline.
 //!
-//! Every login and every statement passes the [`Gate`]. No TLS, no pool of connections, no retry: who calls knows whether a second
+//! Every login and every statement passes the [`Gate`]. No pool of connections, no retry: who calls knows whether a second
 //! try is safe, and [`DbError`] tells it the one fact that decides that: not sent, refused, or unknown.
 
 use std::collections::BTreeMap;
@@ -12,14 +12,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, SimpleColumn, SimpleQueryMessage};
 
+use super::tls::{self, Identity, Place, Trouble};
 use crate::error::{Error, ErrorKind};
 use crate::gate::{Blocked, Gate, Tunnel};
 use crate::secret::Secret;
+use crate::tls::Certificate;
 use crate::units::human_duration;
 
 /// Where a server listens.
@@ -66,6 +70,8 @@ pub struct Login {
     pub session: Session,
     /// The way to the machine that `endpoint` is meant on; `None` for this one.
     pub tunnel: Option<Arc<dyn Tunnel>>,
+    /// Whom a server behind a TCP endpoint must prove to be; `None`: what is said is not encrypted.
+    pub tls: Option<Identity>,
 }
 
 /// Makes connections; holds what they all share.
@@ -102,10 +108,19 @@ impl Connector {
         self.gate.before(&call).await.map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
         let attempt = async {
             let (socket, port) = through(login).await?;
-            let config = self.config(login, socket.as_deref(), port);
-            config.connect(NoTls).await.map_err(|error| login_error(login, &error))
+            let mut config = self.config(login, socket.as_deref(), port);
+            if let Some(identity) = &login.tls {
+                let stream = encrypted(login, identity, socket.as_deref(), port).await?;
+                // The stream is encrypted already; asked again inside of it, a server would not know what is meant.
+                config.ssl_mode(SslMode::Disable);
+                let made = config.connect_raw(stream, NoTls).await;
+                made.map(|(client, connection)| (client, spawn(connection)))
+            } else {
+                config.connect(NoTls).await.map(|(client, connection)| (client, spawn(connection)))
+            }
+            .map_err(|error| login_error(login, &error))
         };
-        let (client, connection) = match tokio::time::timeout(self.connect_timeout, attempt).await {
+        let (client, task) = match tokio::time::timeout(self.connect_timeout, attempt).await {
             Ok(Ok(pair)) => pair,
             Ok(Err(error)) => return Err(error),
             Err(_) => {
@@ -116,11 +131,6 @@ impl Connector {
                 });
             }
         };
-        let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended");
-            }
-        });
         let conn = Conn {
             client,
             task,
@@ -133,6 +143,34 @@ impl Connector {
         };
         self.gate.after(&call).await.map_err(|blocked| blocked_error(&login.server, "connect", blocked))?;
         Ok(conn)
+    }
+
+    /// Has a server show the certificate that it proves itself by, and logs nobody in.
+    ///
+    /// # Errors
+    /// [`DbError::NotProved`] if it proves to be somebody else, and as [`Connector::connect`].
+    pub async fn shown_certificate(
+        &self,
+        login: &Login,
+        identity: &Identity,
+    ) -> Result<Certificate, DbError> {
+        let call = format!("{}: look at its certificate", login.server);
+        let what = "look at its certificate";
+        self.gate.before(&call).await.map_err(|blocked| blocked_error(&login.server, what, blocked))?;
+        let attempt = async {
+            let (socket, port) = through(login).await?;
+            let stream = encrypted(login, identity, socket.as_deref(), port).await?;
+            tls::certificate_of(&stream).map_err(|trouble| trouble_error(login, trouble))
+        };
+        let shown = tokio::time::timeout(self.connect_timeout, attempt).await.unwrap_or_else(|_| {
+            Err(DbError::Timeout {
+                server: login.server.clone(),
+                what: what.to_owned(),
+                after: self.connect_timeout,
+            })
+        });
+        self.gate.after(&call).await.map_err(|blocked| blocked_error(&login.server, what, blocked))?;
+        shown
     }
 
     fn config(&self, login: &Login, socket: Option<&Path>, port: u16) -> Config {
@@ -168,6 +206,53 @@ impl Connector {
         };
         config
     }
+}
+
+/// Connects to where the login goes and has the server prove who it is.
+async fn encrypted(
+    login: &Login,
+    identity: &Identity,
+    socket: Option<&Path>,
+    port: u16,
+) -> Result<tls::Encrypted, DbError> {
+    let place = match (socket, &login.endpoint) {
+        (Some(directory), _) => Place::Socket(directory),
+        (None, Endpoint::Socket { directory, .. }) => Place::Socket(directory),
+        (None, Endpoint::Tcp { host, .. }) => Place::Tcp(host),
+    };
+    tls::handshake(place, port, identity).await.map_err(|trouble| trouble_error(login, trouble))
+}
+
+fn trouble_error(login: &Login, trouble: Trouble) -> DbError {
+    let (server, at) = (login.server.clone(), login.endpoint.to_string());
+    let error = match trouble {
+        Trouble::NotProved(why) => return DbError::NotProved { server, at, why },
+        Trouble::Wire(error) => error,
+    };
+    let why = error.to_string();
+    let refused = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+    // The near end of a tunnel always accepts; that nobody is at the far end shows as an end before the first answer.
+    if refused || (login.tunnel.is_some() && was_ended(error.kind())) {
+        DbError::NotListening { server, at, why }
+    } else {
+        DbError::Unreachable { server, at, why }
+    }
+}
+
+fn was_ended(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+fn spawn<S, T>(connection: tokio_postgres::Connection<S, T>) -> JoinHandle<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended");
+        }
+    })
 }
 
 /// Returns the directory of the socket that leads to where the login goes, if it is not there itself, and the port.
@@ -426,6 +511,9 @@ pub enum DbError {
     /// The way to the server failed before a login was answered.
     #[error("could not connect to {server} at {at}: {why}")]
     Unreachable { server: String, at: String, why: String },
+    /// What answers does not prove to be the server, or does not speak TLS.
+    #[error("{server} at {at} does not prove who it is: {why}")]
+    NotProved { server: String, at: String, why: String },
     /// 57P03: it starts up, recovers from a crash or shuts down; PostgreSQL has one SQLSTATE for them. It is not gone.
     #[error("{server} does not accept connections now: {message}")]
     Starting { server: String, message: String },
@@ -497,6 +585,7 @@ impl From<DbError> for Error {
             | DbError::Starting { .. }
             | DbError::NoDatabase { .. } => ErrorKind::NotFound,
             DbError::ShuttingDown { .. }
+            | DbError::NotProved { .. }
             | DbError::Authentication { .. }
             | DbError::Timeout { .. }
             | DbError::Lost { .. }
@@ -507,6 +596,9 @@ impl From<DbError> for Error {
         let said = Self::new(kind, error.to_string());
         match error {
             DbError::NotListening { why, .. } => said.detail(format!("The operating system says: {why}.")),
+            DbError::NotProved { .. } => said
+                .detail("Nothing was sent to it.")
+                .hint("See what is declared under \"tls\" and what it shows: pgherd status"),
             DbError::Starting { .. } => said.hint("It is alive: wait until it accepts connections."),
             DbError::Lost { .. } | DbError::ShuttingDown { .. } => {
                 said.hint("Look at what is there before the same is done again.")
@@ -588,11 +680,7 @@ fn login_error(login: &Login, error: &tokio_postgres::Error) -> DbError {
 }
 
 fn ended_at_once(error: &tokio_postgres::Error) -> bool {
-    error.is_closed()
-        || matches!(
-            io_source(error).map(io::Error::kind),
-            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-        )
+    error.is_closed() || io_source(error).is_some_and(|error| was_ended(error.kind()))
 }
 
 fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {

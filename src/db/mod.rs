@@ -11,6 +11,9 @@ pub mod objects;
 pub mod promotion;
 pub mod queries;
 pub mod recovery;
+mod tls;
+
+pub use tls::Identity;
 
 pub use connect::{
     Conn, Connector, DbError, Endpoint, Login, NodeConn, PrimaryConn, Session, StandbyConn, classify,

@@ -46,7 +46,16 @@ pub enum Stdin {
     Nothing,
     Bytes(Vec<u8>),
     Secret(Secret),
+    /// One line, and then an empty one every [`BEAT`] for as long as somebody waits: who reads no more of them for [`SILENCE`], or the
+    /// end of its input, works for nobody any more.
+    Line(Vec<u8>),
 }
+
+/// How often whoever works for us is told that we are there.
+pub const BEAT: Duration = Duration::from_secs(5);
+/// After how long without a word a program on a host ends itself: longer than ssh takes to give up a silent connection (15 to 20 s), so
+/// that nothing is ended that we still wait for.
+pub const SILENCE: Duration = Duration::from_secs(30);
 
 /// As whom a program runs or a file is touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

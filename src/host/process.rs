@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
+use tokio::process::{ChildStdin, Command};
 use tokio::time::timeout;
 
-use super::{LineSink, Stdin};
+use super::{BEAT, LineSink, Stdin};
 
 /// How long output is still read after the program ended while somebody else holds its pipes (a daemon that it started).
 const DRAIN: Duration = Duration::from_millis(250);
@@ -41,8 +41,8 @@ pub(super) enum End {
 pub(super) enum Input<'a> {
     Nothing,
     Bytes(&'a [u8]),
-    /// Nothing, but its end comes only with the end of the child or of pgherd: who reads it learns that nobody waits any more.
-    Held,
+    /// These bytes, if any, and then an empty line every [`BEAT`]: who reads them learns when nobody waits any more.
+    Beats(&'a [u8]),
 }
 
 impl<'a> From<&'a Stdin> for Input<'a> {
@@ -51,6 +51,7 @@ impl<'a> From<&'a Stdin> for Input<'a> {
             Stdin::Nothing => Self::Nothing,
             Stdin::Bytes(bytes) => Self::Bytes(bytes),
             Stdin::Secret(secret) => Self::Bytes(secret.reveal().as_bytes()),
+            Stdin::Line(bytes) => Self::Beats(bytes),
         }
     }
 }
@@ -81,18 +82,19 @@ pub(super) async fn run(
     let mut stdout = Collected::new(false, if lines.is_some() { KEPT } else { usize::MAX }, lines);
     let mut stderr = Collected::new(true, KEPT, lines);
     let ended = {
-        let (mut input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let pump = async {
-            tokio::join!(
-                async {
-                    if let (Some(mut pipe), Input::Bytes(bytes)) = (input.take_if(|_| feeds(stdin)), stdin) {
-                        // A program that does not want its input closes the pipe; its status says whether that is an error.
-                        pipe.write_all(bytes).await.ok();
-                    }
-                },
-                stdout.fill(output),
-                stderr.fill(errors),
-            );
+            let fed = feed(input, stdin);
+            tokio::pin!(fed);
+            let printed = async { tokio::join!(stdout.fill(output), stderr.fill(errors)) };
+            tokio::pin!(printed);
+            tokio::select! {
+                // Beats have no end of their own.
+                _ = &mut printed => {}
+                () = &mut fed => {
+                    printed.await;
+                }
+            }
         };
         let to_the_end = async {
             tokio::pin!(pump);
@@ -131,8 +133,22 @@ pub(super) async fn run(
     }
 }
 
-fn feeds(stdin: Input<'_>) -> bool {
-    matches!(stdin, Input::Bytes(_))
+/// Gives a child what it reads. One that does not want it closes the pipe; its status says whether that is an error.
+async fn feed(pipe: Option<ChildStdin>, stdin: Input<'_>) {
+    let Some(mut pipe) = pipe else { return };
+    match stdin {
+        Input::Nothing => {}
+        Input::Bytes(bytes) => {
+            pipe.write_all(bytes).await.ok();
+        }
+        Input::Beats(bytes) => {
+            let mut written = pipe.write_all(bytes).await;
+            while written.is_ok() {
+                written = pipe.write_all(b"\n").await;
+                tokio::time::sleep(BEAT).await;
+            }
+        }
+    }
 }
 
 /// The process group of a child that may still run.

@@ -2,8 +2,10 @@
 //!
 //! Every call is one command through one shared connection ([`connection`]), as the os-user: directly where that user logs in, through
 //! setpriv(1) where root does, through `sudo -n` otherwise. Host keys are always checked. A command that was sent and whose end did not
-//! come back is [`HostError::Lost`], whatever the reason; nothing is sent twice.
+//! come back is [`HostError::Lost`], whatever the reason; nothing is sent twice. What a lost call has begun is waited for before the next
+//! call of anybody who changes the host: a look that came before its end would find what is not so a moment later.
 
+mod calls;
 mod connection;
 mod facts;
 mod quote;
@@ -21,8 +23,8 @@ use facts::Facts;
 use super::local::tail;
 use super::process::{End, Input};
 use super::{
-    BoxFuture, Command, DiskSpace, Effect, FileStat, Host, HostError, LineSink, Output, RunAs, Stdin, Tunnel,
-    coreutils,
+    BoxFuture, Command, DiskSpace, Effect, FileStat, Host, HostError, LineSink, Output, RunAs, SILENCE,
+    Stdin, Tunnel, coreutils,
 };
 use crate::error::Error;
 use crate::units::ByteCount;
@@ -30,21 +32,29 @@ use crate::units::ByteCount;
 /// Where programs are looked for there.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A program that changes something and reads nothing gets an input that ends with our connection: then the program is ended, with
-/// everything in its process group, as a local one is when nobody waits for it any more. A daemon that left the group stays.
-const WATCH: &str = r#"exec 3<&0
+/// A program that changes something and reads nothing gets an input on which we say every few seconds that we are there. When that ends, or
+/// nothing has come for so many seconds (`NAME SECONDS PROGRAM...`), the program is ended with everything in its process group, as a local
+/// one is when nobody waits for it any more: sshd learns only after hours that the way to us is cut. A daemon that left the group stays.
+const WATCH: &str = r#"n=$1
+shift
+exec 3<&0
 "$@" </dev/null 3<&- &
 p=$!
-{ cat <&3; kill -s KILL 0; } >/dev/null 2>&1 &
+{ while [ -n "$(timeout --foreground "$n" head -c 1 <&3 | tr '\n' x)" ]; do :; done; kill -s KILL 0; } >/dev/null 2>&1 &
 w=$!
 exec 3<&-
 wait "$p"; s=$?
 kill -s KILL "$w" 2>/dev/null
 exit "$s""#;
 
-/// Replaces a file: `DIRECTORY NAME MODE SIZE`. What a broken connection cut short is not what was sent, so its size is checked.
+/// A program that watches by itself whether we are there; the shell stays, so that its name tells of the call.
+const NAMED: &str = r#""$@"
+exit "$?""#;
+
+/// Replaces a file: `DIRECTORY NAME MODE SIZE`. What a broken connection cut short is not what was sent, so its size is checked; and the end
+/// of the input is not waited for, since it may come hours later, when the file has long been replaced by another.
 const WRITE: &str = r#"t=$(mktemp -- "$1/.$2.pgherd-XXXXXXXX") || exit 1
-dd "of=$t" bs=64K conv=notrunc,nocreat,fsync status=none &&
+dd "of=$t" bs=64K count="$4" iflag=fullblock,count_bytes conv=notrunc,nocreat,fsync status=none &&
     { [ "$(stat -c %s -- "$t")" = "$4" ] || { echo 'not all of it arrived' >&2; false; }; } &&
     chmod "$3" -- "$t" && mv -f -T -- "$t" "$1/$2" && exec sync -- "$1" "$1/$2"
 s=$?
@@ -71,6 +81,26 @@ up=$(dirname -- "$p")
 n="$up/.${p##*/}.pgherd-new"
 [ ! -e "$n" ] || rmdir -- "$n" || exit 1
 mkdir -m "$2" -- "$n" && chown -h "$3" -- "$n" && mv -T -- "$n" "$p" && exec sync -- "$up""#;
+
+/// Who sees that a program on the host ends when nobody waits for it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// [`WATCH`].
+    ByUs,
+    ByItself,
+    /// It is short, or only looks.
+    Nobody,
+}
+
+impl Watch {
+    fn of(command: &Command) -> Self {
+        match (&command.stdin, command.effect) {
+            (Stdin::Nothing, Effect::Changes) => Self::ByUs,
+            (Stdin::Line(_), _) => Self::ByItself,
+            (Stdin::Nothing | Stdin::Bytes(_) | Stdin::Secret(_), _) => Self::Nobody,
+        }
+    }
+}
 
 /// A machine behind ssh, on behalf of one os-user.
 #[derive(Debug, Clone)]
@@ -110,15 +140,27 @@ impl SshHost {
     async fn run_with(&self, command: &Command, lines: Option<&LineSink>) -> Result<Output, HostError> {
         let what = command.title();
         let facts = self.facts(&what).await?;
-        let watched = matches!((&command.stdin, command.effect), (Stdin::Nothing, Effect::Changes));
-        let line = format!(
-            "cd / && exec {}",
-            quote::line(self.argv(&facts, command, watched).iter().map(String::as_str))
-        );
-        let stdin = if watched { Input::Held } else { Input::from(&command.stdin) };
+        let watch = Watch::of(command);
+        let stdin = if watch == Watch::ByUs { Input::Beats(b"") } else { Input::from(&command.stdin) };
         let host = self.name.clone();
         let limit = self.patience.map_or(command.timeout, |patience| patience.min(command.timeout));
-        let end = match self.connection.send(&self.os_user, &line, stdin, limit, lines).await {
+        if self.patience.is_none()
+            && let Err(why) = self.connection.settle(&self.os_user).await
+        {
+            return Err(HostError::NotStarted { host, what, why });
+        }
+        let call = self.connection.begin_call();
+        let argv = self.argv(&facts, command, watch, call.name());
+        let line = format!("cd / && exec {}", quote::line(argv.iter().map(String::as_str)));
+        let sent = self.connection.send(&self.os_user, &line, stdin, limit, lines).await;
+        if let (Sent::Ended(End::Exited { status: 255, .. } | End::Lost(_)), Watch::ByUs | Watch::ByItself) =
+            (&sent, watch)
+        {
+            drop(call);
+        } else {
+            call.has_ended();
+        }
+        let end = match sent {
             Sent::Ended(end) => end,
             Sent::NotSent(why) => return Err(HostError::NotStarted { host, what, why }),
         };
@@ -143,7 +185,7 @@ impl SshHost {
     }
 
     /// Returns what the login shell there starts.
-    fn argv(&self, facts: &Facts, command: &Command, watched: bool) -> Vec<String> {
+    fn argv(&self, facts: &Facts, command: &Command, watch: Watch, call: &str) -> Vec<String> {
         let mut argv: Vec<String> = Vec::new();
         let (login, login_uid) = (&self.connection.user, facts.uid);
         let (os_uid, os_gid, os_home) = &facts.os_user;
@@ -178,11 +220,17 @@ impl SshHost {
         argv.extend(fixed);
         argv.extend(command.env.iter().map(|(name, value)| format!("{name}={value}")));
         let program = command.program.display().to_string();
-        if watched {
-            argv.extend(["sh", "-c", WATCH, "pgherd"].map(str::to_owned));
-        } else if program.contains('=') {
+        match watch {
+            Watch::ByUs => {
+                argv.extend(["sh", "-c", WATCH, call].map(str::to_owned));
+                argv.push(SILENCE.as_secs().to_string());
+            }
+            Watch::ByItself => argv.extend(["sh", "-c", NAMED, call].map(str::to_owned)),
             // env(1) would take it for a variable.
-            argv.extend(["sh", "-c", "exec \"$@\"", "pgherd"].map(str::to_owned));
+            Watch::Nobody if program.contains('=') => {
+                argv.extend(["sh", "-c", "exec \"$@\"", "pgherd"].map(str::to_owned));
+            }
+            Watch::Nobody => {}
         }
         argv.push(program);
         argv.extend(command.args.iter().cloned());
@@ -425,7 +473,12 @@ fn not_begun(program: &Path, status: i32, stderr: &str) -> Option<String> {
     let by = |name: &str| message.starts_with(name);
     match status {
         126 | 127
-            if by("/usr/bin/env: ") || by("env: ") || by("pgherd: ") || by("setpriv: ") || by("sh: ") =>
+            if by("/usr/bin/env: ")
+                || by("env: ")
+                || by("pgherd: ")
+                || by(calls::PREFIX)
+                || by("setpriv: ")
+                || by("sh: ") =>
         {
             let why = message.rsplit(": ").next().unwrap_or(message);
             let why = if why == "not found" { "No such file or directory" } else { why };

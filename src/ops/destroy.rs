@@ -294,7 +294,7 @@ pub async fn run(
         input,
         stages: removal.stages.into_iter().map(|steps| Stage { steps }).collect(),
     };
-    let mut operation = Operation::begin(&context.store, lock, intent)?;
+    let mut operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
     let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
         Ok(world) => world,
@@ -430,6 +430,7 @@ fn as_cluster(input: &Input) -> Cluster {
                 .or_else(|| input.poolers.first().map(|pooler| pooler.os_user.clone())),
             // What is found on a host decides who stops its servers.
             service: Service::default(),
+            tls: None,
             tune_memory: None,
             settings: BTreeMap::new(),
         },

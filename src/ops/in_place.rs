@@ -90,7 +90,7 @@ pub async fn run(
             .map(|stage| Stage { steps: stage.iter().map(|planned| planned.step.clone()).collect() })
             .collect(),
     };
-    let mut operation = Operation::begin(&context.store, lock, intent)?;
+    let mut operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
     let world = match World::open(context, id.as_str().to_owned(), fresh.input).await {
         Ok(world) => world,

@@ -336,6 +336,7 @@ mod tests {
                 bin_directory: None,
                 os_user: None,
                 service: crate::topology::model::Service::PgCtl,
+                tls: None,
                 tune_memory: None,
                 settings: BTreeMap::new(),
             },

@@ -40,6 +40,8 @@ const DEFAULT_OS_USER: &str = "postgres";
 /// The doors to one cluster: its hosts and its servers.
 #[derive(Debug, Clone)]
 pub struct Doors {
+    /// Those of the machine that pgherd runs on.
+    pub station: Places,
     /// By host.
     places: BTreeMap<String, Places>,
     hosts: BTreeMap<String, Arc<dyn Host>>,
@@ -85,7 +87,13 @@ impl Doors {
             places_of.insert(name.clone(), places.on(reach));
         }
         let programs = Arc::new(hosts.keys().map(|name| (name.clone(), OnceCell::new())).collect());
-        Ok(Self { places: places_of, hosts, connector: Connector::new(Arc::clone(gate)), programs })
+        Ok(Self {
+            station: places,
+            places: places_of,
+            hosts,
+            connector: Connector::new(Arc::clone(gate)),
+            programs,
+        })
     }
 
     /// Returns the places on a host that the cluster uses.
@@ -125,6 +133,7 @@ impl Doors {
             user: declared::SUPERUSER.to_owned(),
             database: database.to_owned(),
             password: None,
+            tls: None,
             session: Session::Tool,
         }
     }

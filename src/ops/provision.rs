@@ -13,6 +13,7 @@ use crate::db::{Conn, DbError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{Command, Host, HostError, LineSink, RunAs};
+use crate::ops::certificate::{self, Holder};
 use crate::ops::observe::{self, Doors};
 use crate::ops::service::{self, Manager};
 use crate::pg::control_file::ControlFile;
@@ -116,6 +117,7 @@ fn could_not(doing: &str, site: &Site<'_>, error: HostError) -> Error {
 /// When the directory is not empty or not ours, or a program fails.
 pub async fn initdb(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<SystemIdentifier> {
     claim_directory(site).await?;
+    certificate::equip(site.doors, site.cluster, Holder::Node(site.node)).await?;
     let directory = site.directory().display().to_string();
     let command = Command::new(site.programs.path("initdb"))
         .args(["-D", directory.as_str(), "-U", declared::SUPERUSER])
@@ -139,22 +141,18 @@ pub async fn clone(
 ) -> Result<SystemIdentifier> {
     claim_directory(site).await?;
     copy_passfile(site, from).await?;
+    certificate::equip(site.doors, site.cluster, Holder::Node(site.node)).await?;
     let directory = site.directory().display().to_string();
     let command = Command::new(site.programs.path("pg_basebackup"))
-        .args([
-            "-D",
-            directory.as_str(),
-            "-h",
-            site.cluster.address(&from.host),
-            "-p",
-            &from.port.to_string(),
-        ])
+        .args(["-D", directory.as_str(), "-p", &from.port.to_string()])
+        .args(["-d", declared::server_of(site.cluster, from).as_str()])
         .args(["-U", declared::replication_role(site.cluster), "-w", "-X", "stream"])
         .args(["-S", site.cluster.slot_name(&site.node.name).as_str(), "-c", "fast", "-P"])
         .args(["-l", format!("pgherd clone of {}", site.name()).as_str()])
         .env("PGPASSFILE", site.places().passfile.display().to_string())
         .env("PGAPPNAME", site.name())
         .timeout(CLONE);
+    let command = verifying(site, command);
     let (told, mut heard) = watch::channel((0, 0));
     let lines: LineSink = Arc::new(move |_, line| {
         if let Some(seen) = parse_progress(line) {
@@ -177,6 +175,16 @@ pub async fn clone(
     write_files(site, wish).await?;
     write(site, &site.directory().join("standby.signal"), b"", 0o600).await?;
     complete_claim(site, wish.memory).await
+}
+
+/// Has a program of PostgreSQL's that connects to another node make sure that it is that node.
+pub fn verifying(site: &Site<'_>, command: Command) -> Command {
+    if !site.cluster.has_tls() {
+        return command;
+    }
+    command
+        .env("PGSSLMODE", "verify-full")
+        .env("PGSSLROOTCERT", site.places().authorities.display().to_string())
 }
 
 /// Gives the node the same password file as another node of the cluster has.

@@ -2,16 +2,17 @@
 //!
 //! Reads only. What is not known is unknown, with its reason.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::db::DbError;
 use crate::db::queries::{self, ServerRole, Slot, WalSender};
 use crate::engine::store::Listed;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::apply;
+use crate::ops::certificate::{self, Holder};
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{
@@ -39,6 +40,8 @@ pub struct ClusterStatus {
     pub poolers: Vec<PoolerStatus>,
     /// `None` where none are declared.
     pub backups: Option<BackupsStatus>,
+    /// `None` where no TLS is declared.
+    pub tls: Option<TlsStatus>,
     /// Operations that run or were left unfinished.
     pub operations: Vec<OperationStatus>,
     pub problems: Vec<Problem>,
@@ -124,6 +127,36 @@ pub enum PoolerState {
     Stopped,
     Missing,
     Unknown,
+}
+
+/// What the servers and poolers of a cluster prove themselves by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TlsStatus {
+    /// When the first of the authorities ends that are believed; `None` if they could not be read.
+    pub authority_not_after: Option<Timestamp>,
+    /// What ends first of all that is shown and believed.
+    pub nearest: Option<Nearest>,
+    /// Of each server and pooler that runs.
+    pub certificates: Vec<CertificateStatus>,
+    /// Why nothing is known of them, if nothing is.
+    pub why: Option<String>,
+}
+
+/// What ends first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Nearest {
+    /// A node, a pooler, or "the authority".
+    pub of: String,
+    pub not_after: Timestamp,
+    pub left_seconds: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CertificateStatus {
+    pub of: String,
+    /// As it shows it; `None` if it does not prove who it is.
+    pub not_after: Option<Timestamp>,
+    pub why: Option<String>,
 }
 
 /// What is kept of a cluster, and how its WAL gets there.
@@ -260,6 +293,7 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         (Some(_), Some(node), Some(running)) => archive(&doors, cluster, node, running).await,
         (_, _, _) => None,
     };
+    let tls = tls(&doors, cluster, &observed, &poolers).await;
     let mut report = ClusterStatus {
         cluster: cluster.name.clone(),
         version: any.map(|running| running.facts.version.to_string()),
@@ -276,6 +310,7 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
             let system = any.map(|running| running.facts.system_identifier);
             backups_status(&backups.repository, kept, system, archive)
         }),
+        tls,
         operations,
         problems: Vec::new(),
     };
@@ -485,6 +520,79 @@ fn backups_status(
     }
 }
 
+/// Has everybody who runs show the certificate that it proves itself by.
+async fn tls(
+    doors: &Doors,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+    poolers: &[PoolerStatus],
+) -> Option<TlsStatus> {
+    if !cluster.has_tls() {
+        return None;
+    }
+    let mut status =
+        TlsStatus { authority_not_after: None, nearest: None, certificates: Vec::new(), why: None };
+    let runs = |holder: &Holder<'_>| match holder {
+        Holder::Node(node) => observed.node(&node.name).is_some_and(|seen| seen.running().is_some()),
+        Holder::Pooler(host) => {
+            poolers.iter().any(|pooler| pooler.host == *host && pooler.state == PoolerState::Up)
+        }
+    };
+    let looks = certificate::holders(cluster).filter(runs).map(|holder| async move {
+        let identity = certificate::identity(doors, cluster, holder.host())?;
+        let identity = identity.expect("the cluster declares TLS");
+        let shown = certificate::shown_by(doors, cluster, holder, &identity).await;
+        Ok((holder, identity, shown))
+    });
+    for look in futures_util::future::join_all(looks).await {
+        let (holder, identity, shown) = match look {
+            Ok(look) => look,
+            Err(error) => {
+                let error: Error = error;
+                status.why = Some(error.what().to_owned());
+                return Some(status);
+            }
+        };
+        let ends = identity.trust.authorities.iter().map(|authority| authority.not_after).min();
+        status.authority_not_after = status.authority_not_after.or(ends).min(ends);
+        let (not_after, why) = match shown {
+            Ok(certificate) => (Some(certificate.not_after), None),
+            Err(DbError::NotProved { why, .. }) => (None, Some(why)),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        status.certificates.push(CertificateStatus { of: holder.name(cluster), not_after, why });
+    }
+    let now = Timestamp::now();
+    let shown = status.certificates.iter().filter_map(|one| Some((one.of.clone(), one.not_after?)));
+    let all = shown.chain(status.authority_not_after.map(|at| ("the authority".to_owned(), at)));
+    status.nearest = all.min_by_key(|(_, at)| *at).map(|(of, not_after)| Nearest {
+        of,
+        not_after,
+        left_seconds: not_after.duration_since(now).as_secs(),
+    });
+    Some(status)
+}
+
+/// What is wrong with the certificates of a cluster.
+fn tls_problems(tls: &TlsStatus) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    found.extend(tls.why.as_ref().map(|why| format!("whether anybody proves who it is is unknown: {why}")));
+    for one in &tls.certificates {
+        found.extend(one.why.as_ref().map(|why| format!("{} does not prove who it is: {why}", one.of)));
+    }
+    let now = Timestamp::now();
+    let warn = i64::try_from(crate::tls::WARN.as_secs()).unwrap_or(i64::MAX);
+    let shown = tls.certificates.iter().filter_map(|one| Some((one.of.as_str(), one.not_after?)));
+    for (of, at) in shown.chain(tls.authority_not_after.map(|at| ("the authority", at))) {
+        let left = at.duration_since(now).as_secs();
+        if left < warn {
+            let days = left / (24 * 3600);
+            found.push(format!("the certificate of {of} ends in {days} days, at {at:.0}"));
+        }
+    }
+    found
+}
+
 /// Asks the primary how its archiver does; `None` if it does not say.
 async fn archive(doors: &Doors, cluster: &Cluster, node: &Node, running: &Running) -> Option<ArchiveStatus> {
     let connector = doors.connector.clone().timeouts(observe::PATIENCE, observe::PATIENCE);
@@ -505,8 +613,12 @@ async fn archive(doors: &Doors, cluster: &Cluster, node: &Node, running: &Runnin
 
 async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
     let Some(declared) = &cluster.poolers else { return Vec::new() };
-    let by_port: BTreeMap<u16, &str> =
-        cluster.nodes.iter().map(|node| (node.port, node.name.as_str())).collect();
+    // On hosts of their own all nodes may have the same port.
+    let node_at = |host: &str, port: u16| {
+        let found =
+            cluster.nodes.iter().find(|node| node.port == port && cluster.address(&node.host) == host);
+        found.map_or_else(|| format!("{host}:{port}"), |node| node.name.clone())
+    };
     let mut found = Vec::new();
     for host in &declared.hosts {
         let mut status = PoolerStatus {
@@ -534,15 +646,12 @@ async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
                 match &observed.console {
                     ConsoleSeen::Answered(console) => {
                         for row in console.databases.iter().filter(|row| row.alias != "pgbouncer") {
-                            let to = match by_port.get(&row.port) {
-                                Some(node) => (*node).to_owned(),
-                                None => format!("{}:{}", row.host, row.port),
-                            };
+                            let to = row.host.split(',').map(|host| node_at(host.trim(), row.port));
                             match status.routes.iter_mut().find(|route| route.alias == row.alias) {
-                                Some(route) => route.to.push(to),
+                                Some(route) => route.to.extend(to),
                                 None => status.routes.push(RouteStatus {
                                     alias: row.alias.clone(),
-                                    to: vec![to],
+                                    to: to.collect(),
                                     paused: row.paused,
                                 }),
                             }
@@ -677,6 +786,9 @@ fn problems(
         report.backups.iter().flat_map(|backups| backup_problems(backups, &plan, &of("backup create")))
     {
         add(what, &next);
+    }
+    for what in report.tls.iter().flat_map(tls_problems) {
+        add(what, &plan);
     }
     for operation in report.operations.iter().filter(|operation| !operation.running) {
         add(format!("operation {} ({}) is unfinished", operation.id, operation.kind), &operation.next);

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
-use super::decode::{Address, Cx, Decode as _, Named, NamedEntry, Spanned, Via};
+use super::declared::TLS_SETTINGS;
+use super::decode::{Address, Cx, Decode as _, Named, NamedEntry, OwnOr, SettingText, Spanned, Via};
 use super::merge::{merge, without_none};
 use super::model::{
     Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
     PoolTarget, Poolers, Postgres, Promote, Reach, Repository, RestoreDrill, RestoreProof, Role, Schema,
-    SecretReference, Service, Ssh, Synchronous,
+    SecretReference, Service, Ssh, Synchronous, Tls,
 };
 use super::problem::{Position, Report};
 use super::yaml::{Node as Tree, Value};
@@ -39,6 +40,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     let mut checker = Checker {
         report,
         base,
+        herd: None,
         hosts: Vec::new(),
         host_index: HashMap::new(),
         repositories: Vec::new(),
@@ -48,6 +50,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     };
     checker.format_version(&topology, tree);
     let name = checker.herd_name(&topology, tree);
+    checker.herd.clone_from(&name);
     let timezone = checker.timezone(&topology);
     checker.regions(&topology, tree);
     checker.repositories(&topology, tree);
@@ -102,6 +105,8 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
 struct Checker<'a> {
     report: &'a mut Report,
     base: &'a Path,
+    /// `None` if its name is missing or wrong, which was reported.
+    herd: Option<String>,
     hosts: Vec<Host>,
     host_index: HashMap<String, usize>,
     repositories: Vec<DeclaredRepository>,
@@ -741,6 +746,10 @@ impl Checker<'_> {
                 .detail("PostgreSQL refuses to run as root.")
                 .hint("Write the name of an ordinary user, such as \"postgres\".");
         }
+        let tls = raw.tls.as_ref().and_then(|tls| self.tls(draft, tls));
+        if let (Some(_), Some(settings)) = (&raw.tls, &raw.settings) {
+            self.no_setting_beside_tls(&settings.value);
+        }
         let tune_memory =
             raw.tune.as_ref().and_then(|tune| tune.value.memory.as_ref()).map(|memory| memory.value);
         let settings = raw.settings.as_ref().map(|settings| settings::check(&settings.value, self.report));
@@ -749,9 +758,50 @@ impl Checker<'_> {
             bin_directory: raw.bin_directory.as_ref().map(|directory| PathBuf::from(&directory.value)),
             os_user: raw.os_user.as_ref().map(|user| user.value.clone()),
             service: raw.service.as_ref().map_or(Service::default(), |service| service.value),
+            tls,
             tune_memory,
             settings: settings.unwrap_or_default(),
         })
+    }
+
+    fn tls(&mut self, draft: &Draft<'_>, raw: &Spanned<OwnOr<raw::TlsFiles>>) -> Option<Tls> {
+        let files = match &raw.value {
+            OwnOr::Own => return self.herd.clone().map(|herd| Tls::Own { herd }),
+            OwnOr::Given(files) => files,
+        };
+        let mut found = Vec::new();
+        for (key, place) in [("ca", &files.ca), ("certificate", &files.certificate), ("key", &files.key)] {
+            match place {
+                None => self.missing(
+                    raw.at,
+                    &draft.path(".postgres.tls"),
+                    key,
+                    &format!("{key}: {{file: tls/{key}.pem}}"),
+                ),
+                Some(place) => match &place.value.file {
+                    None => self.missing(
+                        place.at,
+                        &draft.path(&format!(".postgres.tls.{key}")),
+                        "file",
+                        &format!("{key}: {{file: tls/{key}.pem}}"),
+                    ),
+                    Some(file) => found.push(self.base.join(&file.value)),
+                },
+            }
+        }
+        let [ca, certificate, key] = <[PathBuf; 3]>::try_from(found).ok()?;
+        Some(Tls::Given { ca, certificate, key })
+    }
+
+    /// What `tls` sets is not set twice.
+    fn no_setting_beside_tls(&mut self, settings: &Named<Spanned<SettingText>>) {
+        for entry in
+            settings.0.iter().filter(|entry| TLS_SETTINGS.contains(&entry.name.to_lowercase().as_str()))
+        {
+            self.report
+                .add(entry.at, format!("setting \"{}\" follows from \"tls\"", entry.name))
+                .hint("Remove one of them.");
+        }
     }
 
     fn absolute(&mut self, path: &Spanned<String>, key: &str) -> bool {

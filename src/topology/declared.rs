@@ -43,6 +43,9 @@ const BLOCK_END: &str = "# pgherd end";
 pub fn replication_role(cluster: &Cluster) -> &'static str {
     if cluster.is_adopted() { ADOPTED_REPLICATION_ROLE } else { REPLICATION_ROLE }
 }
+/// The settings by which a server speaks TLS.
+pub const TLS_SETTINGS: [&str; 5] =
+    ["ssl", "ssl_ca_file", "ssl_cert_file", "ssl_key_file", "ssl_min_protocol_version"];
 
 /// A setting and its value, unquoted.
 pub type Setting = (String, String);
@@ -65,6 +68,7 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
     if cluster.is_adopted() {
         let mut settings: Vec<Setting> = Vec::new();
         settings.extend(cluster.backups.is_some().then(|| ("archive_mode".to_owned(), "on".to_owned())));
+        settings.extend(speaks_tls(cluster));
         overlay(&mut settings, cluster);
         settings.sort();
         return settings;
@@ -91,9 +95,20 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
+    settings.extend(speaks_tls(cluster));
     overlay(&mut settings, cluster);
     settings.sort();
     settings
+}
+
+/// How every server of a cluster with TLS speaks it.
+fn speaks_tls(cluster: &Cluster) -> Vec<Setting> {
+    let settings = [("ssl", "on"), ("ssl_min_protocol_version", "TLSv1.2")];
+    if cluster.has_tls() {
+        settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    } else {
+        Vec::new()
+    }
 }
 
 /// Returns what depends on the node or its role, sorted by name.
@@ -109,7 +124,7 @@ pub fn node_settings(
     let own = [
         (
             "primary_conninfo",
-            wish.upstream.map(|up| primary_conninfo(cluster, node, up, &places.passfile)).unwrap_or_default(),
+            wish.upstream.map(|up| primary_conninfo(cluster, node, up, places)).unwrap_or_default(),
         ),
         ("primary_slot_name", wish.upstream.map(|_| cluster.slot_name(&node.name)).unwrap_or_default()),
         ("synchronous_standby_names", wish.synchronous.clone()),
@@ -124,6 +139,14 @@ pub fn node_settings(
             ("unix_socket_directories", places.socket.display().to_string()),
         ];
         settings.extend(place.map(|(name, value)| (name.to_owned(), value)));
+    }
+    if cluster.has_tls() {
+        // One file holds both, so that no crash leaves a certificate beside another one's key: the server would not start.
+        let [authorities, pair] =
+            [&places.authorities, &places.certificate].map(|path| path.display().to_string());
+        settings.push(("ssl_ca_file".to_owned(), authorities));
+        settings.push(("ssl_cert_file".to_owned(), pair.clone()));
+        settings.push(("ssl_key_file".to_owned(), pair));
     }
     if cluster.backups.is_some() {
         let call = |verb: &str, arguments: &str| {
@@ -172,16 +195,37 @@ fn listen_addresses(cluster: &Cluster, node: &Node) -> String {
     }
 }
 
-fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, passfile: &Path) -> String {
+fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, places: &NodePlaces) -> String {
+    let path = |path: &Path| conninfo_value(&path.display().to_string());
+    let verified = if cluster.has_tls() {
+        format!(" sslmode=verify-full sslrootcert={}", path(&places.authorities))
+    } else {
+        String::new()
+    };
     format!(
-        "host={} port={} user={} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
-         keepalives_interval=5 keepalives_count=3",
-        cluster.address(&upstream.host),
+        "{} port={} user={} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
+         keepalives_interval=5 keepalives_count=3{verified}",
+        server_of(cluster, upstream),
         upstream.port,
         replication_role(cluster),
-        conninfo_value(&passfile.display().to_string()),
+        path(&places.passfile),
         cluster.full_name(&node.name),
     )
+}
+
+/// Returns how PostgreSQL's programs find a node and whom it must prove to be: `host=10.0.0.1`.
+pub fn server_of(cluster: &Cluster, node: &Node) -> String {
+    let address = cluster.address(&node.host);
+    if cluster.has_tls() && proves_names_only(cluster) {
+        format!("host={} hostaddr={address}", node.host)
+    } else {
+        format!("host={address}")
+    }
+}
+
+/// Tells whether its libpq finds no IP address in a certificate: 15 is the first that does (PostgreSQL 15 release notes, "libpq").
+pub fn proves_names_only(cluster: &Cluster) -> bool {
+    cluster.postgres.version < 15
 }
 
 fn conninfo_value(text: &str) -> String {
@@ -250,14 +294,31 @@ pub fn with_access_lines(pg_hba: &str, lines: &str) -> String {
 
 /// Returns what our block in pg_hba.conf says.
 pub fn access_lines(cluster: &Cluster) -> String {
+    lines_for(cluster, if cluster.has_tls() { "hostssl" } else { "host   " })
+}
+
+/// Returns the same lines with nobody forced to speak TLS: what stands there until everybody does.
+pub fn plain_access_lines(cluster: &Cluster) -> String {
+    lines_for(cluster, "host   ")
+}
+
+/// Tells whether our block in pg_hba.conf forces those of other machines to speak TLS.
+pub fn forces_tls(pg_hba: &str) -> bool {
+    let ours = pg_hba.split_once(BLOCK_BEGIN).and_then(|(_, rest)| rest.split_once(BLOCK_END));
+    ours.is_some_and(|(block, _)| block.lines().any(|line| line.starts_with("hostssl")))
+}
+
+/// `remote` is the kind of the lines for other machines; whoever comes from the loopback address may do as before.
+fn lines_for(cluster: &Cluster, remote: &str) -> String {
     let mut block = format!("local   all          {SUPERUSER}                     peer map=pgherd\n");
     let mut addresses = vec![LOOPBACK];
     addresses.extend(cluster.nodes.iter().map(|node| cluster.address(&node.host)));
     let mut seen: Vec<&str> = Vec::new();
     for address in addresses {
         if !seen.contains(&address) {
+            let kind = if address == LOOPBACK { "host   " } else { remote };
             block.push_str(&format!(
-                "host    replication  {}    {}    scram-sha-256\n",
+                "{kind} replication  {}    {}    scram-sha-256\n",
                 replication_role(cluster),
                 alone(address)
             ));
@@ -278,7 +339,7 @@ pub fn access_lines(cluster: &Cluster) -> String {
     for address in here.into_iter().chain(cluster.pooler_hosts().map(|host| cluster.address(host))) {
         if !seen.contains(&address) {
             block.push_str(&format!(
-                "host    {}    {}    {}    scram-sha-256\n",
+                "{remote} {}    {}    {}    scram-sha-256\n",
                 databases.join(","),
                 roles.join(","),
                 alone(address)
@@ -336,6 +397,46 @@ mod tests {
         let edited = format!("{once}work_mem = '1GB'\n");
         assert!(with_includes(&edited).starts_with("max_connections = 50\n# mine\nwork_mem = '1GB'\n"));
         assert_eq!(with_includes(&edited).matches("include 'pgherd.conf'").count(), 1);
+    }
+
+    #[test]
+    fn with_tls_a_standby_verifies_its_primary_and_other_machines_must_speak_it() {
+        let text = "pgherd: 1\nherd: shop\nregions: {west: {hosts: {db1: 10.0.0.1, db2: 10.0.0.2}}}\nclusters:\n  inventory:\n    \
+                    ports: {postgres: 5441}\n    postgres: {version: 15, tls: own}\n    nodes: {a: {host: db1}, b: {host: db2}}\n";
+        let load = |text: &str| {
+            let base = Path::new("/");
+            crate::topology::load_text(Path::new("/pgherd.yml"), text, base).unwrap().clusters.remove(0)
+        };
+        let cluster = load(text);
+        let places = crate::topology::places::Places::decide(true, |_| None).unwrap().node("inventory-b");
+        let wish = |cluster: &Cluster| {
+            let upstream = cluster.node("a");
+            let wish = NodeWish { upstream, synchronous: String::new(), memory: ByteCount(1 << 30) };
+            node_settings(cluster, cluster.node("b").unwrap(), &wish, &places)
+        };
+        let value = |settings: &[Setting], name: &str| {
+            settings
+                .iter()
+                .find(|(found, _)| found == name)
+                .map(|(_, value)| value.clone())
+                .unwrap_or_default()
+        };
+        let settings = wish(&cluster);
+        let conninfo = value(&settings, "primary_conninfo");
+        assert!(conninfo.starts_with("host=10.0.0.1 port=5441 "), "{conninfo}");
+        assert!(
+            conninfo.ends_with(" sslmode=verify-full sslrootcert=/etc/pgherd/nodes/inventory-b/ca.pem"),
+            "{conninfo}"
+        );
+        assert_eq!(value(&settings, "ssl_key_file"), "/etc/pgherd/nodes/inventory-b/server.pem");
+        // The libpq of 14 finds no addresses in a certificate.
+        let older = value(&wish(&load(&text.replace("15", "14"))), "primary_conninfo");
+        assert!(older.starts_with("host=db1 hostaddr=10.0.0.1 port=5441 "), "{older}");
+        let lines = access_lines(&cluster);
+        assert!(lines.contains("host    replication  replicator    127.0.0.1/32 "), "{lines}");
+        assert!(lines.contains("hostssl replication  replicator    10.0.0.2/32 "), "{lines}");
+        assert!(forces_tls(&with_access("", &cluster)));
+        assert!(!forces_tls(&with_access_lines("hostssl all all all cert\n", &plain_access_lines(&cluster))));
     }
 
     #[test]

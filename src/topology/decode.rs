@@ -541,6 +541,24 @@ impl Decode for SecretReference {
     }
 }
 
+/// The word "own", or a mapping that says what is used in place of pgherd's own.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum OwnOr<T> {
+    Own,
+    Given(T),
+}
+
+impl<T: Decode> Decode for OwnOr<T> {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match &node.value {
+            Value::Mapping(_) => T::decode(node, cx).map(Self::Given),
+            Value::Scalar(_) | Value::Sequence(_) | Value::Alias => {
+                word(node, cx, &[("own", ())]).map(|()| Self::Own)
+            }
+        }
+    }
+}
+
 /// Gives a type the schema `$schema`, written where it is used.
 macro_rules! inline_schema {
     ($($type:ty => $schema:expr;)+) => {
@@ -607,6 +625,21 @@ inline_schema! {
 /// A span of time in the schema; the value itself is a [`Duration`].
 pub(super) fn duration_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "pattern": "^[0-9]+ *(ms|s|min|h|d|day|days)$"})
+}
+
+impl<T: JsonSchema> JsonSchema for OwnOr<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let given = generator.subschema_for::<T>();
+        json_schema!({"anyOf": [given, {"enum": ["own"]}]})
+    }
 }
 
 impl<T: JsonSchema> JsonSchema for Spanned<T> {

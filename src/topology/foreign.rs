@@ -16,7 +16,6 @@ const LATER: &[&str] = &[
     "partitions",
     "priority",
     "scheduler",
-    "tls",
     "upstream",
 ];
 

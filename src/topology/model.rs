@@ -131,11 +131,29 @@ pub struct Postgres {
     /// Who starts and stops the servers.
     #[serde(default, skip_serializing_if = "Service::is_default")]
     pub service: Service,
+    /// Where the certificates of servers and poolers come from; `None`: nothing is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// Memory to tune one node for, if the file says so; else the host's memory is shared by the nodes on it.
     pub tune_memory: Option<ByteCount>,
     /// Server settings by name, with PostgreSQL's own spelling; they win over what tuning derives.
     /// A value is what stands in postgresql.conf, unquoted: `60`, `4MB`, `on`, `pg_stat_statements`.
     pub settings: BTreeMap<String, String>,
+}
+
+/// Where certificates come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Tls {
+    /// The herd's own authority, on the station.
+    Own { herd: String },
+    /// Files of the station, absolute; [`Tls::HOST`] in a path stands for the name of a host.
+    Given { ca: PathBuf, certificate: PathBuf, key: PathBuf },
+}
+
+impl Tls {
+    /// What stands in a path for the name of a host.
+    pub const HOST: &str = "{host}";
 }
 
 /// Who starts and stops the servers of a cluster.
@@ -400,6 +418,11 @@ impl Cluster {
     /// Returns what clients, poolers and standbys reach a host by.
     pub fn address(&self, host: &str) -> &str {
         self.reach(host).address().unwrap_or(LOOPBACK)
+    }
+
+    /// Tells whether what comes from other machines must be encrypted.
+    pub fn has_tls(&self) -> bool {
+        self.postgres.tls.is_some()
     }
 
     /// Finds a node by its name within the cluster.

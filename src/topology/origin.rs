@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolMode, PoolTarget, Promote, Repository, RestoreProof,
-    SecretReference, Service,
+    SecretReference, Service, Tls,
 };
 use super::problem::{Position, Problems};
 use super::yaml::Node;
@@ -202,6 +202,15 @@ impl List<'_> {
                 Service::Debian => "debian",
             },
         );
+        match &postgres.tls {
+            None => self.add(&["postgres", "tls"], "none"),
+            Some(Tls::Own { .. }) => self.add(&["postgres", "tls"], "own"),
+            Some(Tls::Given { ca, certificate, key }) => {
+                for (name, path) in [("ca", ca), ("certificate", certificate), ("key", key)] {
+                    self.add(&["postgres", "tls", name, "file"], path.display().to_string());
+                }
+            }
+        }
         self.add(
             &["postgres", "tune", "memory"],
             postgres

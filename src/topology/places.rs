@@ -112,6 +112,11 @@ impl Places {
         self.poolers().join(format!("{cluster}-{host}"))
     }
 
+    /// Returns the directory of the certificate authority of a herd, on the station.
+    pub fn authority(&self, herd: &str) -> PathBuf {
+        self.state.join("authority").join(herd)
+    }
+
     /// Returns the places of a node of `cluster`.
     pub fn of_node(&self, cluster: &Cluster, node: &Node) -> NodePlaces {
         let own = self.node(&cluster.full_name(&node.name));
@@ -130,6 +135,8 @@ impl Places {
             profile: facts.join("profile.json"),
             passfile: facts.join("passfile"),
             rotation: facts.join("rotation.json"),
+            authorities: facts.join("ca.pem"),
+            certificate: facts.join("server.pem"),
             facts,
             program: self.program(),
             socket: self.state.join("run").join(full_name),
@@ -147,6 +154,10 @@ pub struct NodePlaces {
     pub passfile: PathBuf,
     /// The old and the new password of a login, on the primary, while one replaces the other.
     pub rotation: PathBuf,
+    /// The certificate authorities that it believes.
+    pub authorities: PathBuf,
+    /// What it proves itself by: its certificate, those above it, and its key.
+    pub certificate: PathBuf,
     /// The link to pgherd.
     pub program: PathBuf,
     /// Holds the Unix socket.

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use super::decode::{Address, Count, Major, Named, Port, SettingText, Spanned, Text, ThePrimary, record};
+use super::decode::{
+    Address, Count, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary, record,
+};
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
 };
@@ -121,10 +123,24 @@ record! {
         os_user: Text = "os-user",
         /// Who starts and stops the servers: "pg_ctl" (the default), "systemd", or "debian" for clusters of pg_createcluster.
         service: Service = "service",
+        /// TLS of servers and poolers: "own" for an authority of the herd's own, or given files. Without it nothing is encrypted.
+        tls: OwnOr<TlsFiles> = "tls",
         /// What the settings are derived from.
         tune: Tune = "tune",
         /// Server settings in PostgreSQL's own spelling; they win over what is derived.
         settings: Named<Spanned<SettingText>> = "settings",
+    }
+}
+
+record! {
+    /// Certificates from elsewhere, on the machine that pgherd runs on; "{host}" in a path stands for the name of the host that it is for.
+    TlsFiles {
+        /// The authorities that are believed, in PEM.
+        ca: FilePlace = "ca",
+        /// The certificate of a host and those between it and its authority, in PEM.
+        certificate: FilePlace = "certificate",
+        /// Its key, in PEM and not encrypted; a file that only its owner can read.
+        key: FilePlace = "key",
     }
 }
 

@@ -49,6 +49,21 @@ fn from_environment(name: &str) -> Result<Secret> {
 }
 
 fn from_file(path: &Path) -> Result<Secret> {
+    secret(from_private_file(path)?, &path.display().to_string())
+}
+
+/// Reads the key of a certificate: many lines that only its owner may read.
+///
+/// # Errors
+/// When it is not there, not text, or can be read by others than its owner.
+pub fn read_key(path: &Path) -> Result<Secret> {
+    // The error of from_utf8 would hold the bytes.
+    String::from_utf8(from_private_file(path)?)
+        .map(Secret::new)
+        .map_err(|_| Error::failed(format!("the key in {} is not PEM", path.display())))
+}
+
+fn from_private_file(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
     let could_not =
         |error: std::io::Error| Error::failed(format!("could not read the secret in {shown}")).source(error);
@@ -65,7 +80,7 @@ fn from_file(path: &Path) -> Result<Secret> {
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(could_not)?;
-    secret(bytes, &shown.to_string())
+    Ok(bytes)
 }
 
 /// Takes what was read, without one newline at its end.

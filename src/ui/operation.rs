@@ -95,7 +95,7 @@ fn ways_in(cluster: &Cluster) -> Vec<WayIn<'_>> {
             ways.push(WayIn {
                 pool: &pool.name,
                 roles: roles.map(|role| role.name.as_str()).collect(),
-                host: LOOPBACK,
+                host: poolers.hosts.first().map_or(LOOPBACK, |host| cluster.address(host)),
                 port: poolers.port,
                 database: pool.alias(database),
             });

@@ -61,6 +61,10 @@ fn human(ui: &mut Ui, herd: &str, cluster: &ClusterStatus) {
         let line = backups_line(ui, backups);
         ui.line(format!("  {line}"));
     }
+    if let Some(nearest) = cluster.tls.as_ref().and_then(|tls| tls.nearest.as_ref()) {
+        let days = nearest.left_seconds / (24 * 3600);
+        ui.line(format!("  TLS   {} ends first: {:.0}, in {days} days", nearest.of, nearest.not_after));
+    }
     for operation in &cluster.operations {
         let how = if operation.running { "runs" } else { "is unfinished" };
         ui.line(format!(
@@ -265,8 +269,8 @@ fn second(at: Timestamp) -> String {
 mod tests {
     use super::*;
     use crate::ops::status::{
-        ArchiveStatus, BackupStatus, OperationStatus, Problem, Restorable, RouteStatus, RunningStatus,
-        SlotStatus,
+        ArchiveStatus, BackupStatus, CertificateStatus, Nearest, OperationStatus, Problem, Restorable,
+        RouteStatus, RunningStatus, SlotStatus, TlsStatus,
     };
     use crate::ui::versioned;
 
@@ -382,6 +386,27 @@ mod tests {
                     failing: Some("0000000300000000000000A2".to_owned()),
                     failing_at: Some("2026-11-21T09:41:02Z".parse().unwrap()),
                 }),
+            }),
+            tls: Some(TlsStatus {
+                authority_not_after: Some("2036-11-19T09:00:00Z".parse().unwrap()),
+                nearest: Some(Nearest {
+                    of: "inventory-a".to_owned(),
+                    not_after: "2027-11-21T09:00:00Z".parse().unwrap(),
+                    left_seconds: 31_533_533,
+                }),
+                certificates: vec![
+                    CertificateStatus {
+                        of: "inventory-a".to_owned(),
+                        not_after: Some("2027-11-21T09:00:00Z".parse().unwrap()),
+                        why: None,
+                    },
+                    CertificateStatus {
+                        of: "the pooler on local".to_owned(),
+                        not_after: None,
+                        why: Some("no authority of ours signed it".to_owned()),
+                    },
+                ],
+                why: None,
             }),
             operations: vec![OperationStatus {
                 id: "7f3a".to_owned(),

@@ -454,6 +454,38 @@ HINT:   Did you mean "Europe/Berlin"?"#,
 }
 
 #[test]
+fn refuses_tls_that_is_half_given_or_set_twice() {
+    refuses(
+        HEAD,
+        r#"clusters:
+  one:
+    ports: {postgres: 5441}
+    postgres: {version: 15, tls: {ca: {file: ca.pem}, key: {}}}
+    nodes: {a: {host: local}}
+  two:
+    ports: {postgres: 5442}
+    postgres: {version: 15, tls: own, settings: {ssl: true, ssl_cert_file: /c}}
+    nodes: {a: {host: local}}
+  three:
+    ports: {postgres: 5443}
+    postgres: {version: 15, tls: yes}
+    nodes: {a: {host: local}}
+"#,
+        r#"
+ERROR:  pgherd.yml:7:34: clusters.one.postgres.tls has no "certificate"
+HINT:   Add it: certificate: {file: tls/certificate.pem}.
+ERROR:  pgherd.yml:7:60: clusters.one.postgres.tls.key has no "file"
+HINT:   Add it: key: {file: tls/key.pem}.
+ERROR:  pgherd.yml:11:50: setting "ssl" follows from "tls"
+HINT:   Remove one of them.
+ERROR:  pgherd.yml:11:61: setting "ssl_cert_file" follows from "tls"
+HINT:   Remove one of them.
+ERROR:  pgherd.yml:15:34: clusters.three.postgres.tls must be "own", found "yes"
+HINT:   Write "own"."#,
+    );
+}
+
+#[test]
 fn refuses_an_address_that_is_none() {
     refuses(
         NOTHING,

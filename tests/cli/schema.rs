@@ -74,8 +74,8 @@ impl<'a> Walk<'a> {
         match node.get("anyOf") {
             Some(Value::Array(choices)) => {
                 assert_eq!(choices.len(), 2, "{node}");
-                // A host is also its address alone.
-                let other = [json!({"const": "none"}), json!({"type": "string"})];
+                // A host is also its address alone, and TLS a word.
+                let other = [json!({"const": "none"}), json!({"type": "string"}), json!({"enum": ["own"]})];
                 assert!(other.contains(&choices[1]), "{node}");
                 self.resolve(&choices[0])
             }

@@ -9,11 +9,14 @@ use pgherd::engine::interrupt::Interrupt;
 use pgherd::engine::lock::{self, Lock};
 use pgherd::engine::operation::{self, Operation, Outcome, abandon};
 use pgherd::engine::record::{End, OperationId, Record};
+use pgherd::engine::shared_lock::{self, Claim, SharedLock};
 use pgherd::engine::step::Stage;
 use pgherd::engine::store::Store;
 use pgherd::engine::view::{Ended, OperationView, StepState};
 use pgherd::error::{Error, ErrorKind};
 use pgherd::gate::{self, Blocked, BoxFuture, Gate};
+use pgherd::repo::SharedRepo;
+use pgherd::repo::dir::DirRepo;
 
 use crate::toy::{Site, ToyStep, intent, stages};
 
@@ -92,7 +95,7 @@ impl Gate for Script {
 async fn begin(site: &Site, stages: Vec<Stage<ToyStep>>) -> Operation<ToyStep> {
     let store = Store::new(&site.state);
     let lock = Lock::take(&store, CLUSTER, NO_WAIT).await.unwrap();
-    Operation::begin(&store, lock, intent(stages)).unwrap()
+    Operation::begin(&store, lock, intent(stages)).await.unwrap()
 }
 
 /// Begins the toy operation and drives it through the script.
@@ -367,17 +370,31 @@ async fn an_unfinished_operation_keeps_others_off_its_cluster_until_it_is_abando
     let store = Store::new(&site.state);
     let (id, _) = drive(&site, &Script::new("write report", Act::FailBefore, 9)).await;
     let lock = Lock::take(&store, CLUSTER, NO_WAIT).await.unwrap();
-    let error = Operation::begin(&store, lock, intent(stages())).unwrap_err();
+    let error = Operation::begin(&store, lock, intent(stages())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Locked);
     assert_eq!(error.what(), format!("cluster toys has the unfinished operation {id}"));
     assert_eq!(error.hint_text(), Some(&*format!("pgherd operation resume {id}")));
     let elsewhere = Lock::take(&store, "others", NO_WAIT).await.unwrap();
-    Operation::begin(&store, elsewhere, intent(stages())).unwrap();
+    Operation::begin(&store, elsewhere, intent(stages())).await.unwrap();
     abandon(&store, &id, "settled by hand").await.unwrap();
     assert_eq!(abandon(&store, &id, "again").await.unwrap_err().kind(), ErrorKind::Refused);
     let lock = Lock::take(&store, CLUSTER, NO_WAIT).await.unwrap();
-    Operation::begin(&store, lock, intent(stages())).unwrap();
+    Operation::begin(&store, lock, intent(stages())).await.unwrap();
     assert!(matches!(resume(&site, &id).await, Ok(Outcome::AlreadyEnded(Ended::Abandoned { .. }))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_cannot_begin_keeps_no_other_machine_away() {
+    let site = Site::new();
+    let store = Store::new(&site.state);
+    let (_, outcome) = drive(&site, &Script::new("write report", Act::FailBefore, 9)).await;
+    assert!(matches!(outcome, Ok(Outcome::Incomplete { .. })));
+    let directory = tempfile::tempdir().unwrap();
+    let repo: SharedRepo = Arc::new(DirRepo::create(&directory.path().join("repository")).unwrap());
+    let shared = SharedLock::take(repo.clone(), CLUSTER, Claim::New, NO_WAIT, &|_| false).await.unwrap();
+    let lock = Lock::take(&store, CLUSTER, NO_WAIT).await.unwrap().with_shared(shared);
+    Operation::begin(&store, lock, intent(stages())).await.unwrap_err();
+    assert_eq!(shared_lock::holder(&repo, CLUSTER).await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -400,7 +417,7 @@ async fn a_damaged_journal_keeps_everybody_off() {
     let text = std::fs::read_to_string(&path).unwrap().replacen("step_done", "step_gone", 1);
     std::fs::write(&path, text).unwrap();
     let lock = Lock::take(&store, CLUSTER, NO_WAIT).await.unwrap();
-    let error = Operation::begin(&store, lock, intent(stages())).unwrap_err();
+    let error = Operation::begin(&store, lock, intent(stages())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stuck);
     let what = format!(
         "cannot trust the journal {} at line 4: it is damaged (its checksum does not match)",

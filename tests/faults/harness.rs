@@ -210,7 +210,7 @@ pub async fn run_case<S: Scenario>(scenario: &S, case: &Case) -> Trace {
             match &id {
                 None => {
                     let lock = Lock::take(&store, cluster, NO_WAIT).await?;
-                    let mut begun = Operation::begin(&store, lock, scenario.intent(&site).await)?;
+                    let mut begun = Operation::begin(&store, lock, scenario.intent(&site).await).await?;
                     id = Some(begun.id());
                     operation::run(&mut begun, &world, &events, &interrupt).await
                 }

@@ -337,6 +337,7 @@ regions: {{here: {{hosts: {{local: local}}}}}}
             password: Some(Secret::new(PASSWORD)),
             session: Session::Plain,
             tunnel: None,
+            tls: None,
         };
         doors.connector.connect(&login).await
     }

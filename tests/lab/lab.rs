@@ -95,6 +95,11 @@ impl Lab {
         self.home().join("ssh_config")
     }
 
+    /// The private key that every host lets in, and the hosts' own public keys.
+    pub fn keys(&self) -> [String; 2] {
+        ["id", "known_hosts"].map(|name| fs::read_to_string(self.home().join(name)).expect("the lab has it"))
+    }
+
     pub fn address(&self, host: &str) -> Ipv4Addr {
         self.host(host).address
     }
@@ -108,18 +113,22 @@ impl Lab {
 
     /// Runs a program as root on the host's console, which no fault of the network cuts off.
     pub fn console(&self, host: &str, argv: &[&str]) -> Output {
+        self.on_console(host, argv).stdin(Stdio::null()).output().expect("nsenter runs")
+    }
+
+    /// The same, to be started.
+    pub fn on_console(&self, host: &str, argv: &[&str]) -> Command {
         let init = self.init(host).expect("the host is on").to_string();
-        Command::new("nsenter")
+        let mut command = Command::new("nsenter");
+        command
             .args(["--target", &init, "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"])
             .args(argv)
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", "/root")
             .env("LC_ALL", "C.UTF-8")
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .output()
-            .expect("nsenter runs")
+            .current_dir("/");
+        command
     }
 
     /// What a program on the host's console prints; it must succeed.

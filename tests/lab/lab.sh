@@ -104,6 +104,7 @@ find_cgroups() {
 make_lab() {
     local host index=0
     install -d -m 0755 "${home%/*}" "$home"
+    install -d -m 1777 "$home/shared"
     ssh-keygen -q -t ed25519 -N '' -C operator@lab -f "$home/id"
     printf '127.0.0.1 localhost\n%s station\n' "$net.254" >"$home/hosts"
     ip netns add "$lab-switch"
@@ -245,6 +246,9 @@ become_host() {
             mount -o remount,bind,ro "$r$mounted"
         fi
     done
+    # What NFS would be: one directory that every host has. It is on the machine's own disk, and no cut of the network takes it away.
+    mkdir -p "$r/srv/shared"
+    mount --bind "$home/shared" "$r/srv/shared"
     mount -t proc proc "$r/proc"
     # The machine's own settings: systemd-sysctl and its like must not reach them.
     mount --bind "$r/proc/sys" "$r/proc/sys"

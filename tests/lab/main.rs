@@ -2,7 +2,7 @@
 //!
 //! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays;
 //! [`services`] that systemd starts nodes in it; [`adoption`] that what Debian or a unit of somebody else's runs is taken over;
-//! [`hosts`] that a station makes a cluster on them over ssh; [`shared`] that they have one repository.
+//! [`shared`] that they have one repository; [`story`] what happens to a herd that is run from a [`station`] over ssh.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,8 +12,9 @@
 
 mod adoption;
 mod faults;
-mod hosts;
 mod lab;
 mod removal;
 mod services;
 mod shared;
+mod station;
+mod story;

@@ -106,6 +106,7 @@ async fn a_peer_that_is_silent_or_no_postgresql_holds_nobody() {
         password: None,
         session: pgherd::db::Session::Tool,
         tunnel: None,
+        tls: None,
     };
     let quick = connector().timeouts(Duration::from_millis(200), Duration::from_secs(1));
     let begin = Instant::now();

@@ -150,6 +150,7 @@ fn login(port: u16) -> Login {
         password: Some(Secret::new(APP_PASSWORD)),
         session: Session::Plain,
         tunnel: None,
+        tls: None,
     }
 }
 

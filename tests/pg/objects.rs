@@ -34,6 +34,7 @@ fn reporting(major: u32) -> Cluster {
             bin_directory: None,
             os_user: None,
             service: Service::PgCtl,
+            tls: None,
             tune_memory: None,
             settings: BTreeMap::new(),
         },

@@ -136,6 +136,7 @@ impl House {
             password: Some(Secret::new("of-the-app")),
             session: Session::Plain,
             tunnel: None,
+            tls: None,
         };
         Connector::new(gate::open()).connect(&login).await
     }

@@ -253,6 +253,7 @@ impl Server {
             password: None,
             session: Session::Tool,
             tunnel: None,
+            tls: None,
         }
     }
 
@@ -264,6 +265,7 @@ impl Server {
             password: Some(Secret::new(password)),
             session: Session::Plain,
             tunnel: None,
+            tls: None,
             ..self.login(database)
         }
     }

@@ -12,18 +12,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use super::calls::{self, Call, Calls};
 use super::facts::Facts;
 use super::quote;
 use super::trouble::{self, Trouble};
 use crate::error::{Error, ErrorKind};
 use crate::gate::{BoxFuture, Tunnel};
-use crate::host::LineSink;
 use crate::host::process::{self, End, Input};
+use crate::host::{LineSink, SILENCE};
 
 /// How long the master may take to connect, to exchange keys and to log in.
 const CONNECT_SECONDS: u32 = 10;
 /// The same with the first look at the machine.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+/// How long a master that is there may take to answer: one whose host was cut off meanwhile says nothing until TCP tries again, or gives up.
+const WARM_LIMIT: Duration = Duration::from_secs(3);
 /// How long a failed attempt stands for the next ones: a look asks a host many things at once.
 const FAILED_STANDS: Duration = Duration::from_secs(2);
 /// How long the master stays without work.
@@ -35,6 +38,11 @@ const CROWDED: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long the master may take to answer a question about itself.
 const CONTROL_LIMIT: Duration = Duration::from_secs(5);
+
+/// For how long it stands that nothing runs there which nobody waits for.
+const SETTLED_STANDS: Duration = Duration::from_secs(5);
+/// How long what a lost call has begun may take to end: it learns within [`SILENCE`] that it is lost, and has a while to put things away.
+const SETTLE: Duration = SILENCE.saturating_add(Duration::from_secs(30));
 
 /// Where a machine is and how it is logged in to. What is not stated is OpenSSH's own configuration's business.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +73,8 @@ pub(super) struct Connection {
     /// What the destructor has to take back.
     open: Mutex<Vec<String>>,
     generation: AtomicU64,
+    calls: Calls,
+    settled: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +127,8 @@ impl Connection {
             tunnels: tokio::sync::Mutex::default(),
             open: Mutex::default(),
             generation: AtomicU64::new(0),
+            calls: Calls::default(),
+            settled: tokio::sync::Mutex::default(),
         })
     }
 
@@ -160,6 +172,21 @@ impl Connection {
     /// Connects, unless a master is there, and looks at the machine: who we are, what we may, what is missing.
     async fn connect(&self, os_user: &str) -> Result<Facts, Vec<Trouble>> {
         let line = quote::line(["exec", "sh", "-c", LOOK, "pgherd", os_user]);
+        if self.control.exists() {
+            match process::run(self.through_master(&line), Input::Nothing, WARM_LIMIT, None).await {
+                End::Exited { status: 0, stdout, .. } => {
+                    let look = String::from_utf8_lossy(&stdout).into_owned();
+                    return trouble::read_look(&self.address(), &self.user, os_user, &look);
+                }
+                // It takes nothing more and leaves its place; what others still have going through it goes on, if anything does.
+                End::Lost(_) => {
+                    if let Err(why) = self.control(&["-O", "stop"]).await {
+                        tracing::debug!(why, "a master that does not answer was not stopped");
+                    }
+                }
+                End::Exited { .. } | End::NotStarted(_) => {}
+            }
+        }
         let mut ssh = self.ssh();
         ssh.args(["-T", "-o", "ControlMaster=auto", "-o", PERSIST])
             // What the user's configuration forwards is not ours to forward.
@@ -235,15 +262,11 @@ impl Connection {
         let crowded = Instant::now() + CROWDED;
         let mut reconnected = false;
         loop {
-            let mut ssh = self.ssh();
-            // ssh connects by itself where there is no master. Through this command it cannot, and says so before anything is sent.
-            let refuse = format!("ProxyCommand=/bin/sh -c 'echo {} >&2; exit 1'", self.token);
-            ssh.args(["-T", "-o", "ControlMaster=no", "-o", &refuse, "-o", "RemoteCommand=none"]).args([
-                "--",
-                &self.target.address,
-                line,
-            ]);
-            let end = process::run(ssh, stdin, limit, lines).await;
+            let end = process::run(self.through_master(line), stdin, limit, lines).await;
+            if matches!(end, End::Lost(_)) {
+                // Perhaps the way there is cut: whoever comes next looks whether the master still answers.
+                self.forget().await;
+            }
             let End::Exited { status: 255, stderr, .. } = &end else { return Sent::Ended(end) };
             if !stderr.lines().any(|line| line == self.token) {
                 return Sent::Ended(end);
@@ -263,6 +286,59 @@ impl Connection {
             if let Err(troubles) = self.ensure(os_user).await {
                 return Sent::NotSent(trouble::told(&troubles));
             }
+        }
+    }
+
+    /// Returns ssh with a line for the login shell. It connects by itself where there is no master; through this one it cannot, and says so
+    /// before anything is sent.
+    fn through_master(&self, line: &str) -> tokio::process::Command {
+        let mut ssh = self.ssh();
+        let refuse = format!("ProxyCommand=/bin/sh -c 'echo {} >&2; exit 1'", self.token);
+        ssh.args(["-T", "-o", "ControlMaster=no", "-o", &refuse, "-o", "RemoteCommand=none"]).args([
+            "--",
+            &self.target.address,
+            line,
+        ]);
+        ssh
+    }
+
+    /// Begins a call that changes something.
+    pub(super) fn begin_call(&self) -> Call<'_> {
+        self.calls.begin()
+    }
+
+    /// Waits until nothing runs on the machine that a lost call, or a pgherd that is gone, has begun there.
+    pub(super) async fn settle(self: &Arc<Self>, os_user: &str) -> Result<(), String> {
+        let mut settled = self.settled.lock().await;
+        if settled.is_some_and(|at| at.elapsed() < SETTLED_STANDS) && !self.calls.any_lost() {
+            return Ok(());
+        }
+        let line = quote::line(["exec", "sh", "-c", calls::LIST]);
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let listed = match self.send(os_user, &line, Input::Nothing, CONNECT_LIMIT, None).await {
+                Sent::Ended(End::Exited { status: 0, stdout, .. }) => {
+                    String::from_utf8_lossy(&stdout).into_owned()
+                }
+                Sent::Ended(End::Exited { stderr, .. }) => {
+                    return Err(format!("what runs there cannot be told: {}", stderr.trim()));
+                }
+                Sent::Ended(End::NotStarted(error)) => return Err(format!("ssh: {error}")),
+                Sent::Ended(End::Lost(why)) | Sent::NotSent(why) => return Err(why),
+            };
+            let strays = self.calls.strays(&listed);
+            if strays.is_empty() {
+                *settled = Some(Instant::now());
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "what an earlier call has begun still runs there ({}), although nobody waits for it",
+                    strays.join(", ")
+                ));
+            }
+            tracing::debug!(?strays, "waiting for what lost calls have begun");
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -422,7 +498,8 @@ echo "login $n $u"
 echo "machine $(uname -s) $(uname -m)"
 echo "home $(getent passwd "$u")"
 echo "os-user $(getent passwd "$1")"
-for t in getent env cat stat find mktemp dd chmod mv ln rm rmdir mkdir df sync test printenv readlink realpath dirname sha256sum; do
+for t in getent env cat stat find mktemp dd chmod mv ln rm rmdir mkdir df sync test printenv readlink realpath dirname sha256sum timeout head tr \
+    grep sed; do
     command -v "$t" >/dev/null 2>&1 || echo "lacks $t"
 done
 if [ "$n" = 0 ]; then

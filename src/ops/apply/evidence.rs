@@ -20,6 +20,10 @@ pub enum Evidence {
     Recorded { term: u64 },
     /// The node is claimed and lets pgherd in.
     Adopted { system_identifier: SystemIdentifier },
+    /// The herd has its certificate authority, whose certificate begins with these digits of SHA-256.
+    AuthorityThere { fingerprint: String },
+    /// The node has the certificate that it should, and shows it where it runs.
+    CertificateThere {},
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
     /// The unit of the node is there and enabled.

@@ -10,6 +10,7 @@ pub(crate) mod pooler;
 pub(crate) mod proof;
 mod rotation;
 pub mod step;
+mod tls;
 pub mod world;
 
 pub(crate) use pooler::{observe_pooler, remove as remove_pooler};
@@ -35,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::host::{Command, Host, RunAs, programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::{Input, World};
+use crate::ops::certificate;
 use crate::ops::context::Context;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
@@ -94,6 +96,7 @@ pub async fn prepare_wishing(
     for host in cluster.pooler_hosts().filter(open) {
         missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
+    missing.extend(certificate::obstacles(cluster));
     let passwords = match passwords(context, cluster).await {
         Ok(passwords) => passwords,
         Err(errors) => {
@@ -115,6 +118,7 @@ pub async fn prepare_wishing(
     let seen =
         look_closer(&doors, cluster, &observed, &adoption, &passwords).await.map_err(|error| vec![error])?;
     let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
+    let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
     plan::plan(&Situation {
         cluster,
         places: &context.places,
@@ -124,6 +128,7 @@ pub async fn prepare_wishing(
         logins: seen.logins,
         poolers: &seen.poolers,
         archive: archive.as_ref(),
+        tls: tls.as_ref(),
         rotate: wishes.rotate,
         adoption: &adoption,
     })
@@ -329,7 +334,7 @@ pub async fn run(
             .map_err(|error| Error::failed("could not write the input down").source(error))?,
         stages: stages(&plan),
     };
-    let mut operation = Operation::begin(&context.store, lock, intent)?;
+    let mut operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
     let world = match open_world(context, &id, input).await {
         Ok(world) => world,
@@ -512,14 +517,14 @@ mod tests {
     fn the_golden_plan_reads_and_writes_byte_for_byte() {
         let golden = include_str!("../../../tests/golden/plan-v1.json");
         let saved: SavedPlan = serde_json::from_str(golden).unwrap();
-        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 8, 3, 1]);
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 10, 3, 1]);
         // Every kind of step is in it.
         let kinds = saved
             .plans
             .iter()
             .flat_map(ClusterPlan::steps)
             .map(|planned| std::mem::discriminant(&planned.step));
-        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 22);
+        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 24);
         assert_eq!(saved.text(), golden);
     }
 

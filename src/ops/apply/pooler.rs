@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::host::programs::{self, Programs};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
+use crate::ops::certificate::{self, Holder};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running, Server};
 use crate::ops::plan::PoolerDrift;
 use crate::ops::pooler::{
@@ -129,7 +130,8 @@ async fn one_drift(
         return Ok(foreign);
     }
     let files = place.files(primary, observed, &seen).await?;
-    let drift = pooler::drift(&files, &seen);
+    let mut drift = pooler::drift(&files, &seen);
+    drift.extend(certificate_drift(doors, cluster, host).await?);
     Ok(if drift.is_empty() {
         PoolerDrift::Right
     } else if seen.ini.is_none() && seen.process == PoolerProcess::Stopped {
@@ -142,6 +144,11 @@ async fn one_drift(
             restart: drift.iter().any(|one| matches!(one, Drift::Setting { restart: true, .. })),
         }
     })
+}
+
+async fn certificate_drift(doors: &Doors, cluster: &Cluster, host: &str) -> Result<Option<Drift>> {
+    let seen = certificate::look(doors, cluster, Holder::Pooler(host)).await?;
+    Ok(seen.and_then(|seen| seen.wrong).map(|why| Drift::Certificate { why }))
 }
 
 /// While no primary answers, only somebody else's hold on the port can be told.
@@ -243,7 +250,8 @@ pub(crate) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
     let observed = settled(world).await;
     let seen = place.door().observe().await?;
     let files = place.files(world.primary()?.node, &observed, &seen).await?;
-    let drift = pooler::drift(&files, &seen);
+    let mut drift = pooler::drift(&files, &seen);
+    drift.extend(certificate_drift(&world.doors, cluster, host).await?);
     Ok(if drift.is_empty() { Found::Done(answers(&files)) } else { Found::NotDone })
 }
 
@@ -257,11 +265,14 @@ pub(crate) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let files = place.files(world.primary()?.node, &observed, &before).await?;
     let (program, _) = programs::find_pgbouncer(world.doors.host(host)).await?;
     write_profile(world, &place).await?;
+    // What its configuration names is there before it.
+    certificate::equip(&world.doors, cluster, Holder::Pooler(host)).await?;
     door.install(&files, &before).await?;
     match before.process {
         PoolerProcess::Running { .. } => {
             let restart = door.reload_and_verify(&files).await?;
             if restart.is_empty() {
+                certificate::until_shown(&world.doors, cluster, Holder::Pooler(host)).await?;
                 return Ok(answers(&files));
             }
             door.stop(GRACE).await?;
@@ -275,6 +286,7 @@ pub(crate) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
         }
     }
     door.ensure_started(&program, &files).await?;
+    certificate::until_shown(&world.doors, cluster, Holder::Pooler(host)).await?;
     Ok(answers(&files))
 }
 
@@ -305,6 +317,7 @@ pub(super) async fn let_in(
             tunnel: world.doors.host(place.host).tunnel(),
             user: role.to_owned(),
             database: alias,
+            tls: certificate::identity(&world.doors, cluster, place.host)?,
             password: Some(password.clone()),
             session: Session::Plain,
         };

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::logins;
 use crate::ops::apply::world::World;
+use crate::ops::certificate;
 use crate::topology::declared;
 use crate::topology::model::PoolTarget;
 
@@ -98,11 +99,13 @@ fn doors(world: &World, database: &str, to: PoolTarget) -> Vec<Door> {
 }
 
 async fn enter(world: &World, door: &Door) -> Result<Conn, DbError> {
-    let password = logins::probe_password(world).await.map_err(|error| DbError::NotSent {
+    let not_sent = |error: Error| DbError::NotSent {
         server: world.input.cluster.name.clone(),
         what: "log in".to_owned(),
         why: error.to_string(),
-    })?;
+    };
+    let password = logins::probe_password(world).await.map_err(not_sent)?;
+    let tls = certificate::identity(&world.doors, &world.input.cluster, &door.host).map_err(not_sent)?;
     let login = Login {
         server: door.what.clone(),
         endpoint: Endpoint::Tcp { host: declared::LOOPBACK.to_owned(), port: door.port },
@@ -110,6 +113,7 @@ async fn enter(world: &World, door: &Door) -> Result<Conn, DbError> {
         user: declared::PROBE_ROLE.to_owned(),
         database: door.alias.clone(),
         password: Some(password),
+        tls,
         // The commit waits for the synchronous standbys, as a client's would.
         session: Session::Plain,
     };

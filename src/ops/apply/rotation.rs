@@ -198,8 +198,8 @@ async fn stored_verifier(conn: &Conn, role: &str) -> Result<Option<Verifier>> {
 async fn log_in(world: &World, site: &Site<'_>) -> Result<()> {
     let primary = world.primary()?;
     let conninfo = format!(
-        "host={} port={} user={} replication=true connect_timeout=5",
-        world.input.cluster.address(&primary.node.host),
+        "{} port={} user={} replication=true connect_timeout=5",
+        declared::server_of(&world.input.cluster, primary.node),
         primary.node.port,
         declared::replication_role(&world.input.cluster)
     );
@@ -207,6 +207,7 @@ async fn log_in(world: &World, site: &Site<'_>) -> Result<()> {
         .args(["-XAtqw", "-d", conninfo.as_str(), "-c", "IDENTIFY_SYSTEM"])
         .env("PGPASSFILE", site.places().passfile.display().to_string())
         .reads();
+    let command = provision::verifying(site, command);
     site.host().run(&command).await.map(drop).map_err(|error| {
         Error::failed(format!(
             "{} cannot log in to {} with the new password of {}",

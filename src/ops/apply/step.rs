@@ -8,7 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::archive::{self, Install};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
-use crate::ops::apply::{adopt, configure, follow, logins, pooler, proof, rotation};
+use crate::ops::apply::{adopt, configure, follow, logins, pooler, proof, rotation, tls};
+use crate::ops::certificate;
 use crate::ops::objects::{self, Change, ToPrimary};
 use crate::ops::observe::{self, Claim};
 use crate::ops::plan::step::ApplyStep;
@@ -27,6 +28,8 @@ impl Step for ApplyStep {
             Self::Install { version, .. } => format!("install pgherd {version}"),
             Self::Repository { name, .. } => format!("repository {name}"),
             Self::Adopt { node, .. } => format!("adopt {node}"),
+            Self::Authority { herd } => format!("certificate authority of {herd}"),
+            Self::Certificate { node } => format!("certificate of {node}"),
             Self::Initdb { node } => format!("initdb {node}"),
             Self::Unit { node, .. } => format!("unit of {node}"),
             Self::Start { node } => format!("start {node}"),
@@ -65,8 +68,10 @@ impl Step for ApplyStep {
             | Self::Configure { .. } => Reversal::Undo,
             // The password stays, but a pooler must not be left with another one than the server.
             Self::Mend { change: Change::SetPassword { .. } } => Reversal::Undo,
-            // A login or a grant that was put right stays right: undoing would bring the drift back.
-            Self::Logins { .. }
+            // A login, a grant or a certificate that was put right stays right: undoing would bring the drift back.
+            Self::Authority { .. }
+            | Self::Certificate { .. }
+            | Self::Logins { .. }
             | Self::Objects { .. }
             | Self::Mend { .. }
             | Self::Archive { .. }
@@ -90,6 +95,8 @@ impl Step for ApplyStep {
             Self::Install { .. }
             | Self::Repository { .. }
             | Self::Adopt { .. }
+            | Self::Authority { .. }
+            | Self::Certificate { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
             | Self::Logins { .. }
@@ -114,6 +121,8 @@ impl Step for ApplyStep {
             }
             Self::Install { .. }
             | Self::Repository { .. }
+            | Self::Authority { .. }
+            | Self::Certificate { .. }
             | Self::Archive { .. }
             | Self::Record { .. }
             | Self::Adopt { .. }
@@ -145,6 +154,8 @@ impl Step for ApplyStep {
             // Both are idempotent; what was shown before the crash is shown again.
             Self::Repository { .. } | Self::Archive { .. } | Self::Record { .. } => Found::NotDone,
             Self::Adopt { node, .. } => adopt::look(&world.site(node)?).await?,
+            // Both look for themselves what is there, and the server is asked anew what it shows.
+            Self::Authority { .. } | Self::Certificate { .. } => Found::NotDone,
             Self::Initdb { node } | Self::Clone { node, .. } => made(&world.site(node)?).await?,
             Self::Unit { node, .. } => {
                 if provision::has_unit(&world.site(node)?).await? {
@@ -213,6 +224,14 @@ impl Step for ApplyStep {
             Self::Adopt { node, owner, unit, files } => {
                 let wanted = adopt::Wanted { node, owner, unit: unit.as_deref(), files };
                 adopt::apply(world, wanted).await?
+            }
+            Self::Authority { herd } => {
+                let made = certificate::station::ensure(&world.doors.station, herd)?;
+                Evidence::AuthorityThere { fingerprint: made.certificate.fingerprint() }
+            }
+            Self::Certificate { node } => {
+                tls::renew(&world.site(node)?).await?;
+                Evidence::CertificateThere {}
             }
             Self::Initdb { node } => {
                 let site = world.site(node)?;
@@ -324,6 +343,8 @@ impl Step for ApplyStep {
             Self::RotatePassword { login, nodes } => rotation::put_back(world, *login, nodes).await?,
             Self::Mend { change: Change::SetPassword { role, .. } } => rotation::agree(world, role).await?,
             Self::Archive { .. }
+            | Self::Authority { .. }
+            | Self::Certificate { .. }
             | Self::ForgetPassword { .. }
             | Self::Record { .. }
             | Self::Logins { .. }

@@ -13,6 +13,7 @@ use crate::engine::lease::{Held, Purpose};
 use crate::engine::step::{Cx, Found, Progress, Unit};
 use crate::error::{Error, Result};
 use crate::host::{Command, HostError};
+use crate::ops::certificate::{self, Holder};
 use crate::ops::in_place::aside::aside;
 use crate::ops::in_place::evidence::Evidence;
 use crate::ops::in_place::files::{self, Door};
@@ -43,6 +44,7 @@ pub(super) async fn copy(world: &World, node: &str, progress: Progress<'_>) -> R
     let site = world.site(node)?;
     end_copier(&site).await?;
     provision::claim_directory(&site).await?;
+    certificate::equip(site.doors, site.cluster, Holder::Node(site.node)).await?;
     // What an earlier attempt of this operation left there.
     empty_tablespaces(world, &site).await?;
     let choice = &world.input.choice;

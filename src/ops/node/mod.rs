@@ -1,8 +1,9 @@
 //! Work on a node's own files: it runs on the node, as its os-user, in a copy of this very program.
 //!
-//! The controller starts `LIB/HASH/pgherd node` through the host's door, gives it one [`NodeRequest`] as JSON on standard input, and reads
-//! [`Message`]s, one a line, on standard output. The last one is the report or the error. A child that ends without it is lost: what it
-//! did is unknown, and nothing is done again blindly. A child whose messages nobody reads any more stops.
+//! The controller starts `LIB/HASH/pgherd node` through the host's door, gives it one [`NodeRequest`] as a line of JSON on standard input,
+//! and reads [`Message`]s, one a line, on standard output. The last one is the report or the error. A child that ends without it is lost:
+//! what it did is unknown, and nothing is done again blindly. A child stops when nobody reads its messages any more, when its input ends,
+//! and when no empty line has come on it for a while: then the way to whoever started it is cut.
 
 mod repository;
 pub mod restore;
@@ -310,7 +311,7 @@ impl NodeDoor {
             Priority::Low => Command::new("nice").args(["-n", "19", "ionice", "-c", "3", &program]),
         };
         let input = serde_json::to_vec(request).expect("requests are plain data");
-        let mut command = command.arg("node").stdin(Stdin::Bytes(input)).user(RunAs::OsUser).timeout(LONG);
+        let mut command = command.arg("node").stdin(Stdin::Line(input)).user(RunAs::OsUser).timeout(LONG);
         command.effect = request.effect();
         command
     }
@@ -336,7 +337,7 @@ type WriteLine = dyn Fn(&str) -> io::Result<()> + Send + Sync;
 /// holds the backup.
 pub struct Reporter {
     write: Box<WriteLine>,
-    alone: AtomicBool,
+    alone: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Reporter {
@@ -348,7 +349,7 @@ impl std::fmt::Debug for Reporter {
 impl Reporter {
     /// Makes one that writes lines with `write`.
     pub fn new(write: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        Self { write: Box::new(write), alone: AtomicBool::new(false) }
+        Self { write: Box::new(write), alone: Arc::default() }
     }
 
     fn say(&self, message: &Message) {
@@ -375,6 +376,11 @@ impl Reporter {
             )),
             Err(error) => self.say(&Message::Error(Failure::from(error))),
         }
+    }
+
+    /// Returns what says that nobody listens any more, to be set by whoever finds that out elsewhere.
+    pub fn solitude(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.alone)
     }
 
     /// Tells whether nobody listens any more.

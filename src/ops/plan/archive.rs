@@ -125,6 +125,8 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
         ApplyStep::Adopt { .. }
         | ApplyStep::Initdb { .. }
         | ApplyStep::Unit { .. }
+        | ApplyStep::Authority { .. }
+        | ApplyStep::Certificate { .. }
         | ApplyStep::Start { .. }
         | ApplyStep::Logins { .. }
         | ApplyStep::Slot { .. }

@@ -7,10 +7,12 @@ use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
 use crate::ops::plan::adopt;
 use crate::ops::plan::archive;
+use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::rotation;
 use crate::ops::plan::service;
 use crate::ops::plan::settings;
 use crate::ops::plan::step::{Activation, ApplyStep, PlannedStep, Sign};
+use crate::ops::plan::tls;
 use crate::ops::plan::{
     ClusterPlan, Logins, POOLER_RESTARTS, PoolerDrift, Situation, add_pooler_and_proof, add_standbys, keep,
     proof,
@@ -68,15 +70,28 @@ pub(super) fn plan(
         return Err(vec![mixed_five(cluster, &raised, &lowered)]);
     }
 
+    let crosses = crossing::crossing(cluster, lead) != Crossing::None;
+    if crosses && !raised.is_empty() {
+        return Err(vec![tls::too_much_at_once(cluster, &raised)]);
+    }
+
     plan.stages.push(adopt::claim(situation));
     archive::prepare(situation, plan);
+    tls::prepare(situation, plan);
     plan.stages.push(service::units(situation));
+    // A standby that comes in is let in first: from a host that is new to the cluster it could not even be cloned.
+    let comes = standbys.iter().any(|(_, fate)| matches!(fate, Fate::Add | Fate::Start(_)));
+    let opened = if comes { settings::open_to_standbys(situation, primary, lead) } else { None };
+    let (access, lead) = opened.as_ref().map_or((None, lead), |(step, then)| (Some(step), then));
     let primary_step = settings::configure(situation, primary, lead, &wanted);
     start_primary(situation, primary, lead, primary_step.as_ref(), plan);
     logins(situation, plan);
     missing_slots(situation, primary, lead, &standbys, plan);
+    plan.stages.push(access.cloned().into_iter().collect());
     let primary_now = primary_step.filter(|_| matches!(lead.server, Server::Up(_)));
-    let (first, last) = if lowered.is_empty() && !moving { (None, primary_now) } else { (primary_now, None) };
+    // A standby that speaks TLS, or no longer does, needs a primary that takes it.
+    let primary_first = crosses || moving || !lowered.is_empty();
+    let (first, last) = if primary_first { (primary_now, None) } else { (None, primary_now) };
     plan.stages.push(first.into_iter().collect());
     change_standbys(situation, primary, &standbys, plan);
     if !added.is_empty() {
@@ -126,7 +141,8 @@ pub(super) fn plan(
         .filter(|(_, fate)| !matches!(fate, Fate::Leave(_)))
         .map(|(node, _)| node.name.clone())
         .collect();
-    pooler_and_proof(situation, plan, Reach { nodes_move, passwords_change }, proved);
+    let settle = tls::settle(situation, primary);
+    pooler_and_proof(situation, plan, Reach { nodes_move, passwords_change }, settle, proved);
     Ok(())
 }
 
@@ -139,6 +155,8 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         ApplyStep::Configure { activation, .. } => *activation == Activation::Restart,
         ApplyStep::Install { .. }
         | ApplyStep::Repository { .. }
+        | ApplyStep::Authority { .. }
+        | ApplyStep::Certificate { .. }
         | ApplyStep::Archive { .. }
         | ApplyStep::Record { .. }
         | ApplyStep::Adopt { .. }
@@ -373,7 +391,13 @@ fn mend(cluster: &Cluster, change: objects::Change) -> PlannedStep {
     }
 }
 
-fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Reach, proved: Vec<String>) {
+fn pooler_and_proof(
+    situation: &Situation<'_>,
+    plan: &mut ClusterPlan,
+    reach: Reach,
+    settle: Vec<PlannedStep>,
+    proved: Vec<String>,
+) {
     let cluster = situation.cluster;
     let wrong: Vec<(&String, String, bool)> = situation
         .poolers
@@ -388,12 +412,13 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Re
         .collect();
     // Nodes that come or go change where the aliases point, passwords who may come in; what was seen of the pooler is then of the past.
     let reached = reach.nodes_move || (reach.passwords_change && cluster.poolers.is_some());
-    if reached || situation.rotate.is_some() || !wrong.is_empty() {
+    if reached || situation.rotate.is_some() || !wrong.is_empty() || !settle.is_empty() {
         plan.stages.push(vec![keep(cluster)]);
     }
     plan.stages.extend(situation.rotate.map(|login| vec![rotation::forget(situation, login)]));
     if reached && cluster.poolers.is_some() {
         add_pooler_and_proof(situation, plan, proved);
+        plan.stages.insert(plan.stages.len() - 1, settle);
         return;
     }
     if !wrong.is_empty() {
@@ -411,8 +436,10 @@ fn pooler_and_proof(situation: &Situation<'_>, plan: &mut ClusterPlan, reach: Re
                 })
                 .collect(),
         );
+        plan.stages.push(settle);
         plan.stages.push(vec![proof(cluster, proved)]);
-    } else if reach.nodes_move || situation.rotate.is_some() {
+    } else if reach.nodes_move || situation.rotate.is_some() || !settle.is_empty() {
+        plan.stages.push(settle);
         plan.stages.push(vec![proof(cluster, proved)]);
     }
 }

@@ -5,12 +5,14 @@
 mod adopt;
 mod archive;
 mod change;
+mod crossing;
 mod rotation;
 mod service;
 mod settings;
 pub mod step;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -22,6 +24,7 @@ use crate::db::logins::Purpose;
 use crate::db::queries::{Slot, SlotKind};
 use crate::error::Error;
 use crate::ops::binary::Installed;
+use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
@@ -53,6 +56,8 @@ pub struct Situation<'a> {
     pub poolers: &'a BTreeMap<String, PoolerDrift>,
     /// `None` where the cluster declares no backups.
     pub archive: Option<&'a ArchiveSeen>,
+    /// `None` where the cluster declares no TLS.
+    pub tls: Option<&'a TlsSeen>,
     /// The login of pgherd's that is to have a new password.
     pub rotate: Option<Purpose>,
     pub adoption: &'a Adoption,
@@ -68,6 +73,15 @@ impl Situation<'_> {
     pub fn node_places(&self, node: &Node) -> NodePlaces {
         self.places_on(&node.host).of_node(self.cluster, node)
     }
+}
+
+/// What stands behind the certificates of a cluster, as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSeen {
+    /// `None` where certificates are given.
+    pub authority: Option<AuthoritySeen>,
+    /// The nodes that are there and must have another certificate, and why.
+    pub nodes: BTreeMap<String, String>,
 }
 
 /// What WAL archiving needs beside the servers, as it was seen.
@@ -306,10 +320,16 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
         step,
     };
     archive::prepare(situation, plan);
+    tls::prepare(situation, plan);
     plan.stages.push(vec![step(
         Sign::Create,
         name(primary),
-        format!("initdb, checksums on, {}, port {}", primary.data_directory.display(), primary.port),
+        format!(
+            "initdb, checksums on, {}, port {}{}",
+            primary.data_directory.display(),
+            primary.port,
+            if cluster.has_tls() { ", TLS" } else { "" }
+        ),
         "remove it (nobody has used it)",
         ApplyStep::Initdb { node: primary.name.clone() },
     )]);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::db::queries;
 use crate::ops::observe::{Files, NodeObserved, Running};
+use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::plan::{Situation, adopt, archive};
 use crate::pg::guc;
@@ -41,10 +42,21 @@ pub(super) fn desired(
     let memory = situation.fixed.memory.get(&node.name).copied().unwrap_or_default();
     let places = situation.node_places(node);
     let wish = NodeWish { upstream, synchronous, memory };
-    Desired {
+    let mut desired = Desired {
         shared: declared::shared_settings(cluster),
         own: declared::node_settings(cluster, node, &wish, &places),
+    };
+    // Those who still speak TLS are served until they do without.
+    if let Some(seen) = situation.observed.node(&node.name)
+        && crossing::crossing(cluster, seen) == Crossing::Ends
+        && let Some(files) = &seen.files
+    {
+        for (settings, file) in [(&mut desired.shared, &files.shared), (&mut desired.own, &files.node)] {
+            settings.extend(crossing::kept(file.as_deref()));
+            settings.sort();
+        }
     }
+    desired
 }
 
 impl Desired {
@@ -113,6 +125,53 @@ pub(super) fn change_synchronous(
     }]]
 }
 
+/// Has a primary that runs let the standbys in, apart from everything else that it needs: the step, and the node as it is then.
+pub(super) fn open_to_standbys(
+    situation: &Situation<'_>,
+    primary: &Node,
+    seen: &NodeObserved,
+) -> Option<(PlannedStep, NodeObserved)> {
+    seen.running()?;
+    let before = &seen.files.as_ref()?.pg_hba;
+    let lines = access_lines(situation, crossing::crossing(situation.cluster, seen));
+    let after = declared::with_access_lines(before, &lines);
+    if *before == after {
+        return None;
+    }
+    let step = PlannedStep {
+        sign: Sign::Change,
+        subject: situation.cluster.full_name(&primary.name),
+        text: "write pg_hba.conf, reload".to_owned(),
+        reason: Some("pg_hba.conf: standbys come in, and pgherd's block does not let all of them".to_owned()),
+        impact: None,
+        undo: "write what was there before, reload".to_owned(),
+        step: ApplyStep::Configure {
+            node: primary.name.clone(),
+            files: vec![FileChange {
+                path: primary.data_directory.join("pg_hba.conf"),
+                before: Some(before.clone()),
+                after: after.clone(),
+            }],
+            resets: Vec::new(),
+            activation: Activation::Reload,
+            expect: Vec::new(),
+        },
+    };
+    let mut then = seen.clone();
+    if let Some(files) = &mut then.files {
+        files.pg_hba = after;
+    }
+    Some((step, then))
+}
+
+fn access_lines(situation: &Situation<'_>, crossing: Crossing) -> String {
+    match crossing {
+        // Nobody is forced to speak TLS before everybody can.
+        Crossing::Begins => declared::plain_access_lines(situation.cluster),
+        Crossing::None | Crossing::Ends => declared::access_lines(situation.cluster),
+    }
+}
+
 /// Compares a node's files and its running settings with what is declared; `None` if all is as declared.
 pub(super) fn configure(
     situation: &Situation<'_>,
@@ -139,7 +198,8 @@ pub(super) fn configure(
     } else {
         desired
     };
-    let (mut changes, mut reasons) = file_changes(situation, node, files, desired);
+    let crossing = crossing::crossing(situation.cluster, seen);
+    let (mut changes, mut reasons) = file_changes(situation, node, files, desired, crossing);
     if !altered.is_empty() && running.is_none() {
         let names: Vec<&str> = altered.iter().map(|(name, _)| name.as_str()).collect();
         changes.push(FileChange {
@@ -254,9 +314,11 @@ fn file_changes(
     node: &Node,
     files: &Files,
     desired: &Desired,
+    crossing: Crossing,
 ) -> (Vec<FileChange>, Vec<String>) {
     let users = situation.fixed.users.get(&node.host).cloned().unwrap_or_default();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    let access = access_lines(situation, crossing);
     let wanted = [
         (declared::SHARED_FILE, files.shared.clone(), declared::settings_file(&desired.shared)),
         (declared::NODE_FILE, files.node.clone(), declared::settings_file(&desired.own)),
@@ -265,11 +327,7 @@ fn file_changes(
             Some(files.postgresql_conf.clone()),
             declared::with_includes(&files.postgresql_conf),
         ),
-        (
-            declared::HBA_FILE,
-            Some(files.pg_hba.clone()),
-            declared::with_access(&files.pg_hba, situation.cluster),
-        ),
+        (declared::HBA_FILE, Some(files.pg_hba.clone()), declared::with_access_lines(&files.pg_hba, &access)),
         (declared::IDENT_FILE, Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
     ];
     // The step that takes the node over writes them: without them nobody could log in to do the rest.

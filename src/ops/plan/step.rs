@@ -40,6 +40,10 @@ pub enum ApplyStep {
         unit: Option<String>,
         files: Vec<FileChange>,
     },
+    /// The certificate authority of the herd, on the machine that pgherd runs on.
+    Authority { herd: String },
+    /// The certificate of a node that is there, and the authorities that it believes.
+    Certificate { node: String },
     /// Make the data directory of the first primary, with its files.
     Initdb { node: String },
     /// The systemd unit of a node, which starts it with its host; `before` is the text that was there.
@@ -91,9 +95,9 @@ pub enum ApplyStep {
 }
 
 impl ApplyStep {
-    /// Tells whether the step is one of the host's and not of a cluster: what one operation did of it, others find done.
+    /// Tells whether the step is one of a host's or of the herd's and not of a cluster: what one operation did of it, others find done.
     pub fn is_common(&self) -> bool {
-        matches!(self, Self::Install { .. } | Self::Repository { .. })
+        matches!(self, Self::Install { .. } | Self::Repository { .. } | Self::Authority { .. })
     }
 }
 

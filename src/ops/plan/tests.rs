@@ -12,12 +12,13 @@ use crate::db::queries::{
 use crate::error::{Error, ErrorKind};
 use crate::ops::adopt::{Candidate, Listens, Told};
 use crate::ops::binary::Installed;
+use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
     Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen,
-    Situation, plan,
+    Situation, TlsSeen, plan,
 };
 use crate::ops::service::{Manager, UnitSeen};
 use crate::pg::control_file::ControlFile;
@@ -29,7 +30,7 @@ use crate::repo::primary::PrimaryRecord;
 use crate::topology::claim::{self, Archive, FORMAT, Marker, Profile};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::load_text;
-use crate::topology::model::{Cluster, Service};
+use crate::topology::model::{Cluster, Host, Reach, Service, Tls};
 use crate::topology::places::Places;
 use crate::topology::unit::{self, Peers};
 use crate::units::ByteCount;
@@ -59,6 +60,7 @@ struct World {
     observed: ClusterObserved,
     poolers: BTreeMap<String, PoolerDrift>,
     archive: Option<ArchiveSeen>,
+    tls: Option<TlsSeen>,
     rotate: Option<Purpose>,
     adoption: Adoption,
 }
@@ -95,6 +97,7 @@ impl World {
             observed,
             poolers: BTreeMap::new(),
             archive: None,
+            tls: None,
             rotate: None,
             adoption: Adoption::default(),
         }
@@ -194,6 +197,7 @@ impl World {
             rotate: self.rotate,
             archive: self.archive.as_ref(),
             adoption: &self.adoption,
+            tls: self.tls.as_ref(),
         })
     }
 
@@ -416,6 +420,8 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
         .map(|step| match &step.step {
             ApplyStep::Install { host, .. } => format!("install on {host}"),
             ApplyStep::Repository { name, .. } => format!("repository {name}"),
+            ApplyStep::Authority { herd } => format!("authority of {herd}"),
+            ApplyStep::Certificate { node } => format!("certificate {node}"),
             ApplyStep::Archive { node, .. } => format!("archive {node}"),
             ApplyStep::Record { node } => format!("record {node}"),
             ApplyStep::Adopt { node, .. } => format!("adopt {node}"),
@@ -426,7 +432,10 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Slot { slot, .. } => format!("slot {slot}"),
             ApplyStep::Clone { node, from } => format!("clone {node} from {from}"),
             ApplyStep::Follow { node, upstream } => format!("{node} follows {upstream}"),
-            ApplyStep::Configure { node, expect, .. } => format!("configure {node}: {}", expect[0].0),
+            ApplyStep::Configure { node, expect, files, .. } => {
+                let file = || files[0].path.file_name().unwrap().to_string_lossy().into_owned();
+                format!("configure {node}: {}", expect.first().map_or_else(file, |(name, _)| name.clone()))
+            }
             ApplyStep::Objects { .. } => "objects".to_owned(),
             ApplyStep::Open { .. } => "open".to_owned(),
             ApplyStep::Keep {} => "pivot".to_owned(),
@@ -460,6 +469,25 @@ fn a_new_standby_is_all_that_is_planned_for_it() {
             ". inventory: write a row through the primary's port, read it on every standby"
         ]
     );
+}
+
+#[test]
+fn a_standby_is_let_in_before_it_is_cloned() {
+    let mut world = World::running();
+    let c = world.node("c");
+    (c.marker, c.directory, c.server, c.files) = (Claim::None, Directory::Missing, Server::Stopped, None);
+    world.server("a").slots.retain(|slot| slot.name != "inventory_c");
+    "# mine\n".clone_into(&mut world.node("a").files.as_mut().unwrap().pg_hba);
+    let plan = world.plan().unwrap();
+    assert_eq!(
+        lines(&plan)[..3],
+        [
+            "~ inventory-a: write pg_hba.conf, reload",
+            "+ inventory-a: slot inventory_c",
+            "+ inventory-c: clone from inventory-a to /srv/c",
+        ]
+    );
+    assert!(!lines(&plan)[3..].iter().any(|line| line.contains("pg_hba.conf")), "{:?}", lines(&plan));
 }
 
 #[test]
@@ -1076,4 +1104,100 @@ fn a_unit_of_somebody_elses_is_no_reason_for_one_of_ours() {
         |step| matches!(&step.step, ApplyStep::Adopt { unit: Some(unit), .. } if unit == "pg.service"),
     );
     assert_eq!(units.count(), 3);
+}
+
+/// A cluster on a host with an address, which runs as declared.
+fn reached_by_address(tls: bool) -> World {
+    let mut world = World::unborn();
+    let reach = Reach::Here { address: "10.0.0.9".to_owned() };
+    world.cluster.hosts = vec![Host { name: "local".to_owned(), region: "r".to_owned(), reach }];
+    world.cluster.postgres.tls = tls.then(|| Tls::Own { herd: "shop".to_owned() });
+    for name in ["a", "b", "c"] {
+        world.make(name);
+    }
+    world
+}
+
+fn certificates(authority: AuthoritySeen, nodes: &[&str]) -> Option<TlsSeen> {
+    let nodes = nodes.iter().map(|node| ((*node).to_owned(), "there is no certificate yet".to_owned()));
+    Some(TlsSeen { authority: Some(authority), nodes: nodes.collect() })
+}
+
+#[test]
+fn tls_is_offered_by_the_primary_then_used_by_standbys_and_only_then_forced() {
+    let mut world = reached_by_address(false);
+    // What a server that does not speak TLS says of itself.
+    for node in ["a", "b", "c"] {
+        world.server(node).settings.insert("ssl".to_owned(), setting("ssl", "off", ""));
+    }
+    world.cluster.postgres.tls = Some(Tls::Own { herd: "shop".to_owned() });
+    world.tls = certificates(AuthoritySeen::Missing, &["a", "b", "c"]);
+    world.poolers.insert("local".to_owned(), PoolerDrift::Right);
+    let plan = world.plan().unwrap();
+    assert_eq!(
+        kinds(&plan),
+        [
+            "authority of shop",
+            "certificate a",
+            "certificate b",
+            "certificate c",
+            "configure a: ssl",
+            "configure b: ssl",
+            "configure c: ssl",
+            "pivot",
+            "configure a: pg_hba.conf",
+            "configure b: pg_hba.conf",
+            "configure c: pg_hba.conf",
+            "prove",
+        ]
+    );
+    assert!(plan.restarts().is_empty());
+    let hba = |step: &PlannedStep| {
+        let ApplyStep::Configure { files, .. } = &step.step else { return None };
+        files.iter().find(|file| file.path.ends_with("pg_hba.conf")).map(|file| file.after.clone())
+    };
+    let written: Vec<String> = plan.steps().filter_map(hba).collect();
+    assert_eq!(written.len(), 3);
+    assert!(
+        written[0].contains("hostssl replication  replicator    10.0.0.9/32    scram-sha-256"),
+        "{}",
+        written[0]
+    );
+    assert!(
+        written[0].contains("host    replication  replicator    127.0.0.1/32    scram-sha-256"),
+        "{}",
+        written[0]
+    );
+}
+
+#[test]
+fn tls_is_served_until_nobody_needs_it_any_more() {
+    let mut world = reached_by_address(true);
+    world.cluster.postgres.tls = None;
+    let plan = world.plan().unwrap();
+    let steps = kinds(&plan);
+    assert_eq!(
+        steps,
+        [
+            "configure a: pg_hba.conf",
+            "configure b: primary_conninfo",
+            "configure c: primary_conninfo",
+            "pivot",
+            "configure a: ssl",
+            "configure b: ssl",
+            "configure c: ssl",
+            "prove",
+        ]
+    );
+}
+
+#[test]
+fn a_cluster_with_tls_as_declared_has_nothing_to_do_and_a_certificate_is_renewed_alone() {
+    let mut world = reached_by_address(true);
+    world.tls = certificates(AuthoritySeen::Right, &[]);
+    assert!(world.plan().unwrap().is_empty());
+    world.tls = certificates(AuthoritySeen::Right, &["b"]);
+    let plan = world.plan().unwrap();
+    assert_eq!(kinds(&plan), ["certificate b"]);
+    assert!(plan.restarts().is_empty());
 }

@@ -26,6 +26,8 @@ pub enum Drift {
     Unit { what: String },
     /// Names or verifiers in userlist.txt, which are not shown.
     Userlist,
+    /// Its certificate, or the authorities that it believes.
+    Certificate { why: String },
     /// What an alias does in the running process.
     Route { alias: String, what: String, declared: String, found: String },
     /// A setting of the running process.
@@ -44,6 +46,7 @@ impl fmt::Display for Drift {
             Self::Wording { file } => write!(f, "{file}: comments or order"),
             Self::Unit { what } => write!(f, "unit: {what}"),
             Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
+            Self::Certificate { why } => f.write_str(why),
             Self::Route { alias, what, declared, found } => {
                 write!(f, "alias {alias}: {what} {found} -> {declared}")
             }

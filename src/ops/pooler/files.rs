@@ -65,6 +65,16 @@ impl PoolerPaths {
         self.directory.join("userlist.txt")
     }
 
+    /// The certificate authorities that it believes.
+    pub fn authorities(&self) -> PathBuf {
+        self.directory.join("ca.pem")
+    }
+
+    /// What it proves itself by: its certificate, those above it, and its key.
+    pub fn certificate(&self) -> PathBuf {
+        self.directory.join("server.pem")
+    }
+
     /// Which role may use which alias.
     pub fn hba(&self) -> PathBuf {
         self.directory.join("pgbouncer_hba.conf")
@@ -376,12 +386,27 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("tcp_user_timeout", "20000".to_owned()),
         // With anything but `disable` each RELOAD closes every server connection (seen with 1.18: "database configuration changed"), and a
         // server without TLS has nothing to gain from it.
-        ("server_tls_sslmode", if serves_tls(declared.cluster) { "prefer" } else { "disable" }.to_owned()),
+        (
+            "server_tls_sslmode",
+            match (declared.cluster.has_tls(), serves_tls(declared.cluster)) {
+                (true, _) => "verify-full",
+                (false, true) => "prefer",
+                (false, false) => "disable",
+            }
+            .to_owned(),
+        ),
         ("ignore_startup_parameters", "extra_float_digits".to_owned()),
         // A line for each client that comes and goes, in a log that nobody rotates.
         ("log_connections", "0".to_owned()),
         ("log_disconnections", "0".to_owned()),
     ];
+    if declared.cluster.has_tls() {
+        // Who must and who may is said line by line in the access file; one file holds certificate and key.
+        settings.push(("client_tls_sslmode", "prefer".to_owned()));
+        settings.push(("client_tls_cert_file", path(&paths.certificate())));
+        settings.push(("client_tls_key_file", path(&paths.certificate())));
+        settings.push(("server_tls_ca_file", path(&paths.authorities())));
+    }
     // An unknown key keeps PgBouncer from starting, so each one that is newer than 1.18 is asked for its version.
     let version = (declared.version.major, declared.version.minor);
     if version >= (1, 21) && poolers.mode != PoolMode::Session {
@@ -406,15 +431,20 @@ fn listen_addresses(listen: IpAddr) -> String {
 
 /// Lets each role through its pools and no other; the console needs no line.
 fn access(declared: &Declared<'_>, poolers: &Poolers) -> String {
-    let everywhere: &[&str] = if declared.listen.is_ipv4() { &["0.0.0.0/0"] } else { &["0.0.0.0/0", "::/0"] };
+    let everywhere: &[(&str, &str)] = match (declared.cluster.has_tls(), declared.listen.is_ipv4()) {
+        (false, true) => &[("host", "0.0.0.0/0")],
+        (false, false) => &[("host", "0.0.0.0/0"), ("host", "::/0")],
+        (true, true) => &[("host", "127.0.0.1/32"), ("hostssl", "0.0.0.0/0")],
+        (true, false) => &[("host", "127.0.0.1/32"), ("hostssl", "0.0.0.0/0"), ("hostssl", "::/0")],
+    };
     let doubled = |name: &str| name.replace('"', "\"\"");
     let mut lines = String::new();
     for role in clients(declared.cluster) {
         for pool in poolers.pools.iter().filter(|pool| role.pools.contains(&pool.name.as_str())) {
             for database in &declared.cluster.databases {
                 let (alias, role) = (doubled(&pool.alias(database)), doubled(role.name));
-                for from in everywhere {
-                    lines.push_str(&format!("host \"{alias}\" \"{role}\" {from} scram-sha-256\n"));
+                for (kind, from) in everywhere {
+                    lines.push_str(&format!("{kind} \"{alias}\" \"{role}\" {from} scram-sha-256\n"));
                 }
             }
         }
@@ -539,8 +569,8 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::topology::model::Role;
     use crate::topology::model::{Postgres, SecretReference};
+    use crate::topology::model::{Role, Tls};
 
     pub(in crate::ops::pooler) const V1_18: PgBouncerVersion =
         PgBouncerVersion { major: 1, minor: 18, patch: 0 };
@@ -567,6 +597,7 @@ pub(super) mod tests {
                 bin_directory: None,
                 os_user: None,
                 service: crate::topology::model::Service::PgCtl,
+                tls: None,
                 tune_memory: None,
                 settings: BTreeMap::new(),
             },
@@ -775,6 +806,33 @@ host \"inventory_ro\" \"pgherd_probe\" 0.0.0.0/0 scram-sha-256
 ";
         cluster.roles[1].connections = None;
         assert_eq!(rendered(&cluster, &layout()).unwrap().hba, expected);
+    }
+
+    #[test]
+    fn with_tls_whoever_comes_from_elsewhere_must_speak_it_and_servers_are_verified() {
+        let mut cluster = cluster();
+        let plain = rendered(&cluster, &layout()).unwrap();
+        cluster.postgres.tls = Some(Tls::Own { herd: "shop".to_owned() });
+        let files = rendered(&cluster, &layout()).unwrap();
+        let added: Vec<&str> = files.ini.lines().filter(|line| !plain.ini.contains(line)).collect();
+        assert_eq!(
+            added,
+            [
+                "server_tls_sslmode = verify-full",
+                "client_tls_sslmode = prefer",
+                "client_tls_cert_file = /var/lib/pgherd/poolers/inventory/server.pem",
+                "client_tls_key_file = /var/lib/pgherd/poolers/inventory/server.pem",
+                "server_tls_ca_file = /var/lib/pgherd/poolers/inventory/ca.pem",
+            ]
+        );
+        let lines: Vec<&str> = files.hba.lines().take(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "host \"inventory\" \"inventory_app\" 127.0.0.1/32 scram-sha-256",
+                "hostssl \"inventory\" \"inventory_app\" 0.0.0.0/0 scram-sha-256",
+            ]
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::engine::operation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, Host, RunAs};
 use crate::ops::apply::{self, follow};
+use crate::ops::certificate::{self, Holder};
 use crate::ops::context::Context;
 use crate::ops::node::restore::{Claim, CopyForRestore, Dressing, Restored, Signal, Target, Wish};
 use crate::ops::node::{NodeRequest, Priority};
@@ -219,6 +220,7 @@ impl Job<'_> {
         prepare::refuse_without_room(&room)?;
         provision::claim_directory(own).await?;
         provision::copy_passfile(own, self.above.node).await?;
+        certificate::equip(own.doors, own.cluster, Holder::Node(own.node)).await?;
         for moved in self.moved {
             own.host().make_directory(&moved.to, 0o700).await?;
         }
