@@ -103,7 +103,7 @@ pub async fn plans(
     adopt: &[String],
 ) -> Result<Vec<ClusterPlan>, super::Failure> {
     let context = app.context()?;
-    let clusters = app.clusters(herd)?;
+    let mut clusters = app.clusters(herd)?;
     let nodes_of = |cluster: &Cluster| -> BTreeSet<String> {
         let named = |node: &&Node| {
             adopt.iter().any(|name| *name == cluster.name || *name == cluster.full_name(&node.name))
@@ -124,6 +124,8 @@ pub async fn plans(
             .into());
         }
     }
+    // A draft may name many clusters that run: they are taken over one after the other.
+    clusters.retain(|cluster| adopt.is_empty() || !nodes_of(cluster).is_empty());
     let wishes: Vec<Wishes> = clusters
         .iter()
         .map(|cluster| Wishes { rotate: rotate.map(Purpose::from), adopt: nodes_of(cluster) })

@@ -69,6 +69,7 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
     if cluster.is_adopted() {
         let mut settings: Vec<Setting> = Vec::new();
         settings.extend(cluster.backups.is_some().then(|| ("archive_mode".to_owned(), "on".to_owned())));
+        settings.extend(speaks_tls(cluster));
         overlay(&mut settings, cluster);
         settings.sort();
         return settings;
@@ -95,13 +96,20 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    if cluster.has_tls() {
-        settings.push(("ssl".to_owned(), "on".to_owned()));
-        settings.push(("ssl_min_protocol_version".to_owned(), "TLSv1.2".to_owned()));
-    }
+    settings.extend(speaks_tls(cluster));
     overlay(&mut settings, cluster);
     settings.sort();
     settings
+}
+
+/// How every server of a cluster with TLS speaks it.
+fn speaks_tls(cluster: &Cluster) -> Vec<Setting> {
+    let settings = [("ssl", "on"), ("ssl_min_protocol_version", "TLSv1.2")];
+    if cluster.has_tls() {
+        settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    } else {
+        Vec::new()
+    }
 }
 
 /// Returns what depends on the node or its role, sorted by name.

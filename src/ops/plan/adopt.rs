@@ -144,6 +144,13 @@ pub(super) fn obstacles(
             "A node has one name in one herd: keep it there, or remove it there by name first.".to_owned(),
         );
     }
+    if situation.cluster.has_tls() {
+        return refuse(
+            "it is to speak TLS at the same time",
+            "Whom TLS is forced upon is told from one step to the next, and this would be one.".to_owned(),
+            "Adopt it without `tls` first, then declare that and apply.".to_owned(),
+        );
+    }
     let Some(listens) = &candidate.listens else {
         return refuse(
             "it does not run",
