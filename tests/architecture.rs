@@ -37,6 +37,7 @@ const UPWARD: (&str, [&str; 2]) = ("commands", ["cli", "App"]);
 
 /// What a folder below `ops/` may import of `ops/` outside itself. Files directly in `ops/` may import any room of it.
 const SHARED_BY_OPS: &[&str] = &[
+    "adopt",
     "binary",
     "certificate",
     "cluster_lock",

@@ -26,7 +26,7 @@ const ROUNDS: usize = 3;
 /// failure before the pivot is undone, and a killed run is finished by `pgherd operation resume` or taken back by
 /// `pgherd operation undo`. Says "up" only after a row was written through the pooler and read on every standby.
 ///
-/// Never touches a data directory that it did not make, never rewrites a line of yours in postgresql.conf or pg_hba.conf, never
+/// Never touches a data directory that it did not make, unless --adopt names it, never rewrites a line of yours in postgresql.conf or pg_hba.conf, never
 /// removes what has left the file, and restarts nothing without --allow-restart.
 ///
 /// Exit codes: 0 done or nothing to do, 1 failed and undone, 4 refused, 5 another operation holds the cluster, 6 stuck, 7 done but
@@ -42,6 +42,10 @@ pub struct ApplyArgs {
     /// pgherd_probe). A declared role gets a new one where the file says that its password is
     #[arg(long, value_name = "LOGIN", conflicts_with = "plan")]
     pub rotate: Option<Rotate>,
+    /// Take over a cluster, or one node (inventory-a), that pgherd did not make, as it runs: nothing is initialised, stopped or
+    /// restarted, and what would need a restart is told and left
+    #[arg(long, value_name = "NAME", conflicts_with = "plan")]
+    pub adopt: Vec<String>,
     /// Run the plan although it restarts nodes
     #[arg(long)]
     pub allow_restart: bool,
@@ -67,7 +71,7 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
         let plans = match &saved {
             Some(saved) => saved.plans.clone(),
             // Once: a second round is for what the first one could not see.
-            None => super::plan::plans(app, &herd, args.rotate.filter(|_| round == 0)).await?,
+            None => super::plan::plans(app, &herd, args.rotate.filter(|_| round == 0), &args.adopt).await?,
         };
         if saved.is_some() && app.globals.yes {
             ui::plan::print_agreed(&mut app.ui, &herd.name, &plans);

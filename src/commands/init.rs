@@ -4,27 +4,35 @@ use std::path::{Path, PathBuf};
 
 use super::{App, Outcome};
 use crate::error::Error;
+use crate::ops::found::{self, From};
 use crate::topology::init::{FILE_NAME, Wish, write};
 use crate::ui::exit::Exit;
 
-/// Write a first topology file for this machine
+/// Write a first topology file, for new clusters or from running ones
 ///
-/// Writes ./pgherd.yml, commented, with one cluster of some nodes on this machine and a PgBouncer in front of them, and generates
+/// With --local, writes ./pgherd.yml, commented, with one cluster of some nodes on this machine and a PgBouncer in front of them, and generates
 /// the password of its role into ./secrets, readable by you alone. Looks for PostgreSQL and PgBouncer and checks that the ports
 /// are free.
 ///
+/// With --from, looks at the clusters that run on these hosts, changes nothing there, and drafts the topology with which
+/// `pgherd apply --adopt CLUSTER` takes them over as they run: what belongs together by its system identifier, where its files and its
+/// socket are, who starts it, and, as comments, its schemas and roles. What it could not see it says.
+///
 /// Starts nothing, and never writes over a file that exists. The cluster is called inventory, or what --cluster says.
 ///
-/// Exit codes: 0 written, 1 a file or port is in the way, 2 bad usage, 10 PostgreSQL was not found.
+/// Exit codes: 0 written, 1 a file or port is in the way, 2 bad usage, 10 PostgreSQL was not found or a host not reached.
 ///
-/// Example: pgherd init shop --local
+/// Example: pgherd init shop --local; pgherd init shop --from 10.0.1.11 --from dba@10.0.1.12
 #[derive(Debug, clap::Args)]
 pub struct InitArgs {
     /// Name of the herd
     name: String,
-    /// For clusters on this machine; this version knows no other
-    #[arg(long, required = true)]
+    /// For new clusters on this machine
+    #[arg(long, required_unless_present = "from", conflicts_with = "from")]
     local: bool,
+    /// Draft it from what runs on this host: local, an address, or user@address:port; may be repeated
+    #[arg(long, value_name = "HOST")]
+    from: Vec<String>,
     /// How many nodes
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=26))]
     nodes: u8,
@@ -44,6 +52,9 @@ pub fn run(args: &InitArgs, app: &mut App) -> Outcome {
                 .detail(detail)
                 .hint("Choose another name, such as \"shop\".")
         })?;
+    }
+    if !args.from.is_empty() {
+        return draft(args, app);
     }
     let wish = Wish {
         herd: args.name.clone(),
@@ -69,6 +80,23 @@ pub fn run(args: &InitArgs, app: &mut App) -> Outcome {
     app.ui.remark(format!("wrote {FILE_NAME} ({} lines): {programs}, {nodes}{pooler}", written.lines));
     app.ui.remark(format!("password {} (only you can read it)", written.password_file));
     app.ui.remark("next     pgherd plan");
+    Ok(Exit::Done)
+}
+
+fn draft(args: &InitArgs, app: &mut App) -> Outcome {
+    let from = args.from.iter().map(|text| From::parse(text)).collect::<Result<Vec<From>, Error>>()?;
+    let context = app.context()?;
+    let look = found::draft(&args.name, &from, Path::new("."), &context.places, &context.gate);
+    let drafted = super::block_on(app.within(look))???;
+    app.ui.remark(format!("wrote {FILE_NAME} ({} lines)", drafted.lines));
+    for (name, told) in &drafted.clusters {
+        app.ui.remark(format!("  {name}   {told}"));
+    }
+    for note in &drafted.notes {
+        app.ui.remark(format!("  note {note}"));
+    }
+    let adopt: String = drafted.clusters.iter().map(|(name, _)| format!(" --adopt {name}")).collect();
+    app.ui.remark(format!("next     pgherd plan{adopt}"));
     Ok(Exit::Done)
 }
 

@@ -1,13 +1,14 @@
 //! `pgherd plan`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{App, Outcome};
 use crate::db::logins::Purpose;
 use crate::error::Error;
-use crate::ops::apply::{self, SavedPlan};
+use crate::ops::apply::{self, SavedPlan, Wishes};
 use crate::ops::plan::ClusterPlan;
-use crate::topology::model::Herd;
+use crate::topology::model::{Cluster, Herd, Node};
 use crate::ui;
 use crate::ui::exit::Exit;
 
@@ -31,6 +32,9 @@ pub struct PlanArgs {
     /// pgherd_probe)
     #[arg(long, value_name = "LOGIN")]
     pub rotate: Option<Rotate>,
+    /// Take over a cluster, or one node (inventory-a), that pgherd did not make, as it runs: nothing is initialised, stopped or restarted
+    #[arg(long, value_name = "NAME")]
+    pub adopt: Vec<String>,
     /// End with 2 if there are changes and with 1 on any error
     #[arg(long)]
     pub detailed_exitcode: bool,
@@ -69,7 +73,7 @@ pub fn run(args: &PlanArgs, app: &mut App) -> Outcome {
 
 fn planned(args: &PlanArgs, app: &mut App) -> Result<Vec<ClusterPlan>, super::Failure> {
     let herd = app.herd()?;
-    let plans = super::block_on(plans(app, &herd, args.rotate))??;
+    let plans = super::block_on(plans(app, &herd, args.rotate, &args.adopt))??;
     if let Some(file) = &args.out {
         SavedPlan::new(&herd, &plans)?.write(file)?;
     }
@@ -77,11 +81,13 @@ fn planned(args: &PlanArgs, app: &mut App) -> Result<Vec<ClusterPlan>, super::Fa
     if let Some(file) = &args.out {
         app.ui.note(format!("next     pgherd apply {}", file.display()));
     } else if plans.iter().any(|plan| !plan.is_empty()) {
-        app.ui.note(match args.rotate {
-            Some(Rotate::Replication) => "next     pgherd apply --rotate replication",
-            Some(Rotate::Probe) => "next     pgherd apply --rotate probe",
-            None => "next     pgherd apply",
-        });
+        let adopt: String = args.adopt.iter().map(|name| format!(" --adopt {name}")).collect();
+        let rotate = match args.rotate {
+            Some(Rotate::Replication) => " --rotate replication",
+            Some(Rotate::Probe) => " --rotate probe",
+            None => "",
+        };
+        app.ui.note(format!("next     pgherd apply{adopt}{rotate}"));
     }
     Ok(plans)
 }
@@ -94,12 +100,40 @@ pub async fn plans(
     app: &App,
     herd: &Herd,
     rotate: Option<Rotate>,
+    adopt: &[String],
 ) -> Result<Vec<ClusterPlan>, super::Failure> {
     let context = app.context()?;
-    let clusters = app.clusters(herd)?;
+    let mut clusters = app.clusters(herd)?;
+    let nodes_of = |cluster: &Cluster| -> BTreeSet<String> {
+        let named = |node: &&Node| {
+            adopt.iter().any(|name| *name == cluster.name || *name == cluster.full_name(&node.name))
+        };
+        cluster.nodes.iter().filter(named).map(|node| node.name.clone()).collect()
+    };
+    for name in adopt {
+        let known = |cluster: &&Cluster| {
+            *name == cluster.name || cluster.nodes.iter().any(|node| *name == cluster.full_name(&node.name))
+        };
+        if !clusters.iter().any(known) {
+            let names: Vec<&str> = clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+            return Err(Error::usage(format!(
+                "there is no cluster or node \"{name}\" in {} to adopt",
+                herd.file.display()
+            ))
+            .hint(format!("Its clusters are: {}; a node is called CLUSTER-NODE.", names.join(", ")))
+            .into());
+        }
+    }
+    // A draft may name many clusters that run: they are taken over one after the other.
+    clusters.retain(|cluster| adopt.is_empty() || !nodes_of(cluster).is_empty());
+    let wishes: Vec<Wishes> = clusters
+        .iter()
+        .map(|cluster| Wishes { rotate: rotate.map(Purpose::from), adopt: nodes_of(cluster) })
+        .collect();
     let looks = clusters
         .iter()
-        .map(|cluster| apply::prepare_rotating(&context, herd, cluster, rotate.map(Purpose::from)));
+        .zip(&wishes)
+        .map(|(cluster, wishes)| apply::prepare_wishing(&context, herd, cluster, wishes));
     let mut plans = Vec::new();
     let mut obstacles: Vec<Error> = Vec::new();
     for planned in app.within(futures_util::future::join_all(looks)).await? {

@@ -7,6 +7,7 @@ use crate::db::connect::{Conn, DbError, PrimaryConn};
 use crate::pg::ident::{quote_identifier, quote_literal};
 use crate::secret::Secret;
 use crate::topology::declared;
+use crate::topology::model::Cluster;
 
 /// What one of pgherd's logins may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,10 +20,18 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Returns the role that logs in for it.
-    pub fn role(self) -> &'static str {
+    /// Says whose login it is.
+    pub fn whose(self) -> &'static str {
         match self {
-            Self::Replication => declared::REPLICATION_ROLE,
+            Self::Replication => "the standbys",
+            Self::Probe => "the write proof",
+        }
+    }
+
+    /// Returns the role that logs in for it.
+    pub fn role(self, cluster: &Cluster) -> &'static str {
+        match self {
+            Self::Replication => declared::replication_role(cluster),
             Self::Probe => declared::PROBE_ROLE,
         }
     }

@@ -6,6 +6,7 @@ pub mod assertion;
 pub mod backup;
 pub mod connect;
 pub mod logins;
+pub mod look;
 pub mod objects;
 pub mod promotion;
 pub mod queries;

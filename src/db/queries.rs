@@ -106,7 +106,7 @@ pub struct WalReceiver {
     pub slot: Option<String>,
 }
 
-const SERVER_FACTS: &str = "
+pub(super) const SERVER_FACTS: &str = "
 SELECT current_setting('server_version_num')::int AS version,
        (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
        r.in_recovery,
@@ -215,7 +215,7 @@ pub struct WalSender {
     pub replied_at: Option<Timestamp>,
 }
 
-const REPLICATION: &str = "
+pub(super) const REPLICATION: &str = "
 SELECT coalesce(r.application_name, '') AS application_name, r.usename::text AS usename, host(r.client_addr) AS client_address,
        s.slot_name::text AS slot, coalesce(r.state, '') AS state, coalesce(r.sync_state, '') AS sync_state,
        r.sent_lsn, r.write_lsn, r.flush_lsn, r.replay_lsn, r.reply_time
@@ -280,7 +280,7 @@ pub enum SlotKind {
     Logical,
 }
 
-const SLOTS: &str = "
+pub(super) const SLOTS: &str = "
 SELECT s.slot_name::text AS name, s.slot_type = 'physical' AS physical, s.active, s.restart_lsn, s.wal_status,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
                             ELSE pg_current_wal_lsn() END, s.restart_lsn)::bigint AS retained,

@@ -16,8 +16,8 @@ use crate::topology::places::Places;
 
 /// How many digits of its hash name a build.
 const DIGITS: usize = 16;
-/// How long the program may take on its way to a host.
-const SEND: Duration = Duration::from_secs(600);
+/// How long the program may take on its way to a host: 25 MB at a tenth of a Mbit/s. A cut way is noticed by ssh.
+pub const SEND: Duration = Duration::from_secs(3600);
 
 /// The program that is installed: the one that runs.
 #[derive(Debug, Clone)]

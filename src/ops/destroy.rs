@@ -371,6 +371,15 @@ fn claimed(profile: &Profile, observed: &ClusterObserved) -> Result<()> {
         .detail(format!("{why} Nothing was changed."))
         .hint("Look at it, and remove it by hand if it may go."))
     };
+    if profile.adopted.is_some() && matches!(seen.directory, Directory::Cluster { .. }) {
+        let (name, path) =
+            (format!("{}-{}", profile.cluster, profile.node), profile.data_directory.display());
+        return Err(Error::refused(format!("cannot remove {path}: {name} was adopted, pgherd did not make it"))
+            .detail("pgherd removes no data that it did not make. Nothing was changed.")
+            .hint(format!(
+                "Remove it the way it was made, such as pg_dropcluster; when {path} is gone this removes what pgherd has beside it."
+            )));
+    }
     match &seen.marker {
         Claim::Ours(marker) if marker.system_identifier == Some(profile.system_identifier) => {}
         Claim::Ours(_) => {
@@ -434,6 +443,11 @@ fn as_cluster(input: &Input) -> Cluster {
                 host: profile.host.clone(),
                 port: profile.port,
                 data_directory: profile.data_directory.clone(),
+                config_directory: profile.adopted.as_ref().and_then(|own| own.config_directory.clone()),
+                // What pgherd made may have moved with PGHERD_STATE_DIR; what it took over stays where it is.
+                socket_directory: profile.adopted.as_ref().map(|_| profile.socket_directory.clone()),
+                log_directory: profile.adopted.as_ref().map(|_| profile.log_directory.clone()),
+                adopted: profile.adopted.is_some(),
                 preferred: index == 0,
                 promote: Promote::Automatic,
                 pool_connections: None,

@@ -1,7 +1,9 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `binary`, `certificate`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and `pooler` are what the other rooms are built of.
+//! `adopt`, `binary`, `certificate`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and
+//! `pooler` are what the other rooms are built of.
 
+pub mod adopt;
 pub mod apply;
 pub mod backup;
 pub mod binary;
@@ -10,6 +12,7 @@ pub mod cluster_lock;
 pub mod context;
 pub mod destroy;
 pub mod drill;
+pub mod found;
 pub mod guard;
 pub mod in_place;
 pub mod kept;

@@ -103,7 +103,7 @@ impl Doors {
 
     /// Returns the places of a node of the cluster.
     pub fn node_places(&self, cluster: &Cluster, node: &Node) -> NodePlaces {
-        self.places(&node.host).node(&cluster.full_name(&node.name))
+        self.places(&node.host).of_node(cluster, node)
     }
 
     /// Returns the same doors with other places on all hosts.
@@ -331,6 +331,14 @@ impl NodeObserved {
         }
     }
 
+    /// Tells whether it was taken over as it ran.
+    pub fn is_adopted(&self) -> bool {
+        match &self.marker {
+            Claim::Ours(marker) => marker.adopted.is_some(),
+            Claim::None | Claim::Other(_) | Claim::Unknown { .. } => false,
+        }
+    }
+
     /// Returns the control file, if the directory holds a cluster and it could be read.
     pub fn control(&self) -> Option<&ControlFile> {
         match &self.directory {
@@ -499,7 +507,11 @@ pub async fn read_control_file(
     })
 }
 
-async fn observe_files(
+/// Reads the files of which pgherd writes all or a part.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn observe_files(
     host: &dyn Host,
     name: &str,
     node: &Node,
@@ -509,16 +521,16 @@ async fn observe_files(
         let bytes = host.read(&path).await?;
         Ok::<_, HostError>(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     };
-    let text = |name: &'static str| read(node.data_directory.join(name));
+    let text = |name: &'static str| read(node.configuration().join(name));
     let unit = Unit::of_node(name, &node.data_directory);
     let (profile, shared, own, conf, hba, ident, auto, unit) = futures_util::join!(
         read(places.profile.clone()),
         text(declared::SHARED_FILE),
         text(declared::NODE_FILE),
-        text("postgresql.conf"),
-        text("pg_hba.conf"),
-        text("pg_ident.conf"),
-        text("postgresql.auto.conf"),
+        text(declared::CONF_FILE),
+        text(declared::HBA_FILE),
+        text(declared::IDENT_FILE),
+        read(node.data_directory.join(declared::AUTO_FILE)),
         service::look_at_unit(host, &unit),
     );
     Ok(Files {
@@ -591,7 +603,23 @@ pub async fn postmaster(host: &dyn Host, directory: &Path) -> Result<Option<u32>
     };
     let names_it =
         cmdline.split(|byte| *byte == 0).any(|word| word == directory.as_os_str().as_encoded_bytes());
-    Ok(names_it.then_some(pid))
+    Ok((names_it || works_in(host, pid, directory).await?).then_some(pid))
+}
+
+/// Tells whether a process works in a directory. A postmaster does (`ChangeToDataDir` in `main.c`), whatever its arguments name: a path with
+/// a slash at the end, the directory of its configuration, or nothing where PGDATA did.
+async fn works_in(host: &dyn Host, pid: u32, directory: &Path) -> Result<bool, HostError> {
+    let (own, wanted) = (format!("/proc/{pid}/cwd"), directory.display().to_string());
+    match host.run(&Command::new("readlink").args(["-f", "--", &own, &wanted]).reads()).await {
+        Ok(output) => {
+            let text = output.text();
+            let mut paths = text.lines();
+            Ok(matches!((paths.next(), paths.next()), (Some(own), Some(wanted)) if own == wanted))
+        }
+        // There is no such process any more, or it is another user's.
+        Err(HostError::Exited { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 async fn running(

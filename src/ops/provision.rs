@@ -18,7 +18,7 @@ use crate::ops::observe::{self, Doors};
 use crate::ops::service::{self, Manager};
 use crate::pg::control_file::ControlFile;
 use crate::pg::system::SystemIdentifier;
-use crate::topology::claim::{self, Archive, Marker, Profile, Replaced};
+use crate::topology::claim::{self, Archive, AsFound, Marker, Profile, Replaced};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
@@ -32,7 +32,8 @@ pub const STOP: Duration = Duration::from_secs(120);
 /// How long the processes of a postmaster that was killed may take to go.
 const RELEASE: Duration = Duration::from_secs(10);
 const MAKE: Duration = Duration::from_secs(300);
-const CLONE: Duration = Duration::from_secs(24 * 3600);
+/// How long a clone may take: as long as it moves. A cut way is noticed by its silence, from the station by ssh and from the standby by TCP.
+pub const CLONE: Duration = Duration::from_secs(60 * 86_400);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// One node with everything that working on it needs.
@@ -146,7 +147,7 @@ pub async fn clone(
     let command = Command::new(site.programs.path("pg_basebackup"))
         .args(["-D", directory.as_str(), "-p", &from.port.to_string()])
         .args(["-d", declared::server_of(site.cluster, from).as_str()])
-        .args(["-U", declared::REPLICATION_ROLE, "-w", "-X", "stream"])
+        .args(["-U", declared::replication_role(site.cluster), "-w", "-X", "stream"])
         .args(["-S", site.cluster.slot_name(&site.node.name).as_str(), "-c", "fast", "-P"])
         .args(["-l", format!("pgherd clone of {}", site.name()).as_str()])
         .env("PGPASSFILE", site.places().passfile.display().to_string())
@@ -241,10 +242,7 @@ pub async fn claim_directory(site: &Site<'_>) -> Result<()> {
         (_, true) => empty_directory(site).await?,
         (_, false) => {}
     }
-    let make = async |path: &Path, mode: u32| {
-        let made = host.make_directory(path, mode).await;
-        made.map_err(|error| could_not("make the directories of", site, error))
-    };
+    let make = async |path: &Path, mode: u32| make_directory(site, path, mode).await;
     let claimed = match marker {
         observe::Claim::Ours(marker) if marker.operation == site.operation => {
             Marker { system_identifier: None, ..marker }
@@ -270,6 +268,15 @@ pub async fn claim_directory(site: &Site<'_>) -> Result<()> {
     make(site.directory(), 0o700).await
 }
 
+/// Makes a directory of the node, owned by the os-user.
+///
+/// # Errors
+/// When the host cannot.
+pub async fn make_directory(site: &Site<'_>, path: &Path, mode: u32) -> Result<()> {
+    let made = site.host().make_directory(path, mode).await;
+    made.map_err(|error| could_not("make the directories of", site, error))
+}
+
 fn new_marker(site: &Site<'_>, directory_existed: bool) -> Marker {
     Marker {
         format: claim::FORMAT,
@@ -279,6 +286,7 @@ fn new_marker(site: &Site<'_>, directory_existed: bool) -> Marker {
         operation: site.operation.to_owned(),
         directory_existed,
         replaced: None,
+        adopted: None,
     }
 }
 
@@ -309,8 +317,19 @@ async fn write_profile(
     system_identifier: SystemIdentifier,
     memory: ByteCount,
 ) -> Result<()> {
+    let profile = profile_of(site, system_identifier, memory, None);
+    write(site, &site.places().profile, &claim::write(&profile), 0o640).await
+}
+
+/// Returns what the node should know of itself.
+pub fn profile_of(
+    site: &Site<'_>,
+    system_identifier: SystemIdentifier,
+    memory: ByteCount,
+    adopted: Option<AsFound>,
+) -> Profile {
     let places = site.places();
-    let profile = Profile {
+    Profile {
         format: claim::FORMAT,
         herd: site.herd.to_owned(),
         cluster: site.cluster.name.clone(),
@@ -328,8 +347,8 @@ async fn write_profile(
         slot: site.cluster.slot_name(&site.node.name),
         memory,
         archive: Archive::of(site.cluster),
-    };
-    write(site, &places.profile, &claim::write(&profile), 0o640).await
+        adopted,
+    }
 }
 
 /// Writes all files of which pgherd writes a part.
@@ -338,19 +357,19 @@ async fn write_files(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
     let shared = declared::settings_file(&declared::shared_settings(site.cluster));
     let own =
         declared::settings_file(&declared::node_settings(site.cluster, site.node, wish, &site.places()));
-    let conf = declared::with_includes(&read_text(site, "postgresql.conf").await?);
-    let hba = declared::with_access(&read_text(site, "pg_hba.conf").await?, site.cluster);
-    let ident = declared::with_users(&read_text(site, "pg_ident.conf").await?, &users);
+    let conf = declared::with_includes(&read_text(site, declared::CONF_FILE).await?);
+    let hba = declared::with_access(&read_text(site, declared::HBA_FILE).await?, site.cluster);
+    let ident = declared::with_users(&read_text(site, declared::IDENT_FILE).await?, &users);
     // The files that postgresql.conf includes come first: with an include line and no file the server does not start.
     let files = [
         (declared::SHARED_FILE, shared),
         (declared::NODE_FILE, own),
-        ("pg_hba.conf", hba),
-        ("pg_ident.conf", ident),
-        ("postgresql.conf", conf),
+        (declared::HBA_FILE, hba),
+        (declared::IDENT_FILE, ident),
+        (declared::CONF_FILE, conf),
     ];
     for (name, text) in files {
-        write(site, &site.directory().join(name), text.as_bytes(), 0o600).await?;
+        write(site, &site.node.configuration().join(name), text.as_bytes(), 0o600).await?;
     }
     Ok(())
 }
@@ -358,7 +377,7 @@ async fn write_files(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
 async fn read_text(site: &Site<'_>, name: &str) -> Result<String> {
     let bytes = site
         .host()
-        .read(&site.directory().join(name))
+        .read(&site.node.configuration().join(name))
         .await
         .map_err(|error| could_not("read the files of", site, error))?;
     Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
@@ -409,7 +428,7 @@ fn pg_ctl_start(site: &Site<'_>) -> Command {
     let log = site.places().log.join("startup.log").display().to_string();
     let seconds = START.as_secs().to_string();
     let directory = site.directory().display().to_string();
-    Command::new(site.programs.path("pg_ctl")).args([
+    let start = Command::new(site.programs.path("pg_ctl")).args([
         "start",
         "-D",
         directory.as_str(),
@@ -419,14 +438,27 @@ fn pg_ctl_start(site: &Site<'_>) -> Command {
         "-t",
         seconds.as_str(),
         "-s",
-    ])
+    ]);
+    match &site.node.config_directory {
+        None => start,
+        Some(configuration) => {
+            // pg_ctl gives the options to a shell.
+            let file = configuration.join(declared::CONF_FILE).display().to_string().replace('\'', "'\\''");
+            start.args(["-o", &format!("-c config_file='{file}'")])
+        }
+    }
 }
 
 async fn manager(site: &Site<'_>) -> Result<Manager> {
     let name = site.name();
-    service::manager(site.server(&name))
-        .await
-        .map_err(|error| could_not("find out who starts and stops", site, error))
+    let could_not = |error| could_not("find out who starts and stops", site, error);
+    let profile: Option<Profile> = if site.node.adopted {
+        let bytes = site.host().read(&site.places().profile).await.map_err(could_not)?;
+        bytes.and_then(|bytes| claim::read(&bytes).ok())
+    } else {
+        None
+    };
+    service::manager_of(site.server(&name), profile.as_ref()).await.map_err(could_not)
 }
 
 /// Tells whether a server that was told to start has ended, and nobody will start it again.
@@ -511,7 +543,8 @@ async fn wait_until_it_answers(site: &Site<'_>, manager: &Manager) -> Result<()>
 pub async fn last_log_lines(site: &Site<'_>) -> Vec<String> {
     let log = site.places().log;
     let mut names = site.host().list(&log).await.ok().flatten().unwrap_or_default();
-    names.retain(|name| name.ends_with(".log"));
+    let own = debian_log(site);
+    names.retain(|name| name.ends_with(".log") && own.as_ref().is_none_or(|own| own == name));
     let mut found = Vec::new();
     for name in names {
         let command =
@@ -530,6 +563,14 @@ pub async fn last_log_lines(site: &Site<'_>) -> Vec<String> {
     }
     let skip = found.len().saturating_sub(4);
     found.split_off(skip)
+}
+
+/// Debian keeps the logs of all clusters in one directory: `postgresql-15-main.log`.
+fn debian_log(site: &Site<'_>) -> Option<String> {
+    site.node.log_directory.as_ref().filter(|log| log.ends_with("log/postgresql"))?;
+    let mut names = site.directory().iter().rev().map(|name| name.to_string_lossy());
+    let (name, version) = (names.next()?, names.next()?);
+    Some(format!("postgresql-{version}-{name}.log"))
 }
 
 /// Stops the server with a fast shutdown; nothing happens if it does not run. Never turns into an immediate one.
@@ -589,7 +630,7 @@ pub async fn stop_made(site: &Site<'_>) -> Result<()> {
 /// data was gone, only the data. Nothing happens where the marker names another operation: the marker is the first that is written.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`] if the marker claims another directory or cannot be read, and when the host cannot.
+/// [`ErrorKind::Refused`] if the marker claims another directory, [`ErrorKind::NotFound`] if it cannot be read; and when the host cannot.
 pub async fn remove_made(site: &Site<'_>) -> Result<()> {
     match observe::observe_claim(site.host(), &site.places(), site.node).await {
         observe::Claim::None => remove_bare_facts(site).await,
@@ -602,11 +643,16 @@ pub async fn remove_made(site: &Site<'_>) -> Result<()> {
             }
         }
         observe::Claim::Ours(_) => Ok(()),
-        observe::Claim::Other(_) | observe::Claim::Unknown { .. } => Err(Error::new(
+        observe::Claim::Other(_) => Err(Error::new(
             ErrorKind::Refused,
             format!("cannot remove {}: this operation did not make it", site.directory().display()),
         )
-        .detail(format!("The marker of {} claims another directory or cannot be read.", site.name()))),
+        .detail(format!("The marker of {} claims another directory.", site.name()))),
+        observe::Claim::Unknown { why } => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("could not see whether this operation made {}", site.directory().display()),
+        )
+        .detail(format!("The marker of {} could not be read: {why}.", site.name()))),
     }
 }
 
@@ -630,7 +676,6 @@ async fn give_back(site: &Site<'_>, marker: Marker, replaced: Replaced) -> Resul
 /// # Errors
 /// When the host cannot.
 pub async fn remove(site: &Site<'_>, keep_directory: bool) -> Result<()> {
-    let places = site.places();
     service::remove_unit(site.host(), &site.unit())
         .await
         .map_err(|error| could_not("remove the unit of", site, error))?;
@@ -638,7 +683,18 @@ pub async fn remove(site: &Site<'_>, keep_directory: bool) -> Result<()> {
     if !keep_directory {
         remove_directory(site, site.directory()).await?;
     }
-    for path in [&places.socket, &places.log] {
+    forget(site).await
+}
+
+/// Removes what pgherd has beside the data of a node, the marker last.
+///
+/// # Errors
+/// When the host cannot.
+pub async fn forget(site: &Site<'_>) -> Result<()> {
+    let places = site.places();
+    // Of a socket or a log that stands elsewhere the directory is not pgherd's.
+    let own = site.doors.places(&site.node.host).node(&site.name());
+    for path in [&own.socket, &own.log] {
         remove_contents(site, path).await?;
         remove_directory(site, path).await?;
     }
@@ -749,7 +805,10 @@ async fn end_leftovers(site: &Site<'_>) -> Result<()> {
 /// Returns the process number of the server that `initdb` feeds through a pipe, if one works in the data directory: it outlives an
 /// `initdb` that was killed, and would write into what is made next. It has its number in the lock file, with a minus (`miscinit.c`).
 async fn standalone_server(site: &Site<'_>) -> Result<Option<String>> {
-    let lock_file = read_text(site, "postmaster.pid").await?;
+    let lock_file = site.directory().join("postmaster.pid");
+    let lock_file =
+        site.host().read(&lock_file).await.map_err(|error| could_not("read the files of", site, error))?;
+    let lock_file = String::from_utf8_lossy(&lock_file.unwrap_or_default()).into_owned();
     let first = lock_file.lines().next().unwrap_or_default().trim();
     let Some(pid) = first.strip_prefix('-').and_then(|pid| pid.parse::<u32>().ok()) else { return Ok(None) };
     let directory = site.directory().display().to_string();

@@ -137,6 +137,7 @@ mod tests {
                 operation: "7f3a".to_owned(),
                 directory_existed: false,
                 replaced: None,
+                adopted: None,
             }),
             directory: Directory::Cluster {
                 version: "15".to_owned(),

@@ -3,6 +3,7 @@
 //! What is found on the host decides, not what is declared: a server that systemd or Debian knows is never started or stopped behind
 //! their back. Declared is only whether there should be a unit. The names are the host's, so a copy of the data elsewhere is nobody's.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::host::{Command, Host, HostError, RunAs, Stdin};
+use crate::topology::claim::Profile;
 use crate::topology::unit::Unit;
 
 /// How long systemd may take to read or answer.
@@ -86,6 +88,89 @@ pub async fn manager(server: Server<'_>) -> Result<Manager, HostError> {
         return Ok(Manager::Systemd(unit.name().to_owned()));
     }
     Ok(find_debian(server.host, server.data_directory).await?.unwrap_or(Manager::PgCtl))
+}
+
+/// Finds who starts and stops a node of ours: a unit that is not pgherd's is known from when the node was taken over.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn manager_of(server: Server<'_>, profile: Option<&Profile>) -> Result<Manager, HostError> {
+    Ok(match manager(server).await? {
+        Manager::PgCtl => {
+            let unit = profile.and_then(|profile| profile.adopted.as_ref()).and_then(|own| own.unit.clone());
+            unit.map_or(Manager::PgCtl, Manager::Systemd)
+        }
+        found @ (Manager::Systemd(_) | Manager::Debian { .. }) => found,
+    })
+}
+
+/// Tells whether a server comes back when its host boots; what cannot be told is no.
+pub async fn starts_with_host(host: &dyn Host, manager: &Manager) -> bool {
+    match manager {
+        Manager::PgCtl => false,
+        Manager::Systemd(unit) => is_enabled(host, unit).await,
+        Manager::Debian { version, name } => {
+            let file = Path::new(DEBIAN).join(version).join(name).join("start.conf");
+            let text = host.read(&file).await.ok().flatten().unwrap_or_default();
+            // Without the file it is auto (pg_createcluster(1)).
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let word = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
+            word.is_none_or(|word| word == "auto")
+        }
+    }
+}
+
+impl fmt::Display for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PgCtl => f.write_str("pg_ctl"),
+            Self::Systemd(unit) => f.write_str(unit),
+            Self::Debian { version, name } => write!(f, "pg_ctlcluster {version} {name}"),
+        }
+    }
+}
+
+/// Finds who runs a server that is up and that pgherd did not start: Debian's wrapper, a unit of somebody else's, or nobody.
+///
+/// # Errors
+/// [`HostError`] as told by the host.
+pub async fn who_runs(server: Server<'_>, postmaster: u32) -> Result<Manager, HostError> {
+    match manager(server).await? {
+        Manager::PgCtl => {
+            let unit = unit_of(server.host, postmaster).await?;
+            Ok(unit.map_or(Manager::PgCtl, Manager::Systemd))
+        }
+        known @ (Manager::Systemd(_) | Manager::Debian { .. }) => Ok(known),
+    }
+}
+
+/// Returns the unit whose main process a postmaster is. What somebody started in a session or from another service is nobody's: it has
+/// that one's control group, and another main process.
+async fn unit_of(host: &dyn Host, postmaster: u32) -> Result<Option<String>, HostError> {
+    let file = format!("/proc/{postmaster}/cgroup");
+    let groups = host.read(Path::new(&file)).await?.unwrap_or_default();
+    let Some(unit) = parse_unit(&String::from_utf8_lossy(&groups)) else { return Ok(None) };
+    let show = systemctl(&["show", "--property=MainPID", "--value", "--", &unit]).reads().timeout(ANSWER);
+    Ok(match host.run(&show).await {
+        Ok(output) => (output.text().trim() == postmaster.to_string()).then_some(unit),
+        // No systemd runs there; the control groups are somebody else's.
+        Err(HostError::Exited { .. } | HostError::NotStarted { .. }) => None,
+        Err(error @ (HostError::Lost { .. } | HostError::File { .. })) => return Err(error),
+    })
+}
+
+/// Reads `0::/system.slice/postgresql-15.service`, a line of `/proc/PID/cgroup` (cgroups(7)).
+fn parse_unit(text: &str) -> Option<String> {
+    text.lines()
+        .filter_map(|line| line.rsplit('/').next())
+        .find(|name| name.ends_with(".service"))
+        .map(str::to_owned)
+}
+
+/// Tells whether a unit starts with its host.
+async fn is_enabled(host: &dyn Host, unit: &str) -> bool {
+    let ask = systemctl(&["is-enabled", "--quiet", "--", unit]).reads().timeout(ANSWER);
+    host.run(&ask).await.is_ok()
 }
 
 async fn find_debian(host: &dyn Host, directory: &Path) -> Result<Option<Manager>, HostError> {
@@ -277,6 +362,13 @@ mod tests {
         let found = parse_clusters(printed, Path::new("/var/lib/postgresql/15/main"));
         assert_eq!(found, Some(Manager::Debian { version: "15".to_owned(), name: "main".to_owned() }));
         assert_eq!(parse_clusters(printed, Path::new("/var/lib/postgresql/15")), None);
+    }
+
+    #[test]
+    fn a_unit_is_read_from_the_control_group() {
+        assert_eq!(parse_unit("0::/system.slice/pg-shop.service\n").as_deref(), Some("pg-shop.service"));
+        assert_eq!(parse_unit("0::/user.slice/user-0.slice/session-3.scope\n"), None);
+        assert_eq!(parse_unit("0::/\n"), None);
     }
 
     #[test]

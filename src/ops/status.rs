@@ -20,8 +20,10 @@ use crate::ops::observe::{
 };
 use crate::ops::pooler::{ConsoleSeen, PoolerProcess};
 use crate::ops::roles::{self, Lead};
+use crate::ops::service;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
+use crate::topology::claim::{self, Profile};
 use crate::topology::model::{Cluster, Herd, Node, Repository};
 
 /// Everything that one screen shows of a cluster. `docs/formats/status.md` describes it as JSON.
@@ -69,6 +71,10 @@ pub struct NodeStatus {
     pub up_seconds: Option<i64>,
     pub disk_total_bytes: Option<u64>,
     pub disk_free_bytes: Option<u64>,
+    /// Who starts and stops it, as found on its host: `pg_ctl`, a unit, or `pg_ctlcluster VERSION NAME`.
+    pub started_by: Option<String>,
+    /// Whether it comes back by itself when its host boots.
+    pub starts_with_host: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -258,10 +264,11 @@ pub async fn status(context: &Context, herd: &Herd, clusters: &[&Cluster]) -> Re
 
 async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterStatus> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
-    let (observed, poolers, kept) = tokio::join!(
+    let (observed, poolers, kept, starters) = tokio::join!(
         observe::observe(&doors, cluster, Depth::Servers),
         poolers(&doors, cluster),
         kept(&doors, context, cluster),
+        starters(&doors, cluster),
     );
     let operations = operations(context, cluster);
     let lead = roles::lead(&observed);
@@ -273,7 +280,12 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         .nodes
         .iter()
         .zip(&observed.nodes)
-        .map(|(node, seen)| node_status(cluster, node, seen, primary))
+        .zip(starters)
+        .map(|((node, seen), starter)| NodeStatus {
+            starts_with_host: starter.as_ref().map(|(_, with_host)| *with_host),
+            started_by: starter.map(|(by, _)| by),
+            ..node_status(cluster, node, seen, primary)
+        })
         .collect();
     let running = primary.and_then(NodeObserved::running);
     let any = running.or_else(|| observed.nodes.iter().find_map(NodeObserved::running));
@@ -352,6 +364,8 @@ fn node_status(
         up_seconds: running.map(|running| running.facts.now.duration_since(running.facts.started).as_secs()),
         disk_total_bytes: seen.disk.map(|disk| disk.total.0),
         disk_free_bytes: seen.disk.map(|disk| disk.free.0),
+        started_by: None,
+        starts_with_host: None,
     }
 }
 
@@ -416,6 +430,25 @@ fn lag(own: Option<&Running>, above: Option<&Running>, state: NodeState) -> (Opt
         _ => receiver.as_ref().and_then(|receiver| receiver.last_message_at).or(*last_replayed).map(since),
     };
     (bytes, seconds)
+}
+
+/// Finds who starts each node of ours, and whether with its host; `None` where that is not known.
+async fn starters(doors: &Doors, cluster: &Cluster) -> Vec<Option<(String, bool)>> {
+    let looks = cluster.nodes.iter().map(async |node| {
+        let host = doors.host(&node.host);
+        let places = doors.node_places(cluster, node);
+        let name = cluster.full_name(&node.name);
+        let look = async {
+            let bytes = host.read(&places.profile).await.ok().flatten()?;
+            let profile: Profile = claim::read(&bytes).ok()?;
+            let server = service::Server { host, node: &name, data_directory: &node.data_directory };
+            let manager = service::manager_of(server, Some(&profile)).await.ok()?;
+            let with_host = service::starts_with_host(host, &manager).await;
+            Some((manager.to_string(), with_host))
+        };
+        tokio::time::timeout(observe::PATIENCE, look).await.ok().flatten()
+    });
+    futures_util::future::join_all(looks).await
 }
 
 /// Asks for what the repository keeps; `None` where no backups are declared.

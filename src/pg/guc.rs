@@ -218,6 +218,40 @@ pub fn quote_value(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
 }
 
+/// Returns a value with what stands as a password in its connection string masked.
+///
+/// ```
+/// use pgherd::pg::guc::without_password;
+/// assert_eq!(without_password("host=a password='x y' port=1"), "host=a password=******** port=1");
+/// assert_eq!(without_password("postgresql://u:x@a/"), "postgresql://u:********@a/");
+/// ```
+pub fn without_password(value: &str) -> String {
+    const MASK: &str = "********";
+    if let Some((scheme, rest)) = value.split_once("://")
+        && let Some((user, host)) = rest.split_once('@')
+        && let Some((user, _)) = user.split_once(':')
+    {
+        return format!("{scheme}://{user}:{MASK}@{}", without_password(host));
+    }
+    let Some(at) = value.find("password") else { return value.to_owned() };
+    let (before, found) = value.split_at(at);
+    let Some(secret) = found["password".len()..].trim_start().strip_prefix('=').map(str::trim_start) else {
+        return format!("{before}password{}", without_password(&found["password".len()..]));
+    };
+    let mut quoted = false;
+    let mut escaped = false;
+    let end = secret.find(|letter: char| {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '\'' => quoted = !quoted,
+            _ => return !quoted && (letter.is_whitespace() || letter == '&'),
+        }
+        false
+    });
+    format!("{before}password={MASK}{}", without_password(&secret[end.unwrap_or(secret.len())..]))
+}
+
 /// A configuration file as PostgreSQL reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfFile {

@@ -30,7 +30,7 @@ const DEFAULT_MAX_CONNECTIONS: u32 = 100;
 /// PostgreSQL's own default.
 const DEFAULT_SUPERUSER_RESERVED: u32 = 3;
 /// Roles that pgherd or PostgreSQL or PgBouncer have for themselves.
-const OWN_ROLES: [&str; 4] = ["pgbouncer", "pgherd_probe", "postgres", "replicator"];
+const OWN_ROLES: [&str; 5] = ["pgbouncer", "pgherd_probe", "pgherd_replicator", "postgres", "replicator"];
 /// Databases that every cluster has, and the admin console of PgBouncer.
 const OWN_DATABASES: [&str; 4] = ["pgbouncer", "postgres", "template0", "template1"];
 
@@ -602,6 +602,50 @@ impl Draft<'_> {
     }
 }
 
+/// What a node takes from its cluster.
+#[derive(Clone, Copy)]
+struct OfCluster<'a> {
+    default_port: Option<u16>,
+    preferred: Option<&'a str>,
+    postgres: Option<&'a Postgres>,
+}
+
+/// Where a node has what is not in its data directory, if not where pgherd would put it.
+#[derive(Default)]
+struct Layout {
+    config: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    log: Option<PathBuf>,
+}
+
+impl Layout {
+    /// Debian keeps a cluster `VERSION/NAME` in these places (pg_createcluster(1)).
+    fn of_debian(postgres: Option<&Postgres>, data_directory: &Path) -> Self {
+        let mut names = data_directory.iter().rev();
+        let (name, version) = (names.next(), names.next());
+        let of = postgres.filter(|postgres| {
+            let theirs = postgres.version.to_string();
+            postgres.service == Service::Debian && version.is_some_and(|version| version == theirs.as_str())
+        });
+        match of.and(version.zip(name)) {
+            Some((version, name)) => Self {
+                config: Some(Path::new("/etc/postgresql").join(version).join(name)),
+                socket: Some("/var/run/postgresql".into()),
+                log: Some("/var/log/postgresql".into()),
+            },
+            None => Self::default(),
+        }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            config: self.config.or(other.config),
+            socket: self.socket.or(other.socket),
+            log: self.log.or(other.log),
+        }
+    }
+}
+
 impl Checker<'_> {
     fn cluster(&mut self, name: &str, at: Position, tree: &Tree) -> Option<Cluster> {
         let draft = Draft { name, at, tree };
@@ -612,7 +656,8 @@ impl Checker<'_> {
         let postgres = self.postgres(&draft, raw.postgres.as_ref());
         let ports = raw.ports.as_ref().map(|ports| &ports.value);
         let node_port = ports.and_then(|ports| ports.postgres.as_ref());
-        let nodes = self.nodes(&draft, raw.nodes.as_ref(), node_port.map(|port| port.value.0));
+        let default_port = node_port.map(|port| port.value.0);
+        let nodes = self.nodes(&draft, raw.nodes.as_ref(), default_port, postgres.as_ref());
         let synchronous = raw.synchronous.as_ref().and_then(|rule| self.synchronous(&draft, rule, &nodes));
         let databases = self.databases(&draft, raw.databases.as_ref());
         let roles = self.roles(&draft, raw.roles.as_ref());
@@ -791,6 +836,7 @@ impl Checker<'_> {
         draft: &Draft<'_>,
         raw: Option<&Spanned<Named<raw::Node>>>,
         default_port: Option<u16>,
+        postgres: Option<&Postgres>,
     ) -> Vec<(Node, Position)> {
         if draft.names("nodes").is_empty() && (raw.is_some() || !draft.has(&["nodes"])) {
             self.missing(draft.at, &draft.path(""), "nodes", "nodes: {a: {host: HOST}}");
@@ -804,12 +850,12 @@ impl Checker<'_> {
                 on_host.entry(host.value.as_str()).or_default().push(name);
             }
         }
-        let preferred = self.preferred(draft, raw);
+        let cluster = OfCluster { default_port, preferred: self.preferred(draft, raw), postgres };
         let mut nodes = Vec::with_capacity(raw.len());
         for entry in raw {
             let shares = entry.value.host.as_ref().map(|host| on_host[host.value.as_str()].as_slice());
             let shares = shares.unwrap_or_default();
-            if let Some(node) = self.node(draft, entry, shares, default_port, preferred) {
+            if let Some(node) = self.node(draft, entry, shares, cluster) {
                 nodes.push((node, entry.at));
             }
         }
@@ -841,10 +887,10 @@ impl Checker<'_> {
         draft: &Draft<'_>,
         entry: &NamedEntry<raw::Node>,
         on_host: &[&str],
-        default_port: Option<u16>,
-        preferred: Option<&str>,
+        cluster: OfCluster<'_>,
     ) -> Option<Node> {
         let (name, raw) = (entry.name.as_str(), &entry.value);
+        let OfCluster { default_port, preferred, postgres } = cluster;
         let full = format!("{}-{name}", draft.name);
         let valid_name = self.name(entry.at, "node", name);
         if let Some(first) = self.full_names.insert(full.clone(), entry.at)
@@ -895,6 +941,18 @@ impl Checker<'_> {
             None if has("data-directory") => None,
             None => Some((Path::new(DATA_ROOT).join(&full), entry.at)),
         };
+        let mut layout = Layout::default();
+        for (key, raw, place) in [
+            ("config-directory", &raw.config_directory, &mut layout.config),
+            ("socket-directory", &raw.socket_directory, &mut layout.socket),
+            ("log-directory", &raw.log_directory, &mut layout.log),
+        ] {
+            if let Some(stated) = raw
+                && self.absolute(stated, key)
+            {
+                *place = Some(PathBuf::from(&stated.value));
+            }
+        }
         let port = match &raw.port {
             Some(port) => Some((port.value.0, port.at)),
             None if has("port") => None,
@@ -913,11 +971,17 @@ impl Checker<'_> {
             });
         }
         valid_name.then_some(())?;
+        let data_directory = data_directory?.0;
+        let layout = layout.or(Layout::of_debian(postgres, &data_directory));
         Some(Node {
             name: name.to_owned(),
             host: host.value.clone(),
             port: port?.0,
-            data_directory: data_directory?.0,
+            config_directory: layout.config.filter(|stated| *stated != data_directory),
+            socket_directory: layout.socket,
+            log_directory: layout.log,
+            adopted: false,
+            data_directory,
             preferred: preferred == Some(name),
             promote: raw.promote.as_ref().map_or(Promote::Automatic, |promote| promote.value),
             pool_connections: raw.pool_connections.as_ref().map(|count| count.value),

@@ -31,6 +31,16 @@ pub struct Marker {
     /// The claim of the node that this directory took the place of, when that one's data was gone; undo gives it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced: Option<Replaced>,
+    /// Who owned the cluster that was taken over as it ran; `None` if pgherd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// A cluster that pgherd did not make and took over as it ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adopted {
+    pub owner: String,
 }
 
 /// What a marker said before the data directory was made anew.
@@ -68,6 +78,21 @@ pub struct Profile {
     /// Where its WAL goes; `None` if it goes nowhere.
     #[serde(default)]
     pub archive: Option<Archive>,
+    /// What a node that was taken over as it ran has of its own; `None` if pgherd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<AsFound>,
+}
+
+/// What a node that was taken over has of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AsFound {
+    /// Where its configuration files are, if not in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_directory: Option<PathBuf>,
+    /// The unit of systemd that is not pgherd's and runs it, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
 }
 
 /// The repository that a node's WAL goes to and comes from.
@@ -145,6 +170,11 @@ mod tests {
         assert_eq!(marker.data_directory, PathBuf::from("/var/lib/pgherd/inventory-a"));
         assert_eq!(String::from_utf8(write(&marker)).unwrap(), GOLDEN);
 
+        let golden = include_str!("testdata/marker-1-adopted.json");
+        let marker: Marker = read(golden.as_bytes()).unwrap();
+        assert_eq!(marker.adopted.as_ref().unwrap().owner, "postgres");
+        assert_eq!(String::from_utf8(write(&marker)).unwrap(), golden);
+
         let golden = include_str!("testdata/marker-1-replaced.json");
         let marker: Marker = read(golden.as_bytes()).unwrap();
         assert_eq!(marker.replaced.as_ref().unwrap().operation, "2b90");
@@ -156,6 +186,11 @@ mod tests {
         let golden = include_str!("testdata/profile-1.json");
         let profile: Profile = read(golden.as_bytes()).unwrap();
         assert_eq!(profile.slot, "inventory_b");
+        assert_eq!(String::from_utf8(write(&profile)).unwrap(), golden);
+
+        let golden = include_str!("testdata/profile-1-adopted.json");
+        let profile: Profile = read(golden.as_bytes()).unwrap();
+        assert_eq!(profile.adopted.as_ref().unwrap().unit.as_deref(), Some("pg-billing.service"));
         assert_eq!(String::from_utf8(write(&profile)).unwrap(), golden);
 
         let golden = include_str!("testdata/pooler-profile-1.json");

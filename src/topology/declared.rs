@@ -11,15 +11,23 @@ use crate::topology::model::{Cluster, Node};
 use crate::topology::places::NodePlaces;
 use crate::units::ByteCount;
 
-/// Settings that every node of the cluster shares, in the data directory.
+/// Settings that every node of the cluster shares, beside [`CONF_FILE`].
 pub const SHARED_FILE: &str = "pgherd.conf";
-/// Settings that depend on the node or on its role, in the data directory; written anew after each clone.
+/// Settings that depend on the node or on its role, beside [`CONF_FILE`]; written anew after each clone.
 pub const NODE_FILE: &str = "pgherd.node.conf";
-/// What ALTER SYSTEM writes; it wins over every other file.
+/// The server's own file, which includes both.
+pub const CONF_FILE: &str = "postgresql.conf";
+/// Who may log in.
+pub const HBA_FILE: &str = "pg_hba.conf";
+/// Which users of the system may be which role.
+pub const IDENT_FILE: &str = "pg_ident.conf";
+/// What ALTER SYSTEM writes, always in the data directory; it wins over every other file.
 pub const AUTO_FILE: &str = "postgresql.auto.conf";
 
-/// The login role of standbys.
-pub const REPLICATION_ROLE: &str = "replicator";
+/// The login role of standbys in a cluster that pgherd makes.
+const REPLICATION_ROLE: &str = "replicator";
+/// The same in a cluster that was taken over as it ran, where the other name may be somebody else's login.
+const ADOPTED_REPLICATION_ROLE: &str = "pgherd_replicator";
 /// The login role of the write proof.
 pub const PROBE_ROLE: &str = "pgherd_probe";
 /// The bootstrap superuser of a cluster that pgherd makes.
@@ -34,6 +42,11 @@ const BLOCK_END: &str = "# pgherd end";
 /// The settings by which a server speaks TLS.
 pub const TLS_SETTINGS: [&str; 5] =
     ["ssl", "ssl_ca_file", "ssl_cert_file", "ssl_key_file", "ssl_min_protocol_version"];
+
+/// Returns the login role of standbys.
+pub fn replication_role(cluster: &Cluster) -> &'static str {
+    if cluster.is_adopted() { ADOPTED_REPLICATION_ROLE } else { REPLICATION_ROLE }
+}
 
 /// A setting and its value, unquoted.
 pub type Setting = (String, String);
@@ -50,7 +63,17 @@ pub struct NodeWish<'a> {
 }
 
 /// Returns what every node of the cluster shares, sorted by name.
+///
+/// Of a cluster that was taken over as it ran only what the topology declares: what could be derived stays as its owner has it.
 pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
+    if cluster.is_adopted() {
+        let mut settings: Vec<Setting> = Vec::new();
+        settings.extend(cluster.backups.is_some().then(|| ("archive_mode".to_owned(), "on".to_owned())));
+        settings.extend(speaks_tls(cluster));
+        overlay(&mut settings, cluster);
+        settings.sort();
+        return settings;
+    }
     let nodes = u32::try_from(cluster.nodes.len()).unwrap_or(u32::MAX);
     // Two senders a standby: one streams, one serves a clone or a backup.
     let senders = nodes.saturating_mul(2).max(10).to_string();
@@ -73,13 +96,20 @@ pub fn shared_settings(cluster: &Cluster) -> Vec<Setting> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    if cluster.has_tls() {
-        settings.push(("ssl".to_owned(), "on".to_owned()));
-        settings.push(("ssl_min_protocol_version".to_owned(), "TLSv1.2".to_owned()));
-    }
+    settings.extend(speaks_tls(cluster));
     overlay(&mut settings, cluster);
     settings.sort();
     settings
+}
+
+/// How every server of a cluster with TLS speaks it.
+fn speaks_tls(cluster: &Cluster) -> Vec<Setting> {
+    let settings = [("ssl", "on"), ("ssl_min_protocol_version", "TLSv1.2")];
+    if cluster.has_tls() {
+        settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    } else {
+        Vec::new()
+    }
 }
 
 /// Returns what depends on the node or its role, sorted by name.
@@ -89,20 +119,16 @@ pub fn node_settings(
     wish: &NodeWish<'_>,
     places: &NodePlaces,
 ) -> Vec<Setting> {
-    let mut settings = tuned(wish.memory);
+    let derives = !cluster.is_adopted() || cluster.postgres.tune_memory.is_some();
+    let mut settings = if derives { tuned(wish.memory) } else { Vec::new() };
     settings.retain(|(name, _)| !cluster.postgres.settings.contains_key(name));
     let own = [
-        ("cluster_name", cluster.full_name(&node.name)),
-        ("listen_addresses", listen_addresses(cluster, node)),
-        ("log_directory", places.log.display().to_string()),
-        ("port", node.port.to_string()),
         (
             "primary_conninfo",
             wish.upstream.map(|up| primary_conninfo(cluster, node, up, places)).unwrap_or_default(),
         ),
         ("primary_slot_name", wish.upstream.map(|_| cluster.slot_name(&node.name)).unwrap_or_default()),
         ("synchronous_standby_names", wish.synchronous.clone()),
-        ("unix_socket_directories", places.socket.display().to_string()),
     ];
     settings.extend(own.map(|(name, value)| (name.to_owned(), value)));
     if cluster.has_tls() {
@@ -112,6 +138,16 @@ pub fn node_settings(
         settings.push(("ssl_ca_file".to_owned(), authorities));
         settings.push(("ssl_cert_file".to_owned(), pair.clone()));
         settings.push(("ssl_key_file".to_owned(), pair));
+    }
+    if !node.adopted {
+        let place = [
+            ("cluster_name", cluster.full_name(&node.name)),
+            ("listen_addresses", listen_addresses(cluster, node)),
+            ("log_directory", places.log.display().to_string()),
+            ("port", node.port.to_string()),
+            ("unix_socket_directories", places.socket.display().to_string()),
+        ];
+        settings.extend(place.map(|(name, value)| (name.to_owned(), value)));
     }
     if cluster.backups.is_some() {
         let call = |verb: &str, arguments: &str| {
@@ -168,10 +204,11 @@ fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, places: &No
         String::new()
     };
     format!(
-        "{} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
+        "{} port={} user={} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
          keepalives_interval=5 keepalives_count=3{verified}",
         server_of(cluster, upstream),
         upstream.port,
+        replication_role(cluster),
         path(&places.passfile),
         cluster.full_name(&node.name),
     )
@@ -236,9 +273,13 @@ pub fn with_includes(postgresql_conf: &str) -> String {
     text
 }
 
-/// Returns postgresql.auto.conf without what ALTER SYSTEM set; for a server that is stopped.
-pub fn without_alter_system(auto_conf: &str) -> String {
-    auto_conf.split_inclusive('\n').filter(|line| line.trim_start().starts_with('#')).collect()
+/// Returns postgresql.auto.conf without what ALTER SYSTEM set of these settings; for a server that is stopped.
+pub fn without_alter_system(auto_conf: &str, names: &[&str]) -> String {
+    let of_them = |line: &str| {
+        let set = guc::ConfFile::parse(line).settings();
+        set.first().is_some_and(|(name, _)| names.iter().any(|other| name.eq_ignore_ascii_case(other)))
+    };
+    auto_conf.split_inclusive('\n').filter(|line| !of_them(line)).collect()
 }
 
 /// Returns pg_hba.conf with our block first: the superuser over the Unix socket, standbys from the cluster's hosts, and the declared
@@ -278,7 +319,8 @@ fn lines_for(cluster: &Cluster, remote: &str) -> String {
         if !seen.contains(&address) {
             let kind = if address == LOOPBACK { "host   " } else { remote };
             block.push_str(&format!(
-                "{kind} replication  {REPLICATION_ROLE}    {}    scram-sha-256\n",
+                "{kind} replication  {}    {}    scram-sha-256\n",
+                replication_role(cluster),
                 alone(address)
             ));
             seen.push(address);
@@ -292,12 +334,14 @@ fn lines_for(cluster: &Cluster, remote: &str) -> String {
         .chain([PROBE_ROLE.to_owned()])
         .collect();
     let databases: Vec<String> = cluster.databases.iter().map(|name| format!("\"{name}\"")).collect();
-    let mut seen = vec![LOOPBACK];
-    for host in cluster.pooler_hosts() {
-        let address = cluster.address(host);
+    // initdb's file lets everybody in from the machine itself; that of a cluster that was taken over may not.
+    let (mut seen, here) =
+        if cluster.is_adopted() { (Vec::new(), Some(LOOPBACK)) } else { (vec![LOOPBACK], None) };
+    for address in here.into_iter().chain(cluster.pooler_hosts().map(|host| cluster.address(host))) {
         if !seen.contains(&address) {
+            let kind = if address == LOOPBACK { "host   " } else { remote };
             block.push_str(&format!(
-                "{remote} {}    {}    {}    scram-sha-256\n",
+                "{kind} {}    {}    {}    scram-sha-256\n",
                 databases.join(","),
                 roles.join(","),
                 alone(address)

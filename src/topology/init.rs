@@ -98,6 +98,34 @@ pub fn write(wish: &Wish) -> Result<Written> {
     })
 }
 
+/// Refuses to write where a topology is already.
+///
+/// # Errors
+/// When there is one.
+pub fn refuse_existing(directory: &Path) -> Result<()> {
+    if directory.join(FILE_NAME).symlink_metadata().is_ok() { Err(exists()) } else { Ok(()) }
+}
+
+/// Writes a topology that was drafted, once it is seen to be valid.
+///
+/// # Errors
+/// When it is not valid, a file is in the way, or it cannot be written.
+pub fn write_draft(directory: &Path, text: &str) -> Result<()> {
+    let file = directory.join(FILE_NAME);
+    if let Err(problems) = super::load_text(&file, text, directory) {
+        return Err(
+            Error::failed("what was found makes no topology that pgherd takes").detail(problems.to_string())
+        );
+    }
+    write_new(&file, text.as_bytes(), 0o644).map_err(|error| {
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            exists()
+        } else {
+            Error::failed(format!("could not write {FILE_NAME}")).source(error)
+        }
+    })
+}
+
 fn exists() -> Error {
     Error::failed(format!("{FILE_NAME} exists already"))
         .detail("It was not touched.")

@@ -186,11 +186,35 @@ pub struct Node {
     pub port: u16,
     /// Absolute path.
     pub data_directory: PathBuf,
+    /// Absolute path of where its configuration files are, if not in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_directory: Option<PathBuf>,
+    /// Absolute path of where its Unix socket is, if not where pgherd has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_directory: Option<PathBuf>,
+    /// Absolute path of where its log is, if not where pgherd has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_directory: Option<PathBuf>,
+    /// Whether it was taken over as it ran: what the file does not declare is then left as it is. Observed, never declared.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub adopted: bool,
     /// Primary at birth, and the one that `failback` returns to. Exactly one node of a cluster has it.
     pub preferred: bool,
     pub promote: Promote,
     /// Server connections that the poolers may open to this node in all, if stated.
     pub pool_connections: Option<u32>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+impl Node {
+    /// Returns where postgresql.conf, pg_hba.conf and pg_ident.conf are, and what pgherd writes beside them.
+    pub fn configuration(&self) -> &Path {
+        self.config_directory.as_deref().unwrap_or(&self.data_directory)
+    }
 }
 
 /// Who may choose a node as the new primary.
@@ -427,6 +451,21 @@ impl Cluster {
     /// Returns the node that is primary at birth.
     pub fn preferred(&self) -> &Node {
         self.nodes.iter().find(|node| node.preferred).expect("load gives every cluster one preferred node")
+    }
+
+    /// Tells whether any of its nodes was taken over as it ran.
+    pub fn is_adopted(&self) -> bool {
+        self.nodes.iter().any(|node| node.adopted)
+    }
+
+    /// Returns the same cluster with these nodes, by name, taken over as they ran.
+    #[must_use]
+    pub fn with_adopted(&self, names: &BTreeSet<String>) -> Self {
+        let mut cluster = self.clone();
+        for node in &mut cluster.nodes {
+            node.adopted = names.contains(&node.name);
+        }
+        cluster
     }
 
     /// Returns `inventory-a`: the name of a node in the whole herd, and its `cluster_name`.

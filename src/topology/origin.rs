@@ -83,6 +83,15 @@ impl List<'_> {
             self.add(&["nodes", name, "host"], &node.host);
             self.add_from(&["nodes", name, "port"], &["ports", "postgres"], node.port.to_string());
             self.add(&["nodes", name, "data-directory"], node.data_directory.display().to_string());
+            for (key, place) in [
+                ("config-directory", &node.config_directory),
+                ("socket-directory", &node.socket_directory),
+                ("log-directory", &node.log_directory),
+            ] {
+                if let Some(place) = place {
+                    self.add(&["nodes", name, key], place.display().to_string());
+                }
+            }
             if node.preferred {
                 self.add(&["nodes", name, "prefer"], "primary");
             }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::model::Reach;
+use super::model::{Cluster, Node, Reach};
 use crate::error::{Error, Result};
 
 const CONFIG: &str = "/etc/pgherd";
@@ -117,7 +117,17 @@ impl Places {
         self.state.join("authority").join(herd)
     }
 
-    /// Returns the places of the node `full_name` (`inventory-a`).
+    /// Returns the places of a node of `cluster`.
+    pub fn of_node(&self, cluster: &Cluster, node: &Node) -> NodePlaces {
+        let own = self.node(&cluster.full_name(&node.name));
+        NodePlaces {
+            socket: node.socket_directory.clone().unwrap_or(own.socket),
+            log: node.log_directory.clone().unwrap_or(own.log),
+            ..own
+        }
+    }
+
+    /// Returns the places of the node `full_name` (`inventory-a`), as pgherd has them.
     pub fn node(&self, full_name: &str) -> NodePlaces {
         let facts = self.nodes().join(full_name);
         NodePlaces {

@@ -165,6 +165,12 @@ record! {
         port: Port = "port",
         /// Absolute path, where nodes of a cluster share a host.
         data_directory: Text = "data-directory",
+        /// Where postgresql.conf, pg_hba.conf and pg_ident.conf are, if not in the data directory.
+        config_directory: Text = "config-directory",
+        /// Where the Unix socket of a cluster that was adopted is; pgherd's own place if it is not said.
+        socket_directory: Text = "socket-directory",
+        /// Where the log of a cluster that was adopted is; pgherd's own place if it is not said.
+        log_directory: Text = "log-directory",
         /// Server connections that the poolers may open to it in all.
         pool_connections: Count = "pool-connections",
     }

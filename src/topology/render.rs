@@ -15,6 +15,8 @@ pub enum Template {
     PgbouncerIni,
     /// The first topology file: [`FirstTopology`].
     FirstTopology,
+    /// A topology drafted from what runs: [`FoundTopology`].
+    FoundTopology,
     /// The systemd unit of a node, made by [`super::unit`].
     NodeUnit,
     /// The systemd unit of a PgBouncer, made by [`super::unit`].
@@ -27,6 +29,7 @@ impl Template {
             Self::PgbouncerIni => ("pgbouncer.ini", include_str!("../../templates/pgbouncer.ini.j2")),
             Self::NodeUnit => ("postgresql.service", include_str!("../../templates/postgresql.service.j2")),
             Self::PoolerUnit => ("pgbouncer.service", include_str!("../../templates/pgbouncer.service.j2")),
+            Self::FoundTopology => ("found.yml", include_str!("../../templates/found.yml.j2")),
             Self::FirstTopology => ("pgherd.yml", include_str!("../../templates/pgherd.yml.j2")),
         }
     }
@@ -75,6 +78,55 @@ pub struct FirstNode {
     pub name: String,
     pub port: u16,
     pub data_directory: String,
+}
+
+/// What was found running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FoundTopology {
+    pub herd: String,
+    pub hosts: Vec<FoundHost>,
+    /// What could not be seen, and what to look at.
+    pub notes: Vec<String>,
+    pub clusters: Vec<FoundCluster>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FoundHost {
+    pub name: String,
+    /// As the operator named it.
+    pub told: String,
+    /// As the file says how it is reached.
+    pub reach: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FoundCluster {
+    pub name: String,
+    pub system: String,
+    pub version: u32,
+    pub bin_directory: Option<String>,
+    pub os_user: Option<String>,
+    pub service: String,
+    /// The primary first.
+    pub nodes: Vec<FoundNode>,
+    /// As the file has it.
+    pub synchronous: Option<String>,
+    pub databases: Vec<String>,
+    /// What is there besides, a comment each.
+    pub outline: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FoundNode {
+    pub name: String,
+    pub host: String,
+    pub port: u16,
+    pub data_directory: String,
+    pub config_directory: Option<String>,
+    pub socket_directory: Option<String>,
+    pub log_directory: Option<String>,
+    /// Its role and who runs it.
+    pub told: String,
 }
 
 /// Renders a template.

@@ -83,8 +83,9 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
             ui.remark(format!("  {} {note}", ui.paint(Tone::Warning, "note")));
         }
         if plan.more {
+            let when = if plan.adopt.is_empty() { "the primary answers" } else { "it is adopted" };
             ui.remark(format!(
-                "  {} what else has changed is seen once the primary answers",
+                "  {} what else has changed is seen once {when}",
                 ui.paint(Tone::Warning, "note")
             ));
         }

@@ -50,6 +50,9 @@ fn human(ui: &mut Ui, herd: &str, cluster: &ClusterStatus) {
     for line in table.lines() {
         ui.line(line.trim_end());
     }
+    for line in service_lines(cluster) {
+        ui.line(format!("  {line}"));
+    }
     for pooler in &cluster.poolers {
         let line = pooler_line(ui, pooler);
         ui.line(format!("  {line}"));
@@ -142,6 +145,33 @@ fn row(ui: &Ui, cluster: &ClusterStatus, node: &NodeStatus) -> Vec<String> {
         up,
         notes.join("; "),
     ]
+}
+
+/// Says who starts the nodes, those together that nothing starts when their host boots.
+fn service_lines(cluster: &ClusterStatus) -> Vec<String> {
+    let known = |with_host: bool| {
+        let nodes = cluster.nodes.iter().filter(move |node| node.starts_with_host == Some(with_host));
+        nodes.filter_map(|node| Some((node.node.as_str(), node.started_by.as_deref()?)))
+    };
+    let list = |with_host: bool| -> String {
+        let mut by: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (node, starter) in known(with_host) {
+            match by.iter_mut().find(|(found, _)| *found == starter) {
+                Some((_, nodes)) => nodes.push(node),
+                None => by.push((starter, vec![node])),
+            }
+        }
+        let told: Vec<String> =
+            by.iter().map(|(starter, nodes)| format!("{} by {starter}", nodes.join(", "))).collect();
+        told.join("; ")
+    };
+    let (with_host, without) = (list(true), list(false));
+    let mut lines = Vec::new();
+    lines.extend((!with_host.is_empty()).then(|| format!("service {with_host}, started with their hosts")));
+    lines.extend(
+        (!without.is_empty()).then(|| format!("service {without}: after a reboot nothing starts them")),
+    );
+    lines
 }
 
 fn uptime(seconds: u64) -> String {
@@ -263,6 +293,8 @@ mod tests {
             up_seconds: None,
             disk_total_bytes: None,
             disk_free_bytes: None,
+            started_by: None,
+            starts_with_host: None,
         }
     }
 
@@ -273,6 +305,8 @@ mod tests {
             up_seconds: Some(1_036_800),
             disk_total_bytes: Some(270_553_174_016),
             disk_free_bytes: Some(56_711_753_728),
+            started_by: Some("pgherd-inventory-a.service".to_owned()),
+            starts_with_host: Some(true),
             ..node("a", 5441, NodeRole::Primary, NodeState::Up)
         };
         let standby = NodeStatus {

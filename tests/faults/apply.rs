@@ -705,7 +705,8 @@ impl Scene<'_> {
         }
         let context = self.site.context(gate::open(), self.site.store());
         let rotate = (self.case.kind == Kind::Rotate).then_some(Purpose::Replication);
-        let plan = apply::prepare_rotating(&context, &self.herd, self.cluster(), rotate).await;
+        let wishes = apply::Wishes { rotate, ..apply::Wishes::default() };
+        let plan = apply::prepare_wishing(&context, &self.herd, self.cluster(), &wishes).await;
         plan.map(Some).map_err(|errors| format!("no plan can be made: {errors:?}"))
     }
 

@@ -1,8 +1,8 @@
 //! Several hosts on one machine, with real faults between them and on them.
 //!
 //! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays;
-//! [`services`] that systemd starts nodes in it; [`shared`] that they have one repository; [`story`] what happens to a herd that is run
-//! from a [`station`] over ssh.
+//! [`services`] that systemd starts nodes in it; [`adoption`] that what Debian or a unit of somebody else's runs is taken over; [`shared`]
+//! that hosts have one repository; [`story`] what happens to a herd that is run from a [`station`] over ssh.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +10,7 @@
     reason = "a test ends by panicking, with what it found"
 )]
 
+mod adoption;
 mod faults;
 mod lab;
 mod removal;

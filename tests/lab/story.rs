@@ -51,6 +51,7 @@ fn appears(lab: &Lab, host: &str, path: &str) {
 /// What a cut leaves: the code that the command ended with, and that it said what is not known.
 fn unknown(output: &std::process::Output, codes: &[i32]) {
     let said = told(output);
+    super::station::tell("cut off", &said);
     assert!(
         output.status.code().is_some_and(|code| codes.contains(&code)) && said.contains("is unknown"),
         "{said}"

@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::herd::{Herd, PAIR, SINGLE, binary, files_below, is_root, newest_or_15, text, text_of, until};
+use crate::herd::{
+    Herd, PAIR, SINGLE, as_server, binary, files_below, is_root, newest_or_15, text, text_of, until,
+};
 use crate::server::installations;
 
 /// A herd that archives; nothing is made yet.
@@ -213,11 +215,59 @@ fn archiving_goes_on_when_the_program_that_ran_apply_is_rebuilt_or_removed() {
         assert!(plan.contains(words), "no {words:?} in\n{plan}");
     }
     assert_eq!(fs::read_link(herd.path("lib/pgherd")).expect("a link"), old);
+    let first = finish_segment(&herd);
+    let load = Load::start(&herd);
     run_by(&herd, &program, &["apply", "--yes"]).expect("it is installed");
+    drop(load);
     assert_ne!(fs::read_link(herd.path("lib/pgherd")).expect("a link"), old);
     assert!(herd.path("lib").join(old).is_file());
-    arrives(&herd);
+    let segments = segments_since(&herd, &first);
+    let all = || segments.iter().all(|segment| stored(&herd, segment).is_file());
+    until("every segment is there", || all().then_some(()));
+    assert!(segments.len() > 5, "{segments:?}");
+    println!("{} segments were archived while the program was replaced", segments.len());
     assert_eq!(failures(&herd), "0");
+}
+
+/// Writes and ends segments, several a second, until it is dropped.
+struct Load(std::process::Child);
+
+impl Load {
+    fn start(herd: &Herd) -> Self {
+        let script = herd.path("load.sql");
+        fs::write(&script, "SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'test', 'load');\n")
+            .expect("a file");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o644)).expect("it is ours");
+        let mut command = as_server(&herd.installation().bin().join("pgbench"));
+        let (socket, port) = (herd.path("state/run/inventory-a"), herd.port("a").to_string());
+        command.args(["-n", "-R", "8", "-T", "600", "-f", text(&script), "-h", text(&socket), "-p", &port]);
+        command.args(["-U", "postgres", "postgres"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let load = Self(command.spawn().expect("pgbench starts"));
+        let before = finish_segment(herd);
+        until("it writes", || (segments_since(herd, &before).len() > 2).then_some(()));
+        load
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Returns the names of all segments from `first` to one that is finished now.
+fn segments_since(herd: &Herd, first: &str) -> Vec<String> {
+    let last = finish_segment(herd);
+    let number = |name: &str| {
+        let (log, segment) = name[8..].split_at(8);
+        let parse = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
+        // 256 segments of 16 MiB have one log number.
+        parse(log) * 256 + parse(segment)
+    };
+    (number(first)..=number(&last))
+        .map(|number| format!("{}{:08X}{:08X}", &first[..8], number / 256, number % 256))
+        .collect()
 }
 
 #[test]

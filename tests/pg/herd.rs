@@ -194,6 +194,12 @@ impl Herd {
         self.write();
     }
 
+    /// Declares something else altogether.
+    pub fn rewrite(&mut self, text: String) {
+        self.text = text;
+        self.write();
+    }
+
     /// Takes the line of a node out of the file.
     pub fn leave_out(&mut self, node: &str) {
         let line = self.node_line(node, "");

@@ -6,6 +6,7 @@
     reason = "a test ends by panicking, with what it found"
 )]
 
+mod adoption;
 mod apply_drift;
 mod apply_five;
 mod apply_full_disk;

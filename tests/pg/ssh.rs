@@ -231,3 +231,21 @@ async fn a_command_on_a_warm_connection_is_measured() {
         took[20], took[0], took[39]
     );
 }
+
+#[test]
+fn twenty_hosts_are_observed_side_by_side() {
+    let (herd, mut sshd) = declare(&SINGLE, Login::Caller);
+    let topology = sshd.declare_many(&herd);
+    let status = || {
+        let ran = herd.run(&["-f", topology.to_str().unwrap(), "--format", "json", "status"]).ends_with(0);
+        let known = ran.stdout.matches("\"state\": \"missing\"").count();
+        (ran.took, known)
+    };
+    let cold = status();
+    // What is slow on a busy machine is looked at again, and then it is known.
+    let warm = until("all of them are known", || Some(status()).filter(|(_, known)| *known == 20));
+    println!(
+        "status of 20 hosts: {:?} and {} known at first, {:?} over warm connections",
+        cold.0, cold.1, warm.0
+    );
+}

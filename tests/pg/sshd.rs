@@ -19,6 +19,14 @@ pub enum Login {
     Operator { sudo: bool },
 }
 
+/// Twenty hosts, as far as anybody can tell; sshd itself answers at the first ten of them, since it takes no more than 16 (`MAX_LISTEN_SOCKS`).
+fn addresses() -> impl Iterator<Item = String> {
+    (1..=20).map(|number| format!("127.0.0.{number}"))
+}
+
+/// How many of them one sshd answers at.
+const EACH: usize = 10;
+
 /// The name of [`Login::Operator`].
 pub const OPERATOR: &str = "pgherd-operator";
 
@@ -29,6 +37,8 @@ pub struct Sshd {
     port: Port,
     login: Login,
     child: Child,
+    /// Another one with the same keys, at the other addresses.
+    other: Option<Child>,
 }
 
 impl Sshd {
@@ -43,18 +53,20 @@ impl Sshd {
         fs::copy(directory.join("user.pub"), directory.join("authorized_keys")).expect("a key");
         let pam = if is_root() { "yes" } else { "no" };
         let config = format!(
-            "Port {}\nListenAddress 127.0.0.1\nListenAddress 127.0.0.2\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
+            "Port {}\n{}HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
              UsePAM {pam}\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
              MaxStartups 100\nPrintMotd no\n\
              # The bash of whoever runs the tests would read that user's own .bashrc for each command (bash(1), INVOCATION).\n\
              SetEnv SHLVL=1\n",
             port.number,
+            listen(addresses().take(EACH)),
             directory.join("host").display(),
             directory.join("authorized_keys").display(),
         );
         fs::write(directory.join("sshd_config"), config).expect("a file");
-        let sshd = Self { child: start(&directory, login), directory, port, login };
-        sshd.know(&["127.0.0.1", "127.0.0.2"], "host");
+        let child = start(&directory, "sshd_config", login);
+        let sshd = Self { child, other: None, directory, port, login };
+        sshd.know(&addresses().collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>(), "host");
         until("sshd answers", || std::net::TcpStream::connect(("127.0.0.1", sshd.port.number)).ok());
         sshd
     }
@@ -104,6 +116,43 @@ impl Sshd {
         herd.variable("XDG_RUNTIME_DIR", Some(&herd.root().display().to_string()));
     }
 
+    /// Writes a topology of one cluster with a node on each of its addresses, none of which is there, and returns the file.
+    pub fn declare_many(&mut self, herd: &Herd) -> PathBuf {
+        let config = fs::read_to_string(self.directory.join("sshd_config")).expect("a file");
+        let (first, rest) = (listen(addresses().take(EACH)), listen(addresses().skip(EACH)));
+        fs::write(self.directory.join("sshd_config.other"), config.replace(&first, &rest)).expect("a file");
+        self.other = Some(start(&self.directory, "sshd_config.other", self.login));
+        let last = addresses().last().expect("there are some");
+        until("the other sshd answers", || {
+            std::net::TcpStream::connect((last.as_str(), self.port.number)).ok()
+        });
+        let (major, bin) = (herd.installation().major, herd.installation().bin().display().to_string());
+        let numbered = || (1..).zip(addresses());
+        let hosts: Vec<String> = numbered().map(|(n, address)| format!("db{n}: {address}")).collect();
+        let nodes: String = numbered()
+            .map(|(n, _)| {
+                format!("      n{n}: {{host: db{n}, data-directory: {}/many{n}}}\n", herd.root().display())
+            })
+            .collect();
+        let file = |name: &str| format!("{{file: {}}}", self.directory.join(name).display());
+        let topology = format!(
+            "pgherd: 1\nherd: many\nregions: {{here: {{hosts: {{{}}}}}}}\n\
+             ssh: {{user: {}, port: {}, key: {}, host-keys: {}}}\nclusters:\n  inventory:\n    \
+             ports: {{postgres: {}}}\n    postgres: {{version: {major}, bin-directory: {bin}, os-user: {}, \
+             tune: {{memory: 256 MiB}}}}\n    nodes:\n{nodes}",
+            hosts.join(", "),
+            caller(),
+            self.port.number,
+            file("user"),
+            file("known_hosts"),
+            herd.port("a"),
+            if is_root() { "postgres".to_owned() } else { caller() },
+        );
+        let path = herd.path("many.yml");
+        fs::write(&path, topology).expect("a file");
+        path
+    }
+
     /// Takes the place of another one in a herd's topology.
     pub fn replaces(&self, herd: &mut Herd, port: u16) {
         herd.edit(&port.to_string(), &self.port.number.to_string());
@@ -143,8 +192,13 @@ impl Sshd {
 impl Drop for Sshd {
     fn drop(&mut self) {
         self.cut();
-        self.child.kill().ok();
-        self.child.wait().ok();
+        for child in [Some(&mut self.child), self.other.as_mut()].into_iter().flatten() {
+            for session in children(Pid::from_child(child)) {
+                kill_process(session, Signal::KILL).ok();
+            }
+            child.kill().ok();
+            child.wait().ok();
+        }
     }
 }
 
@@ -173,14 +227,18 @@ fn key_pair(path: &Path) {
     text_of(keygen).expect("ssh-keygen");
 }
 
-fn start(directory: &Path, login: Login) -> Child {
+fn listen(addresses: impl Iterator<Item = String>) -> String {
+    addresses.map(|address| format!("ListenAddress {address}\n")).collect()
+}
+
+fn start(directory: &Path, config: &str, login: Login) -> Child {
     let sshd = Path::new("/usr/sbin/sshd");
     assert!(sshd.exists(), "no /usr/sbin/sshd: scripts/setup --test installs openssh-server");
     if is_root() {
         // sshd keeps an empty directory for its unprivileged part; its package makes it only when the service starts.
         fs::create_dir_all("/run/sshd").expect("the directory of sshd's package");
     }
-    let words = ["-D", "-f", text(&directory.join("sshd_config")), "-E", text(&directory.join("sshd.log"))]
+    let words = ["-D", "-f", text(&directory.join(config)), "-E", text(&directory.join("sshd.log"))]
         .map(str::to_owned);
     let mut command = match login {
         Login::Caller => Command::new(sshd),

@@ -91,19 +91,9 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
         provision::start(&site).await.ok();
         catch_up(&site, &world.primary()?).await?;
     }
-    for change in wanted.files {
-        // What is neither ours nor what we saw belongs to somebody else by now.
-        if read(&site, &change.path).await?.as_deref() == Some(change.after.as_str()) {
-            match &change.before {
-                Some(before) => {
-                    provision::write(&site, &change.path, before.as_bytes(), mode(&site, &change.path))
-                        .await?
-                }
-                None => site.host().remove_file(&change.path).await.map_err(|error| {
-                    Error::failed(format!("could not remove {}", change.path.display())).source(error)
-                })?,
-            }
-        }
+    // A file that another one includes goes after it: with an include line and no file the server does not start.
+    for change in wanted.files.iter().rev() {
+        take_back(&site, change).await?;
     }
     if wanted.activation == Activation::AtStart {
         return Ok(());
@@ -111,8 +101,11 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
     // A restart with the new values may have failed: then it must come up with the old ones.
     provision::start(&site).await?;
     let conn = site.connect().await?;
+    let known = altered_before(&site).await?;
     for (name, before) in wanted.resets {
-        queries::set_system(&conn, name, before).await?;
+        let whole =
+            known.iter().find(|(found, value)| found == name && guc::without_password(value) == *before);
+        queries::set_system(&conn, name, whole.map_or(before, |(_, value)| value)).await?;
     }
     queries::reload(&conn).await?;
     if wanted.activation == Activation::Restart && pending_restart(&conn, wanted.expect).await? {
@@ -120,6 +113,28 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
         restart(world, &site).await?;
     }
     Ok(())
+}
+
+/// What ALTER SYSTEM had set of a node when it was taken over.
+async fn altered_before(site: &Site<'_>) -> Result<Vec<Setting>> {
+    let kept = read(site, &site.places().facts.join(declared::AUTO_FILE)).await?;
+    Ok(guc::ConfFile::parse(&kept.unwrap_or_default()).settings())
+}
+
+/// Puts back what the plan saw of a file; what is neither ours nor that belongs to somebody else by now.
+pub(super) async fn take_back(site: &Site<'_>, change: &FileChange) -> Result<()> {
+    if read(site, &change.path).await?.as_deref() != Some(change.after.as_str()) {
+        return Ok(());
+    }
+    match &change.before {
+        Some(before) => {
+            let mode = mode(site, &change.path).await?;
+            provision::write(site, &change.path, before.as_bytes(), mode).await
+        }
+        None => site.host().remove_file(&change.path).await.map_err(|error| {
+            Error::failed(format!("could not remove {}", change.path.display())).source(error)
+        }),
+    }
 }
 
 async fn restart(world: &World, site: &Site<'_>) -> Result<()> {
@@ -246,7 +261,7 @@ async fn read(site: &Site<'_>, path: &Path) -> Result<Option<String>> {
 }
 
 /// Replaces a file, unless it is neither what the plan saw nor what the plan wants: then somebody was here in between.
-async fn write(site: &Site<'_>, change: &FileChange) -> Result<()> {
+pub(super) async fn write(site: &Site<'_>, change: &FileChange) -> Result<()> {
     let present = read(site, &change.path).await?;
     if present.as_deref() == Some(change.after.as_str()) {
         return Ok(());
@@ -256,10 +271,25 @@ async fn write(site: &Site<'_>, change: &FileChange) -> Result<()> {
             .detail("Somebody else edits it. It was left as it is.")
             .hint("Look at it, then plan again: pgherd plan"));
     }
-    provision::write(site, &change.path, change.after.as_bytes(), mode(site, &change.path)).await
+    let mode = mode(site, &change.path).await?;
+    provision::write(site, &change.path, change.after.as_bytes(), mode).await
 }
 
-/// What is in the data directory is the server's alone; the profile has no secret.
-fn mode(site: &Site<'_>, path: &Path) -> u32 {
-    if path.starts_with(&site.node.data_directory) { 0o600 } else { 0o640 }
+/// What is in the data directory is the server's alone; the profile has no secret. A file of somebody else's keeps the mode that it has:
+/// Debian's programs read postgresql.conf as any user.
+async fn mode(site: &Site<'_>, path: &Path) -> Result<u32> {
+    if !site.node.adopted {
+        return Ok(if path.starts_with(&site.node.data_directory) { 0o600 } else { 0o640 });
+    }
+    let beside = path.with_file_name(declared::CONF_FILE);
+    for known in [path, &beside] {
+        let stat =
+            site.host().stat(known).await.map_err(|error| {
+                Error::failed(format!("could not look at {}", known.display())).source(error)
+            })?;
+        if let Some(stat) = stat {
+            return Ok(stat.mode);
+        }
+    }
+    Ok(0o640)
 }

@@ -22,6 +22,8 @@ pub enum Evidence {
     AuthorityThere { fingerprint: String },
     /// The node has the certificate that it should, and shows it where it runs.
     CertificateThere {},
+    /// The node is claimed and lets pgherd in.
+    Adopted { system_identifier: SystemIdentifier },
     /// A data directory is complete.
     Made { system_identifier: SystemIdentifier },
     /// The unit of the node is there and enabled.

@@ -12,11 +12,14 @@ use crate::ops::observe::Doors;
 use crate::ops::provision::{self, Site};
 use crate::pg::scram::{DEFAULT_ITERATIONS, SALT_LENGTH, Verifier};
 use crate::secret::Secret;
-use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
 
-const LOGINS: [(&str, Purpose); 2] =
-    [(declared::REPLICATION_ROLE, Purpose::Replication), (declared::PROBE_ROLE, Purpose::Probe)];
+const PURPOSES: [Purpose; 2] = [Purpose::Replication, Purpose::Probe];
+
+/// Pairs each login of a cluster with its role.
+fn logins_of(cluster: &Cluster) -> [(&'static str, Purpose); PURPOSES.len()] {
+    PURPOSES.map(|purpose| (purpose.role(cluster), purpose))
+}
 
 /// What was found of the logins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +32,9 @@ pub(crate) enum Look {
     },
 }
 
-/// Passwords in the order of [`LOGINS`].
+/// Passwords in the order of [`PURPOSES`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Passwords([Secret; LOGINS.len()]);
+pub(super) struct Passwords([Secret; PURPOSES.len()]);
 
 impl Passwords {
     fn generate() -> Result<Self> {
@@ -58,15 +61,16 @@ impl Passwords {
     }
 
     /// Reads a password file (PostgreSQL docs, "The Password File"); ours holds a line a login, with nothing to escape.
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str, cluster: &Cluster) -> Option<Self> {
         let find = |role: &str| {
             text.lines().find_map(|line| line.strip_prefix(&format!("*:*:*:{role}:"))).map(Secret::new)
         };
-        Some(Self([find(LOGINS[0].0)?, find(LOGINS[1].0)?]))
+        let [replication, probe] = PURPOSES.map(|purpose| find(purpose.role(cluster)));
+        Some(Self([replication?, probe?]))
     }
 
-    fn file(&self) -> String {
-        LOGINS
+    fn file(&self, cluster: &Cluster) -> String {
+        logins_of(cluster)
             .iter()
             .zip(&self.0)
             .map(|((role, _), password)| format!("*:*:*:{role}:{}\n", password.reveal()))
@@ -107,9 +111,9 @@ pub(super) async fn examine(
         .iter()
         .map(|node| format!("the password file of {} is missing or different", cluster.full_name(node)))
         .collect();
-    for ((role, purpose), password) in LOGINS.iter().zip(&passwords.0) {
+    for ((role, purpose), password) in logins_of(cluster).into_iter().zip(&passwords.0) {
         what.extend(
-            wrong(logins::stored_login(&conn, role, *purpose).await?, password)
+            wrong(logins::stored_login(&conn, role, purpose).await?, password)
                 .map(|why| format!("{role} {why}")),
         );
     }
@@ -141,10 +145,10 @@ pub(crate) async fn ensure(world: &World, nodes: &[String]) -> Result<()> {
         }
     };
     let conn = quiet_primary(world, &primary).await?;
-    for ((role, purpose), password) in LOGINS.iter().zip(&passwords.0) {
-        if wrong(logins::stored_login(&conn, role, *purpose).await?, password).is_some() {
+    for ((role, purpose), password) in logins_of(&world.input.cluster).into_iter().zip(&passwords.0) {
+        if wrong(logins::stored_login(&conn, role, purpose).await?, password).is_some() {
             let verifier = new_verifier(password)?;
-            logins::ensure_login(&conn, role, *purpose, &verifier).await?;
+            logins::ensure_login(&conn, role, purpose, &verifier).await?;
         }
     }
     for node in nodes.iter().filter(|node| **node != world.input.primary) {
@@ -193,11 +197,11 @@ pub(super) async fn read(doors: &Doors, cluster: &Cluster, node: &Node) -> Resul
         .read(&path)
         .await
         .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
-    Ok(bytes.and_then(|bytes| Passwords::parse(&String::from_utf8_lossy(&bytes))))
+    Ok(bytes.and_then(|bytes| Passwords::parse(&String::from_utf8_lossy(&bytes), cluster)))
 }
 
 pub(super) async fn write(site: &Site<'_>, passwords: &Passwords) -> Result<()> {
-    provision::write(site, &site.places().passfile, passwords.file().as_bytes(), 0o600).await
+    provision::write(site, &site.places().passfile, passwords.file(site.cluster).as_bytes(), 0o600).await
 }
 
 #[cfg(test)]
@@ -207,7 +211,18 @@ mod tests {
     #[test]
     fn a_password_file_reads_back_and_a_damaged_one_does_not_count() {
         let passwords = Passwords::generate().unwrap();
-        assert_eq!(Passwords::parse(&passwords.file()), Some(passwords.clone()));
-        assert_eq!(Passwords::parse("*:*:*:replicator:x\n"), None);
+        let topology = "pgherd: 1\nherd: shop\nregions: {here: {hosts: {local: local}}}\nclusters: {inventory: {postgres: {version: 15}, nodes: {a: {host: local, port: 5441}}, databases: {inventory: {}}}}\n";
+        let herd = crate::topology::load_text(
+            std::path::Path::new("/pgherd.yml"),
+            topology,
+            std::path::Path::new("/"),
+        )
+        .unwrap();
+        let cluster = herd.cluster("inventory").unwrap();
+        assert_eq!(Passwords::parse(&passwords.file(cluster), cluster), Some(passwords.clone()));
+        assert_eq!(Passwords::parse("*:*:*:replicator:x\n", cluster), None);
+        // In a cluster that was adopted the name may be somebody else's.
+        let adopted = cluster.with_adopted(&std::collections::BTreeSet::from(["a".to_owned()]));
+        assert_eq!(Passwords::parse(&passwords.file(cluster), &adopted), None);
     }
 }

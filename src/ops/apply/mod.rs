@@ -1,5 +1,6 @@
 //! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
 
+mod adopt;
 pub(crate) mod archive;
 mod configure;
 pub mod evidence;
@@ -14,7 +15,7 @@ pub mod world;
 
 pub(crate) use pooler::{observe_pooler, remove as remove_pooler};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -41,7 +42,7 @@ use crate::ops::context::Context;
 use crate::ops::objects::{self, ObjectsObserved, ToPrimary};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
-use crate::ops::plan::{self, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
+use crate::ops::plan::{self, Adoption, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
 use crate::ops::preflight;
 use crate::ops::roles::{self, Lead};
 use crate::secret::Secret;
@@ -57,18 +58,27 @@ pub const KIND: &str = "apply";
 /// # Errors
 /// Every obstacle at once: a missing program or secret, a directory that is not ours, two primaries, an unreachable primary.
 pub async fn prepare(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<ClusterPlan, Vec<Error>> {
-    prepare_rotating(context, herd, cluster, None).await
+    prepare_wishing(context, herd, cluster, &Wishes::default()).await
 }
 
-/// As [`prepare`], with a new password for one of pgherd's own logins.
+/// What a plan is asked for beside what the topology declares.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// A new password for one of pgherd's own logins.
+    pub rotate: Option<Purpose>,
+    /// Nodes that may be taken over as they run, by their names within the cluster.
+    pub adopt: BTreeSet<String>,
+}
+
+/// As [`prepare`], with something besides.
 ///
 /// # Errors
-/// As [`prepare`]; refused while a node cannot get the new password.
-pub async fn prepare_rotating(
+/// As [`prepare`]; refused while a node cannot get a new password, or cannot be taken over.
+pub async fn prepare_wishing(
     context: &Context,
     herd: &Herd,
     cluster: &Cluster,
-    rotate: Option<Purpose>,
+    wishes: &Wishes,
 ) -> Result<ClusterPlan, Vec<Error>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(|error| vec![error])?;
     let preflight = preflight::look(&doors, cluster).await;
@@ -98,9 +108,16 @@ pub async fn prepare_rotating(
     if !missing.is_empty() {
         return Err(missing);
     }
-    let observed = observe::observe(&doors, cluster, Depth::Files).await;
-    let fixed = fix(&doors, herd, cluster, &observed).await.map_err(|error| vec![error])?;
-    let seen = look_closer(&doors, cluster, &observed, &passwords).await.map_err(|error| vec![error])?;
+    let mut observed = observe::observe(&doors, cluster, Depth::Files).await;
+    let adoption = Adoption {
+        candidates: crate::ops::adopt::look(&doors, cluster, &mut observed, &wishes.adopt).await,
+        asked: wishes.adopt.clone(),
+    };
+    let mut fixed = fix(&doors, herd, cluster, &observed).await.map_err(|error| vec![error])?;
+    fixed.adopted.extend(adoption.candidates.keys().cloned());
+    let cluster = &cluster.with_adopted(&fixed.adopted);
+    let seen =
+        look_closer(&doors, cluster, &observed, &adoption, &passwords).await.map_err(|error| vec![error])?;
     let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
     let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
     plan::plan(&Situation {
@@ -113,7 +130,8 @@ pub async fn prepare_rotating(
         poolers: &seen.poolers,
         archive: archive.as_ref(),
         tls: tls.as_ref(),
-        rotate,
+        rotate: wishes.rotate,
+        adoption: &adoption,
     })
 }
 
@@ -128,6 +146,7 @@ async fn look_closer(
     doors: &Doors,
     cluster: &Cluster,
     observed: &ClusterObserved,
+    adoption: &Adoption,
     passwords: &BTreeMap<String, Secret>,
 ) -> Result<Closer> {
     let lead = roles::lead(observed);
@@ -136,6 +155,13 @@ async fn look_closer(
         return Ok(Closer { objects: None, logins: None, poolers });
     };
     let primary = cluster.node(name).expect("roles::lead names nodes of the cluster");
+    if adoption.candidates.get(name).is_some_and(|candidate| !candidate.logs_in) {
+        let missing = Logins::Wrong {
+            what: format!("{} has no password file", cluster.full_name(name)),
+            nodes: adoption.candidates.keys().cloned().collect(),
+        };
+        return Ok(Closer { objects: None, logins: Some(missing), poolers: BTreeMap::new() });
+    }
     // A node that is not there yet gets its password file with its clone.
     let present: Vec<&Node> = cluster
         .nodes
@@ -163,7 +189,9 @@ pub(crate) async fn fix(
     cluster: &Cluster,
     observed: &ClusterObserved,
 ) -> Result<Fixed> {
-    let mut fixed = Fixed { memory: BTreeMap::new(), users: BTreeMap::new() };
+    let mut fixed = Fixed { memory: BTreeMap::new(), users: BTreeMap::new(), adopted: BTreeSet::new() };
+    let adopted = observed.nodes.iter().filter(|seen| seen.is_adopted());
+    fixed.adopted.extend(adopted.map(|seen| seen.node.clone()));
     for node in &cluster.nodes {
         let host = doors.host(&node.host);
         let mut users = vec![host.os_user().to_owned(), host.caller().to_owned()];
@@ -320,12 +348,12 @@ pub async fn run(
 ) -> Result<(OperationId, Outcome)> {
     let Request { herd, cluster, plan: confirmed, topology, wait } = request;
     let lock = context.locker(cluster).take(wait).await?;
-    let rotate = confirmed.rotates();
-    let checked = confirmed.check(prepare_rotating(context, herd, cluster, rotate).await);
+    let wishes = confirmed.wishes();
+    let checked = confirmed.check(prepare_wishing(context, herd, cluster, &wishes).await);
     let (lock, plan) = lock.keep_for(checked).await?;
     let input = Input {
         herd: herd.name.clone(),
-        cluster: cluster.clone(),
+        cluster: cluster.with_adopted(&plan.fixed.adopted),
         primary: plan.primary.clone(),
         fixed: plan.fixed.clone(),
     };
@@ -404,11 +432,12 @@ impl ConfirmedPlan {
         Self(plan)
     }
 
-    /// Returns the login that it gives a new password.
-    fn rotates(&self) -> Option<Purpose> {
-        self.0.steps().find_map(|planned| {
+    /// Returns what it was asked for.
+    fn wishes(&self) -> Wishes {
+        let rotate = self.0.steps().find_map(|planned| {
             if let ApplyStep::StagePassword { login } = planned.step { Some(login) } else { None }
-        })
+        });
+        Wishes { rotate, adopt: self.0.adopt.clone() }
     }
 
     /// Compares it with a plan that was made just now, under the lock.
@@ -519,14 +548,14 @@ mod tests {
     fn the_golden_plan_reads_and_writes_byte_for_byte() {
         let golden = include_str!("../../../tests/golden/plan-v1.json");
         let saved: SavedPlan = serde_json::from_str(golden).unwrap();
-        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 10, 3]);
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 10, 3, 1]);
         // Every kind of step is in it.
         let kinds = saved
             .plans
             .iter()
             .flat_map(ClusterPlan::steps)
             .map(|planned| std::mem::discriminant(&planned.step));
-        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 23);
+        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 24);
         assert_eq!(saved.text(), golden);
     }
 

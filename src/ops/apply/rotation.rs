@@ -66,7 +66,7 @@ pub(crate) async fn stage(world: &World, login: Purpose) -> Result<Evidence> {
         return Ok(Evidence::PasswordStaged {});
     }
     let primary = world.primary()?;
-    let role = login.role();
+    let role = login.role(&world.input.cluster);
     let current = logins::read(&world.doors, &world.input.cluster, primary.node).await?;
     let stored = sql::stored_login(&primary.connect().await?, role, login).await?;
     let stored = stored.and_then(|stored| stored.verifier);
@@ -97,7 +97,10 @@ pub(crate) async fn stage(world: &World, login: Purpose) -> Result<Evidence> {
 /// Gives `nodes` and the server the new password, and logs in with it from each node.
 pub(crate) async fn replace(world: &World, login: Purpose, nodes: &[String]) -> Result<Evidence> {
     let Some(rotation) = read(world, login).await? else {
-        return Err(Error::failed(format!("the new password of {} is not there", login.role())));
+        return Err(Error::failed(format!(
+            "the new password of {} is not there",
+            login.role(&world.input.cluster)
+        )));
     };
     set(world, login, nodes, &rotation.new).await?;
     if login == Purpose::Replication {
@@ -120,7 +123,8 @@ pub(crate) async fn forget(world: &World, login: Purpose) -> Result<Evidence> {
     let primary = world.primary()?;
     let path = primary.places().rotation;
     primary.host().remove_file(&path).await.map_err(|error| {
-        Error::failed(format!("could not remove the old password of {}", login.role())).source(error)
+        Error::failed(format!("could not remove the old password of {}", login.role(&world.input.cluster)))
+            .source(error)
     })?;
     Ok(Evidence::PasswordForgotten {})
 }
@@ -128,7 +132,7 @@ pub(crate) async fn forget(world: &World, login: Purpose) -> Result<Evidence> {
 /// The files first: a disk that takes no more is found before the server has changed.
 async fn set(world: &World, login: Purpose, nodes: &[String], to: &Credential) -> Result<()> {
     let primary = world.primary()?;
-    let role = login.role();
+    let role = login.role(&world.input.cluster);
     let current = logins::read(&world.doors, &world.input.cluster, primary.node).await?;
     let wanted = current
         .ok_or_else(|| Error::failed(format!("{} has no password file", primary.name())))?
@@ -197,7 +201,7 @@ async fn log_in(world: &World, site: &Site<'_>) -> Result<()> {
         "{} port={} user={} replication=true connect_timeout=5",
         declared::server_of(&world.input.cluster, primary.node),
         primary.node.port,
-        declared::REPLICATION_ROLE
+        declared::replication_role(&world.input.cluster)
     );
     let command = Command::new(site.programs.path("psql"))
         .args(["-XAtqw", "-d", conninfo.as_str(), "-c", "IDENTIFY_SYSTEM"])
@@ -209,7 +213,7 @@ async fn log_in(world: &World, site: &Site<'_>) -> Result<()> {
             "{} cannot log in to {} with the new password of {}",
             site.name(),
             primary.name(),
-            declared::REPLICATION_ROLE
+            declared::replication_role(&world.input.cluster)
         ))
         .source(error)
     })

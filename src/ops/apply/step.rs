@@ -8,7 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::archive::{self, Install};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
-use crate::ops::apply::{configure, follow, logins, pooler, proof, rotation, tls};
+use crate::ops::apply::{adopt, configure, follow, logins, pooler, proof, rotation, tls};
+use crate::ops::binary;
 use crate::ops::certificate;
 use crate::ops::objects::{self, Change, ToPrimary};
 use crate::ops::observe::{self, Claim};
@@ -29,12 +30,11 @@ impl Step for ApplyStep {
             Self::Repository { name, .. } => format!("repository {name}"),
             Self::Authority { herd } => format!("certificate authority of {herd}"),
             Self::Certificate { node } => format!("certificate of {node}"),
+            Self::Adopt { node, .. } => format!("adopt {node}"),
             Self::Initdb { node } => format!("initdb {node}"),
             Self::Unit { node, .. } => format!("unit of {node}"),
             Self::Start { node } => format!("start {node}"),
-            Self::Logins { .. } => {
-                format!("roles {} and {}", declared::REPLICATION_ROLE, declared::PROBE_ROLE)
-            }
+            Self::Logins { .. } => "logins of standbys and of the write proof".to_owned(),
             Self::Slot { on, slot } => format!("slot {slot} on {on}"),
             Self::Clone { node, from } => format!("clone {node} from {from}"),
             Self::Follow { node, upstream } => format!("start {node}, stream from {upstream}"),
@@ -44,9 +44,9 @@ impl Step for ApplyStep {
             Self::Record { node } => format!("record {node} as primary"),
             Self::Open { .. } => "passwords: open to clients".to_owned(),
             Self::Mend { change } => change.describe(),
-            Self::StagePassword { login } => format!("new password for {}", login.role()),
-            Self::RotatePassword { login, .. } => format!("rotate the password of {}", login.role()),
-            Self::ForgetPassword { login } => format!("forget the old password of {}", login.role()),
+            Self::StagePassword { login } => format!("new password for {}", login.whose()),
+            Self::RotatePassword { login, .. } => format!("rotate the password of {}", login.whose()),
+            Self::ForgetPassword { login } => format!("forget the old password of {}", login.whose()),
             Self::Keep {} => "keep what is done".to_owned(),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Prove { .. } => "prove a write".to_owned(),
@@ -57,6 +57,7 @@ impl Step for ApplyStep {
         match self {
             Self::Install { .. }
             | Self::Repository { .. }
+            | Self::Adopt { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
             | Self::Start { .. }
@@ -85,17 +86,19 @@ impl Step for ApplyStep {
 
     fn timeout(&self) -> Duration {
         match self {
-            Self::Clone { .. } => Duration::from_secs(24 * 3600),
+            Self::Clone { .. } => provision::CLONE + provision::STOP,
             Self::Start { .. } | Self::Follow { .. } | Self::Configure { .. } => {
                 provision::START + provision::STOP + Duration::from_secs(60)
             }
             // It ends by itself when the archiver stands still.
             Self::Archive { .. } => Duration::from_secs(24 * 3600),
             Self::Record { .. } => Duration::from_secs(60),
-            Self::Install { .. }
-            | Self::Repository { .. }
+            // The program goes through the link that there is, which may be a slow one.
+            Self::Install { .. } => binary::SEND + Duration::from_secs(300),
+            Self::Repository { .. }
             | Self::Authority { .. }
             | Self::Certificate { .. }
+            | Self::Adopt { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
             | Self::Logins { .. }
@@ -124,6 +127,7 @@ impl Step for ApplyStep {
             | Self::Certificate { .. }
             | Self::Archive { .. }
             | Self::Record { .. }
+            | Self::Adopt { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
             | Self::Start { .. }
@@ -153,6 +157,7 @@ impl Step for ApplyStep {
             Self::Repository { .. } | Self::Archive { .. } | Self::Record { .. } => Found::NotDone,
             // Both look for themselves what is there, and the server is asked anew what it shows.
             Self::Authority { .. } | Self::Certificate { .. } => Found::NotDone,
+            Self::Adopt { node, .. } => adopt::look(&world.site(node)?).await?,
             Self::Initdb { node } | Self::Clone { node, .. } => made(&world.site(node)?).await?,
             Self::Unit { node, .. } => {
                 if provision::has_unit(&world.site(node)?).await? {
@@ -225,6 +230,10 @@ impl Step for ApplyStep {
             Self::Certificate { node } => {
                 tls::renew(&world.site(node)?).await?;
                 Evidence::CertificateThere {}
+            }
+            Self::Adopt { node, owner, unit, files } => {
+                let wanted = adopt::Wanted { node, owner, unit: unit.as_deref(), files };
+                adopt::apply(world, wanted).await?
             }
             Self::Initdb { node } => {
                 let site = world.site(node)?;
@@ -308,6 +317,7 @@ impl Step for ApplyStep {
             Self::Install { host, hash, before, .. } => {
                 archive::uninstall(world, Install { host, hash, before: before.as_deref() }).await?;
             }
+            Self::Adopt { node, files, .. } => adopt::undo(&world.site(node)?, files).await?,
             Self::Initdb { node } => {
                 let site = world.site(node)?;
                 // Whatever still runs archives on: it ends first.

@@ -117,6 +117,15 @@ pub async fn plan(
         return Err(without_twins(obstacles));
     }
     let observed = observe::observe(&doors, cluster, Depth::Files).await;
+    if let Some(adopted) = observed.nodes.iter().find(|seen| seen.is_adopted()) {
+        let name = cluster.full_name(&adopted.node);
+        return Err(one(Error::refused(format!(
+            "cannot restore {} in place: {name} was adopted",
+            cluster.name
+        ))
+        .detail("pgherd did not make it, and sets no data aside that it did not make. Nothing was changed.")
+        .hint("Restore a copy beside it: pgherd restore --to-dir DIRECTORY")));
+    }
     let mut before = Vec::new();
     for node in &cluster.nodes {
         let seen = observed.node(&node.name).expect("every node is observed");

@@ -36,9 +36,7 @@ impl Step for RestoreStep {
             Self::Copy { node } => format!("copy the backup to {node}"),
             Self::Recover { node } => format!("replay {node} to the target"),
             Self::Promote { node } => format!("promote {node}"),
-            Self::Logins { .. } => {
-                format!("roles {} and {}", declared::REPLICATION_ROLE, declared::PROBE_ROLE)
-            }
+            Self::Logins { .. } => "logins of standbys and of the write proof".to_owned(),
             Self::Passwords { .. } => "passwords as declared".to_owned(),
             Self::Slot { on, slot } => format!("slot {slot} on {on}"),
             Self::Clone { node, from } => format!("clone {node} from {from}"),

@@ -122,7 +122,8 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
                 || expect.iter().any(|(name, _)| set(name))
                 || files.iter().any(touched)
         }
-        ApplyStep::Initdb { .. }
+        ApplyStep::Adopt { .. }
+        | ApplyStep::Initdb { .. }
         | ApplyStep::Unit { .. }
         | ApplyStep::Authority { .. }
         | ApplyStep::Certificate { .. }

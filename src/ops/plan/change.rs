@@ -5,6 +5,7 @@ use crate::db::queries::ServerRole;
 use crate::error::Error;
 use crate::ops::objects;
 use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
+use crate::ops::plan::adopt;
 use crate::ops::plan::archive;
 use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::rotation;
@@ -50,13 +51,21 @@ pub(super) fn plan(
 
     // A commit must not begin to wait for a standby that is only being made.
     let declared_names = declared::synchronous_names(cluster, primary);
-    let present_names = lead
-        .running()
-        .map(|running| running.facts.synchronous_standby_names.clone())
-        .filter(|_| !added.is_empty())
-        .unwrap_or_else(|| declared_names.clone());
+    let found_names = lead.running().map(|running| running.facts.synchronous_standby_names.clone());
+    let moving = standbys.iter().any(|(node, _)| situation.adoption.candidates.contains_key(&node.name));
+    let present_names = match found_names {
+        // Standbys that are taken over change their names while commits wait for them.
+        Some(found) if moving => adopt::merged(&found, &declared_names),
+        Some(found) if !added.is_empty() => Some(found),
+        Some(_) | None => None,
+    }
+    .unwrap_or_else(|| declared_names.clone());
     let wanted = settings::desired(situation, primary, None, present_names.clone());
-    let (raised, lowered) = settings::standby_five(situation, &wanted);
+    // Taking over restarts nobody, so neither is done.
+    let (raised, lowered) = match situation.adoption.asked.is_empty() {
+        true => settings::standby_five(situation, &wanted),
+        false => (Vec::new(), Vec::new()),
+    };
     if !raised.is_empty() && !lowered.is_empty() {
         return Err(vec![mixed_five(cluster, &raised, &lowered)]);
     }
@@ -66,6 +75,7 @@ pub(super) fn plan(
         return Err(vec![tls::too_much_at_once(cluster, &raised)]);
     }
 
+    plan.stages.push(adopt::claim(situation));
     archive::prepare(situation, plan);
     tls::prepare(situation, plan);
     plan.stages.push(service::units(situation));
@@ -80,7 +90,7 @@ pub(super) fn plan(
     plan.stages.push(access.cloned().into_iter().collect());
     let primary_now = primary_step.filter(|_| matches!(lead.server, Server::Up(_)));
     // A standby that speaks TLS, or no longer does, needs a primary that takes it.
-    let primary_first = crosses || !lowered.is_empty();
+    let primary_first = crosses || moving || !lowered.is_empty();
     let (first, last) = if primary_first { (primary_now, None) } else { (None, primary_now) };
     plan.stages.push(first.into_iter().collect());
     change_standbys(situation, primary, &standbys, plan);
@@ -103,11 +113,20 @@ pub(super) fn plan(
         plan.stages.extend(settings::change_synchronous(situation, primary, present_names, declared_names));
     }
     if let Some(seen) = situation.objects {
-        for change in objects::plan(cluster, seen) {
-            plan.stages.push(vec![mend(cluster, change)]);
-        }
+        let (stays, changes): (Vec<_>, Vec<_>) = objects::plan(cluster, seen)
+            .into_iter()
+            .partition(|change| cluster.is_adopted() && takes_away(change));
+        plan.notes.extend(
+            stays
+                .iter()
+                .map(|change| format!("{}; it stays, since the cluster was adopted", change.reason())),
+        );
+        plan.stages.extend(changes.into_iter().map(|change| vec![mend(cluster, change)]));
     }
-    if plan.steps().any(|step| archive::changes(&step.step)) {
+    let waiting = settings::waiting(situation, primary, lead, &wanted);
+    plan.notes.extend(adopt::waits(cluster, primary, &waiting));
+    let archives = !waiting.iter().any(|text| text.starts_with("archive_mode "));
+    if archives && plan.steps().any(|step| archive::changes(&step.step)) {
         plan.stages.extend(archive::prove(situation, primary));
     }
     plan.stages.extend(archive::record(situation, primary));
@@ -140,6 +159,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::Certificate { .. }
         | ApplyStep::Archive { .. }
         | ApplyStep::Record { .. }
+        | ApplyStep::Adopt { .. }
         | ApplyStep::Initdb { .. }
         | ApplyStep::Unit { .. }
         | ApplyStep::Logins { .. }
@@ -231,7 +251,7 @@ fn logins(situation: &Situation<'_>, plan: &mut ClusterPlan) {
             subject: situation.cluster.name.clone(),
             text: format!(
                 "roles {} and {}, and the password files",
-                declared::REPLICATION_ROLE,
+                declared::replication_role(situation.cluster),
                 declared::PROBE_ROLE
             ),
             reason: Some(what.clone()),
@@ -297,6 +317,7 @@ fn change_standbys(
         let names = declared::synchronous_names(cluster, node);
         let wanted = settings::desired(situation, node, Some(primary), names);
         let configure = settings::configure(situation, node, seen, &wanted);
+        plan.notes.extend(adopt::waits(cluster, node, &settings::waiting(situation, node, seen, &wanted)));
         if let Fate::Start(_) = fate {
             starts.push(PlannedStep {
                 sign: Sign::Create,
@@ -331,6 +352,24 @@ fn not_streaming(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) ->
             places.log.display()
         )),
         ServerRole::Primary { .. } => None,
+    }
+}
+
+/// Tells whether somebody loses something by a change: whoever came in before the cluster was adopted goes on to.
+fn takes_away(change: &objects::Change) -> bool {
+    match change {
+        objects::Change::Revoke { .. }
+        | objects::Change::RevokeDefault { .. }
+        | objects::Change::RevokeMembership(_)
+        | objects::Change::ChangeOwner { schema: None, .. } => true,
+        objects::Change::CreateRole { .. }
+        | objects::Change::AlterRole { .. }
+        | objects::Change::SetPassword { .. }
+        | objects::Change::CreateDatabase { .. }
+        | objects::Change::ChangeOwner { schema: Some(_), .. }
+        | objects::Change::CreateSchema { .. }
+        | objects::Change::Grant { .. }
+        | objects::Change::GrantDefault { .. } => false,
     }
 }
 
@@ -472,7 +511,7 @@ pub(super) fn claim_obstacle(cluster: &Cluster, node: &Node, seen: &NodeObserved
                         .as_ref()
                         .map_or_else(String::new, |control| format!(", system identifier {}", control.system_identifier))
                 ))
-                .hint("Give the node another `data-directory`, or move this one away."),
+                .hint(format!("To take it over as it is: pgherd apply --adopt {name}. Else give the node another `data-directory`.")),
         ),
         (Claim::None, Directory::Foreign { names }) => Some(
             Error::refused(format!("cannot use {path}: it is not empty"))

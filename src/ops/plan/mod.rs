@@ -2,6 +2,7 @@
 //!
 //! Decides, never acts: no I/O, no clock. Everything it needs arrives in [`Situation`].
 
+mod adopt;
 mod archive;
 mod change;
 mod crossing;
@@ -13,14 +14,14 @@ pub mod step;
 mod tests;
 mod tls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::db::logins::Purpose;
-use crate::db::queries::Slot;
+use crate::db::queries::{Slot, SlotKind};
 use crate::error::Error;
 use crate::ops::binary::Installed;
 use crate::ops::certificate::AuthoritySeen;
@@ -33,6 +34,8 @@ use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
 use crate::topology::places::{NodePlaces, Places};
 use crate::units::ByteCount;
+
+pub use adopt::Adoption;
 
 /// The format of a saved plan.
 pub const FORMAT: u32 = 1;
@@ -57,6 +60,7 @@ pub struct Situation<'a> {
     pub tls: Option<&'a TlsSeen>,
     /// The login of pgherd's that is to have a new password.
     pub rotate: Option<Purpose>,
+    pub adoption: &'a Adoption,
 }
 
 impl Situation<'_> {
@@ -67,7 +71,7 @@ impl Situation<'_> {
 
     /// Returns the places of a node.
     pub fn node_places(&self, node: &Node) -> NodePlaces {
-        self.places_on(&node.host).node(&self.cluster.full_name(&node.name))
+        self.places_on(&node.host).of_node(self.cluster, node)
     }
 }
 
@@ -143,6 +147,9 @@ pub struct Fixed {
     pub memory: BTreeMap<String, ByteCount>,
     /// By host: who may be the superuser over the Unix socket.
     pub users: BTreeMap<String, Vec<String>>,
+    /// Nodes that were taken over as they ran.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub adopted: BTreeSet<String>,
 }
 
 /// What is wrong with the logins of standbys and of the write proof.
@@ -191,6 +198,9 @@ pub struct ClusterPlan {
     pub notes: Vec<String>,
     /// Whether more may be found once the primary answers.
     pub more: bool,
+    /// Nodes that were asked to be taken over.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub adopt: BTreeSet<String>,
     /// Changes when the world that the plan was made for moves.
     pub fingerprint: String,
     pub fixed: Fixed,
@@ -241,12 +251,14 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
             return Err(obstacles);
         }
         Lead::Unknown { why } => {
+            obstacles.extend(adopt::strangers(situation));
             if obstacles.is_empty() {
                 obstacles.push(no_lead(situation, why));
             }
             return Err(obstacles);
         }
     };
+    obstacles.extend(adopt::strangers(situation));
     if let Some(login) = situation.rotate {
         obstacles.extend(rotation::obstacle(situation, login, &lead));
     }
@@ -260,7 +272,9 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
         primary: primary.clone(),
         stages: Vec::new(),
         notes: notes(situation),
-        more: matches!(lead, Lead::StoppedPrimary(_)),
+        // What pgherd's own roles need is seen when they are there.
+        more: matches!(lead, Lead::StoppedPrimary(_)) || !situation.adoption.candidates.is_empty(),
+        adopt: situation.adoption.asked.clone(),
         fingerprint: fingerprint(situation),
         fixed: situation.fixed.clone(),
     };
@@ -280,7 +294,12 @@ fn headline(situation: &Situation<'_>, lead: &Lead) -> String {
         Lead::StoppedPrimary(name) => format!("primary {name} is stopped"),
         Lead::Primary(name) => {
             let up = situation.observed.nodes.iter().filter(|node| node.running().is_some()).count();
-            format!("primary {name}, {up} of {} nodes answer", situation.cluster.nodes.len())
+            let found = if situation.adoption.candidates.is_empty() {
+                ""
+            } else {
+                "runs, and pgherd did not make it: "
+            };
+            format!("{found}primary {name}, {up} of {} nodes answer", situation.cluster.nodes.len())
         }
         Lead::Split(_) | Lead::Unknown { .. } => String::new(),
     }
@@ -325,7 +344,11 @@ fn birth(situation: &Situation<'_>, primary: &Node, plan: &mut ClusterPlan) {
     plan.stages.push(vec![step(
         Sign::Create,
         cluster.name.clone(),
-        format!("roles {} and {}, passwords generated", declared::REPLICATION_ROLE, declared::PROBE_ROLE),
+        format!(
+            "roles {} and {}, passwords generated",
+            declared::replication_role(cluster),
+            declared::PROBE_ROLE
+        ),
         "goes with the data directory",
         ApplyStep::Logins { nodes: vec![primary.name.clone()] },
     )]);
@@ -499,7 +522,11 @@ fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
     let mut found = Vec::new();
     for (node, seen) in cluster.nodes.iter().zip(&situation.observed.nodes) {
         let name = cluster.full_name(&node.name);
-        found.extend(change::claim_obstacle(cluster, node, seen));
+        match situation.adoption.candidates.get(&node.name) {
+            Some(candidate) => found.extend(adopt::obstacles(situation, node, seen, candidate)),
+            None => found.extend(change::claim_obstacle(cluster, node, seen)),
+        }
+        found.extend(configuration_obstacle(situation, node, seen));
         found.extend(socket_obstacle(situation, node));
         found.extend(moved_port(situation, node, seen));
         found.extend(service::obstacle(situation, node, seen));
@@ -554,6 +581,20 @@ fn moved_port(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Op
                 situation.cluster.name, node.name
             )),
     )
+}
+
+/// What pgherd makes has its configuration inside, where a copy of it takes it along.
+fn configuration_obstacle(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Option<Error> {
+    let name = situation.cluster.full_name(&node.name);
+    let makes = matches!(seen.directory, Directory::Missing | Directory::Empty);
+    let outside = |node: &Node| node.config_directory.is_some();
+    (makes && situation.cluster.nodes.iter().any(outside)).then(|| {
+        Error::refused(format!(
+            "cannot make {name}: the configuration of its cluster lies outside the data directories"
+        ))
+        .detail("A copy of a data directory would have none. Nothing was changed.")
+        .hint("Make it as the others were made, and take it over: pgherd apply --adopt")
+    })
 }
 
 /// A Unix socket's path has at most 107 bytes (`sockaddr_un`); PostgreSQL would not start with a longer one.
@@ -617,7 +658,34 @@ fn notes(situation: &Situation<'_>) -> Vec<String> {
         Server::Up(_) | Server::Stopped | Server::Foreign { .. } => None,
     });
     let objects = situation.objects.iter().flat_map(|objects| objects::notes(situation.cluster, objects));
-    left.chain(unknown).chain(objects).chain(archive::notes(situation)).collect()
+    left.chain(unknown).chain(objects).chain(archive::notes(situation)).chain(idle_slots(situation)).collect()
+}
+
+/// In a cluster that was taken over: slots of before that keep WAL for nobody.
+fn idle_slots(situation: &Situation<'_>) -> Vec<String> {
+    let cluster = situation.cluster;
+    if !cluster.is_adopted() {
+        return Vec::new();
+    }
+    let own: Vec<String> = cluster.nodes.iter().map(|node| cluster.slot_name(&node.name)).collect();
+    let slots = situation.observed.nodes.iter().filter_map(|seen| Some((&seen.node, &seen.running()?.slots)));
+    slots
+        .flat_map(|(node, slots)| slots.iter().map(move |slot| (node, slot)))
+        .filter(|(_, slot)| {
+            // A slot that a standby uses now is idle as soon as it uses its own.
+            let leaves = slot.active && !situation.adoption.candidates.is_empty();
+            slot.kind == SlotKind::Physical && !own.contains(&slot.name) && (!slot.active || leaves)
+        })
+        .map(|(node, slot)| {
+            format!(
+                "slot {} on {} is not one of pgherd's{}; if nobody else needs it: SELECT pg_drop_replication_slot('{}')",
+                slot.name,
+                cluster.full_name(node),
+                if slot.active { "" } else { " and keeps WAL for nobody" },
+                slot.name
+            )
+        })
+        .collect()
 }
 
 /// Changes with what a plan rests on: identities, roles and timelines; not with LSNs, which always move.

@@ -8,7 +8,7 @@ use crate::ops::roles::Lead;
 
 /// Says why the password cannot be replaced now: a node that does not get the new one is locked out.
 pub(super) fn obstacle(situation: &Situation<'_>, login: Purpose, lead: &Lead) -> Option<Error> {
-    let (cluster, role) = (situation.cluster, login.role());
+    let (cluster, role) = (situation.cluster, login.role(situation.cluster));
     if !matches!(lead, Lead::Primary(_)) {
         return Some(
             Error::refused(format!(
@@ -38,7 +38,7 @@ pub(super) fn obstacle(situation: &Situation<'_>, login: Purpose, lead: &Lead) -
 
 /// The steps before the pivot.
 pub(super) fn replace(situation: &Situation<'_>, login: Purpose) -> Vec<Vec<PlannedStep>> {
-    let (cluster, role) = (situation.cluster, login.role());
+    let (cluster, role) = (situation.cluster, login.role(situation.cluster));
     let step = |text: String, impact: Option<&str>, undo: &str, step| PlannedStep {
         sign: Sign::Change,
         subject: cluster.name.clone(),
@@ -88,7 +88,7 @@ pub(super) fn forget(situation: &Situation<'_>, login: Purpose) -> PlannedStep {
     PlannedStep {
         sign: Sign::Remove,
         subject: situation.cluster.name.clone(),
-        text: format!("forget the old password of {}", login.role()),
+        text: format!("forget the old password of {}", login.role(situation.cluster)),
         reason: None,
         impact: None,
         undo: "none, it is gone".to_owned(),

@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use crate::ops::observe::{Claim, Directory, NodeObserved};
-use crate::ops::plan::Situation;
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
+use crate::ops::plan::{Situation, adopt};
 use crate::topology::claim::{Archive, Profile};
 use crate::topology::model::{Node, Service};
 use crate::topology::unit::{self, Peers, Unit};
@@ -29,6 +29,9 @@ pub(super) fn units(situation: &Situation<'_>) -> Vec<PlannedStep> {
 
 fn changed(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Option<PlannedStep> {
     let (files, profile) = (seen.files.as_ref()?, seen.profile.as_ref()?);
+    if adopt::has_other_manager(situation, node, seen) {
+        return None;
+    }
     let places = situation.node_places(node);
     // A profile that is written anew by this plan says where the archive is.
     let profile = Profile { archive: Archive::of(situation.cluster), ..profile.clone() };

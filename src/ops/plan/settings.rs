@@ -1,10 +1,12 @@
 //! What of a node's files and settings differs from what is declared, and what it takes to put it right.
 
+use std::path::Path;
+
 use crate::db::queries;
 use crate::ops::observe::{Files, NodeObserved, Running};
 use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
-use crate::ops::plan::{Situation, archive};
+use crate::ops::plan::{Situation, adopt, archive};
 use crate::pg::guc;
 use crate::topology::declared::{self, NodeWish, Setting};
 use crate::topology::model::Node;
@@ -58,6 +60,21 @@ pub(super) fn desired(
 }
 
 impl Desired {
+    /// Leaves settings as the files have them: what is not written there today is in no file afterwards.
+    fn sparing(&self, names: &[String], files: &Files) -> Self {
+        let keep = |settings: &[Setting], file: Option<&String>| -> Vec<Setting> {
+            let present = guc::ConfFile::parse(file.map_or("", String::as_str)).settings();
+            let kept = settings.iter().filter_map(|(name, value)| {
+                if !names.contains(name) {
+                    return Some((name.clone(), value.clone()));
+                }
+                present.iter().rfind(|(found, _)| found.eq_ignore_ascii_case(name)).cloned()
+            });
+            kept.collect()
+        };
+        Self { shared: keep(&self.shared, files.shared.as_ref()), own: keep(&self.own, files.node.as_ref()) }
+    }
+
     fn all(&self) -> impl Iterator<Item = &Setting> {
         self.shared.iter().chain(&self.own)
     }
@@ -97,7 +114,7 @@ pub(super) fn change_synchronous(
         step: ApplyStep::Configure {
             node: primary.name.clone(),
             files: vec![FileChange {
-                path: primary.data_directory.join(declared::NODE_FILE),
+                path: primary.configuration().join(declared::NODE_FILE),
                 before: Some(file(before.clone())),
                 after: file(after.clone()),
             }],
@@ -131,7 +148,7 @@ pub(super) fn open_to_standbys(
         step: ApplyStep::Configure {
             node: primary.name.clone(),
             files: vec![FileChange {
-                path: primary.data_directory.join("pg_hba.conf"),
+                path: primary.configuration().join(declared::HBA_FILE),
                 before: Some(before.clone()),
                 after: after.clone(),
             }],
@@ -164,15 +181,31 @@ pub(super) fn configure(
 ) -> Option<PlannedStep> {
     let files = seen.files.as_ref()?;
     let running = seen.running();
-    let differences = running.map(|running| differences(running, node, desired)).unwrap_or_default();
+    let mut differences = running.map(|running| differences(running, node, desired)).unwrap_or_default();
     let crossing = crossing::crossing(situation.cluster, seen);
+    let mut altered = guc::ConfFile::parse(&files.auto_conf).settings();
+    if node.adopted {
+        // What its owner has set and the topology does not speak of is his.
+        altered.retain(|(name, _)| desired.value(name).is_some());
+    }
+    let spared;
+    let desired = if adopt::spares(situation, node) {
+        let waits: Vec<String> = differences.iter().filter(|d| d.restart).map(|d| d.name.clone()).collect();
+        // While archive_mode is off, archive_command shows as this whatever it is (`show_archive_command` in `guc_tables.c`).
+        differences.retain(|d| !d.restart && d.running != "(disabled)");
+        altered.retain(|(name, _)| !waits.contains(name));
+        spared = desired.sparing(&waits, files);
+        &spared
+    } else {
+        desired
+    };
     let (mut changes, mut reasons) = file_changes(situation, node, files, desired, crossing);
-    let altered = guc::ConfFile::parse(&files.auto_conf).settings();
     if !altered.is_empty() && running.is_none() {
+        let names: Vec<&str> = altered.iter().map(|(name, _)| name.as_str()).collect();
         changes.push(FileChange {
             path: node.data_directory.join(declared::AUTO_FILE),
             before: Some(files.auto_conf.clone()),
-            after: declared::without_alter_system(&files.auto_conf),
+            after: declared::without_alter_system(&files.auto_conf, &names),
         });
     }
     if changes.is_empty() && altered.is_empty() && differences.is_empty() {
@@ -181,14 +214,18 @@ pub(super) fn configure(
     for (name, before) in &altered {
         reasons.push(format!(
             "ALTER SYSTEM set {name} = {}, {}",
-            shown(before),
+            shown(&guc::without_password(before)),
             desired.value(name).map_or_else(
                 || "and the file says nothing of it".to_owned(),
                 |value| format!("declared is {}", shown(value))
             )
         ));
     }
-    let resets = if running.is_some() { altered } else { Vec::new() };
+    // A plan holds no password: the undo of a node that was taken over finds it where the node was claimed.
+    let resets: Vec<Setting> = match running {
+        Some(_) => altered.into_iter().map(|(name, value)| (name, guc::without_password(&value))).collect(),
+        None => Vec::new(),
+    };
     let told: Vec<String> = differences
         .iter()
         .filter(|d| !resets.iter().any(|(name, _)| *name == d.name))
@@ -243,11 +280,23 @@ pub(super) fn configure(
     })
 }
 
+/// Returns what of a node waits for a restart that this plan does not do, each with both values.
+pub(super) fn waiting(
+    situation: &Situation<'_>,
+    node: &Node,
+    seen: &NodeObserved,
+    desired: &Desired,
+) -> Vec<String> {
+    let running = seen.running().filter(|_| adopt::spares(situation, node));
+    let differences = running.map(|running| differences(running, node, desired)).unwrap_or_default();
+    differences.iter().filter(|d| d.restart).map(Difference::tell).collect()
+}
+
 impl Difference {
     fn tell(&self) -> String {
         let origin = self.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
         let declared = self.declared.as_deref().map_or("(not declared)", shown);
-        format!("{} {} → {declared}{origin}", self.name, shown(&self.running))
+        format!("{} {} → {declared}{origin}", self.name, shown(&guc::without_password(&self.running)))
     }
 }
 
@@ -274,26 +323,31 @@ fn file_changes(
         (declared::SHARED_FILE, files.shared.clone(), declared::settings_file(&desired.shared)),
         (declared::NODE_FILE, files.node.clone(), declared::settings_file(&desired.own)),
         (
-            "postgresql.conf",
+            declared::CONF_FILE,
             Some(files.postgresql_conf.clone()),
             declared::with_includes(&files.postgresql_conf),
         ),
-        ("pg_hba.conf", Some(files.pg_hba.clone()), declared::with_access_lines(&files.pg_hba, &access)),
-        ("pg_ident.conf", Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
+        (declared::HBA_FILE, Some(files.pg_hba.clone()), declared::with_access_lines(&files.pg_hba, &access)),
+        (declared::IDENT_FILE, Some(files.pg_ident.clone()), declared::with_users(&files.pg_ident, &users)),
     ];
+    // The step that takes the node over writes them: without them nobody could log in to do the rest.
+    let adopts = situation.adoption.candidates.contains_key(&node.name);
     // The profile comes first: what the server calls reads it.
     let (mut changes, mut reasons) =
         archive::profile_change(situation, node, files).into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
     for (name, before, after) in wanted {
-        if before.as_deref() == Some(after.as_str()) {
+        let written = adopts && [declared::HBA_FILE, declared::IDENT_FILE].contains(&name);
+        if written || before.as_deref() == Some(after.as_str()) {
             continue;
         }
         reasons.push(match name {
             declared::SHARED_FILE | declared::NODE_FILE => setting_changes(name, before.as_deref(), &after),
-            "postgresql.conf" => "postgresql.conf: pgherd's include lines are missing or not last".to_owned(),
+            declared::CONF_FILE => {
+                "postgresql.conf: pgherd's include lines are missing or not last".to_owned()
+            }
             _ => format!("{name}: pgherd's block is missing or was edited"),
         });
-        changes.push(FileChange { path: node.data_directory.join(name), before, after });
+        changes.push(FileChange { path: node.configuration().join(name), before, after });
     }
     (changes, reasons)
 }
@@ -324,9 +378,10 @@ fn setting_changes(name: &str, before: Option<&str>, after: &str) -> String {
 /// they are not declared.
 fn differences(running: &Running, node: &Node, desired: &Desired) -> Vec<Difference> {
     let in_ours = |row: &queries::Setting| {
-        [declared::SHARED_FILE, declared::NODE_FILE, declared::AUTO_FILE]
-            .iter()
-            .any(|name| row.sourcefile.as_deref() == node.data_directory.join(name).to_str())
+        let ours = [declared::SHARED_FILE, declared::NODE_FILE].map(|name| node.configuration().join(name));
+        let altered = node.data_directory.join(declared::AUTO_FILE);
+        let file = row.sourcefile.as_deref().map(Path::new);
+        ours.iter().any(|path| file == Some(path)) || file == Some(&altered)
     };
     let declared = desired.all().filter_map(|(name, value)| {
         let row = running.settings.get(name)?;
@@ -335,7 +390,10 @@ fn differences(running: &Running, node: &Node, desired: &Desired) -> Vec<Differe
     });
     let left = running.settings.values().filter_map(|row| {
         let known = desired.all().any(|(name, _)| name.eq_ignore_ascii_case(&row.name));
-        (!known && in_ours(row)).then_some((row, None))
+        // Of a node that was taken over, what ALTER SYSTEM has set besides is its owner's.
+        let owners =
+            node.adopted && row.sourcefile.as_deref().is_some_and(|file| file.ends_with(declared::AUTO_FILE));
+        (!known && in_ours(row) && !owners).then_some((row, None))
     });
     declared
         .chain(left)

@@ -35,6 +35,15 @@ pub enum ApplyStep {
     Authority { herd: String },
     /// The certificate of a node that is there, and the authorities that it believes.
     Certificate { node: String },
+    /// Take over a node as it runs: its marker, its profile, and pgherd's lines in `files`, which a reload takes.
+    Adopt {
+        node: String,
+        /// Owner of the data directory.
+        owner: String,
+        /// The unit of systemd that is not pgherd's and runs it.
+        unit: Option<String>,
+        files: Vec<FileChange>,
+    },
     /// Make the data directory of the first primary, with its files.
     Initdb { node: String },
     /// The systemd unit of a node, which starts it with its host; `before` is the text that was there.

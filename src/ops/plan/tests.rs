@@ -1,6 +1,6 @@
 //! The planner on herds that were never there: every fact is made up, so each decision stands alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -10,16 +10,17 @@ use crate::db::queries::{
     ServerFacts, ServerRole, Setting, Slot, SlotKind, TimelineSource, WalReceiver, WalSender,
 };
 use crate::error::{Error, ErrorKind};
+use crate::ops::adopt::{Candidate, Listens, Told};
 use crate::ops::binary::Installed;
 use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
-    ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen, Situation,
-    TlsSeen, plan,
+    Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen,
+    Situation, TlsSeen, plan,
 };
-use crate::ops::service::UnitSeen;
+use crate::ops::service::{Manager, UnitSeen};
 use crate::pg::control_file::ControlFile;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -61,6 +62,7 @@ struct World {
     archive: Option<ArchiveSeen>,
     tls: Option<TlsSeen>,
     rotate: Option<Purpose>,
+    adoption: Adoption,
 }
 
 impl World {
@@ -72,6 +74,7 @@ impl World {
         let fixed = Fixed {
             memory: cluster.nodes.iter().map(|node| (node.name.clone(), ByteCount(512 << 20))).collect(),
             users: BTreeMap::from([("local".to_owned(), vec!["postgres".to_owned(), "root".to_owned()])]),
+            adopted: BTreeSet::new(),
         };
         let nodes = cluster
             .nodes
@@ -96,6 +99,7 @@ impl World {
             archive: None,
             tls: None,
             rotate: None,
+            adoption: Adoption::default(),
         }
     }
 
@@ -193,6 +197,7 @@ impl World {
             rotate: self.rotate,
             archive: self.archive.as_ref(),
             tls: self.tls.as_ref(),
+            adoption: &self.adoption,
         })
     }
 
@@ -212,6 +217,7 @@ fn marker(directory: &Path) -> Marker {
         operation: "7f3a".to_owned(),
         directory_existed: false,
         replaced: None,
+        adopted: None,
     }
 }
 
@@ -418,6 +424,7 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Certificate { node } => format!("certificate {node}"),
             ApplyStep::Archive { node, .. } => format!("archive {node}"),
             ApplyStep::Record { node } => format!("record {node}"),
+            ApplyStep::Adopt { node, .. } => format!("adopt {node}"),
             ApplyStep::Initdb { node } => format!("initdb {node}"),
             ApplyStep::Unit { node, .. } => format!("unit {node}"),
             ApplyStep::Start { node } => format!("start {node}"),
@@ -432,11 +439,11 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::Objects { .. } => "objects".to_owned(),
             ApplyStep::Open { .. } => "open".to_owned(),
             ApplyStep::Keep {} => "pivot".to_owned(),
-            ApplyStep::StagePassword { login } => format!("stage {}", login.role()),
+            ApplyStep::StagePassword { login } => format!("stage {}", login.whose()),
             ApplyStep::RotatePassword { login, nodes } => {
-                format!("rotate {} on {}", login.role(), nodes.join(","))
+                format!("rotate {} on {}", login.whose(), nodes.join(","))
             }
-            ApplyStep::ForgetPassword { login } => format!("forget {}", login.role()),
+            ApplyStep::ForgetPassword { login } => format!("forget {}", login.whose()),
             ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
             ApplyStep::Prove { .. } => "prove".to_owned(),
         })
@@ -938,7 +945,7 @@ fn a_rotation_keeps_the_old_password_until_nothing_is_taken_back() {
     let plan = world.plan().unwrap();
     assert_eq!(
         kinds(&plan),
-        ["stage replicator", "rotate replicator on a,b,c", "pivot", "forget replicator", "prove"]
+        ["stage the standbys", "rotate the standbys on a,b,c", "pivot", "forget the standbys", "prove"]
     );
 }
 
@@ -951,6 +958,152 @@ fn a_rotation_is_refused_while_a_nodes_files_cannot_be_reached() {
         world.refusal().what(),
         "cannot rotate the password of replicator: the files of inventory-b cannot be reached"
     );
+}
+
+/// A cluster that runs and that nobody made: `a` with a standby `b` under a name of its own.
+fn found() -> World {
+    let mut world = World::running();
+    for name in ["a", "b", "c"] {
+        let seen = world.node(name);
+        seen.marker = Claim::None;
+        let files = seen.files.as_mut().unwrap();
+        (files.shared, files.node) = (None, None);
+        files.postgresql_conf = "# mine\n".to_owned();
+        files.pg_hba = "local all postgres peer\n".to_owned();
+        files.pg_ident = String::new();
+        let node = world.cluster.node(name).unwrap();
+        let candidate = Candidate {
+            logs_in: false,
+            listens: Some(Listens {
+                pid: 4711,
+                port: node.port,
+                socket_directory: world.places.node(&format!("inventory-{name}")).socket,
+            }),
+            told: Ok(Told {
+                superuser: true,
+                config_file: node.data_directory.join("postgresql.conf"),
+                hba_file: node.data_directory.join("pg_hba.conf"),
+                ident_file: node.data_directory.join("pg_ident.conf"),
+                wal_level: "replica".to_owned(),
+            }),
+            manager: Manager::PgCtl,
+            claimed_by: None,
+            links: Vec::new(),
+        };
+        world.adoption.candidates.insert(name.to_owned(), candidate);
+        world.adoption.asked.insert(name.to_owned());
+    }
+    world.fixed.adopted = world.adoption.asked.clone();
+    world.cluster = world.cluster.with_adopted(&world.fixed.adopted);
+    world
+}
+
+fn candidate<'w>(world: &'w mut World, name: &str) -> &'w mut Candidate {
+    world.adoption.candidates.get_mut(name).unwrap()
+}
+
+#[test]
+fn what_runs_is_adopted_before_anything_is_compared_and_nothing_restarts() {
+    let mut world = found();
+    world.runs_with("max_connections", "50");
+    for node in ["a", "b", "c"] {
+        world.server(node).facts.synchronous_standby_names = "FIRST 1 (s1)".to_owned();
+    }
+    let plan = world.plan().unwrap();
+    let adopts = |step: &PlannedStep| matches!(step.step, ApplyStep::Adopt { .. });
+    assert_eq!(plan.stages[0].iter().filter(|step| adopts(step)).count(), 3);
+    assert!(!plan.stages[1..].iter().flatten().any(adopts));
+    assert_eq!(plan.restarts(), Vec::<&PlannedStep>::new());
+    assert!(plan.more);
+    let written: Vec<&str> = plan
+        .steps()
+        .filter_map(
+            |step| if let ApplyStep::Configure { files, .. } = &step.step { Some(files) } else { None },
+        )
+        .flatten()
+        .map(|change| change.after.as_str())
+        .collect();
+    // What waits for a restart is in no file, and what pgherd would derive is not either.
+    assert!(written.iter().all(|text| !text.contains("max_connections")), "{written:?}");
+    assert!(written.iter().all(|text| !text.contains("cluster_name") && !text.contains("logging_collector")));
+    assert_eq!(
+        plan.notes.iter().filter(|note| note.contains("max_connections 50 → 60")).count(),
+        3,
+        "{:?}",
+        plan.notes
+    );
+    // Old and new names count until all standbys have theirs.
+    let names: Vec<&&str> = written
+        .iter()
+        .filter(|text| text.contains("FIRST 1 (s1, \"inventory-b\", \"inventory-c\")"))
+        .collect();
+    assert_eq!(names.len(), 1, "{written:?}");
+}
+
+#[test]
+fn what_is_not_asked_for_is_refused_and_the_flag_is_named() {
+    let mut world = found();
+    world.adoption = Adoption::default();
+    let errors = world.plan().unwrap_err();
+    assert_eq!(errors.len(), 3);
+    assert!(errors[0].hint_text().unwrap().contains("pgherd apply --adopt inventory-a"));
+}
+
+#[test]
+fn what_is_declared_wrongly_is_said_with_what_to_declare() {
+    let refused = |change: &dyn Fn(&mut World)| {
+        let mut world = found();
+        change(&mut world);
+        let mut errors = world.plan().unwrap_err();
+        assert_eq!(errors[0].kind(), ErrorKind::Refused);
+        errors.remove(0)
+    };
+    let error = refused(&|world| candidate(world, "a").listens.as_mut().unwrap().port = 5999);
+    assert_eq!(error.hint_text(), Some("Declare port: 5999"));
+    let error =
+        refused(&|world| candidate(world, "a").claimed_by = Some("orders-a of herd other".to_owned()));
+    assert_eq!(error.what(), "cannot adopt inventory-a: its data directory is another node's");
+    let error = refused(&|world| {
+        candidate(world, "a").manager = Manager::Debian { version: "15".to_owned(), name: "main".to_owned() };
+        world.cluster.postgres.service = Service::Systemd;
+    });
+    assert_eq!(error.hint_text(), Some("Declare service: debian"));
+    let error = refused(&|world| {
+        let files = world.node("a").files.as_mut().unwrap();
+        files.postgresql_conf = "primary_conninfo = 'host=a password=secret'\n".to_owned();
+    });
+    assert_eq!(error.what(), "cannot adopt inventory-a: its postgresql.conf holds a password");
+    let error = refused(&|world| {
+        let row = world.server("a").settings.get_mut("max_connections").unwrap();
+        "command line".clone_into(&mut row.source);
+    });
+    assert_eq!(error.what(), "cannot adopt inventory-a: settings of it are on its command line only");
+}
+
+#[test]
+fn a_standby_that_the_primary_does_not_know_is_somebody_elses() {
+    let mut world = found();
+    world.server("a").senders.pop();
+    let error = world.refusal();
+    assert_eq!(error.what(), "cannot adopt inventory-c: it is a standby of another primary than inventory-a");
+    let mut world = found();
+    world.server("b").facts.system_identifier = SystemIdentifier::new(7).unwrap();
+    assert_eq!(world.refusal().what(), "cannot adopt inventory: its nodes are not one cluster");
+}
+
+#[test]
+fn a_unit_of_somebody_elses_is_no_reason_for_one_of_ours() {
+    let mut world = found();
+    world.cluster.postgres.service = Service::Systemd;
+    for name in ["a", "b", "c"] {
+        candidate(&mut world, name).manager = Manager::Systemd("pg.service".to_owned());
+    }
+    let plan = world.plan().unwrap();
+    assert!(!plan.steps().any(|step| matches!(step.step, ApplyStep::Unit { .. })));
+    let units = plan.steps().filter(
+        |step| matches!(&step.step, ApplyStep::Adopt { unit: Some(unit), .. } if unit == "pg.service"),
+    );
+    assert_eq!(units.count(), 3);
 }
 
 /// A cluster on a host with an address, which runs as declared.

@@ -115,7 +115,7 @@ fn force(cluster: &Cluster, node: &Node, files: &Files) -> Option<PlannedStep> {
         step: ApplyStep::Configure {
             node: node.name.clone(),
             files: vec![FileChange {
-                path: node.data_directory.join("pg_hba.conf"),
+                path: node.configuration().join(declared::HBA_FILE),
                 before: Some(before),
                 after,
             }],
@@ -136,7 +136,7 @@ fn leave(situation: &Situation<'_>, node: &Node, primary: &Node) -> PlannedStep 
         kept.cloned().collect()
     };
     let change = |name: &str, settings: &[Setting]| FileChange {
-        path: node.data_directory.join(name),
+        path: node.configuration().join(name),
         before: Some(declared::settings_file(settings)),
         after: declared::settings_file(&without(settings)),
     };

@@ -449,6 +449,10 @@ impl<'a> Copy<'a> {
             host: on,
             port: request.port,
             data_directory: request.directory.clone(),
+            config_directory: None,
+            socket_directory: None,
+            log_directory: None,
+            adopted: false,
             preferred: true,
             promote: Promote::ByHand,
             pool_connections: None,
@@ -592,6 +596,7 @@ impl<'a> Copy<'a> {
             slot: self.cluster.slot_name(NAME),
             memory: self.memory(),
             archive: Archive::of(&self.cluster),
+            adopted: None,
         };
         provision::write(site, &places.profile, &claim::write(&profile), 0o640).await
     }

@@ -174,6 +174,11 @@ fn allowed<'c>(cluster: &'c Cluster, node: &Node, prepared: &Prepared) -> Result
         )));
     }
     let seen = prepared.observed.node(&node.name);
+    if let Some(adopted) = prepared.observed.nodes.iter().find(|seen| seen.is_adopted()) {
+        return Err(Error::refused(format!("cannot rebuild {name}: {} was adopted", cluster.full_name(&adopted.node)))
+            .detail("What pgherd did not make it does not know how to make anew: where its configuration is, who starts it. Nothing was changed.")
+            .hint("Make the standby as it was made before, with pg_basebackup, or restore a copy: pgherd restore --to-dir DIRECTORY"));
+    }
     if seen.is_some_and(streams) {
         return Err(Error::refused(format!("cannot rebuild {name}: it streams from the primary"))
             .detail("It is a standby as it should be. Nothing was changed.")
