@@ -183,9 +183,11 @@ pub fn verifying(site: &Site<'_>, command: Command) -> Command {
     if !site.cluster.has_tls() {
         return command;
     }
+    let places = site.places();
     command
         .env("PGSSLMODE", "verify-full")
-        .env("PGSSLROOTCERT", site.places().authorities.display().to_string())
+        .env("PGSSLROOTCERT", places.authorities.display().to_string())
+        .env("PGSSLCERT", declared::no_client_certificate(&places).display().to_string())
 }
 
 /// Gives the node the same password file as another node of the cluster has.

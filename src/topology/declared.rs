@@ -3,7 +3,7 @@
 //! Pure: text in, text out. The user's own lines are never rewritten: in postgresql.conf only our marked lines move, in
 //! pg_hba.conf and pg_ident.conf only our marked block changes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::pg::guc;
 pub use crate::topology::model::LOOPBACK;
@@ -199,7 +199,9 @@ fn listen_addresses(cluster: &Cluster, node: &Node) -> String {
 fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, places: &NodePlaces) -> String {
     let path = |path: &Path| conninfo_value(&path.display().to_string());
     let verified = if cluster.has_tls() {
-        format!(" sslmode=verify-full sslrootcert={}", path(&places.authorities))
+        let [authorities, none] =
+            [&places.authorities, &no_client_certificate(places)].map(|file| path(file));
+        format!(" sslmode=verify-full sslrootcert={authorities} sslcert={none}")
     } else {
         String::new()
     };
@@ -227,6 +229,12 @@ pub fn server_of(cluster: &Cluster, node: &Node) -> String {
 /// Tells whether its libpq finds no IP address in a certificate: 15 is the first that does (PostgreSQL 15 release notes, "libpq").
 pub fn proves_names_only(cluster: &Cluster) -> bool {
     cluster.postgres.version < 15
+}
+
+/// Returns a file that is not there: libpq then shows no certificate of its own. Without it it looks for one in the home directory of whoever
+/// started the server, and fails if it may not look there (`initialize_SSL` in `fe-secure-openssl.c`).
+pub fn no_client_certificate(places: &NodePlaces) -> PathBuf {
+    places.authorities.with_file_name("no-client-certificate.pem")
 }
 
 fn conninfo_value(text: &str) -> String {
@@ -427,7 +435,10 @@ mod tests {
         let conninfo = value(&settings, "primary_conninfo");
         assert!(conninfo.starts_with("host=10.0.0.1 port=5441 "), "{conninfo}");
         assert!(
-            conninfo.ends_with(" sslmode=verify-full sslrootcert=/etc/pgherd/nodes/inventory-b/ca.pem"),
+            conninfo.ends_with(
+                " sslmode=verify-full sslrootcert=/etc/pgherd/nodes/inventory-b/ca.pem \
+                 sslcert=/etc/pgherd/nodes/inventory-b/no-client-certificate.pem"
+            ),
             "{conninfo}"
         );
         assert_eq!(value(&settings, "ssl_key_file"), "/etc/pgherd/nodes/inventory-b/server.pem");

@@ -38,6 +38,8 @@ const DRIVE: Duration = Duration::from_secs(180);
 /// A drive that takes longer than this is told of, although it ended well.
 const SLOW: Duration = Duration::from_secs(20);
 const WORKERS: usize = 2;
+/// The stack of the main thread, in which pgherd itself drives operations (`ulimit -s`); a test's own thread has a quarter of it.
+const STACK: usize = 8 << 20;
 const SAMPLE: usize = 3;
 
 /// What is done to which herd.
@@ -61,6 +63,8 @@ enum Kind {
     Restart,
     /// A new password for the standbys' login.
     Rotate,
+    /// A pair that begins to speak TLS.
+    Encrypt,
     /// A pair that goes back to a restore point in its own place.
     InPlace,
     /// The same, failing right before its pivot: what befalls the way back.
@@ -69,7 +73,7 @@ enum Kind {
     Destroy,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
@@ -79,6 +83,7 @@ const KINDS: [Kind; 12] = [
     Kind::Mend,
     Kind::Restart,
     Kind::Rotate,
+    Kind::Encrypt,
     Kind::InPlace,
     Kind::InPlaceBack,
     Kind::Destroy,
@@ -96,6 +101,7 @@ impl Kind {
             Self::Mend => "mend",
             Self::Restart => "restart",
             Self::Rotate => "rotate",
+            Self::Encrypt => "encrypt",
             Self::InPlace => "in-place",
             Self::InPlaceBack => "in-place-back",
             Self::Destroy => "destroy",
@@ -110,6 +116,7 @@ impl Kind {
                 Shape::Pair
             }
             Self::Restart => Shape::Larger,
+            Self::Encrypt => Shape::Encrypted,
         }
     }
 
@@ -125,6 +132,7 @@ impl Kind {
             | Self::Mend
             | Self::Restart
             | Self::Rotate
+            | Self::Encrypt
             | Self::Destroy => Some(Shape::Pair),
         }
     }
@@ -149,6 +157,7 @@ impl Kind {
             | Self::Mend
             | Self::Restart
             | Self::Rotate
+            | Self::Encrypt
             | Self::InPlace
             | Self::Destroy => None,
         }
@@ -421,6 +430,7 @@ impl Bench {
                 | Kind::Archive
                 | Kind::Restart
                 | Kind::Rotate
+                | Kind::Encrypt
                 | Kind::Destroy => {}
             }
             self.site.keep(kind.name());
@@ -850,12 +860,16 @@ impl Scene<'_> {
         if self.case.kind.before().is_none() && self.site.has_wal() {
             return Err("WAL is left in the repository".to_owned());
         }
-        // A grant or a login that was put right stays right.
+        // A grant or a login that was put right stays right, and a certificate that nobody shows yet is in nobody's way.
         let steps = |plan: &ClusterPlan| -> Vec<ApplyStep> {
             let lasting = |step: &&ApplyStep| {
                 !matches!(
                     step,
-                    ApplyStep::Mend { .. } | ApplyStep::Logins { .. } | ApplyStep::Repository { .. }
+                    ApplyStep::Mend { .. }
+                        | ApplyStep::Logins { .. }
+                        | ApplyStep::Repository { .. }
+                        | ApplyStep::Authority { .. }
+                        | ApplyStep::Certificate { .. }
                 )
             };
             plan.steps().map(|planned| &planned.step).filter(lasting).cloned().collect()
@@ -1021,10 +1035,11 @@ fn run_kind(kind: Kind, benches: &mut [Bench], choice: &Choice) -> Tally {
     let cases = match choice {
         Choice::These(cases) => cases.clone(),
         Choice::All | Choice::Some(..) => {
-            let ran = match block_on(benches[0].run(&clean)) {
-                Ok(ran) => ran,
-                Err(wrong) => panic!("{wrong}"),
-            };
+            let first = std::thread::scope(|scope| {
+                let worker = std::thread::Builder::new().stack_size(STACK);
+                worker.spawn_scoped(scope, || block_on(benches[0].run(&clean))).unwrap().join().unwrap()
+            });
+            let ran = first.unwrap_or_else(|wrong| panic!("{wrong}"));
             (tally.calls, tally.records) = (ran.calls.len(), ran.records);
             tally.add(&clean, &ran);
             let all = cases_of(kind, &ran);
@@ -1036,7 +1051,8 @@ fn run_kind(kind: Kind, benches: &mut [Bench], choice: &Choice) -> Tally {
     let shared = Mutex::new(&mut tally);
     std::thread::scope(|scope| {
         for bench in benches {
-            scope.spawn(|| {
+            let worker = std::thread::Builder::new().stack_size(STACK);
+            let spawned = worker.spawn_scoped(scope, || {
                 loop {
                     let Some(case) = queue.lock().unwrap().pop_front() else { return };
                     let ended = block_on(bench.run(&case));
@@ -1069,6 +1085,7 @@ fn run_kind(kind: Kind, benches: &mut [Bench], choice: &Choice) -> Tally {
                     }
                 }
             });
+            spawned.unwrap();
         }
     });
     tally.seconds = begun.elapsed().as_secs_f64();

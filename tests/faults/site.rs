@@ -41,6 +41,8 @@ pub enum Shape {
     Archived,
     /// A pair with a setting of which both nodes must be restarted, the standby first.
     Larger,
+    /// A pair whose connections between hosts are encrypted, by certificates of the herd's own.
+    Encrypted,
 }
 
 /// Where one case after the other takes place.
@@ -163,9 +165,10 @@ impl Site {
                 format!("repositories: {{main: {{url: file://{}}}}}\n", self.repository().display()),
                 "    backups: {repository: main}\n",
             ),
-            Shape::Single | Shape::Pair | Shape::Larger => (String::new(), ""),
+            Shape::Single | Shape::Pair | Shape::Larger | Shape::Encrypted => (String::new(), ""),
         };
         let connections = if shape == Shape::Larger { 40 } else { 30 };
+        let tls = if shape == Shape::Encrypted { "\n      tls: own" } else { "" };
         let text = format!(
             "pgherd: 1
 herd: faults
@@ -176,7 +179,7 @@ regions: {{here: {{hosts: {{local: local}}}}}}
     ports: {{pooler: {pooler}}}
     postgres:
       version: {major}
-      bin-directory: {bin}
+      bin-directory: {bin}{tls}
       tune: {{memory: 128 MiB}}
       settings: {{max_connections: {connections}, work_mem: 4 MiB}}
     nodes:
@@ -503,8 +506,9 @@ regions: {{here: {{hosts: {{local: local}}}}}}
                         open.push(path);
                     }
                     let ended = shown.starts_with("state/operations") || shown.starts_with("state/locks");
-                    // Empty parents that pgherd made for itself are no trace of a node.
+                    // Empty parents that pgherd made for itself, and the authority of the herd, are no trace of a node.
                     let own = ["config", "config/nodes", "state", "state/run", "state/log", "state/poolers"];
+                    let ended = ended || shown.starts_with("state/authority");
                     if !inside_data && !ended && !own.contains(&shown.as_str()) {
                         found.insert(shown, String::new());
                     }

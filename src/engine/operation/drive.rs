@@ -299,7 +299,8 @@ impl<'a, S: Step> Driver<'a, S> {
         self.record(Record::StepStarted { stage, step: number, attempt }).await?;
         let report = self.reporter(place);
         let cx = Cx { world: self.world, evidence, progress: Progress(&report) };
-        let (error, trouble) = match tokio::time::timeout(step.timeout(), step.apply(&cx)).await {
+        // On the heap: an operation's steps are one large future, and those of a stage are held side by side.
+        let (error, trouble) = match tokio::time::timeout(step.timeout(), Box::pin(step.apply(&cx))).await {
             Ok(Ok(evidence)) => {
                 let evidence = serde_json::to_value(evidence).map_err(|error| {
                     let what = format!("could not write down what the step \"{}\" left", step.describe());
@@ -332,7 +333,7 @@ impl<'a, S: Step> Driver<'a, S> {
         let cx = Cx { world: self.world, evidence, progress: Progress(&report) };
         let mut attempt = 1;
         let found = loop {
-            let error = match tokio::time::timeout(step.timeout(), step.probe(&cx)).await {
+            let error = match tokio::time::timeout(step.timeout(), Box::pin(step.probe(&cx))).await {
                 Ok(Ok(found)) => break found,
                 Ok(Err(StepError { error, .. })) => error,
                 Err(_) => out_of_time(step.timeout()),
@@ -395,7 +396,7 @@ impl<'a, S: Step> Driver<'a, S> {
         loop {
             let attempt = self.step_view(place).undo_attempts + 1;
             self.record(Record::UndoStarted { stage, step: number, attempt }).await?;
-            let error = match tokio::time::timeout(step.timeout(), step.undo(&cx)).await {
+            let error = match tokio::time::timeout(step.timeout(), Box::pin(step.undo(&cx))).await {
                 Ok(Ok(())) => {
                     self.record(Record::UndoDone { stage, step: number }).await?;
                     return Ok(None);
