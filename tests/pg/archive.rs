@@ -19,7 +19,7 @@ use pgherd::topology::claim::{self, Profile};
 
 use crate::flips::{Chance, count};
 use crate::herd::{Herd, SINGLE, as_server, binary, is_root, text, text_of, until};
-use crate::server::{Installation, Server, installations, newest};
+use crate::server::{Installation, Server, installations, newest, place};
 
 const PROFILE: &[u8] = include_bytes!("../../src/topology/testdata/profile-1.json");
 
@@ -31,7 +31,7 @@ struct Archive {
 
 impl Archive {
     fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").unwrap();
+        let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in(place()).unwrap();
         open_up(directory.path());
         Self::at(directory, "repository")
     }
@@ -252,7 +252,7 @@ fn what_a_server_writes_under_load_is_archived_and_recovered_to_the_last_row() {
 
 /// Holds pg_waldump to read every archived segment to its end, and to see the last commit that we see.
 fn agrees_with_waldump(archive: &Archive, server: &Server, found: &WalArchive) {
-    let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").unwrap();
+    let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in(place()).unwrap();
     open_up(directory.path());
     let size = found.segment_size.unwrap();
     let span = found.timelines.values().next().unwrap().spans[0];
@@ -557,7 +557,7 @@ fn a_full_repository_is_told_and_archiving_goes_on_when_there_is_room() {
     if !is_root() {
         return;
     }
-    let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").unwrap();
+    let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in(place()).unwrap();
     open_up(directory.path());
     let small = Small::mount(&directory.path().join("disk"));
     let archive = Archive::at(directory, "disk/repository");

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 
-use crate::server::{Installation, installations, newest};
+use crate::server::{Installation, installations, newest, place};
 
 /// What no command of a test may take longer than.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -110,7 +110,7 @@ pub struct Herd {
 impl Herd {
     /// Declares a herd; nothing is made yet.
     pub fn declare(installation: &Installation, shape: &Shape<'_>) -> Self {
-        let directory = tempfile::Builder::new().prefix("pgh-").tempdir_in("/tmp").expect("a directory");
+        let directory = tempfile::Builder::new().prefix("pgh-").tempdir_in(place()).expect("a directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("open the directory");
         let mut ports: BTreeMap<String, Port> =
             shape.nodes.iter().map(|node| ((*node).to_owned(), Port::reserve())).collect();

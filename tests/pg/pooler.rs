@@ -24,7 +24,7 @@ use pgherd::topology::load_text;
 use pgherd::topology::model::{Cluster, Service};
 use pgherd::topology::unit::Unit;
 
-use crate::server::{Server, newest};
+use crate::server::{Server, newest, place};
 
 const TOPOLOGY: &str = "
 pgherd: 1
@@ -70,7 +70,7 @@ impl House {
         let programs = find_postgres(&host, newest.major, Some(newest.bin())).await.unwrap();
         let (pgbouncer, version) =
             find_pgbouncer(&host).await.expect("PgBouncer is installed: scripts/setup --test");
-        let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").unwrap();
+        let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in(place()).unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let paths = PoolerPaths::new(directory.path().join("pooler")).unwrap();
         let herd = load_text(Path::new("/pgherd.yml"), TOPOLOGY, Path::new("/")).unwrap();

@@ -165,7 +165,7 @@ impl Server {
 
     fn empty(installation: &Installation) -> Self {
         let directory =
-            tempfile::Builder::new().prefix("pgherd-test-").tempdir_in("/tmp").expect("a directory");
+            tempfile::Builder::new().prefix("pgherd-test-").tempdir_in(place()).expect("a directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("open the directory");
         Self { installation: installation.clone(), directory, port: free_port() }
     }
@@ -347,4 +347,26 @@ impl Drop for Server {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are UTF-8")
+}
+
+/// Where servers are made: in memory where the machine has room for that and programs may run there, since hundreds are made and most of
+/// that time is the file system's.
+pub fn place() -> &'static Path {
+    /// What two tests at once have used at most, with room to spare.
+    const ENOUGH: u64 = 6 << 30;
+    let memory = Path::new("/dev/shm");
+    let fits = rustix::fs::statvfs(memory).is_ok_and(|seen| {
+        let programs = !seen.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC);
+        programs && seen.f_bavail.saturating_mul(seen.f_frsize) >= ENOUGH
+    });
+    // Above that there has to be memory for it, too.
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?.trim().to_owned();
+        line.strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    });
+    if fits && available.is_some_and(|kilobytes| kilobytes << 10 >= 2 * ENOUGH) {
+        memory
+    } else {
+        Path::new("/tmp")
+    }
 }
