@@ -30,7 +30,7 @@ pub const START: Duration = Duration::from_secs(600);
 /// How long a fast stop may take.
 pub const STOP: Duration = Duration::from_secs(120);
 /// How long the processes of a postmaster that was killed may take to go.
-const RELEASE: Duration = Duration::from_secs(10);
+pub const RELEASE: Duration = Duration::from_secs(10);
 const MAKE: Duration = Duration::from_secs(300);
 /// How long a clone may take: as long as it moves. A cut way is noticed by its silence, from the station by ssh and from the standby by TCP.
 pub const CLONE: Duration = Duration::from_secs(60 * 86_400);
@@ -512,15 +512,20 @@ async fn last_words(site: &Site<'_>, manager: &Manager) -> Vec<String> {
     lines
 }
 
-/// A postmaster that was killed can hold its lock file and its shared memory until the last of its processes has gone, and no other
-/// starts before that. One that fails for another reason removes its lock file.
-async fn lock_file_is_left(site: &Site<'_>) -> Result<bool> {
-    let found = site
-        .host()
-        .stat(&site.directory().join("postmaster.pid"))
-        .await
-        .map_err(|error| could_not("look at the lock file of", site, error))?;
-    Ok(found.is_some())
+/// A postmaster that was killed can hold its lock files, in the data directory and beside its socket, and its shared memory until the last of
+/// its processes has gone and its parent has noticed, and no other starts before that. One that fails for another reason removes its own.
+///
+/// # Errors
+/// When the host cannot tell.
+pub async fn lock_file_is_left(site: &Site<'_>) -> Result<bool> {
+    let socket = site.places().socket.join(format!(".s.PGSQL.{}.lock", site.node.port));
+    for file in [site.directory().join("postmaster.pid"), socket] {
+        let found = site.host().stat(&file).await;
+        if found.map_err(|error| could_not("look at the lock file of", site, error))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn wait_until_it_answers(site: &Site<'_>, manager: &Manager) -> Result<()> {
