@@ -30,7 +30,7 @@ pub const START: Duration = Duration::from_secs(600);
 /// How long a fast stop may take.
 pub const STOP: Duration = Duration::from_secs(120);
 /// How long the processes of a postmaster that was killed may take to go.
-pub const RELEASE: Duration = Duration::from_secs(10);
+const RELEASE: Duration = Duration::from_secs(10);
 const MAKE: Duration = Duration::from_secs(300);
 /// How long a clone may take: as long as it moves. A cut way is noticed by its silence, from the station by ssh and from the standby by TCP.
 pub const CLONE: Duration = Duration::from_secs(60 * 86_400);
@@ -413,17 +413,31 @@ pub async fn start(site: &Site<'_>) -> Result<()> {
     if observe::postmaster(site.host(), site.directory()).await?.is_none() {
         let command =
             manager.start().unwrap_or_else(|| pg_ctl_start(site)).timeout(START + Duration::from_secs(5));
-        let deadline = Instant::now() + RELEASE;
-        while let Err(error) = site.host().run(&command).await {
-            if Instant::now() >= deadline || !lock_file_is_left(site).await? {
-                let lines = last_words(site, &manager).await;
-                let failed = could_not("start", site, error);
-                return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
-            }
-            sleep(PAUSE).await;
+        if let Err(error) = launch(site, &command).await? {
+            let lines = last_words(site, &manager).await;
+            let failed = could_not("start", site, error);
+            return Err(if lines.is_empty() { failed } else { failed.detail(lines.join("\n")) });
         }
     }
     wait_until_it_answers(site, &manager).await
+}
+
+/// Runs what starts the server, and again for as long as one that was killed holds its lock files.
+///
+/// # Errors
+/// When the host cannot tell how it stands; inside, what the last try ended with.
+pub async fn launch(site: &Site<'_>, command: &Command) -> Result<Result<(), HostError>> {
+    let deadline = Instant::now() + RELEASE;
+    while let Err(error) = site.host().run(command).await {
+        let waits = Instant::now() < deadline
+            && observe::postmaster(site.host(), site.directory()).await?.is_none()
+            && lock_file_is_left(site).await?;
+        if !waits {
+            return Ok(Err(error));
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(Ok(()))
 }
 
 fn pg_ctl_start(site: &Site<'_>) -> Command {
@@ -514,10 +528,7 @@ async fn last_words(site: &Site<'_>, manager: &Manager) -> Vec<String> {
 
 /// A postmaster that was killed can hold its lock files, in the data directory and beside its socket, and its shared memory until the last of
 /// its processes has gone and its parent has noticed, and no other starts before that. One that fails for another reason removes its own.
-///
-/// # Errors
-/// When the host cannot tell.
-pub async fn lock_file_is_left(site: &Site<'_>) -> Result<bool> {
+async fn lock_file_is_left(site: &Site<'_>) -> Result<bool> {
     let socket = site.places().socket.join(format!(".s.PGSQL.{}.lock", site.node.port));
     for file in [site.directory().join("postmaster.pid"), socket] {
         let found = site.host().stat(&file).await;

@@ -78,6 +78,18 @@ pub struct UnitSeen {
     pub enabled: bool,
 }
 
+impl UnitSeen {
+    /// Says how it is not what it should be, if it is not.
+    pub fn differs_from(&self, wanted: &str) -> Option<&'static str> {
+        match &self.text {
+            None => Some("there is none: nothing starts it with its host"),
+            Some(text) if text != wanted => Some("it is not what pgherd writes"),
+            Some(_) if !self.enabled => Some("it is not enabled: nothing starts it with its host"),
+            Some(_) => None,
+        }
+    }
+}
+
 /// Finds who starts and stops a server.
 ///
 /// # Errors

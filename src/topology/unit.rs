@@ -48,17 +48,12 @@ struct NodeUnit<'a> {
 /// What `templates/pgbouncer.service.j2` takes.
 #[derive(Debug, Serialize)]
 struct PoolerUnit<'a> {
-    cluster: &'a str,
-    host: &'a str,
-    os_user: &'a str,
-    pgbouncer: &'a Path,
-    ini: &'a Path,
-    pidfile: &'a Path,
+    service: PoolerService<'a>,
     drop_in: PathBuf,
 }
 
 /// What the unit of one PgBouncer follows from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub struct PoolerService<'a> {
     pub cluster: &'a str,
     pub host: &'a str,
@@ -145,9 +140,8 @@ pub fn render(profile: &Profile, places: &NodePlaces, peers: Peers) -> Result<St
 /// # Errors
 /// When the template asks for something that there is not.
 pub fn render_pooler(service: PoolerService<'_>) -> Result<String> {
-    let PoolerService { cluster, host, os_user, pgbouncer, ini, pidfile } = service;
-    let drop_in = Unit::of_pooler(cluster, host, ini).drop_in();
-    let unit = PoolerUnit { cluster, host, os_user, pgbouncer, ini, pidfile, drop_in };
+    let drop_in = Unit::of_pooler(service.cluster, service.host, service.ini).drop_in();
+    let unit = PoolerUnit { service, drop_in };
     render::render(Template::PoolerUnit, &unit)
 }
 

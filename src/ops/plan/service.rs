@@ -36,12 +36,7 @@ fn changed(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Optio
     // A profile that is written anew by this plan says where the archive is.
     let profile = Profile { archive: Archive::of(situation.cluster), ..profile.clone() };
     let wanted = unit::render(&profile, &places, Peers::of(situation.cluster)).ok()?;
-    let reason = match &files.unit.text {
-        None => "there is none: nothing starts the node with its host",
-        Some(text) if *text != wanted => "it is not what pgherd writes",
-        Some(_) if !files.unit.enabled => "it is not enabled: nothing starts the node with its host",
-        Some(_) => return None,
-    };
+    let reason = files.unit.differs_from(&wanted)?;
     Some(step(situation, node, files.unit.text.clone(), Some(reason.to_owned())))
 }
 

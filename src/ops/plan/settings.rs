@@ -9,7 +9,7 @@ use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sig
 use crate::ops::plan::{Situation, adopt, archive};
 use crate::pg::guc;
 use crate::topology::declared::{self, NodeWish, Setting};
-use crate::topology::model::Node;
+use crate::topology::model::{Cluster, Node};
 
 /// What should stand in a node's files.
 #[derive(Debug)]
@@ -138,30 +138,42 @@ pub(super) fn open_to_standbys(
     if *before == after {
         return None;
     }
-    let step = PlannedStep {
-        sign: Sign::Change,
-        subject: situation.cluster.full_name(&primary.name),
-        text: "write pg_hba.conf, reload".to_owned(),
-        reason: Some("pg_hba.conf: standbys come in, and pgherd's block does not let all of them".to_owned()),
-        impact: None,
-        undo: "write what was there before, reload".to_owned(),
-        step: ApplyStep::Configure {
-            node: primary.name.clone(),
-            files: vec![FileChange {
-                path: primary.configuration().join(declared::HBA_FILE),
-                before: Some(before.clone()),
-                after: after.clone(),
-            }],
-            resets: Vec::new(),
-            activation: Activation::Reload,
-            expect: Vec::new(),
-        },
-    };
+    let reason = "pg_hba.conf: standbys come in, and pgherd's block does not let all of them";
+    let step = rewrite_access(situation.cluster, primary, (before.clone(), after.clone()), reason, None);
     let mut then = seen.clone();
     if let Some(files) = &mut then.files {
         files.pg_hba = after;
     }
     Some((step, then))
+}
+
+/// Plans that pg_hba.conf alone changes, from the first text to the second.
+pub(super) fn rewrite_access(
+    cluster: &Cluster,
+    node: &Node,
+    (before, after): (String, String),
+    reason: &str,
+    impact: Option<&str>,
+) -> PlannedStep {
+    PlannedStep {
+        sign: Sign::Change,
+        subject: cluster.full_name(&node.name),
+        text: "write pg_hba.conf, reload".to_owned(),
+        reason: Some(reason.to_owned()),
+        impact: impact.map(str::to_owned),
+        undo: "write what was there before, reload".to_owned(),
+        step: ApplyStep::Configure {
+            node: node.name.clone(),
+            files: vec![FileChange {
+                path: node.configuration().join(declared::HBA_FILE),
+                before: Some(before),
+                after,
+            }],
+            resets: Vec::new(),
+            activation: Activation::Reload,
+            expect: Vec::new(),
+        },
+    }
 }
 
 fn access_lines(situation: &Situation<'_>, crossing: Crossing) -> String {

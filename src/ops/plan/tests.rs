@@ -395,9 +395,9 @@ fn a_unit_that_is_missing_changed_or_not_enabled_is_put_right_and_nobody_is_rest
     assert_eq!(
         reasons(&plan),
         [
-            "there is none: nothing starts the node with its host",
+            "there is none: nothing starts it with its host",
             "it is not what pgherd writes",
-            "it is not enabled: nothing starts the node with its host"
+            "it is not enabled: nothing starts it with its host"
         ]
     );
     assert!(plan.restarts().is_empty());

@@ -101,29 +101,9 @@ fn force(cluster: &Cluster, node: &Node, files: &Files) -> Option<PlannedStep> {
     let lines = |lines: String| declared::with_access_lines(&files.pg_hba, &lines);
     let (before, after) =
         (lines(declared::plain_access_lines(cluster)), lines(declared::access_lines(cluster)));
-    (before != after).then(|| PlannedStep {
-        sign: Sign::Change,
-        subject: cluster.full_name(&node.name),
-        text: "write pg_hba.conf, reload".to_owned(),
-        reason: Some(
-            "standbys and poolers speak TLS by now: whoever comes from another machine must".to_owned(),
-        ),
-        impact: Some(
-            "who is connected stays; from other machines a new connection without TLS is refused".to_owned(),
-        ),
-        undo: "write what was there before, reload".to_owned(),
-        step: ApplyStep::Configure {
-            node: node.name.clone(),
-            files: vec![FileChange {
-                path: node.configuration().join(declared::HBA_FILE),
-                before: Some(before),
-                after,
-            }],
-            resets: Vec::new(),
-            activation: Activation::Reload,
-            expect: Vec::new(),
-        },
-    })
+    let reason = "standbys and poolers speak TLS by now: whoever comes from another machine must";
+    let impact = "who is connected stays; from other machines a new connection without TLS is refused";
+    (before != after).then(|| settings::rewrite_access(cluster, node, (before, after), reason, Some(impact)))
 }
 
 fn leave(situation: &Situation<'_>, node: &Node, primary: &Node) -> PlannedStep {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::PoolerFiles;
 use super::{Console, ConsoleSeen, PoolerObserved, PoolerProcess, fingerprint};
+use crate::ops::service::UnitSeen;
 
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,16 +80,9 @@ pub fn drift(files: &PoolerFiles, observed: &PoolerObserved) -> Vec<Drift> {
 }
 
 fn unit_drift(files: &PoolerFiles, observed: &PoolerObserved) -> Option<Drift> {
-    let wanted = files.unit.as_ref()?;
-    let seen = observed.unit.as_ref();
-    let what = match seen.and_then(|seen| seen.text.as_ref()) {
-        None => "there is none: nothing starts it with its host",
-        Some(text) if text != wanted => "it is not what pgherd writes",
-        Some(_) if seen.is_some_and(|seen| !seen.enabled) => {
-            "it is not enabled: nothing starts it with its host"
-        }
-        Some(_) => return None,
-    };
+    let nothing = UnitSeen { text: None, enabled: false };
+    let seen = observed.unit.as_ref().unwrap_or(&nothing);
+    let what = seen.differs_from(files.unit.as_ref()?)?;
     Some(Drift::Unit { what: what.to_owned() })
 }
 
@@ -200,7 +194,6 @@ mod tests {
     use super::super::console::{DatabaseRow, SettingRow};
     use super::super::files::tests::{V1_18, cluster, layout, rendered};
     use super::*;
-    use crate::ops::service::UnitSeen;
 
     fn as_declared(files: &PoolerFiles) -> PoolerObserved {
         let databases = files.routes.iter().map(|route| DatabaseRow {

@@ -158,16 +158,11 @@ pub async fn start(site: &Site<'_>, at_least: Option<[u32; 5]>) -> Result<()> {
         .args(["start", "-D", directory.as_str(), "-l", log.as_str(), "-w", "-t", seconds.as_str(), "-s"])
         .args(["-o", options.join(" ").as_str()])
         .timeout(LAUNCH * 4);
-    let deadline = Instant::now() + provision::RELEASE;
-    while let Err(error) = site.host().run(&command).await {
+    if let Err(error) = provision::launch(site, &command).await? {
         // pg_ctl waits until the server accepts connections; what counts is that it runs.
-        if observe::postmaster(site.host(), &site.node.data_directory).await?.is_some() {
-            break;
-        }
-        if Instant::now() >= deadline || !provision::lock_file_is_left(site).await? {
+        if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
             return Err(ended(site, "did not get to its target").await.source(error));
         }
-        sleep(PAUSE).await;
     }
     Ok(())
 }
