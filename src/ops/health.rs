@@ -3,6 +3,7 @@
 //! Looks first ([`seen`]), then judges what was seen without asking anybody ([`judge`]). Changes nothing. What is not known is unknown
 //! and never fine, and a finding that only follows from another one says so.
 
+mod explain;
 mod judge;
 mod report;
 mod seen;
@@ -10,6 +11,7 @@ mod seen;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+pub use explain::{Ask, Explained, Needs, explained};
 pub use report::{Finding, Health, Measured, Status, Subject};
 pub use seen::{Asked, NodeSeen, Seen, Why};
 
