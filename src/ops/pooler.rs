@@ -517,17 +517,21 @@ impl Pooler<'_> {
 
     /// Returns the warnings and errors that came after the first `size` bytes of the log, at most the last six.
     async fn log_since(&self, size: u64) -> String {
-        let from = format!("+{}", size + 1);
-        let tail = Command::new("tail")
-            .args(["-c", &from, "--"])
-            .arg(self.paths.log().display().to_string())
-            .reads();
-        let text = self.host.run(&tail).await.map(|output| output.text()).unwrap_or_default();
+        let text = self.text_since(size).await;
         let serious: Vec<&str> = text
             .lines()
             .filter(|line| [" WARNING ", " ERROR ", " FATAL "].iter().any(|level| line.contains(level)))
             .collect();
         serious[serious.len().saturating_sub(6)..].join("\n")
+    }
+
+    async fn text_since(&self, size: u64) -> String {
+        let from = format!("+{}", size + 1);
+        let tail = Command::new("tail")
+            .args(["-c", &from, "--"])
+            .arg(self.paths.log().display().to_string())
+            .reads();
+        self.host.run(&tail).await.map(|output| output.text()).unwrap_or_default()
     }
 
     fn console(&self, port: u16) -> console::Line<'_> {

@@ -5,6 +5,7 @@
 
 pub mod budget;
 mod check;
+pub mod checks;
 pub mod claim;
 pub mod declared;
 mod decode;

@@ -125,6 +125,17 @@ impl Pooler<'_> {
                 _ => sleep(POLL).await,
             }
         };
+        let log = self.text_since(0).await;
+        if let Some(line) = complaint(&log) {
+            return Err(Error::failed("it goes on with a part of them").detail(format!("It says: {line}")));
+        }
+        if let Some((expected, limit)) = descriptors(&log)
+            && expected > limit
+        {
+            return Err(Error::failed("its clients would need more files than the system lets it open").detail(
+                format!("It says: max expected fd use {expected}, hard limit {limit}. Lower max-clients, or raise LimitNOFILE."),
+            ));
+        }
         let wrong: Vec<String> = drift::running_drift(files, &console)
             .iter()
             // Which aliases are closed is said over the console, not in a file.
@@ -186,4 +197,52 @@ impl Pooler<'_> {
 struct Former {
     ini: Option<String>,
     hba: Option<String>,
+}
+
+/// Finds what PgBouncer only complains about: a line of an access file or of the userlist that it leaves out.
+fn complaint(log: &str) -> Option<&str> {
+    let lines = log.lines().filter_map(|line| Some((line, line.split_once("] ")?.1)));
+    let mut serious = lines.filter(|(_, said)| {
+        said.starts_with("ERROR ") || (said.starts_with("WARNING ") && said.contains("hba"))
+    });
+    serious.next().map(|(_, said)| said)
+}
+
+/// Reads how many descriptors it may come to need, and how many the system lets it have at most.
+///
+/// Mirrors the line of `check_limits` in `main.c`: "kernel file descriptor limit: 1024 (hard: 4096); max_client_conn: 100, max expected fd
+/// use: 152".
+fn descriptors(log: &str) -> Option<(u64, u64)> {
+    let line = log.lines().find(|line| line.contains("max expected fd use: "))?;
+    let number = |after: &str| {
+        let rest = line.split_once(after)?.1;
+        rest[..rest.bytes().take_while(u8::is_ascii_digit).count()].parse().ok()
+    };
+    Some((number("max expected fd use: ")?, number("(hard: ")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+2026-11-21 22:23:18.049 UTC [18434] WARNING hba line 1: failed to parse address - everywhere
+2026-11-21 22:23:18.064 UTC [18439] LOG kernel file descriptor limit: 1024 (hard: 4096); max_client_conn: 5000, max expected fd use: 5052
+2026-11-21 22:23:18.064 UTC [18439] LOG process up: PgBouncer 1.18.0";
+
+    #[test]
+    fn what_pgbouncer_only_complains_about_is_found() {
+        assert_eq!(complaint(LOG), Some("WARNING hba line 1: failed to parse address - everywhere"));
+        assert_eq!(
+            complaint("2026-11-21 22:23:18 UTC [1] ERROR broken auth file"),
+            Some("ERROR broken auth file")
+        );
+        assert_eq!(complaint("2026-11-21 22:23:18 UTC [1] LOG listening on unix:/x"), None);
+    }
+
+    #[test]
+    fn the_files_that_clients_need_are_compared_with_the_limit() {
+        assert_eq!(descriptors(LOG), Some((5052, 4096)));
+        assert_eq!(descriptors("nothing"), None);
+    }
 }
