@@ -13,11 +13,10 @@ use crate::db::health::{self as ask, Asker, Connections};
 use crate::db::queries::{self, Archiver, ServerFacts};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
-use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE};
-use crate::ops::pooler::PoolerObserved;
+use crate::ops::pooler::{self, PoolerObserved};
 use crate::ops::roles::{self, Lead};
 use crate::topology::model::{Cluster, Herd, Node};
 
@@ -133,11 +132,9 @@ fn why(error: DbError) -> Why {
 }
 
 async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<(String, Asked<PoolerObserved>)> {
-    let looks = cluster.pooler_hosts().map(|host| async move {
-        let look = tokio::time::timeout(WHOLE, apply::observe_pooler(doors, cluster, host));
-        (host.clone(), told(look.await))
-    });
-    join_all(looks).await
+    // One of each process, under the name of its host.
+    let seen = pooler::status::look(doors, cluster).await;
+    seen.into_iter().map(|one| (one.host, one.observed.map_err(Why::Failed))).collect()
 }
 
 async fn repository(doors: &Doors, context: &Context, cluster: &Cluster) -> Option<Asked<Kept>> {
