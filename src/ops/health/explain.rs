@@ -58,6 +58,7 @@ impl Needs {
 const EACH: &str = "each node that answers";
 const THE_PRIMARY: &str = "the primary";
 const THE_REPOSITORY: &str = "the repository";
+const EACH_POOLER: &str = "each pooler process";
 
 /// Explains a check.
 pub fn explained(check: Check) -> Explained {
@@ -290,6 +291,57 @@ pub fn explained(check: Check) -> Explained {
             remark: Some("It keeps its cluster locked, and something may be half done."),
             act: "\"pgherd operation show\" tells how far it is; resume it or undo it.",
             source: "https://www.postgresql.org/docs/current/high-availability.html",
+        },
+        Check::Poolers => Explained {
+            title: "whether every declared PgBouncer runs, answers, and reads the files that pgherd wrote",
+            asks: vec![Ask::Look {
+                of: EACH_POOLER,
+                what: "its process, its files, and SHOW CONFIG on its console",
+            }],
+            needs: Needs::Nothing,
+            remark: None,
+            act: "\"pgherd pooler status\" shows what differs, \"pgherd pooler apply\" puts it right.",
+            source: "https://www.pgbouncer.org/usage.html#admin-console",
+        },
+        Check::Routes => Explained {
+            title: "whether every alias leads where it should: to the live primary, to live standbys",
+            asks: vec![Ask::Look { of: EACH_POOLER, what: "SHOW DATABASES and SHOW SERVERS on its console" }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "What it should be is decided by who is primary now, never by the file. A paused or disabled alias is told, too.",
+            ),
+            act: "\"pgherd pooler apply\" leads them to where they should.",
+            source: "https://www.pgbouncer.org/usage.html#show-databases",
+        },
+        Check::PoolWait => Explained {
+            title: "how long the first client in any queue has waited for a server connection",
+            asks: vec![Ask::Look { of: EACH_POOLER, what: "SHOW POOLS on its console: maxwait" }],
+            needs: Needs::Nothing,
+            remark: Some("While an alias is paused its clients wait on purpose, and do not count."),
+            act: "Find what holds the server connections (long transactions), or give the pool more.",
+            source: "https://www.pgbouncer.org/usage.html#show-pools",
+        },
+        Check::PoolClients => Explained {
+            title: "how many of the clients that a PgBouncer takes are connected",
+            asks: vec![Ask::Look { of: EACH_POOLER, what: "SHOW POOLS and max_client_conn" }],
+            needs: Needs::Nothing,
+            remark: None,
+            act: "Raise max-clients, within the limit of open files, or find who keeps connections that it does not use.",
+            source: "https://www.pgbouncer.org/config.html#max_client_conn",
+        },
+        Check::Budget => Explained {
+            title: "whether the poolers fit into max_connections, today and after each failover",
+            asks: vec![
+                facts(),
+                Ask::Look {
+                    of: "the topology",
+                    what: "sizes of all pools, for each node that could be promoted",
+                },
+            ],
+            needs: Needs::Nothing,
+            remark: Some("What is in effect on each server counts, not what the file says it should be."),
+            act: "Make pools smaller or raise max_connections: a failover into a full server is an outage of its own.",
+            source: "https://www.pgbouncer.org/config.html#max_db_connections",
         },
     }
 }
