@@ -23,17 +23,18 @@ pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
             finding.status = Status::Warning;
         }
     }
-    findings.sort_by_key(|finding| finding.check);
+    findings.sort_by(|one, other| one.check.cmp(&other.check));
     findings
 }
 
 /// Returns the worst that the file lets a finding be called.
 fn called(cluster: &Cluster, finding: &Finding) -> Option<Report> {
+    let check = finding.check.own()?;
     let of_node = match &finding.subject {
-        Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&finding.check)),
+        Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&check)),
         Subject::Cluster | Subject::Pooler(_) => None,
     };
-    let of_cluster = cluster.health.get(&finding.check);
+    let of_cluster = cluster.health.get(&check);
     of_node.and_then(|declared| declared.report).or(of_cluster.and_then(|declared| declared.report))
 }
 
@@ -61,13 +62,14 @@ impl Of<'_> {
     /// What holds or does not, without a number.
     fn says(self, subject: Subject, status: Status, text: impl Into<String>) -> Finding {
         Finding {
-            check: self.check,
+            check: self.check.into(),
             cluster: self.cluster.name.clone(),
             subject,
             status,
             text: text.into(),
             next: None,
             follows: None,
+            damped: None,
             measured: Vec::new(),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+use super::memory::Before;
 use crate::db::health::{self as ask, Asker, Connections};
 use crate::db::queries::{self, Archiver};
 use crate::db::{Conn, DbError};
@@ -46,6 +47,8 @@ pub struct Seen<'a> {
     pub poolers: Vec<(String, Asked<PoolerObserved>)>,
     /// `None` where no backups are declared.
     pub kept: Option<Asked<Kept>>,
+    /// The look before this one, if there was one: for rates, and to tell what moves from what is stuck.
+    pub before: Option<Before>,
 }
 
 /// What a node's server told beyond what `status` shows.
@@ -93,7 +96,7 @@ pub async fn look<'a>(context: &Context, cluster: &'a Cluster) -> Result<Seen<'a
         cluster.nodes.iter().zip(&observed.nodes).map(|(node, seen)| ask(&doors, cluster, node, seen));
     let nodes = join_all(nodes).await;
     let lead = roles::lead(&observed);
-    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept })
+    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, before: None })
 }
 
 async fn ask(doors: &Doors, cluster: &Cluster, node: &Node, observed: &NodeObserved) -> NodeSeen {

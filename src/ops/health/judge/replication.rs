@@ -6,6 +6,7 @@ use super::{Of, command, limits_or, to_f64};
 use crate::db::queries::ServerRole;
 use crate::ops::observe::{NodeObserved, Running};
 use crate::ops::roles::Lead;
+use crate::pg::lsn::Lsn;
 use crate::topology::checks::{Check, Limits, Measure};
 use crate::topology::model::{Node, PoolTarget};
 use crate::units::ByteCount;
@@ -106,7 +107,8 @@ fn lag(seen: &Seen<'_>, node: &Node, observed: &NodeObserved) -> Finding {
     let text = if behind.0 == 0 && streaming {
         "nothing is missing".to_owned()
     } else {
-        format!("{} behind ({behind}; {source})", Measure::Time.written(seconds))
+        let moves = moves(seen, &node.name, *replayed);
+        format!("{} behind ({behind}{moves}; {source})", Measure::Time.written(seconds))
     };
     of.measures(
         subject,
@@ -122,6 +124,19 @@ fn lag(seen: &Seen<'_>, node: &Node, observed: &NodeObserved) -> Finding {
         max: None,
     })
     .next(command(seen.cluster, "status"))
+}
+
+/// Says whether a standby that is behind has replayed anything since the look before this one.
+fn moves(seen: &Seen<'_>, node: &str, replayed: Lsn) -> String {
+    let before = seen.before.as_ref().filter(|before| before.at < seen.at);
+    let stood = before.and_then(|before| Some((before.at, before.nodes.get(node)?.replayed_lsn?)));
+    let Some((at, stood)) = stood else { return String::new() };
+    if stood >= replayed {
+        return format!(", stuck for {}", Measure::Time.written(seen.at.duration_since(at).as_secs_f64()));
+    }
+    let seconds = seen.at.duration_since(at).as_secs_f64();
+    let rate = to_f64(stood.lag_behind(replayed).0) / seconds;
+    format!(", replays {}/s", Measure::Size.written(rate))
 }
 
 /// A standby that a commit waits for, or that clients read from, is behind much sooner than one that only waits.
