@@ -3,6 +3,7 @@
 //! Looks first ([`seen`]), then judges what was seen without asking anybody ([`judge`]). Changes nothing but its own memory ([`memory`]).
 //! What is not known is unknown and never fine, and a finding that only follows from another one says so.
 
+mod custom;
 mod explain;
 mod judge;
 mod memory;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+pub use custom::CustomSeen;
 pub use explain::{Ask, Explained, Needs, explained};
 pub use memory::{Before, Memory, NodeBefore};
 pub use report::{CheckName, Damped, Finding, Health, Measured, Status, Subject};
@@ -148,6 +150,7 @@ fn judged(
             }
         };
         let mut of = judge::judge(seen);
+        of.extend(custom::judge(seen));
         if let Some(memory) = memory.as_deref_mut() {
             memory.damp(cluster, &mut of);
             memory.keep(seen);

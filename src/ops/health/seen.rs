@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+use super::custom::{self, CustomSeen};
 use super::memory::Before;
 use crate::db::health::{self as ask, Asker, Connections};
 use crate::db::queries::{self, Archiver};
@@ -49,6 +50,8 @@ pub struct Seen<'a> {
     pub kept: Option<Asked<Kept>>,
     /// The look before this one, if there was one: for rates, and to tell what moves from what is stuck.
     pub before: Option<Before>,
+    /// What checks were answered that the topology declares.
+    pub custom: Vec<CustomSeen>,
 }
 
 /// What a node's server told beyond what `status` shows.
@@ -96,7 +99,8 @@ pub async fn look<'a>(context: &Context, cluster: &'a Cluster) -> Result<Seen<'a
         cluster.nodes.iter().zip(&observed.nodes).map(|(node, seen)| ask(&doors, cluster, node, seen));
     let nodes = join_all(nodes).await;
     let lead = roles::lead(&observed);
-    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, before: None })
+    let custom = custom::look(&doors, cluster, &observed, &lead).await;
+    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, before: None, custom })
 }
 
 async fn ask(doors: &Doors, cluster: &Cluster, node: &Node, observed: &NodeObserved) -> NodeSeen {
