@@ -3,6 +3,7 @@
 //! Looks first ([`seen`]), then judges what was seen without asking anybody ([`judge`]). Changes nothing. What is not known is unknown
 //! and never fine, and a finding that only follows from another one says so.
 
+pub mod explain;
 mod judge;
 mod report;
 mod seen;
@@ -26,7 +27,7 @@ pub async fn examine(context: &Context, herd: &Herd, clusters: &[&Cluster]) -> R
     let looks = join_all(clusters.iter().map(|cluster| seen::look(context, cluster))).await;
     let mut findings = Vec::new();
     for seen in looks {
-        findings.extend(judge::judge(&seen?));
+        findings.extend(judge::judge(&seen?, None));
     }
     Ok(Health {
         herd: herd.name.clone(),
