@@ -8,6 +8,8 @@ pub mod configuration;
 pub mod databases;
 pub mod wal;
 
+pub mod herd;
+
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 

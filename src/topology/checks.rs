@@ -53,6 +53,17 @@ pub enum Check {
     Deadlocks,
     TempFiles,
     SlowQueries,
+    Divergence,
+    Settings,
+    Version,
+    Collation,
+    Failover,
+    Rpo,
+    Window,
+    Drill,
+    Runway,
+    Expiry,
+    Operations,
 }
 
 /// What the thresholds of a check are measured in.
@@ -110,7 +121,7 @@ pub enum Report {
 pub type DeclaredChecks = BTreeMap<Check, Declared>;
 
 impl Check {
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 52] = [
         Self::Connect,
         Self::Primary,
         Self::SystemIdentifier,
@@ -152,6 +163,17 @@ impl Check {
         Self::Deadlocks,
         Self::TempFiles,
         Self::SlowQueries,
+        Self::Divergence,
+        Self::Settings,
+        Self::Version,
+        Self::Collation,
+        Self::Failover,
+        Self::Rpo,
+        Self::Window,
+        Self::Drill,
+        Self::Runway,
+        Self::Expiry,
+        Self::Operations,
     ];
 
     /// Returns its name in the topology and in every report.
@@ -198,6 +220,17 @@ impl Check {
             Self::Deadlocks => "deadlocks",
             Self::TempFiles => "temp-files",
             Self::SlowQueries => "slow-queries",
+            Self::Divergence => "divergence",
+            Self::Settings => "settings",
+            Self::Version => "version",
+            Self::Collation => "collation",
+            Self::Failover => "failover",
+            Self::Rpo => "rpo",
+            Self::Window => "window",
+            Self::Drill => "drill",
+            Self::Runway => "runway",
+            Self::Expiry => "expiry",
+            Self::Operations => "operations",
         }
     }
 
@@ -209,11 +242,24 @@ impl Check {
     /// Returns what its thresholds are measured in; `None` for a question of yes or no.
     pub const fn measure(self) -> Option<Measure> {
         match self {
-            Self::Connect | Self::Primary | Self::SystemIdentifier | Self::Standbys | Self::MissingSlots => {
-                None
-            }
+            Self::Connect
+            | Self::Primary
+            | Self::SystemIdentifier
+            | Self::Standbys
+            | Self::Divergence
+            | Self::Settings
+            | Self::Version
+            | Self::Collation
+            | Self::Failover
+            | Self::Operations
+            | Self::MissingSlots => None,
             Self::Lag
             | Self::BackupAge
+            | Self::Rpo
+            | Self::Window
+            | Self::Drill
+            | Self::Runway
+            | Self::Expiry
             | Self::Uptime
             | Self::Crash
             | Self::Clock
@@ -235,7 +281,6 @@ impl Check {
             | Self::Sequences
             | Self::CacheHit
             | Self::Rollbacks => Some(Measure::Share),
-            Self::LagBytes | Self::TempFiles => Some(Measure::Size),
             Self::Archive
             | Self::Conflicts
             | Self::Subscriptions
@@ -247,13 +292,15 @@ impl Check {
             | Self::PendingRestart
             | Self::Configuration
             | Self::Deadlocks => Some(Measure::Count),
+            Self::LagBytes | Self::TempFiles => Some(Measure::Size),
         }
     }
 
     /// Returns on which side of its thresholds a value is worse.
     pub const fn worse(self) -> Worse {
         match self {
-            Self::Uptime | Self::Crash | Self::CacheHit => Worse::Below,
+            // What is left: of a disk, of a certificate; and how long something has gone well.
+            Self::Runway | Self::Expiry | Self::Uptime | Self::Crash | Self::CacheHit => Worse::Below,
             Self::Connect
             | Self::Primary
             | Self::SystemIdentifier
@@ -263,6 +310,15 @@ impl Check {
             | Self::Disk
             | Self::Archive
             | Self::BackupAge
+            | Self::Divergence
+            | Self::Settings
+            | Self::Version
+            | Self::Collation
+            | Self::Failover
+            | Self::Rpo
+            | Self::Window
+            | Self::Drill
+            | Self::Operations
             | Self::Clock
             | Self::IdleInTransaction
             | Self::LongQuery
@@ -302,12 +358,29 @@ impl Check {
         const MIB: f64 = 1_048_576.0;
         const GIB: f64 = 1024.0 * MIB;
         match self {
+            // Of `rpo` and `window` what is declared under `objectives` and `backups` is the threshold; a restart is what an operator does.
             Self::Connect
             | Self::Primary
             | Self::SystemIdentifier
             | Self::Standbys
+            | Self::Divergence
+            | Self::Settings
+            | Self::Version
+            | Self::Collation
+            | Self::Failover
+            | Self::Operations
+            | Self::Rpo
+            | Self::Window
             | Self::Uptime
             | Self::MissingSlots => Limits { warn: None, crit: None },
+            // Of a standby that nobody reads from and no commit waits for.
+            Self::Lag => Limits { warn: Some(30.0), crit: Some(300.0) },
+            Self::Connections | Self::Disk => Limits { warn: Some(80.0), crit: Some(90.0) },
+            Self::Archive => Limits { warn: Some(10.0), crit: Some(50.0) },
+            Self::BackupAge => Limits { warn: Some(26.0 * HOUR), crit: Some(50.0 * HOUR) },
+            Self::Drill => Limits { warn: Some(35.0 * 24.0 * HOUR), crit: Some(95.0 * 24.0 * HOUR) },
+            Self::Runway => Limits { warn: Some(24.0 * HOUR), crit: Some(4.0 * HOUR) },
+            Self::Expiry => Limits { warn: Some(30.0 * 24.0 * HOUR), crit: Some(7.0 * 24.0 * HOUR) },
             Self::Crash | Self::Slots => Limits { warn: Some(10.0 * MINUTE), crit: None },
             Self::Clock => Limits { warn: Some(2.0), crit: Some(5.0) },
             Self::IdleInTransaction => Limits { warn: Some(5.0 * MINUTE), crit: Some(15.0 * MINUTE) },
@@ -333,11 +406,6 @@ impl Check {
             Self::CacheHit => Limits { warn: Some(90.0), crit: None },
             Self::TempFiles => Limits { warn: Some(10.0 * GIB), crit: None },
             Self::SlowQueries => Limits { warn: Some(0.5), crit: Some(2.0) },
-            // Of a standby that nobody reads from and no commit waits for.
-            Self::Lag => Limits { warn: Some(30.0), crit: Some(300.0) },
-            Self::Disk | Self::Connections => Limits { warn: Some(80.0), crit: Some(90.0) },
-            Self::Archive => Limits { warn: Some(10.0), crit: Some(50.0) },
-            Self::BackupAge => Limits { warn: Some(26.0 * HOUR), crit: Some(50.0 * HOUR) },
         }
     }
 }

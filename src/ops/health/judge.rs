@@ -7,14 +7,17 @@ mod archive;
 mod configuration;
 mod counters;
 mod databases;
+mod herd;
 mod nodes;
+mod promises;
 mod replication;
 #[cfg(test)]
 mod tests;
 mod wal;
 
+use super::asked::{Asked, Why};
 use super::report::{Finding, Measured, Status, Subject};
-use super::seen::{Asked, NodeSeen, Seen, Why};
+use super::seen::{NodeSeen, Seen};
 use crate::topology::checks::{Check, Limits, Measure, Report, Worse};
 use crate::topology::model::{Cluster, Node};
 
@@ -29,6 +32,8 @@ pub fn judge(seen: &Seen<'_>, before: Option<&Seen<'_>>) -> Vec<Finding> {
     findings.extend(databases::judge(seen));
     findings.extend(counters::judge(seen, before));
     findings.extend(configuration::judge(seen));
+    findings.extend(herd::judge(seen));
+    findings.extend(promises::judge(seen));
     findings.retain(|finding| called(seen.cluster, finding).is_none_or(|report| report != Report::Never));
     for finding in &mut findings {
         if called(seen.cluster, finding) == Some(Report::Warning) && finding.status > Status::Warning {
@@ -43,7 +48,7 @@ pub fn judge(seen: &Seen<'_>, before: Option<&Seen<'_>>) -> Vec<Finding> {
 fn called(cluster: &Cluster, finding: &Finding) -> Option<Report> {
     let of_node = match &finding.subject {
         Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&finding.check)),
-        Subject::Cluster | Subject::Pooler(_) => None,
+        Subject::Cluster | Subject::Pooler(_) | Subject::Part(_) => None,
     };
     let of_cluster = cluster.health.get(&finding.check);
     of_node.and_then(|declared| declared.report).or(of_cluster.and_then(|declared| declared.report))

@@ -7,6 +7,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+use super::asked::{Asked, Why};
+use super::herd::{self, HerdSeen, NodeFacts};
 use crate::db::health::activity::{self, Horizon, LockWait, Longest, Prepared, Vitals};
 use crate::db::health::configuration::{self, BadLine};
 use crate::db::health::databases::{self, Counters, DeadRows, InvalidIndex, Sequences, Statements, Unfrozen};
@@ -23,21 +25,7 @@ use crate::ops::pooler::PoolerObserved;
 use crate::ops::roles::{self, Lead};
 use crate::pg::ident::quote_identifier;
 use crate::pg::lsn::Lsn;
-use crate::topology::model::{Cluster, Node};
-
-/// Why something is not known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Why {
-    /// The server does not answer; another check says why.
-    NotUp,
-    /// The role that asks may not see it.
-    NotGranted { role: String, grant: String },
-    /// A fragment.
-    Failed(String),
-}
-
-/// A fact, or why it is not known.
-pub type Asked<T> = std::result::Result<T, Why>;
+use crate::topology::model::{Cluster, Herd, Node};
 
 /// Everything that was seen of one cluster.
 #[derive(Debug)]
@@ -52,6 +40,7 @@ pub struct Seen<'a> {
     pub poolers: Vec<(String, Asked<PoolerObserved>)>,
     /// `None` where no backups are declared.
     pub kept: Option<Asked<Kept>>,
+    pub herd: HerdSeen,
 }
 
 /// What a node's server told beyond what `status` shows.
@@ -77,6 +66,7 @@ pub struct NodeSeen {
     pub pending_restart: Asked<Vec<String>>,
     pub bad_lines: Asked<Vec<BadLine>>,
     pub archiver: Asked<Archiver>,
+    pub facts: NodeFacts,
     /// What only a connection to a database tells, of a primary and the declared databases.
     pub inside: Vec<Inside>,
 }
@@ -132,6 +122,7 @@ impl NodeSeen {
             pending_restart: Err(why.clone()),
             bad_lines: Err(why.clone()),
             archiver: Err(why.clone()),
+            facts: NodeFacts::without(why),
             inside: Vec::new(),
         }
     }
@@ -181,7 +172,7 @@ impl<'a> Seen<'a> {
 ///
 /// # Errors
 /// When a door cannot be opened at all.
-pub async fn look<'a>(context: &Context, cluster: &'a Cluster) -> Result<Seen<'a>> {
+pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> Result<Seen<'a>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
     let (observed, poolers, kept) = tokio::join!(
         observe::observe(&doors, cluster, Depth::Servers),
@@ -190,7 +181,12 @@ pub async fn look<'a>(context: &Context, cluster: &'a Cluster) -> Result<Seen<'a
     );
     let nodes = ask(&doors, cluster, &observed).await;
     let lead = roles::lead(&observed);
-    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept })
+    let primary = match &lead {
+        Lead::Primary(name) => observed.node(name),
+        Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
+    };
+    let herd = herd::look(context, &doors, herd, cluster, &observed, primary, &poolers).await;
+    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, herd })
 }
 
 /// One node that is asked: its connection, who asks, and what was told at once.
@@ -301,6 +297,7 @@ async fn questions(doors: &Doors, cluster: &Cluster, node: &Node, asking: &Askin
         pending_restart,
         bad_lines,
         archiver,
+        facts: NodeFacts::ask(conn, &running.facts).await,
         inside: if running.is_primary() { inside(doors, cluster, node, asker).await } else { Vec::new() },
     }
 }

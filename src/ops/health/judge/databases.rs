@@ -1,7 +1,8 @@
 //! What the primary tells of its databases: ages, the horizon, and what is in them.
 
+use super::super::asked::{Asked, Why};
 use super::super::report::{Finding, Subject};
-use super::super::seen::{Asked, Inside, NodeSeen, Seen, Why};
+use super::super::seen::{Inside, NodeSeen, Seen};
 use super::{Of, Status, few, limits, number, to_f64};
 use crate::db::health::activity::{Holder, Vitals};
 use crate::db::health::databases::Counters;

@@ -1,7 +1,8 @@
 //! Who is primary, whether every declared standby streams, and how far behind it is.
 
+use super::super::asked::{Asked, Why};
 use super::super::report::{Finding, Status, Subject};
-use super::super::seen::{Asked, NodeSeen, Position, Seen, Why};
+use super::super::seen::{NodeSeen, Position, Seen};
 use super::{Of, command, limits, limits_or, number, to_f64};
 use crate::db::health::wal::{Pause, Replay};
 use crate::db::queries::ServerRole;
