@@ -280,7 +280,7 @@ pub enum SlotKind {
     Logical,
 }
 
-pub(super) const SLOTS: &str = "
+pub const SLOTS: &str = "
 SELECT s.slot_name::text AS name, s.slot_type = 'physical' AS physical, s.active, s.restart_lsn, s.wal_status,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
                             ELSE pg_current_wal_lsn() END, s.restart_lsn)::bigint AS retained,

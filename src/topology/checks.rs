@@ -81,7 +81,7 @@ pub enum Measure {
 }
 
 /// On which side of its thresholds a value is worse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Worse {
     Above,

@@ -3,14 +3,18 @@
 //! Decides nothing and asks nobody: it is handed reports and prints them.
 
 mod events_json;
+mod file;
 mod lines;
+mod nagios;
 mod progress;
+mod prometheus;
 mod told;
 
 pub mod backup;
 pub mod drill;
 pub mod error;
 pub mod exit;
+pub mod explain;
 pub mod health;
 pub mod in_place;
 pub mod journal;

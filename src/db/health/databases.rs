@@ -74,9 +74,10 @@ pub struct Sequences {
     pub nearest: Option<Sequence>,
     /// How many hide their value.
     pub hidden: u64,
-    /// The schema of one of them.
-    pub hidden_in: Option<String>,
 }
+
+/// What a role needs to read every sequence that is no superuser: pg_monitor is not enough.
+pub const SEQUENCES_GRANT: &str = "GRANT pg_read_all_data TO {role}";
 
 /// A column is fed by a sequence that it owns (serial, identity), or that its default names. One that cycles within its column never ends. What
 /// was never used has no value, and what may not be seen has none either, which is why that is counted: pg_monitor is not enough for it.
@@ -112,7 +113,6 @@ shares AS (
               ELSE 100 * (u.high - u.last + 1) / (u.high - greatest(u.low, -coalesce(u.top, -u.low) - 1) + 1) END AS share
     FROM used u)
 SELECT (SELECT count(*) FROM shares WHERE NOT readable) AS hidden,
-       (SELECT min(schema) FROM shares WHERE NOT readable) AS hidden_in,
        w.schema || '.' || w.name AS name, w.share::float8 AS share, w.narrower
   FROM (SELECT 1) one LEFT JOIN (SELECT * FROM shares WHERE share IS NOT NULL ORDER BY share DESC LIMIT 1) w ON true";
 
@@ -126,7 +126,7 @@ pub async fn sequences(conn: &Conn) -> Result<Sequences, DbError> {
             Some(name) => Some(Sequence { name, share: f.at("share")?, column: f.at("narrower")? }),
             None => None,
         };
-        Ok(Sequences { nearest, hidden: count(f, "hidden")?, hidden_in: f.at("hidden_in")? })
+        Ok(Sequences { nearest, hidden: count(f, "hidden")? })
     })
     .await
 }

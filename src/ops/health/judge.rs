@@ -21,16 +21,16 @@ use super::seen::{NodeSeen, Seen};
 use crate::topology::checks::{Check, Limits, Measure, Report, Worse};
 use crate::topology::model::{Cluster, Node};
 
-/// Judges everything that was seen of a cluster; with what was seen `before`, also how it has changed since.
-pub fn judge(seen: &Seen<'_>, before: Option<&Seen<'_>>) -> Vec<Finding> {
+/// Judges everything that was seen of a cluster.
+pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(nodes::judge(seen));
     findings.extend(activity::judge(seen));
-    findings.extend(replication::judge(seen, before));
+    findings.extend(replication::judge(seen));
     findings.extend(wal::judge(seen));
     findings.extend(archive::judge(seen));
     findings.extend(databases::judge(seen));
-    findings.extend(counters::judge(seen, before));
+    findings.extend(counters::judge(seen));
     findings.extend(configuration::judge(seen));
     findings.extend(herd::judge(seen));
     findings.extend(promises::judge(seen));
@@ -40,17 +40,18 @@ pub fn judge(seen: &Seen<'_>, before: Option<&Seen<'_>>) -> Vec<Finding> {
             finding.status = Status::Warning;
         }
     }
-    findings.sort_by_key(|finding| finding.check);
+    findings.sort_by(|one, other| one.check.cmp(&other.check));
     findings
 }
 
 /// Returns the worst that the file lets a finding be called.
 fn called(cluster: &Cluster, finding: &Finding) -> Option<Report> {
+    let check = finding.check.own()?;
     let of_node = match &finding.subject {
-        Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&finding.check)),
+        Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&check)),
         Subject::Cluster | Subject::Pooler(_) | Subject::Part(_) => None,
     };
-    let of_cluster = cluster.health.get(&finding.check);
+    let of_cluster = cluster.health.get(&check);
     of_node.and_then(|declared| declared.report).or(of_cluster.and_then(|declared| declared.report))
 }
 
@@ -82,13 +83,14 @@ impl<'c> Of<'c> {
     /// What holds or does not, without a number.
     fn says(self, subject: Subject, status: Status, text: impl Into<String>) -> Finding {
         Finding {
-            check: self.check,
+            check: self.check.into(),
             cluster: self.cluster.name.clone(),
             subject,
             status,
             text: text.into(),
             next: None,
             follows: None,
+            damped: None,
             measured: Vec::new(),
         }
     }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::asked::{Asked, Why};
 use super::herd::{self, HerdSeen, NodeFacts};
+use super::memory::Before;
 use crate::db::health::activity::{self, Horizon, LockWait, Longest, Prepared, Vitals};
 use crate::db::health::configuration::{self, BadLine};
 use crate::db::health::databases::{self, Counters, DeadRows, InvalidIndex, Sequences, Statements, Unfrozen};
@@ -41,6 +42,8 @@ pub struct Seen<'a> {
     /// `None` where no backups are declared.
     pub kept: Option<Asked<Kept>>,
     pub herd: HerdSeen,
+    /// The look before this one, if there was one: for rates, and to tell what moves from what is stuck.
+    pub before: Option<Before>,
 }
 
 /// What a node's server told beyond what `status` shows.
@@ -186,7 +189,7 @@ pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> R
         Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
     };
     let herd = herd::look(context, &doors, herd, cluster, &observed, primary, &poolers).await;
-    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, herd })
+    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, herd, before: None })
 }
 
 /// One node that is asked: its connection, who asks, and what was told at once.
@@ -338,15 +341,9 @@ async fn inside(doors: &Doors, cluster: &Cluster, node: &Node, asker: &Asker) ->
             asks(databases::unfrozen(&conn)),
             needs.ask(databases::statements(&conn)),
         );
-        let sequences = sequences.and_then(|sequences| match &sequences.hidden_in {
-            Some(schema) => {
-                let schema = quote_identifier(schema);
-                Err(not_granted(
-                    asker,
-                    &format!("GRANT SELECT ON ALL SEQUENCES IN SCHEMA {schema} TO {{role}}"),
-                ))
-            }
-            None => Ok(sequences),
+        let sequences = sequences.and_then(|sequences| match sequences.hidden {
+            1.. => Err(not_granted(asker, databases::SEQUENCES_GRANT)),
+            0 => Ok(sequences),
         });
         let database = database.clone();
         told.push(Inside { database, sequences, invalid_indexes, dead_rows, unfrozen, statements });

@@ -1,12 +1,13 @@
 //! What servers count: hits, rollbacks, deadlocks, temporary files, conflicts and checksum failures.
 //!
-//! Between two looks where enough has happened between them, else since the counters were reset, which the text says.
+//! Since the last look where enough has happened since, else since the counters were reset, which the text says.
 
+use super::super::memory::Counted;
 use super::super::report::{Finding, Subject};
 use super::super::seen::{NodeSeen, Seen};
 use super::{Of, Status, limits, number, to_f64};
 use crate::db::health::databases::Counters;
-use crate::ops::observe::NodeObserved;
+use crate::ops::observe::{NodeObserved, Running};
 use crate::topology::checks::{Check, Measure};
 use crate::topology::model::Node;
 use jiff::Timestamp;
@@ -16,20 +17,20 @@ const BLOCKS: f64 = 100_000.0;
 /// Fewer transactions than this tell nothing of how many are rolled back.
 const TRANSACTIONS: f64 = 1000.0;
 /// What happens seldom is not measured by a shorter time.
-const SELDOM_SECONDS: f64 = 3600.0;
+const SELDOM_SECONDS: f64 = 300.0;
+const HOUR: f64 = 3600.0;
 
-pub(super) fn judge(seen: &Seen<'_>, before: Option<&Seen<'_>>) -> Vec<Finding> {
+pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     seen.each()
         .flat_map(|(node, observed, asked)| {
-            let old = before.and_then(|before| before.asked(&node.name));
-            let span = before.map(|before| seen.at.duration_since(before.at).as_secs_f64());
+            let old = before(seen, node);
             [
                 Some(checksums(seen, node, observed, asked)),
                 Some(share(seen, node, asked, old, Check::CacheHit)),
                 Some(share(seen, node, asked, old, Check::Rollbacks)),
-                Some(seldom(seen, node, asked, old.zip(span), Check::Deadlocks)),
-                Some(seldom(seen, node, asked, old.zip(span), Check::TempFiles)),
-                conflicts(seen, node, observed, asked, old.zip(span)),
+                Some(seldom(seen, node, asked, old, Check::Deadlocks)),
+                Some(seldom(seen, node, asked, old, Check::TempFiles)),
+                conflicts(seen, node, observed, asked, old),
             ]
         })
         .flatten()
@@ -61,8 +62,18 @@ fn checksums(seen: &Seen<'_>, node: &Node, observed: &NodeObserved, asked: &Node
     })
 }
 
-fn sum(rows: &[Counters], of: impl Fn(&Counters) -> u64) -> f64 {
-    to_f64(rows.iter().map(of).sum())
+/// What a node had counted at the look before this one.
+#[derive(Debug, Clone, Copy)]
+struct Old<'a> {
+    counted: &'a Counted,
+    /// How long ago that was.
+    seconds: f64,
+}
+
+fn before<'s>(seen: &'s Seen<'_>, node: &Node) -> Option<Old<'s>> {
+    let before = seen.before.as_ref().filter(|before| before.at < seen.at)?;
+    let counted = before.nodes.get(&node.name)?.counted.as_ref()?;
+    Some(Old { counted, seconds: seen.at.duration_since(before.at).as_secs_f64() })
 }
 
 /// Since when rows are counted.
@@ -75,13 +86,13 @@ fn since_text(rows: &[Counters]) -> String {
 }
 
 /// Tells part of whole: blocks that were found in shared buffers, transactions that were rolled back.
-fn share(seen: &Seen<'_>, node: &Node, asked: &NodeSeen, old: Option<&NodeSeen>, check: Check) -> Finding {
+fn share(seen: &Seen<'_>, node: &Node, asked: &NodeSeen, old: Option<Old<'_>>, check: Check) -> Finding {
     let of = Of::new(seen.cluster, check);
     let hit = check == Check::CacheHit;
-    let (part, rest): (fn(&Counters) -> u64, fn(&Counters) -> u64) = if hit {
-        (|row| row.blocks_hit, |row| row.blocks_read)
+    let (part, rest): (fn(&Counted) -> u64, fn(&Counted) -> u64) = if hit {
+        (|counted| counted.blocks_hit, |counted| counted.blocks_read)
     } else {
-        (|row| row.rollbacks, |row| row.commits)
+        (|counted| counted.rollbacks, |counted| counted.commits)
     };
     let (enough, what) = if hit {
         (BLOCKS, "of the blocks in shared buffers")
@@ -89,13 +100,13 @@ fn share(seen: &Seen<'_>, node: &Node, asked: &NodeSeen, old: Option<&NodeSeen>,
         (TRANSACTIONS, "of the transactions rolled back")
     };
     of.told(Subject::Node(node.name.clone()), &asked.counters, |subject, rows| {
-        let old = old.and_then(|old| old.counters.as_deref().ok());
-        let now = (sum(rows, part), sum(rows, rest));
-        let between = old.map(|old| (now.0 - sum(old, part), now.1 - sum(old, rest)));
+        let counted = Counted::of(rows, 0);
+        let now = (to_f64(part(&counted)), to_f64(rest(&counted)));
+        let between = old.map(|old| (now.0 - to_f64(part(old.counted)), now.1 - to_f64(rest(old.counted))));
         // Counters that go back were reset in between.
         let between = between.filter(|(part, rest)| *part >= 0.0 && *rest >= 0.0 && part + rest >= enough);
         let (when, (part, rest)) = match between {
-            Some(between) => ("between two looks".to_owned(), between),
+            Some(between) => (SINCE_LOOK.to_owned(), between),
             None => (since_text(rows), now),
         };
         if part + rest < enough {
@@ -111,45 +122,41 @@ fn share(seen: &Seen<'_>, node: &Node, asked: &NodeSeen, old: Option<&NodeSeen>,
     })
 }
 
-/// How much there was in an hour, on an average over no less than one.
-fn hourly(total: f64, before: Option<(f64, f64)>, since: Option<Timestamp>, now: Timestamp) -> (f64, bool) {
-    match before {
-        Some((old, span)) if span >= SELDOM_SECONDS && total >= old => {
-            ((total - old) * SELDOM_SECONDS / span, true)
+const SINCE_LOOK: &str = "since the last look";
+
+/// How much there was in an hour: since the last look if that was long enough ago, else on an average over no less than one.
+fn hourly(total: u64, old: Option<(u64, f64)>, since: Option<Timestamp>, now: Timestamp) -> (f64, bool) {
+    match old {
+        Some((old, seconds)) if seconds >= SELDOM_SECONDS && total >= old => {
+            (to_f64(total - old) * HOUR / seconds, true)
         }
         Some(_) | None => {
-            let span = since.map_or(0.0, |since| now.duration_since(since).as_secs_f64());
-            (total * SELDOM_SECONDS / span.max(SELDOM_SECONDS), false)
+            let seconds = since.map_or(0.0, |since| now.duration_since(since).as_secs_f64());
+            (to_f64(total) * HOUR / seconds.max(HOUR), false)
         }
     }
 }
 
-fn seldom(
-    seen: &Seen<'_>,
-    node: &Node,
-    asked: &NodeSeen,
-    old: Option<(&NodeSeen, f64)>,
-    check: Check,
-) -> Finding {
+fn seldom(seen: &Seen<'_>, node: &Node, asked: &NodeSeen, old: Option<Old<'_>>, check: Check) -> Finding {
     let of = Of::new(seen.cluster, check);
-    let (pick, what, next): (fn(&Counters) -> u64, &str, &str) = if check == Check::Deadlocks {
-        (|row| row.deadlocks, "deadlocks", "see the server's log, which shows both sides of each")
+    let (pick, what, next): (fn(&Counted) -> u64, &str, &str) = if check == Check::Deadlocks {
+        (|counted| counted.deadlocks, "deadlocks", "see the server's log, which shows both sides of each")
     } else {
         (
-            |row| row.temp_bytes,
+            |counted| counted.temp_bytes,
             "temporary files",
             "set log_temp_files to see whose they are, or raise work_mem",
         )
     };
     of.told(Subject::Node(node.name.clone()), &asked.counters, |subject, rows| {
-        let total = sum(rows, pick);
-        let old = old.and_then(|(old, span)| Some((sum(old.counters.as_deref().ok()?, pick), span)));
-        let (rate, between) = hourly(total, old, since(rows), seen.at);
+        let total = pick(&Counted::of(rows, 0));
+        let old = old.map(|old| (pick(old.counted), old.seconds));
+        let (rate, fresh) = hourly(total, old, since(rows), seen.at);
         let measure = check.measure().expect("it is a number");
-        let when = if between { "between two looks".to_owned() } else { since_text(rows) };
+        let when = if fresh { SINCE_LOOK.to_owned() } else { since_text(rows) };
         let text = format!("{} of {what} an hour {when}", measure.written(rate));
         of.measures(subject, rate, limits(seen.cluster, Some(node), check), text)
-            .with(number(&format!("{}_total", check.name().replace('-', "_")), measure, total))
+            .with(number(&format!("{}_total", check.name().replace('-', "_")), measure, to_f64(total)))
             .next(next)
     })
 }
@@ -160,23 +167,22 @@ fn conflicts(
     node: &Node,
     observed: &NodeObserved,
     asked: &NodeSeen,
-    old: Option<(&NodeSeen, f64)>,
+    old: Option<Old<'_>>,
 ) -> Option<Finding> {
-    if observed.running().is_some_and(crate::ops::observe::Running::is_primary) {
+    if observed.running().is_some_and(Running::is_primary) {
         return None;
     }
     let of = Of::new(seen.cluster, Check::Conflicts);
     let subject = Subject::Node(node.name.clone());
     Some(of.told(subject, &asked.replay, |subject, replay| {
-        let total = replay.as_ref().map_or(0.0, |replay| to_f64(replay.conflicts));
-        let of_old = |old: &NodeSeen| Some(to_f64(old.replay.as_ref().ok()?.as_ref()?.conflicts));
-        let old = old.and_then(|(old, span)| Some((of_old(old)?, span)));
+        let total = replay.as_ref().map_or(0, |replay| replay.conflicts);
+        let old = old.map(|old| (old.counted.conflicts, old.seconds));
         let rows = asked.counters.as_deref().unwrap_or_default();
-        let (rate, between) = hourly(total, old, since(rows), seen.at);
-        let when = if between { "between two looks".to_owned() } else { since_text(rows) };
+        let (rate, fresh) = hourly(total, old, since(rows), seen.at);
+        let when = if fresh { SINCE_LOOK.to_owned() } else { since_text(rows) };
         let text = format!("{} queries cancelled an hour {when}", Measure::Count.written(rate));
         of.measures(subject, rate, limits(seen.cluster, Some(node), Check::Conflicts), text)
-            .with(number("conflicts_total", Measure::Count, total))
+            .with(number("conflicts_total", Measure::Count, to_f64(total)))
             .next("raise max_standby_streaming_delay, set hot_standby_feedback, or query another node")
     }))
 }

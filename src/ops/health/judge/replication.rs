@@ -3,17 +3,16 @@
 use super::super::asked::{Asked, Why};
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::{NodeSeen, Position, Seen};
-use super::{Of, command, limits, limits_or, number, to_f64};
+use super::{Of, command, limits, limits_or, to_f64};
 use crate::db::health::wal::{Pause, Replay};
 use crate::db::queries::ServerRole;
 use crate::ops::observe::{NodeObserved, Running};
 use crate::ops::roles::Lead;
-use crate::pg::lsn::Lsn;
 use crate::topology::checks::{Check, Limits, Measure};
 use crate::topology::model::{Node, PoolTarget};
 use crate::units::ByteCount;
 
-pub(super) fn judge(seen: &Seen<'_>, before: Option<&Seen<'_>>) -> Vec<Finding> {
+pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     let mut found = vec![primary(seen), subscriptions(seen)];
     for (node, observed, asked) in seen.each() {
         // Who is primary has no upstream; who does not answer may be either.
@@ -22,8 +21,7 @@ pub(super) fn judge(seen: &Seen<'_>, before: Option<&Seen<'_>>) -> Vec<Finding> 
         }
         found.push(streams(seen, node, observed));
         let behind = behind(seen, node, observed, asked);
-        let old = before.and_then(|before| before.asked(&node.name));
-        found.push(lag(seen, node, &behind, asked, old));
+        found.push(lag(seen, node, &behind, asked));
         found.push(lag_bytes(seen, node, &behind));
         found.extend(receiver(seen, node, observed, asked));
         found.push(replay(seen, node, asked));
@@ -183,17 +181,10 @@ fn late(replay: &Replay, replay_lag: Option<f64>, streaming: bool, at: &Position
     }
 }
 
-fn lag(
-    seen: &Seen<'_>,
-    node: &Node,
-    behind: &Asked<Behind>,
-    asked: &NodeSeen,
-    old: Option<&NodeSeen>,
-) -> Finding {
+fn lag(seen: &Seen<'_>, node: &Node, behind: &Asked<Behind>, asked: &NodeSeen) -> Finding {
     let of = Of::new(seen.cluster, Check::Lag);
     of.told(Subject::Node(node.name.clone()), behind, |subject, behind| {
         let delay = behind.delay_seconds;
-        let beyond = (behind.seconds - delay).max(0.0);
         let mut text = if behind.source == Source::Nothing {
             "nothing is missing".to_owned()
         } else {
@@ -203,28 +194,45 @@ fn lag(
         if delay > 0.0 {
             text = format!("{text}, of which {} on purpose", Measure::Time.written(delay));
         }
-        let moved = old.filter(|_| behind.bytes.0 > 0).and_then(|old| moved(old, asked));
-        text = match moved {
-            Some(0) => format!("{text}, stuck: nothing was replayed between two looks"),
-            Some(bytes) => format!("{text}, {} replayed between two looks", ByteCount(bytes)),
-            None => text,
-        };
+        let moves = moves(seen, &node.name, asked).filter(|_| behind.bytes.0 > 0);
+        if let Some(moves) = moves {
+            text = match moves {
+                Moves::Stuck { seconds } => format!("{text}, stuck for {}", Measure::Time.written(seconds)),
+                Moves::Replays { rate } => format!("{text}, replays {}/s", Measure::Size.written(rate)),
+            };
+        }
         let primary = seen.primary().and_then(NodeObserved::running);
         let default = primary.map_or(Check::Lag.limits(), |primary| lag_limits(seen, node, primary));
-        let finding =
-            of.measures(subject, beyond, limits_or(seen.cluster, Some(node), Check::Lag, default), text);
-        let stuck = moved == Some(0) && delay == 0.0;
-        let finding = if stuck { finding.at_least(Status::Warning) } else { finding };
-        finding
-            .with(number("lag_behind", Measure::Size, to_f64(behind.bytes.0)))
-            .next(command(seen.cluster, "status"))
+        let Limits { warn, crit } = limits_or(seen.cluster, Some(node), Check::Lag, default);
+        let limits = Limits { warn: warn.map(|warn| warn + delay), crit: crit.map(|crit| crit + delay) };
+        let finding = of.measures(subject, behind.seconds, limits, text);
+        let stuck = matches!(moves, Some(Moves::Stuck { .. })) && delay == 0.0;
+        if stuck { finding.at_least(Status::Warning) } else { finding }.next(command(seen.cluster, "status"))
     })
 }
 
-/// Returns how much a standby has replayed between two looks.
-fn moved(old: &NodeSeen, asked: &NodeSeen) -> Option<u64> {
-    let lsn = |seen: &NodeSeen| -> Option<Lsn> { seen.position.as_ref().ok()?.lsn };
-    Some(lsn(old)?.lag_behind(lsn(asked)?).0)
+/// Whether a standby that is behind has replayed anything since the look before this one.
+#[derive(Debug, Clone, Copy)]
+enum Moves {
+    Stuck {
+        seconds: f64,
+    },
+    /// In bytes a second.
+    Replays {
+        rate: f64,
+    },
+}
+
+fn moves(seen: &Seen<'_>, node: &str, asked: &NodeSeen) -> Option<Moves> {
+    let before = seen.before.as_ref().filter(|before| before.at < seen.at)?;
+    let stood = before.nodes.get(node)?.replayed_lsn?;
+    let replayed = asked.again.as_ref().ok()?.lsn?;
+    let seconds = seen.at.duration_since(before.at).as_secs_f64();
+    Some(if stood >= replayed {
+        Moves::Stuck { seconds }
+    } else {
+        Moves::Replays { rate: to_f64(stood.lag_behind(replayed).0) / seconds }
+    })
 }
 
 fn lag_bytes(seen: &Seen<'_>, node: &Node, behind: &Asked<Behind>) -> Finding {
