@@ -16,7 +16,7 @@ use crate::topology::model::Herd;
 use crate::topology::origin;
 use crate::ui;
 use crate::ui::exit::Exit;
-use crate::ui::explain::InEffect;
+use crate::ui::explain::{Declared, InEffect};
 use crate::ui::health::{Ended, Failed};
 use crate::ui::{Asked, Format, Monitoring};
 use crate::units;
@@ -54,6 +54,8 @@ pub struct HealthArgs {
 enum Verb {
     Explain(ExplainArgs),
     Serve(ServeArgs),
+    Rules(RulesArgs),
+    Dashboard(DashboardArgs),
 }
 
 /// Show what a check asks, what it needs, and from where on it warns
@@ -67,8 +69,8 @@ enum Verb {
 #[derive(Debug, clap::Args)]
 struct ExplainArgs {
     /// The check
-    #[arg(value_name = "CHECK", value_parser = check_parser())]
-    check: Option<Check>,
+    #[arg(value_name = "CHECK")]
+    check: Option<String>,
 }
 
 /// Answer scrapes and load balancers over HTTP
@@ -93,11 +95,25 @@ struct ServeArgs {
     every: Duration,
 }
 
-fn check_parser() -> impl clap::builder::TypedValueParser<Value = Check> {
-    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-    PossibleValuesParser::new(Check::ALL.map(Check::name))
-        .map(|name| Check::named(&name).expect("clap takes no other name"))
-}
+/// Print alert rules for Prometheus
+///
+/// They alert on what the checks have judged, so thresholds are set in the topology alone. Reads no topology and connects to nothing.
+///
+/// Exit codes: 0 printed.
+///
+/// Example: pgherd health rules > /etc/prometheus/rules/pgherd.yml
+#[derive(Debug, clap::Args)]
+struct RulesArgs {}
+
+/// Print a dashboard for Grafana
+///
+/// To be imported; it asks for the Prometheus that has the metrics. Reads no topology and connects to nothing.
+///
+/// Exit codes: 0 printed.
+///
+/// Example: pgherd health dashboard > pgherd.json
+#[derive(Debug, clap::Args)]
+struct DashboardArgs {}
 
 pub fn run(args: &HealthArgs, app: &mut App) -> Outcome {
     match &args.verb {
@@ -107,6 +123,14 @@ pub fn run(args: &HealthArgs, app: &mut App) -> Outcome {
         },
         Some(Verb::Explain(args)) => explain(args, app),
         Some(Verb::Serve(args)) => super::block_on(serve(args, app))?,
+        Some(Verb::Rules(_)) => {
+            app.ui.bytes(ui::templates::RULES.as_bytes());
+            Ok(Exit::Done)
+        }
+        Some(Verb::Dashboard(_)) => {
+            app.ui.bytes(ui::templates::DASHBOARD.as_bytes());
+            Ok(Exit::Done)
+        }
     }
 }
 
@@ -296,20 +320,39 @@ fn failed(failure: &Failure, app: &App) -> Failed {
 }
 
 fn explain(args: &ExplainArgs, app: &mut App) -> Outcome {
-    let Some(check) = args.check else {
-        ui::explain::print_list(&mut app.ui, &Check::ALL.map(|check| (check, health::explained(check))));
+    // What a check asks is worth knowing before there is a topology.
+    let file = app.topology_file().ok();
+    let herd = if file.is_some() { Some(app.herd()?) } else { None };
+    let clusters = herd.as_ref().map(|herd| app.clusters(herd)).transpose()?.unwrap_or_default();
+    let Some(name) = &args.check else {
+        ui::explain::print_list(
+            &mut app.ui,
+            &Check::ALL.map(|check| (check, health::explained(check))),
+            &clusters,
+        );
         return Ok(Exit::Done);
     };
-    // What a check asks is worth knowing before there is a topology.
-    let mut in_effect = Vec::new();
-    if let Ok(file) = app.topology_file() {
-        let herd = app.herd()?;
-        for cluster in app.clusters(&herd)? {
-            let values = origin::explain(&file, &cluster.name)?.1.unwrap_or_default();
-            in_effect.extend(InEffect::list(&file, cluster, check, &values));
+    if let Some(check) = Check::named(name) {
+        let mut in_effect = Vec::new();
+        for cluster in clusters {
+            let file = file.as_deref().expect("clusters come from a file");
+            let values = origin::explain(file, &cluster.name)?.1.unwrap_or_default();
+            in_effect.extend(InEffect::list(file, cluster, check, &values));
         }
+        ui::explain::print(&mut app.ui, check, &health::explained(check), &in_effect);
+        return Ok(Exit::Done);
     }
-    ui::explain::print(&mut app.ui, check, &health::explained(check), &in_effect);
+    let declared: Vec<Declared<'_>> = clusters
+        .iter()
+        .flat_map(|cluster| cluster.checks.iter().map(|check| Declared { cluster: &cluster.name, check }))
+        .filter(|declared| declared.check.name == *name)
+        .collect();
+    if declared.is_empty() {
+        return Err(Error::usage(format!("there is no check \"{name}\""))
+            .hint("\"pgherd health explain\" lists the checks.")
+            .into());
+    }
+    ui::explain::print_declared(&mut app.ui, &declared);
     Ok(Exit::Done)
 }
 

@@ -4,6 +4,7 @@
 //! What is not known is unknown and never fine, and a finding that only follows from another one says so.
 
 mod asked;
+mod custom;
 mod explain;
 mod herd;
 mod judge;
@@ -19,6 +20,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 pub use asked::{Asked, Why};
+pub use custom::CustomSeen;
 pub use explain::{Ask, Explained, Needs, explained};
 pub use herd::{Drill, Drills, HerdSeen, NodeFacts};
 pub use memory::{Before, Counted, Memory, NodeBefore};
@@ -153,6 +155,7 @@ fn judged(
             }
         };
         let mut of = judge::judge(seen);
+        of.extend(custom::judge(seen));
         if let Some(memory) = memory.as_deref_mut() {
             memory.damp(cluster, &mut of);
             memory.keep(seen);

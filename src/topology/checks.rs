@@ -67,7 +67,7 @@ pub enum Check {
 }
 
 /// What the thresholds of a check are measured in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// Percent, from 0 to 100.
@@ -419,6 +419,16 @@ impl Limits {
 }
 
 impl Measure {
+    /// Returns its word in the file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Time => "time",
+            Self::Size => "size",
+            Self::Count => "count",
+        }
+    }
+
     /// Parses a threshold with its unit: `80 %`, `30 s`, `64 MiB`; a count may be written in thousands and millions: `500 M`.
     ///
     /// # Errors

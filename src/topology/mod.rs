@@ -6,6 +6,7 @@
 mod check;
 pub mod checks;
 pub mod claim;
+pub mod custom;
 pub mod declared;
 mod decode;
 mod foreign;

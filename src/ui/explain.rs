@@ -6,9 +6,11 @@ use serde::Serialize;
 
 use crate::ops::health::{Ask, Explained};
 use crate::topology::checks::Check;
+use crate::topology::custom::{CustomCheck, On};
 use crate::topology::model::Cluster;
 use crate::topology::origin::{Effective, Source};
 use crate::ui::{Format, Tone, Ui};
+use crate::units::human_duration;
 
 /// What the file, or nobody, says of a check in one place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -92,22 +94,78 @@ struct Item {
 }
 
 #[derive(Serialize)]
-struct List {
+struct List<'a> {
     checks: Vec<Item>,
+    /// What the topology declares.
+    declared: Vec<Declared<'a>>,
+}
+
+/// A check that the topology declares.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Declared<'a> {
+    pub cluster: &'a str,
+    pub check: &'a CustomCheck,
+}
+
+#[derive(Serialize)]
+struct DeclaredDocument<'a> {
+    declared: &'a [Declared<'a>],
+}
+
+/// Prints checks that the topology declares.
+pub fn print_declared(ui: &mut Ui, declared: &[Declared<'_>]) {
+    if ui.format == Format::Json {
+        ui.json(&DeclaredDocument { declared });
+        return;
+    }
+    for Declared { cluster, check } in declared {
+        ui.line(format!("{}: declared as checks.{} of cluster {cluster}", check.name, check.name));
+        ui.line("");
+        ui.line(format!("Asks {} in database {}, READ ONLY", asked(check.on), check.database));
+        for line in check.sql.trim().lines() {
+            ui.line(format!("    {line}"));
+        }
+        ui.line("Thresholds");
+        for (key, limit) in [("warn", check.limits.warn), ("crit", check.limits.crit)] {
+            if let Some(limit) = limit {
+                ui.line(format!("    {key} {}", check.measure.written(limit)));
+            }
+        }
+        ui.line("Gives up after");
+        ui.line(format!("    {}", human_duration(check.timeout)));
+    }
+}
+
+fn asked(on: On) -> &'static str {
+    match on {
+        On::Primary => "the primary",
+        On::Standbys => "each standby that answers",
+        On::All => "each node that answers",
+    }
 }
 
 /// Prints the checks that there are.
-pub fn print_list(ui: &mut Ui, checks: &[(Check, Explained)]) {
+pub fn print_list(ui: &mut Ui, checks: &[(Check, Explained)], clusters: &[&Cluster]) {
+    let declared = || {
+        clusters
+            .iter()
+            .flat_map(|cluster| cluster.checks.iter().map(|check| Declared { cluster: &cluster.name, check }))
+    };
     match ui.format {
         Format::Json => {
             let item =
                 |(check, explained): &(Check, Explained)| Item { check: *check, title: explained.title };
-            ui.json(&List { checks: checks.iter().map(item).collect() });
+            ui.json(&List { checks: checks.iter().map(item).collect(), declared: declared().collect() });
         }
         Format::Human | Format::Markdown => {
-            let width = checks.iter().map(|(check, _)| check.name().len()).max().unwrap_or(0);
+            let names = checks.iter().map(|(check, _)| check.name().len());
+            let names = names.chain(declared().map(|declared| declared.check.name.len()));
+            let width = names.max().unwrap_or(0);
             for (check, explained) in checks {
                 ui.line(format!("{:<width$}  {}", check.name(), explained.title));
+            }
+            for Declared { cluster, check } in declared() {
+                ui.line(format!("{:<width$}  declared for cluster {cluster}", check.name));
             }
         }
     }

@@ -23,6 +23,7 @@ pub mod operation;
 pub mod plan;
 pub mod restore;
 pub mod status;
+pub mod templates;
 pub mod trust;
 pub mod wal;
 

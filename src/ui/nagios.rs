@@ -109,11 +109,16 @@ fn add_numbers(text: &mut String, findings: &[&Finding]) -> usize {
 /// What a graph is known by: it stays the same as long as the number means the same.
 fn label(finding: &Finding, measured: &Measured) -> String {
     let Finding { cluster, subject, .. } = finding;
+    let name = match &finding.check {
+        // Two declared checks may have columns of one name.
+        CheckName::Custom { name, .. } if *name != measured.name => format!("{name}.{}", measured.name),
+        CheckName::Custom { .. } | CheckName::Own(_) => measured.name.clone(),
+    };
     match subject {
-        Subject::Cluster => format!("{}_{cluster}", measured.name),
-        Subject::Node(node) => format!("{}_{cluster}/{node}", measured.name),
-        Subject::Pooler(host) => format!("{}_{cluster}/pooler:{host}", measured.name),
-        Subject::Part(part) => format!("{}_{cluster}/{part}", measured.name),
+        Subject::Cluster => format!("{name}_{cluster}"),
+        Subject::Node(node) => format!("{name}_{cluster}/{node}"),
+        Subject::Pooler(host) => format!("{name}_{cluster}/pooler:{host}"),
+        Subject::Part(part) => format!("{name}_{cluster}/{part}"),
     }
 }
 

@@ -32,7 +32,10 @@ const FIXED: [(&str, &str); 7] = [
     (LAST_SUCCESS, "When the herd was judged last."),
     (DURATION, "How long the last look took."),
     (BUILD, "The program that looked; always 1."),
-    (CUSTOM, "What a check measures that the topology declares, in the unit of that check."),
+    (
+        CUSTOM,
+        "What a check measures that the topology declares: seconds, bytes, a part of 1, or a number of things.",
+    ),
 ];
 
 /// Returns the family of a number: its name, and the unit that Prometheus' rules ask for.

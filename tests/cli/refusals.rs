@@ -1740,3 +1740,19 @@ HINT:   Remove the key; "report: warning" makes it a warning at most.
 ERROR:  pgherd.yml:14:24: clusters.inventory.health.archive.after must be 1 or more"#,
     );
 }
+
+#[test]
+fn refuses_checks_of_ones_own_that_say_too_little() {
+    refuses(
+        ONE,
+        r#"    checks:
+      lag: {sql: select 1, crit: 1}
+      silent: {sql: select 1}
+      nothing: {crit: 5}
+      elsewhere: {sql: select 1, crit: 5, database: nowhere}
+      odd: {sql: select 1, crit: 5 s, measure: size}
+      patient: {sql: select 1, crit: 5, timeout: 5 min}
+"#,
+        "",
+    );
+}

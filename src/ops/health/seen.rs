@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use super::asked::{Asked, Why};
+use super::custom::{self, CustomSeen};
 use super::herd::{self, HerdSeen, NodeFacts};
 use super::memory::Before;
 use crate::db::health::activity::{self, Horizon, LockWait, Longest, Prepared, Vitals};
@@ -44,6 +45,8 @@ pub struct Seen<'a> {
     pub herd: HerdSeen,
     /// The look before this one, if there was one: for rates, and to tell what moves from what is stuck.
     pub before: Option<Before>,
+    /// What checks were answered that the topology declares.
+    pub custom: Vec<CustomSeen>,
 }
 
 /// What a node's server told beyond what `status` shows.
@@ -184,12 +187,24 @@ pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> R
     );
     let nodes = ask(&doors, cluster, &observed).await;
     let lead = roles::lead(&observed);
+    let custom = custom::look(&doors, cluster, &observed, &lead).await;
     let primary = match &lead {
         Lead::Primary(name) => observed.node(name),
         Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
     };
     let herd = herd::look(context, &doors, herd, cluster, &observed, primary, &poolers).await;
-    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, herd, before: None })
+    Ok(Seen {
+        cluster,
+        at: Timestamp::now(),
+        observed,
+        lead,
+        nodes,
+        poolers,
+        kept,
+        herd,
+        before: None,
+        custom,
+    })
 }
 
 /// One node that is asked: its connection, who asks, and what was told at once.
