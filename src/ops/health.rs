@@ -3,8 +3,10 @@
 //! Looks first ([`seen`]), then judges what was seen without asking anybody ([`judge`]). Changes nothing but its own memory ([`memory`]).
 //! What is not known is unknown and never fine, and a finding that only follows from another one says so.
 
+mod asked;
 mod custom;
 mod explain;
+mod herd;
 mod judge;
 mod memory;
 mod report;
@@ -17,12 +19,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+pub use asked::{Asked, Why};
 pub use custom::CustomSeen;
 pub use explain::{Ask, Explained, Needs, explained};
-pub use memory::{Before, Memory, NodeBefore};
+pub use herd::{Drill, Drills, HerdSeen, NodeFacts};
+pub use memory::{Before, Counted, Memory, NodeBefore};
 pub use report::{CheckName, Damped, Finding, Health, Measured, Status, Subject};
 pub use routes::{NodeRoute, Routes, Serves};
-pub use seen::{Asked, NodeSeen, Seen, Why};
+pub use seen::{NodeSeen, Seen};
 pub use serve::{Board, answer};
 
 use crate::error::{Error, Result};
@@ -51,7 +55,7 @@ pub async fn examine(
     let state = context.places.state();
     let remembered = memory::recall(state, &herd.name).memory;
     let begun = Timestamp::now();
-    let seen = look(context, clusters, sample, &remembered).await;
+    let seen = look(context, herd, clusters, sample, &remembered).await;
     let mut remarks = Vec::new();
     let mut memory = None;
     let keeper = match Keeper::hold(state, &herd.name).await {
@@ -92,7 +96,7 @@ pub async fn examine_again(
     memory: &mut Memory,
 ) -> Looked {
     let begun = Timestamp::now();
-    let seen = look(context, clusters, sample, memory).await;
+    let seen = look(context, herd, clusters, sample, memory).await;
     judged(herd, begun, &seen, Some(memory), Vec::new())
 }
 
@@ -110,11 +114,12 @@ type Look<'a> = (&'a Cluster, Result<Seen<'a>>);
 
 async fn look<'a>(
     context: &Context,
+    herd: &Herd,
     clusters: &[&'a Cluster],
     sample: Option<Duration>,
     memory: &Memory,
 ) -> Vec<Look<'a>> {
-    let all = || join_all(clusters.iter().map(|cluster| seen::look(context, cluster)));
+    let all = || join_all(clusters.iter().map(|cluster| seen::look(context, herd, cluster)));
     let mut befores: Vec<Option<Before>> =
         clusters.iter().map(|cluster| memory.before(&cluster.name).cloned()).collect();
     let mut seen = all().await;

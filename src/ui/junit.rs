@@ -76,7 +76,9 @@ fn check_case(finding: &Finding) -> TestCase {
     };
     let name = match &finding.subject {
         Subject::Cluster => finding.check.name().to_owned(),
-        subject @ (Subject::Node(_) | Subject::Pooler(_)) => format!("{} {subject}", finding.check.name()),
+        subject @ (Subject::Node(_) | Subject::Pooler(_) | Subject::Part(_)) => {
+            format!("{} {subject}", finding.check.name())
+        }
     };
     let mut case = TestCase::new(name, status);
     case.set_classname(format!("health.{}", finding.cluster));

@@ -76,7 +76,7 @@ fn summary(health: &Health, trouble: &[&Finding]) -> String {
 fn told(finding: &Finding) -> String {
     let subject = match &finding.subject {
         Subject::Cluster => String::new(),
-        subject @ (Subject::Node(_) | Subject::Pooler(_)) => format!("{subject}: "),
+        subject @ (Subject::Node(_) | Subject::Pooler(_) | Subject::Part(_)) => format!("{subject}: "),
     };
     format!("{}/{}: {subject}{}", finding.cluster, finding.check.name(), finding.text)
 }
@@ -118,6 +118,7 @@ fn label(finding: &Finding, measured: &Measured) -> String {
         Subject::Cluster => format!("{name}_{cluster}"),
         Subject::Node(node) => format!("{name}_{cluster}/{node}"),
         Subject::Pooler(host) => format!("{name}_{cluster}/pooler:{host}"),
+        Subject::Part(part) => format!("{name}_{cluster}/{part}"),
     }
 }
 

@@ -127,6 +127,7 @@ fn of<'a>(health: &'a Health, finding: &'a Finding) -> Vec<(&'static str, &'a st
         Subject::Cluster => labels.push(("node", "")),
         Subject::Node(node) => labels.push(("node", node)),
         Subject::Pooler(host) => labels.extend([("node", ""), ("pooler", host.as_str())]),
+        Subject::Part(part) => labels.extend([("node", ""), ("part", part.as_str())]),
     }
     labels
 }

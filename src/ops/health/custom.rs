@@ -2,8 +2,9 @@
 
 use futures_util::future::join_all;
 
+use super::asked::{Asked, Why};
 use super::report::{CheckName, Finding, Measured, Status, Subject};
-use super::seen::{Asked, Seen, Why};
+use super::seen::Seen;
 use crate::db::custom::{self as ask, Column};
 use crate::ops::observe::{ClusterObserved, Doors, PATIENCE};
 use crate::ops::roles::Lead;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::{Damped, Finding, Status, Subject};
 use super::seen::Seen;
+use crate::db::health::databases::Counters;
 use crate::pg::lsn::Lsn;
 use crate::topology::model::Cluster;
 
@@ -61,6 +62,37 @@ pub struct NodeBefore {
     /// A primary's write position, or how far a standby has received.
     pub lsn: Option<Lsn>,
     pub replayed_lsn: Option<Lsn>,
+    /// `None` where it could not be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<Counted>,
+}
+
+/// What a server had counted, in all its databases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counted {
+    pub blocks_hit: u64,
+    pub blocks_read: u64,
+    pub commits: u64,
+    pub rollbacks: u64,
+    pub deadlocks: u64,
+    pub temp_bytes: u64,
+    pub conflicts: u64,
+}
+
+impl Counted {
+    /// Adds up what the databases have counted.
+    pub fn of(rows: &[Counters], conflicts: u64) -> Self {
+        rows.iter().fold(Self { conflicts, ..Self::default() }, |sum, row| Self {
+            blocks_hit: sum.blocks_hit + row.blocks_hit,
+            blocks_read: sum.blocks_read + row.blocks_read,
+            commits: sum.commits + row.commits,
+            rollbacks: sum.rollbacks + row.rollbacks,
+            deadlocks: sum.deadlocks + row.deadlocks,
+            temp_bytes: sum.temp_bytes + row.temp_bytes,
+            conflicts: sum.conflicts,
+        })
+    }
 }
 
 impl Default for Memory {
@@ -120,13 +152,16 @@ impl Before {
     /// Takes from a look what the next one compares itself with.
     pub fn of(seen: &Seen<'_>) -> Self {
         use crate::db::queries::ServerRole;
-        let nodes = seen.observed.nodes.iter().filter_map(|node| {
+        let nodes = seen.each().filter_map(|(_, node, asked)| {
             let role = &node.running()?.facts.role;
             let replayed_lsn = match role {
                 ServerRole::Primary { .. } => None,
                 ServerRole::Standby { replayed_lsn, .. } => *replayed_lsn,
             };
-            Some((node.node.clone(), NodeBefore { lsn: role.lsn(), replayed_lsn }))
+            let replay = asked.replay.as_ref().ok().and_then(Option::as_ref);
+            let conflicts = replay.map_or(0, |replay| replay.conflicts);
+            let counted = asked.counters.as_ref().ok().map(|rows| Counted::of(rows, conflicts));
+            Some((node.node.clone(), NodeBefore { lsn: role.lsn(), replayed_lsn, counted }))
         });
         Self { at: seen.at, nodes: nodes.collect() }
     }
@@ -137,7 +172,7 @@ fn after(cluster: &Cluster, finding: &Finding) -> u32 {
     let Some(check) = finding.check.own() else { return 1 };
     let of_node = match &finding.subject {
         Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&check)),
-        Subject::Cluster | Subject::Pooler(_) => None,
+        Subject::Cluster | Subject::Pooler(_) | Subject::Part(_) => None,
     };
     let of_cluster = cluster.health.get(&check);
     let stated = of_node.and_then(|declared| declared.after);
