@@ -12,6 +12,7 @@ mod told;
 
 pub mod backup;
 pub mod drill;
+pub mod ended;
 pub mod error;
 pub mod exit;
 pub mod explain;

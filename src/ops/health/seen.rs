@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use super::asked::{Asked, Why};
+use super::before::Before;
 use super::custom::{self, CustomSeen};
 use super::herd::{self, HerdSeen, NodeFacts};
-use super::memory::Before;
 use crate::db::health::activity::{self, Horizon, LockWait, Longest, Prepared, Vitals};
 use crate::db::health::configuration::{self, BadLine};
 use crate::db::health::databases::{self, Counters, DeadRows, InvalidIndex, Sequences, Statements, Unfrozen};
