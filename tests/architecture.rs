@@ -75,7 +75,11 @@ const DOORS: &[Door] = &[
         paths: &["aws_sdk_s3", "aws_config"],
         why: "repo/s3 is the only door to a bucket",
     },
-    Door { places: &["net"], paths: &["reqwest"], why: "net is the only door to HTTP" },
+    Door {
+        places: &["net"],
+        paths: &["reqwest", "hyper*", "http_body_util"],
+        why: "net is the only door to HTTP",
+    },
     Door { places: &["ui"], paths: &["comfy_table", "indicatif"], why: "only ui knows a terminal" },
     Door {
         places: &["ui", "main"],

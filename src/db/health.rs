@@ -1,12 +1,20 @@
 //! What `health` asks a server: typed rows, and what a login may not see.
 //!
-//! SQL for PostgreSQL 14 to 19, for a role that is a member of pg_monitor and nothing more.
+//! SQL for PostgreSQL 14 to 19, for a role that is a member of pg_monitor and nothing more; what takes another grant says so at its constant.
+//! A column that not every version has is read through `to_jsonb`, which has it or not. Times are measured on the server, by its own clock.
+
+pub mod activity;
+pub mod configuration;
+pub mod databases;
+pub mod wal;
 
 pub mod herd;
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
 
 use super::connect::{Conn, DbError};
+use super::queries::Fields;
 
 /// Who asks, and what that role may see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,10 +22,12 @@ pub struct Asker {
     pub role: String,
     /// Whether it sees what other roles do and what is in the server's directories.
     pub monitor: bool,
+    /// The server's clock when it answered.
+    pub now: jiff::Timestamp,
 }
 
-pub(super) const ASKER: &str = "
-SELECT current_user::text AS role, pg_has_role(current_user, 'pg_monitor', 'USAGE') AS monitor";
+pub const ASKER: &str = "
+SELECT current_user::text AS role, pg_has_role(current_user, 'pg_monitor', 'USAGE') AS monitor, clock_timestamp() AS now";
 
 /// Finds out who asks.
 ///
@@ -26,32 +36,33 @@ SELECT current_user::text AS role, pg_has_role(current_user, 'pg_monitor', 'USAG
 pub async fn asker(conn: &Conn) -> Result<Asker, DbError> {
     const WHAT: &str = "read its own role";
     let row = conn.query_one(WHAT, ASKER, &[]).await?;
-    Ok(Asker { role: conn.field(WHAT, &row, "role")?, monitor: conn.field(WHAT, &row, "monitor")? })
+    let f = Fields { conn, what: WHAT, row: &row };
+    Ok(Asker { role: f.at("role")?, monitor: f.at("monitor")?, now: f.at("now")? })
 }
 
-/// How many client connections there are, and how many a role without privileges can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connections {
-    pub clients: u32,
-    /// `max_connections` without those that are kept for superusers and, from 16 on, for pg_use_reserved_connections.
-    pub usable: u32,
+/// Asks for any number of rows.
+async fn rows<T>(
+    conn: &Conn,
+    what: &'static str,
+    sql: &str,
+    read: impl Fn(&Fields<'_>) -> Result<T, DbError>,
+) -> Result<Vec<T>, DbError> {
+    let rows: Vec<Row> = conn.query(what, sql, &[]).await?;
+    rows.iter().map(|row| read(&Fields { conn, what, row })).collect()
 }
 
-/// Backends that serve clients alone count: walsenders have slots of their own (`max_wal_senders`), workers too.
-pub const CONNECTIONS: &str = "
-SELECT count(*) FILTER (WHERE backend_type = 'client backend')::int AS clients,
-       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-         - coalesce(current_setting('reserved_connections', true)::int, 0) AS usable
-  FROM pg_stat_activity";
+/// Asks for one row.
+async fn one<T>(
+    conn: &Conn,
+    what: &'static str,
+    sql: &str,
+    read: impl Fn(&Fields<'_>) -> Result<T, DbError>,
+) -> Result<T, DbError> {
+    let row = conn.query_one(what, sql, &[]).await?;
+    read(&Fields { conn, what, row: &row })
+}
 
-/// Counts connections.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn connections(conn: &Conn) -> Result<Connections, DbError> {
-    const WHAT: &str = "count connections";
-    let row = conn.query_one(WHAT, CONNECTIONS, &[]).await?;
-    let count =
-        |column: &str| conn.field::<i32>(WHAT, &row, column).map(|count| count.max(0).cast_unsigned());
-    Ok(Connections { clients: count("clients")?, usable: count("usable")? })
+/// Reads a number that cannot be below zero; NULL is zero.
+fn count(f: &Fields<'_>, column: &str) -> Result<u64, DbError> {
+    Ok(u64::try_from(f.at::<Option<i64>>(column)?.unwrap_or_default()).unwrap_or(0))
 }

@@ -621,14 +621,14 @@ pub async fn read_probe(conn: &Conn) -> Result<Option<String>, DbError> {
 }
 
 /// One row, with whom and what it answers.
-struct Fields<'a> {
-    conn: &'a Conn,
-    what: &'static str,
-    row: &'a Row,
+pub(super) struct Fields<'a> {
+    pub(super) conn: &'a Conn,
+    pub(super) what: &'static str,
+    pub(super) row: &'a Row,
 }
 
 impl<'a> Fields<'a> {
-    fn at<T: FromSql<'a>>(&self, column: &str) -> Result<T, DbError> {
+    pub(super) fn at<T: FromSql<'a>>(&self, column: &str) -> Result<T, DbError> {
         self.conn.field(self.what, self.row, column)
     }
 

@@ -1,3 +1,4 @@
-//! Services that are spoken to over HTTP. The only room that uses reqwest.
+//! What is spoken to over HTTP, and who asks us over it. The only room that uses reqwest and hyper.
 
+pub mod http;
 pub mod vault;

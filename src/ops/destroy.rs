@@ -457,6 +457,7 @@ fn as_cluster(input: &Input) -> Cluster {
             .collect(),
         synchronous: None,
         health: DeclaredChecks::new(),
+        checks: Vec::new(),
         databases: Vec::new(),
         schemas: Vec::new(),
         roles: Vec::new(),

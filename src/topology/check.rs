@@ -3,6 +3,7 @@
 //! Goes on after each problem. A key that is there but wrong was reported when it was decoded; only one that is missing is
 //! reported here.
 
+mod custom;
 mod health;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -678,6 +679,7 @@ impl Checker<'_> {
         let drills = drills.and_then(|drill| self.restore_drill(&draft, drill, &databases));
         let hosts = self.hosts_of(&draft, &nodes, poolers.as_ref());
         let health = health::checks(self.report, &draft.path(".health"), raw.health.as_ref());
+        let checks = self.custom_checks(&draft, &raw, &databases);
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {
             name: name.to_owned(),
@@ -693,6 +695,7 @@ impl Checker<'_> {
             drills,
             hosts,
             health,
+            checks,
         })
     }
 

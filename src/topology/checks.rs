@@ -21,6 +21,38 @@ pub enum Check {
     Disk,
     Archive,
     BackupAge,
+    Uptime,
+    Crash,
+    Clock,
+    IdleInTransaction,
+    LongQuery,
+    LongTransaction,
+    LockWait,
+    LockTable,
+    PreparedTransactions,
+    LagBytes,
+    Receiver,
+    Replay,
+    Conflicts,
+    Slots,
+    MissingSlots,
+    Subscriptions,
+    WalSize,
+    XidAge,
+    MultixactAge,
+    Freeze,
+    XminHorizon,
+    DeadRows,
+    Checksums,
+    InvalidIndexes,
+    Sequences,
+    PendingRestart,
+    Configuration,
+    CacheHit,
+    Rollbacks,
+    Deadlocks,
+    TempFiles,
+    SlowQueries,
     Divergence,
     Settings,
     Version,
@@ -40,7 +72,7 @@ pub enum Check {
 }
 
 /// What the thresholds of a check are measured in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// Percent, from 0 to 100.
@@ -54,7 +86,7 @@ pub enum Measure {
 }
 
 /// On which side of its thresholds a value is worse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Worse {
     Above,
@@ -94,7 +126,7 @@ pub enum Report {
 pub type DeclaredChecks = BTreeMap<Check, Declared>;
 
 impl Check {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 57] = [
         Self::Connect,
         Self::Primary,
         Self::SystemIdentifier,
@@ -104,6 +136,38 @@ impl Check {
         Self::Disk,
         Self::Archive,
         Self::BackupAge,
+        Self::Uptime,
+        Self::Crash,
+        Self::Clock,
+        Self::IdleInTransaction,
+        Self::LongQuery,
+        Self::LongTransaction,
+        Self::LockWait,
+        Self::LockTable,
+        Self::PreparedTransactions,
+        Self::LagBytes,
+        Self::Receiver,
+        Self::Replay,
+        Self::Conflicts,
+        Self::Slots,
+        Self::MissingSlots,
+        Self::Subscriptions,
+        Self::WalSize,
+        Self::XidAge,
+        Self::MultixactAge,
+        Self::Freeze,
+        Self::XminHorizon,
+        Self::DeadRows,
+        Self::Checksums,
+        Self::InvalidIndexes,
+        Self::Sequences,
+        Self::PendingRestart,
+        Self::Configuration,
+        Self::CacheHit,
+        Self::Rollbacks,
+        Self::Deadlocks,
+        Self::TempFiles,
+        Self::SlowQueries,
         Self::Divergence,
         Self::Settings,
         Self::Version,
@@ -134,6 +198,38 @@ impl Check {
             Self::Disk => "disk",
             Self::Archive => "archive",
             Self::BackupAge => "backup-age",
+            Self::Uptime => "uptime",
+            Self::Crash => "crash",
+            Self::Clock => "clock",
+            Self::IdleInTransaction => "idle-in-transaction",
+            Self::LongQuery => "long-query",
+            Self::LongTransaction => "long-transaction",
+            Self::LockWait => "lock-wait",
+            Self::LockTable => "lock-table",
+            Self::PreparedTransactions => "prepared-transactions",
+            Self::LagBytes => "lag-bytes",
+            Self::Receiver => "receiver",
+            Self::Replay => "replay",
+            Self::Conflicts => "conflicts",
+            Self::Slots => "slots",
+            Self::MissingSlots => "missing-slots",
+            Self::Subscriptions => "subscriptions",
+            Self::WalSize => "wal-size",
+            Self::XidAge => "xid-age",
+            Self::MultixactAge => "multixact-age",
+            Self::Freeze => "freeze",
+            Self::XminHorizon => "xmin-horizon",
+            Self::DeadRows => "dead-rows",
+            Self::Checksums => "checksums",
+            Self::InvalidIndexes => "invalid-indexes",
+            Self::Sequences => "sequences",
+            Self::PendingRestart => "pending-restart",
+            Self::Configuration => "configuration",
+            Self::CacheHit => "cache-hit",
+            Self::Rollbacks => "rollbacks",
+            Self::Deadlocks => "deadlocks",
+            Self::TempFiles => "temp-files",
+            Self::SlowQueries => "slow-queries",
             Self::Divergence => "divergence",
             Self::Settings => "settings",
             Self::Version => "version",
@@ -173,7 +269,8 @@ impl Check {
             | Self::Operations
             | Self::Poolers
             | Self::Routes
-            | Self::Budget => None,
+            | Self::Budget
+            | Self::MissingSlots => None,
             Self::Lag
             | Self::PoolWait
             | Self::BackupAge
@@ -181,17 +278,49 @@ impl Check {
             | Self::Window
             | Self::Drill
             | Self::Runway
-            | Self::Expiry => Some(Measure::Time),
-            Self::Connections | Self::Disk | Self::PoolClients => Some(Measure::Share),
-            Self::Archive => Some(Measure::Count),
+            | Self::Expiry
+            | Self::Uptime
+            | Self::Crash
+            | Self::Clock
+            | Self::IdleInTransaction
+            | Self::LongQuery
+            | Self::LongTransaction
+            | Self::LockWait
+            | Self::PreparedTransactions
+            | Self::Receiver
+            | Self::Replay
+            | Self::Slots
+            | Self::SlowQueries => Some(Measure::Time),
+            Self::Connections
+            | Self::Disk
+            | Self::PoolClients
+            | Self::LockTable
+            | Self::WalSize
+            | Self::Freeze
+            | Self::DeadRows
+            | Self::Sequences
+            | Self::CacheHit
+            | Self::Rollbacks => Some(Measure::Share),
+            Self::Archive
+            | Self::Conflicts
+            | Self::Subscriptions
+            | Self::XidAge
+            | Self::MultixactAge
+            | Self::XminHorizon
+            | Self::Checksums
+            | Self::InvalidIndexes
+            | Self::PendingRestart
+            | Self::Configuration
+            | Self::Deadlocks => Some(Measure::Count),
+            Self::LagBytes | Self::TempFiles => Some(Measure::Size),
         }
     }
 
     /// Returns on which side of its thresholds a value is worse.
     pub const fn worse(self) -> Worse {
         match self {
-            // What is left: of a disk, of a certificate.
-            Self::Runway | Self::Expiry => Worse::Below,
+            // What is left: of a disk, of a certificate; and how long something has gone well.
+            Self::Runway | Self::Expiry | Self::Uptime | Self::Crash | Self::CacheHit => Worse::Below,
             Self::Connect
             | Self::Primary
             | Self::SystemIdentifier
@@ -214,14 +343,47 @@ impl Check {
             | Self::Routes
             | Self::PoolWait
             | Self::PoolClients
-            | Self::Budget => Worse::Above,
+            | Self::Budget
+            | Self::Clock
+            | Self::IdleInTransaction
+            | Self::LongQuery
+            | Self::LongTransaction
+            | Self::LockWait
+            | Self::LockTable
+            | Self::PreparedTransactions
+            | Self::LagBytes
+            | Self::Receiver
+            | Self::Replay
+            | Self::Conflicts
+            | Self::Slots
+            | Self::MissingSlots
+            | Self::Subscriptions
+            | Self::WalSize
+            | Self::XidAge
+            | Self::MultixactAge
+            | Self::Freeze
+            | Self::XminHorizon
+            | Self::DeadRows
+            | Self::Checksums
+            | Self::InvalidIndexes
+            | Self::Sequences
+            | Self::PendingRestart
+            | Self::Configuration
+            | Self::Rollbacks
+            | Self::Deadlocks
+            | Self::TempFiles
+            | Self::SlowQueries => Worse::Above,
         }
     }
 
     /// Returns its thresholds where the file says nothing.
     pub const fn limits(self) -> Limits {
-        const HOUR: f64 = 3600.0;
+        const MINUTE: f64 = 60.0;
+        const HOUR: f64 = 60.0 * MINUTE;
+        const MIB: f64 = 1_048_576.0;
+        const GIB: f64 = 1024.0 * MIB;
         match self {
+            // Of `rpo` and `window` what is declared under `objectives` and `backups` is the threshold; a restart is what an operator does.
             Self::Connect
             | Self::Primary
             | Self::SystemIdentifier
@@ -237,7 +399,9 @@ impl Check {
             | Self::Budget
             // What is declared under `objectives` and `backups` is the threshold.
             | Self::Rpo
-            | Self::Window => Limits { warn: None, crit: None },
+            | Self::Window
+            | Self::Uptime
+            | Self::MissingSlots => Limits { warn: None, crit: None },
             // Of a standby that nobody reads from and no commit waits for.
             Self::Lag => Limits { warn: Some(30.0), crit: Some(300.0) },
             Self::Connections | Self::Disk => Limits { warn: Some(80.0), crit: Some(90.0) },
@@ -248,6 +412,31 @@ impl Check {
             Self::Drill => Limits { warn: Some(35.0 * 24.0 * HOUR), crit: Some(95.0 * 24.0 * HOUR) },
             Self::Runway => Limits { warn: Some(24.0 * HOUR), crit: Some(4.0 * HOUR) },
             Self::Expiry => Limits { warn: Some(30.0 * 24.0 * HOUR), crit: Some(7.0 * 24.0 * HOUR) },
+            Self::Crash | Self::Slots => Limits { warn: Some(10.0 * MINUTE), crit: None },
+            Self::Clock => Limits { warn: Some(2.0), crit: Some(5.0) },
+            Self::IdleInTransaction => Limits { warn: Some(5.0 * MINUTE), crit: Some(15.0 * MINUTE) },
+            Self::LongQuery | Self::LongTransaction => Limits { warn: Some(HOUR), crit: Some(12.0 * HOUR) },
+            Self::LockWait => Limits { warn: Some(30.0), crit: Some(2.0 * MINUTE) },
+            Self::LockTable => Limits { warn: Some(50.0), crit: Some(80.0) },
+            Self::PreparedTransactions => Limits { warn: Some(MINUTE), crit: Some(5.0 * MINUTE) },
+            Self::LagBytes => Limits { warn: Some(64.0 * MIB), crit: Some(1024.0 * MIB) },
+            Self::Receiver => Limits { warn: Some(MINUTE), crit: None },
+            // Since nobody pauses it for good.
+            Self::Replay => Limits { warn: Some(0.0), crit: Some(HOUR) },
+            Self::Conflicts | Self::Rollbacks | Self::Deadlocks => Limits { warn: Some(10.0), crit: None },
+            Self::Subscriptions | Self::InvalidIndexes | Self::PendingRestart => {
+                Limits { warn: Some(1.0), crit: None }
+            }
+            Self::WalSize => Limits { warn: Some(200.0), crit: Some(400.0) },
+            Self::XidAge | Self::MultixactAge => Limits { warn: Some(500e6), crit: Some(1000e6) },
+            Self::Freeze => Limits { warn: Some(125.0), crit: Some(200.0) },
+            Self::XminHorizon => Limits { warn: Some(10e6), crit: Some(100e6) },
+            Self::DeadRows => Limits { warn: Some(30.0), crit: None },
+            Self::Checksums | Self::Configuration => Limits { warn: None, crit: Some(1.0) },
+            Self::Sequences => Limits { warn: Some(75.0), crit: Some(90.0) },
+            Self::CacheHit => Limits { warn: Some(90.0), crit: None },
+            Self::TempFiles => Limits { warn: Some(10.0 * GIB), crit: None },
+            Self::SlowQueries => Limits { warn: Some(0.5), crit: Some(2.0) },
         }
     }
 }
@@ -261,6 +450,16 @@ impl Limits {
 }
 
 impl Measure {
+    /// Returns its word in the file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Time => "time",
+            Self::Size => "size",
+            Self::Count => "count",
+        }
+    }
+
     /// Parses a threshold with its unit: `80 %`, `30 s`, `64 MiB`; a count may be written in thousands and millions: `500 M`.
     ///
     /// # Errors

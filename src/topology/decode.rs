@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::checks::Report as Called;
+use super::checks::{Measure, Report as Called};
+use super::custom::On;
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
     Service, VaultReference,
@@ -477,6 +478,8 @@ words!(PoolerAuth { "userlist" => PoolerAuth::Userlist, "query" => PoolerAuth::Q
 words!(BackupSource { "standby" => BackupSource::Standby, "primary" => BackupSource::Primary });
 words!(DrillTarget { "newest" => DrillTarget::Newest, "random-second" => DrillTarget::RandomSecond });
 words!(RestoreProof { "checksums" => RestoreProof::Checksums, "amcheck" => RestoreProof::Amcheck, "assertions" => RestoreProof::Assertions });
+words!(Measure { "share" => Measure::Share, "time" => Measure::Time, "size" => Measure::Size, "count" => Measure::Count });
+words!(On { "primary" => On::Primary, "standbys" => On::Standbys, "all" => On::All });
 words!(Called { "critical" => Called::Critical, "warning" => Called::Warning, "never" => Called::Never });
 words!(PoolTarget { "primary" => PoolTarget::Primary, "standbys" => PoolTarget::Standbys });
 

@@ -7,6 +7,7 @@ pub mod budget;
 mod check;
 pub mod checks;
 pub mod claim;
+pub mod custom;
 pub mod declared;
 mod decode;
 mod foreign;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::checks::DeclaredChecks;
+use super::custom::CustomCheck;
 use crate::units::ByteCount;
 
 /// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
@@ -121,6 +122,9 @@ pub struct Cluster {
     /// What is said of the checks of `health`.
     #[serde(default, skip_serializing_if = "DeclaredChecks::is_empty")]
     pub health: DeclaredChecks,
+    /// Checks of `health` that the file declares itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CustomCheck>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -142,6 +142,19 @@ impl List<'_> {
         self.backups(cluster);
         self.drills(cluster);
         self.health(&["health"], &cluster.health);
+        for check in &cluster.checks {
+            let path = |key| ["checks", check.name.as_str(), key];
+            self.add(&path("database"), &check.database);
+            self.add(&path("sql"), &check.sql);
+            self.add(&path("measure"), check.measure.word());
+            for (key, limit) in [("warn", check.limits.warn), ("crit", check.limits.crit)] {
+                if let Some(limit) = limit {
+                    self.add(&path(key), check.measure.written(limit));
+                }
+            }
+            self.add(&path("timeout"), written(check.timeout));
+            self.add(&path("on"), check.on.word());
+        }
         for node in &cluster.nodes {
             self.health(&["nodes", &node.name, "health"], &node.health);
         }

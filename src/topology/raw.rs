@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use super::checks::Report;
+use super::checks::{Measure, Report};
+use super::custom::On;
 use super::decode::{
     Address, Count, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary, record,
 };
@@ -103,6 +104,8 @@ record! {
         drills: Drills = "drills",
         /// Thresholds of the checks of "pgherd health", by the name of the check.
         health: Named<Health> = "health",
+        /// Checks of your own, by name: a query whose first column is held against thresholds.
+        checks: Named<CustomCheck> = "checks",
     }
 }
 
@@ -338,6 +341,27 @@ record! {
     Drills {
         /// Restore a backup to a scratch directory.
         restore: RestoreDrill = "restore",
+    }
+}
+
+record! {
+    /// A check of your own. It reads only; what it may not do, the server refuses.
+    CustomCheck {
+        /// Its database; required where the cluster has several.
+        database: Text = "database",
+        /// A query that yields one row: the first column is judged, the others are told.
+        sql: Text = "sql",
+        /// From here on it is a warning: "12", "80 %", "30 s", "64 MiB", as "measure" says.
+        warn: SettingText = "warn",
+        /// From here on it is critical; less than "warn" where less is worse.
+        crit: SettingText = "crit",
+        /// What the first column is: "count", "share" (percent), "time" (seconds) or "size" (bytes).
+        measure: Measure = "measure",
+        /// How long it may take, on the server too.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
+        /// Who is asked: "primary", "standbys" or "all".
+        on: On = "on",
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use crate::ops::drill::{self, Held, Judged, Proof};
+use crate::ops::health::{Finding, Health, Status, Subject};
+use crate::ui::ended::{Ended, Failed};
 use crate::units::human_duration;
 
 /// Writes drills as one document.
@@ -14,6 +16,83 @@ pub fn drills(reports: &[drill::Report]) -> String {
         document.add_test_suite(suite(report));
     }
     document.to_string().expect("names and texts are written escaped")
+}
+
+/// Writes the judgement of a herd as one document: a suite a cluster, a case a check. What only follows from another check is skipped.
+pub fn health(ended: Ended<'_>) -> String {
+    let mut document = Report::new("pgherd health");
+    match ended {
+        Ended::Judged(health) => {
+            document.set_time(seconds(health.took_seconds));
+            for cluster in &health.clusters {
+                document.add_test_suite(cluster_suite(health, cluster));
+            }
+        }
+        Ended::Failed(failed) => {
+            let mut suite = TestSuite::new("pgherd");
+            let mut case = TestCase::new("run", could_not_run(failed));
+            case.set_classname("health");
+            suite.add_test_case(case);
+            document.add_test_suite(suite);
+        }
+    }
+    document.to_string().expect("names and texts are written escaped")
+}
+
+fn cluster_suite(health: &Health, cluster: &str) -> TestSuite {
+    let mut suite = TestSuite::new(format!("{}/{cluster}", health.herd));
+    suite
+        .extra
+        .insert("timestamp".into(), health.at.strftime("%Y-%m-%dT%H:%M:%S").to_string().as_str().into());
+    suite
+        .extra
+        .insert("hostname".into(), rustix::system::uname().nodename().to_string_lossy().as_ref().into());
+    suite.set_time(seconds(health.took_seconds));
+    let of = health.findings.iter().filter(|finding| finding.cluster == cluster);
+    suite.add_test_cases(of.map(check_case));
+    suite
+}
+
+fn check_case(finding: &Finding) -> TestCase {
+    let next = finding.next.as_ref().map(|next| format!("\nnext: {next}")).unwrap_or_default();
+    let text = format!("{}{next}", finding.text);
+    let not_held = |kind| {
+        let mut status = TestCaseStatus::non_success(kind);
+        status
+            .set_type(finding.status.word())
+            .set_message(finding.text.as_str())
+            .set_description(text.as_str());
+        status
+    };
+    let status = match finding.status {
+        Status::Ok => TestCaseStatus::success(),
+        Status::Warning | Status::Critical => not_held(NonSuccessKind::Failure),
+        Status::Unknown if finding.follows.is_some() => {
+            let mut status = TestCaseStatus::skipped();
+            status.set_message(finding.text.as_str());
+            status
+        }
+        Status::Unknown => not_held(NonSuccessKind::Error),
+    };
+    let name = match &finding.subject {
+        Subject::Cluster => finding.check.name().to_owned(),
+        subject @ (Subject::Node(_) | Subject::Pooler(_) | Subject::Part(_)) => {
+            format!("{} {subject}", finding.check.name())
+        }
+    };
+    let mut case = TestCase::new(name, status);
+    case.set_classname(format!("health.{}", finding.cluster));
+    case.set_time(Duration::ZERO);
+    if finding.status == Status::Ok {
+        case.set_system_out(finding.text.as_str());
+    }
+    case
+}
+
+fn could_not_run(failed: &Failed) -> TestCaseStatus {
+    let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+    status.set_message(failed.what.as_str()).set_description(failed.lines().join("\n"));
+    status
 }
 
 fn suite(report: &drill::Report) -> TestSuite {

@@ -3,14 +3,19 @@
 //! Decides nothing and asks nobody: it is handed reports and prints them.
 
 mod events_json;
+mod file;
 mod lines;
+mod nagios;
 mod progress;
+mod prometheus;
 mod told;
 
 pub mod backup;
 pub mod drill;
+pub mod ended;
 pub mod error;
 pub mod exit;
+pub mod explain;
 pub mod health;
 pub mod in_place;
 pub mod journal;
@@ -20,6 +25,7 @@ pub mod plan;
 pub mod pooler;
 pub mod restore;
 pub mod status;
+pub mod templates;
 pub mod trust;
 pub mod wal;
 

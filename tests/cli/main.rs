@@ -1,6 +1,7 @@
 //! What a person sees: every verb that reads the topology, through the real binary, and every way in which a file is refused.
 
 mod large;
+mod monitoring;
 mod refusals;
 mod scale;
 mod schema;

@@ -1,9 +1,14 @@
 //! `health` on real servers: every check fires once by what it is made for, and clears again.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use crate::herd::{Frozen, Herd, PAIR, Shape, WHOLE, newest_or_15, text, until};
+use crate::herd::{Frozen, Herd, PAIR, Port, Shape, WHOLE, newest_or_15, text, until};
 use crate::pooler_verb::console;
 use crate::server::installations;
 
@@ -182,4 +187,135 @@ fn a_pooler_that_is_frozen_paused_misled_or_stopped_is_told() {
     herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
     let over = becomes(&herd, "budget", "-", "critical");
     assert!(over["text"].as_str().unwrap().contains("b (today):"), "{over:#}");
+}
+
+/// Asks an HTTP server, and returns the status and the body.
+fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut told = String::new();
+    stream.read_to_string(&mut told).ok()?;
+    let (head, body) = told.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// Has promtool read metrics.
+fn prometheus_takes(metrics: &str) {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is there: \"scripts/setup --test\" installs it");
+    promtool.stdin.take().expect("piped").write_all(metrics.as_bytes()).expect("it reads");
+    let output = promtool.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}\n{metrics}");
+}
+
+#[test]
+fn one_herd_is_told_in_every_form_that_monitoring_reads() {
+    let mut herd = Herd::up(&newest_or_15(1), &PAIR);
+    herd.edit(
+        "    nodes:\n",
+        "    health: {standbys: {after: 2}, disk: {report: never}}\n    checks:\n      \
+         busy: {sql: select count(*) AS busy FROM pg_stat_activity, crit: 500}\n      \
+         writes: {sql: 'INSERT INTO t VALUES (1) RETURNING 1', crit: 1}\n      \
+         stock: {sql: 'SELECT 7 AS pieces, 2.5 AS pallets', warn: 10, crit: 5}\n    nodes:\n",
+    );
+    herd.sql_in("a", "inventory", "CREATE TABLE public.t (n int)");
+    herd.edit("writes: {sql: 'INSERT INTO t", "writes: {sql: 'INSERT INTO public.t");
+    becomes(&herd, "lag", "b", "ok");
+
+    let writes = finding(&herd, "writes", "cluster");
+    assert_eq!(writes["status"], "unknown");
+    // The server calls the statement by its last part.
+    assert_eq!(writes["text"], "cannot execute SELECT in a read-only transaction (SQLSTATE 25006)");
+    let stock = finding(&herd, "stock", "cluster");
+    assert_eq!(
+        (&stock["status"], &stock["text"]),
+        (&"warning".into(), &"pieces 7, warning down from 10 on".into())
+    );
+    assert_eq!(stock["measured"][1]["name"], "pallets");
+    assert_eq!(herd.sql_in("a", "inventory", "SELECT count(*) FROM public.t"), "0");
+
+    let nagios = herd.run(&["--format", "nagios", "health"]).ends_with(3);
+    nagios.says(&[
+        "PGHERD UNKNOWN: inventory/writes: ",
+        "'lag_inventory/b'=0s;30;300;0",
+        "'stock.pallets_inventory'=2.5",
+    ]);
+    let file = herd.path("pgherd.prom");
+    herd.run(&["--format", "prometheus", "health", "--output", text(&file)]).ends_with(3);
+    let metrics = std::fs::read_to_string(&file).expect("written");
+    assert!(
+        metrics.contains(
+            "pgherd_check_status{cluster=\"inventory\",check=\"busy\",herd=\"shop\",node=\"\"} 0\n"
+        ),
+        "{metrics}"
+    );
+    prometheus_takes(&metrics);
+    let junit = herd.run(&["--format", "junit", "health"]).ends_with(3);
+    junit.says(&["<testsuite name=\"shop/inventory\"", "<error message=\"cannot execute SELECT"]);
+
+    // A breach counts from the second look in a row on, over runs.
+    herd.edit("      writes: {sql: 'INSERT INTO public.t VALUES (1) RETURNING 1', crit: 1}\n", "");
+    herd.sql("b", "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1 user=replicator'");
+    herd.sql("b", "SELECT pg_reload_conf()");
+    until("b receives nothing", || (herd.node_status("b")["state"] == "not_streaming").then_some(()));
+    let first = finding(&herd, "standbys", "b");
+    assert_eq!((&first["status"], &first["damped"]["status"]), (&"ok".into(), &"critical".into()));
+    assert_eq!(finding(&herd, "standbys", "b")["status"], "critical");
+    herd.sql("b", "ALTER SYSTEM RESET primary_conninfo");
+    herd.sql("b", "SELECT pg_reload_conf()");
+    becomes(&herd, "standbys", "b", "ok");
+    assert!(finding(&herd, "standbys", "b")["damped"].is_null());
+}
+
+#[test]
+fn a_load_balancer_is_told_who_serves_whom_and_nobody_waits_for_a_node() {
+    let herd = Herd::up(&newest_or_15(0), &PAIR);
+    becomes(&herd, "lag", "b", "ok");
+    let port = Port::reserve();
+    let address = format!("127.0.0.1:{}", port.number);
+    let mut serve = herd.start(&["health", "serve", "--listen", &address, "--every", "1s"]);
+    let says = |path: &str, status: u16| {
+        until(&format!("{path} is {status}"), || {
+            get(port.number, path).filter(|(told, _)| *told == status).map(|(_, body)| body)
+        })
+    };
+    let of = |node: &str, word: &str| format!("/clusters/inventory/nodes/{node}/{word}");
+    assert_eq!(says("/clusters/inventory/read-write", 200), "a\n");
+    says(&of("a", "read-write"), 200);
+    says(&of("a", "read-only"), 503);
+    says(&of("b", "primary"), 503);
+    says(&of("b", "read-only?max-lag=30s"), 200);
+    says("/nothing", 404);
+    prometheus_takes(&says("/metrics", 200));
+
+    // A standby that cannot be asked takes no reads, a scrape does not wait for it, and nothing is critical that is not known.
+    let frozen = Frozen::new(herd.postmaster("b").expect("it runs"));
+    says(&of("b", "read-only"), 503);
+    let before = Instant::now();
+    says("/metrics", 200);
+    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+    says(&of("a", "read-write"), 200);
+    drop(frozen);
+    says(&of("b", "read-only"), 200);
+
+    // Two primaries: nobody serves anybody.
+    herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-w", "promote"]);
+    for node in ["a", "b"] {
+        says(&of(node, "read-write"), 503);
+        says(&of(node, "read-only"), 503);
+    }
+    assert!(says("/health", 503).contains("are primaries at the same time"));
+
+    let asked = Instant::now();
+    serve.signal(Signal::TERM);
+    let ended = serve.end().ends_with(0);
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    ended.tells(&[&format!("listening on http://{address}")]);
 }

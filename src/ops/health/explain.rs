@@ -40,16 +40,21 @@ pub enum Needs {
     Nothing,
     /// Membership of `pg_monitor`.
     Monitor,
+    /// Besides that, the privilege to read the sequences, whose values are shown to nobody else.
+    Sequences,
+    /// Besides that, the privilege to read the views of the configuration files.
+    Configuration,
 }
 
 impl Needs {
     /// Returns the statement that gives it to `role`, if it takes any.
     pub fn grant(self, role: &str) -> Option<String> {
+        let role = crate::pg::ident::quote_identifier(role);
         match self {
             Self::Nothing => None,
-            Self::Monitor => {
-                Some(format!("GRANT pg_monitor TO {}", crate::pg::ident::quote_identifier(role)))
-            }
+            Self::Monitor => Some(format!("GRANT pg_monitor TO {role}")),
+            Self::Sequences => Some(ask::databases::SEQUENCES_GRANT.replace("{role}", &role)),
+            Self::Configuration => Some(ask::configuration::BAD_LINES_GRANT.replace("{role}", &role)),
         }
     }
 }
@@ -57,6 +62,10 @@ impl Needs {
 /// Every node that answers.
 const EACH: &str = "each node that answers";
 const THE_PRIMARY: &str = "the primary";
+const THE_PRIMARY_15: &str = "the primary, from PostgreSQL 15 on";
+const EACH_STANDBY: &str = "each standby that answers";
+const EACH_DATABASE: &str = "each declared database of the primary";
+const THE_STATION: &str = "the machine that pgherd runs on";
 const THE_REPOSITORY: &str = "the repository";
 const EACH_POOLER: &str = "each pooler process";
 
@@ -117,7 +126,12 @@ pub fn explained(check: Check) -> Explained {
         },
         Check::Lag => Explained {
             title: "how far each standby is behind the primary",
-            asks: vec![facts(), Ask::Sql { of: THE_PRIMARY, sql: queries::REPLICATION }],
+            asks: vec![
+                facts(),
+                Ask::Sql { of: EACH, sql: ask::wal::POSITION },
+                Ask::Sql { of: EACH_STANDBY, sql: ask::wal::REPLAY },
+                Ask::Sql { of: THE_PRIMARY, sql: ask::wal::SENDERS },
+            ],
             needs: Needs::Monitor,
             remark: Some(
                 "Nothing is missing, no seconds: an idle primary makes no lag. A standby that receives nothing counts from its last sign \
@@ -129,7 +143,7 @@ pub fn explained(check: Check) -> Explained {
         },
         Check::Connections => Explained {
             title: "how many of the connections that clients can have are taken",
-            asks: vec![Ask::Sql { of: EACH, sql: ask::CONNECTIONS }],
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::VITALS }],
             needs: Needs::Monitor,
             remark: Some(
                 "Walsenders and background workers do not count; connections that are reserved are no client's.",
@@ -150,7 +164,10 @@ pub fn explained(check: Check) -> Explained {
         },
         Check::Archive => Explained {
             title: "whether WAL gets into the repository",
-            asks: vec![Ask::Sql { of: THE_PRIMARY, sql: queries::ARCHIVER }],
+            asks: vec![
+                Ask::Sql { of: THE_PRIMARY, sql: queries::ARCHIVER },
+                Ask::Sql { of: THE_PRIMARY, sql: ask::activity::VITALS },
+            ],
             needs: Needs::Monitor,
             remark: Some(
                 "A failure that nothing was archived after is critical at once, whatever the number of files that wait.",
@@ -165,6 +182,314 @@ pub fn explained(check: Check) -> Explained {
             remark: Some("Only a backup that is complete counts."),
             act: "\"pgherd backup list\" shows them, \"pgherd backup create\" makes one.",
             source: "https://www.postgresql.org/docs/current/continuous-archiving.html",
+        },
+        Check::Uptime => Explained {
+            title: "how long the server has been up",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::VITALS }],
+            needs: Needs::Monitor,
+            remark: Some("It warns of nothing unless the file says so: a restart is what an operator does."),
+            act: "Where nobody started it, the log and \"last reboot\" say who did.",
+            source: "https://www.postgresql.org/docs/current/functions-info.html",
+        },
+        Check::Crash => Explained {
+            title: "whether a process of the server crashed of late",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::VITALS }],
+            needs: Needs::Monitor,
+            remark: Some(
+                "The postmaster survives a crash of its children; the checkpointer that is younger than it tells. It clears by itself.",
+            ),
+            act: "The log names the signal and the statement. Out of memory is in the log of the kernel.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW",
+        },
+        Check::Clock => Explained {
+            title: "how far the clock of each server is from ours",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::ASKER }],
+            needs: Needs::Nothing,
+            remark: Some("Half of the round trip may be no difference at all, and does not count."),
+            act: "Mend what keeps the time: every number of seconds that two servers are asked for is wrong by it.",
+            source: "https://www.postgresql.org/docs/current/functions-datetime.html",
+        },
+        Check::IdleInTransaction => Explained {
+            title: "who has been idle in a transaction for longest",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::LONGEST }],
+            needs: Needs::Monitor,
+            remark: Some("Counts since the session became idle, so that a busy transaction is not one."),
+            act: "End the session, mend its program, or set idle_in_transaction_session_timeout.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW",
+        },
+        Check::LongQuery => Explained {
+            title: "which query has run for longest",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::LONGEST }],
+            needs: Needs::Monitor,
+            remark: Some(
+                "Left out are dumps, VACUUM and its kin, and the building of indexes: these take long by their nature.",
+            ),
+            act: "Look at its plan; pg_cancel_backend ends it.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW",
+        },
+        Check::LongTransaction => Explained {
+            title: "which transaction has been open for longest",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::LONGEST }],
+            needs: Needs::Monitor,
+            remark: Some("Left out is what \"long-query\" leaves out."),
+            act: "It holds its locks and keeps dead rows from being vacuumed; pg_terminate_backend ends it.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW",
+        },
+        Check::LockWait => Explained {
+            title: "who has waited longest for a lock, and who is at the root of it",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::LOCK_WAIT }],
+            needs: Needs::Monitor,
+            remark: Some("The one at the root waits for nobody; to end others in between helps none."),
+            act: "End the one at the root.",
+            source: "https://www.postgresql.org/docs/current/view-pg-locks.html",
+        },
+        Check::LockTable => Explained {
+            title: "how full the shared table of locks is",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::activity::VITALS }],
+            needs: Needs::Monitor,
+            remark: Some("Every partition that a query touches takes a lock of its own."),
+            act: "Raise max_locks_per_transaction (a restart), or touch fewer tables in a transaction.",
+            source: "https://www.postgresql.org/docs/current/runtime-config-locks.html",
+        },
+        Check::PreparedTransactions => Explained {
+            title: "which prepared transaction is oldest",
+            asks: vec![Ask::Sql { of: THE_PRIMARY, sql: ask::activity::PREPARED }],
+            needs: Needs::Nothing,
+            remark: Some("A standby shows none, whatever the primary has."),
+            act: "Ask its coordinator what became of it; then COMMIT PREPARED or ROLLBACK PREPARED.",
+            source: "https://www.postgresql.org/docs/current/view-pg-prepared-xacts.html",
+        },
+        Check::LagBytes => Explained {
+            title: "how many bytes each standby is behind the primary",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::wal::POSITION }],
+            needs: Needs::Monitor,
+            remark: Some(
+                "Standbys are asked first, the primary second, so that none is ahead of what it is compared with. A standby that is behind on purpose is fine.",
+            ),
+            act: "As for \"lag\".",
+            source: "https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL",
+        },
+        Check::Receiver => Explained {
+            title: "when each WAL receiver last heard of its sender",
+            asks: vec![Ask::Sql { of: EACH_STANDBY, sql: ask::wal::REPLAY }],
+            needs: Needs::Monitor,
+            remark: Some(
+                "A sender speaks every 30 s even where nothing is written. That there is no receiver at all is told by \"standbys\".",
+            ),
+            act: "See whether the network is cut in between.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-WAL-RECEIVER-VIEW",
+        },
+        Check::Replay => Explained {
+            title: "whether replay is paused",
+            asks: vec![Ask::Sql { of: EACH_STANDBY, sql: ask::wal::REPLAY }],
+            needs: Needs::Monitor,
+            remark: Some("A standby with recovery_min_apply_delay is not paused."),
+            act: "SELECT pg_wal_replay_resume() on the standby.",
+            source: "https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL",
+        },
+        Check::Conflicts => Explained {
+            title: "how many queries a standby cancels in an hour",
+            asks: vec![Ask::Sql { of: EACH_STANDBY, sql: ask::wal::REPLAY }],
+            needs: Needs::Monitor,
+            remark: Some(
+                "Since the last look if that was five minutes ago or more, else on an average since the counters were reset.",
+            ),
+            act: "Raise max_standby_streaming_delay, set hot_standby_feedback, or query another node.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-DATABASE-CONFLICTS-VIEW",
+        },
+        Check::Slots => Explained {
+            title: "whether a slot is lost, invalid, about to be, or left by its user",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::wal::SLOTS }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "Lost, invalid and unreserved are critical. Before 17 nothing tells since when nobody uses a slot, so that it warns at once. On a standby a slot that nobody uses is for when it is primary.",
+            ),
+            act: "Bring its user back, or drop the slot: until then it keeps WAL.",
+            source: "https://www.postgresql.org/docs/current/view-pg-replication-slots.html",
+        },
+        Check::MissingSlots => Explained {
+            title: "whether the primary has a slot for each declared standby",
+            asks: vec![Ask::Sql { of: THE_PRIMARY, sql: ask::wal::SLOTS }],
+            needs: Needs::Nothing,
+            remark: Some("A standby that was taken over may have another slot, or none."),
+            act: "\"pgherd plan\" shows what apply would make.",
+            source: "https://www.postgresql.org/docs/current/view-pg-replication-slots.html",
+        },
+        Check::Subscriptions => Explained {
+            title: "whether every enabled logical subscription runs without errors",
+            asks: vec![
+                Ask::Sql { of: THE_PRIMARY, sql: ask::wal::SUBSCRIPTIONS },
+                Ask::Sql { of: THE_PRIMARY_15, sql: ask::wal::SUBSCRIPTIONS_15 },
+            ],
+            needs: Needs::Monitor,
+            remark: Some(
+                "One whose worker does not run is critical. Errors count until they are reset: pg_stat_reset_subscription_stats.",
+            ),
+            act: "The log of the server says what its worker fails at.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-SUBSCRIPTION",
+        },
+        Check::WalSize => Explained {
+            title: "how large pg_wal is, against max_wal_size and wal_keep_size",
+            asks: vec![
+                Ask::Sql { of: EACH, sql: ask::wal::DIRECTORY },
+                Ask::Sql { of: EACH, sql: ask::wal::SLOTS },
+                Ask::Sql { of: THE_PRIMARY, sql: queries::ARCHIVER },
+            ],
+            needs: Needs::Monitor,
+            remark: Some("Names who keeps most of it: a slot, the archiver, or the next checkpoints."),
+            act: "Mend who keeps it. Never remove files from pg_wal by hand.",
+            source: "https://www.postgresql.org/docs/current/wal-configuration.html",
+        },
+        Check::XidAge => Explained {
+            title: "how old the oldest transaction ID of a database is",
+            asks: vec![
+                Ask::Sql { of: THE_PRIMARY, sql: ask::databases::COUNTERS },
+                Ask::Sql { of: THE_PRIMARY, sql: ask::activity::VITALS },
+            ],
+            needs: Needs::Monitor,
+            remark: Some(
+                "Critical from vacuum_failsafe_age on at the latest. At 2^31 the server refuses to write.",
+            ),
+            act: "VACUUM (FREEZE) the oldest tables, once whoever holds the horizon is gone: \"xmin-horizon\".",
+            source: "https://www.postgresql.org/docs/current/routine-vacuuming.html#VACUUM-FOR-WRAPAROUND",
+        },
+        Check::MultixactAge => Explained {
+            title: "how old the oldest MultiXact ID of a database is",
+            asks: vec![
+                Ask::Sql { of: THE_PRIMARY, sql: ask::databases::COUNTERS },
+                Ask::Sql { of: THE_PRIMARY, sql: ask::activity::VITALS },
+            ],
+            needs: Needs::Monitor,
+            remark: Some("Rows that several transactions lock use them up, without any transaction ID."),
+            act: "VACUUM (FREEZE) the oldest tables.",
+            source: "https://www.postgresql.org/docs/current/routine-vacuuming.html#VACUUM-FOR-MULTIXACT-WRAPAROUND",
+        },
+        Check::Freeze => Explained {
+            title: "whether autovacuum keeps up with freezing",
+            asks: vec![
+                Ask::Sql { of: THE_PRIMARY, sql: ask::databases::COUNTERS },
+                Ask::Sql { of: THE_PRIMARY, sql: ask::activity::VITALS },
+                Ask::Sql { of: EACH_DATABASE, sql: ask::databases::UNFROZEN },
+            ],
+            needs: Needs::Monitor,
+            remark: Some(
+                "At 100 % autovacuum begins, which is routine. The limits of single tables count as well.",
+            ),
+            act: "See pg_stat_progress_vacuum and autovacuum_max_workers, and who holds the horizon.",
+            source: "https://www.postgresql.org/docs/current/routine-vacuuming.html#VACUUM-FOR-WRAPAROUND",
+        },
+        Check::XminHorizon => Explained {
+            title: "who keeps dead rows from being vacuumed",
+            asks: vec![Ask::Sql { of: THE_PRIMARY, sql: ask::activity::HORIZON }],
+            needs: Needs::Monitor,
+            remark: Some("A session, a standby with hot_standby_feedback, a slot or a prepared transaction."),
+            act: "End or drop what holds it.",
+            source: "https://www.postgresql.org/docs/current/routine-vacuuming.html#VACUUM-FOR-SPACE-RECOVERY",
+        },
+        Check::DeadRows => Explained {
+            title: "which table has the largest share of dead rows",
+            asks: vec![Ask::Sql { of: EACH_DATABASE, sql: ask::databases::DEAD_ROWS }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "Of tables with 10 000 dead rows or more. It says nothing about space that is lost for good.",
+            ),
+            act: "VACUUM the table; then see why autovacuum did not.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ALL-TABLES-VIEW",
+        },
+        Check::Checksums => Explained {
+            title: "whether a page was read that did not match its checksum",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::databases::COUNTERS }],
+            needs: Needs::Nothing,
+            remark: Some("Where data checksums are not enabled nothing is known, which is a warning."),
+            act: "Find the file in the log, and restore it before it is overwritten.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-DATABASE-VIEW",
+        },
+        Check::InvalidIndexes => Explained {
+            title: "which indexes are invalid",
+            asks: vec![Ask::Sql { of: EACH_DATABASE, sql: ask::databases::INVALID_INDEXES }],
+            needs: Needs::Monitor,
+            remark: Some(
+                "Not those of a table whose indexes are being built, and not those of partitioned tables, which wait for their partitions.",
+            ),
+            act: "Drop them, or REINDEX INDEX CONCURRENTLY.",
+            source: "https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY",
+        },
+        Check::Sequences => Explained {
+            title: "which sequence is nearest to its end",
+            asks: vec![Ask::Sql { of: EACH_DATABASE, sql: ask::databases::SEQUENCES }],
+            needs: Needs::Sequences,
+            remark: Some(
+                "Its end is where the column that it feeds ends, if that is sooner. One that cycles has none.",
+            ),
+            act: "Give the column the type bigint before it ends.",
+            source: "https://www.postgresql.org/docs/current/view-pg-sequences.html",
+        },
+        Check::PendingRestart => Explained {
+            title: "which settings wait for a restart",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::configuration::PENDING_RESTART }],
+            needs: Needs::Monitor,
+            remark: None,
+            act: "\"pgherd plan\" shows the restart.",
+            source: "https://www.postgresql.org/docs/current/view-pg-settings.html",
+        },
+        Check::Configuration => Explained {
+            title: "which lines of the configuration files cannot be applied",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::configuration::BAD_LINES }],
+            needs: Needs::Configuration,
+            remark: Some("What only waits for a restart is told by \"pending-restart\"."),
+            act: "Mend the line: with it the server reads no change of that file, and may not start again.",
+            source: "https://www.postgresql.org/docs/current/view-pg-hba-file-rules.html",
+        },
+        Check::CacheHit => Explained {
+            title: "how many blocks are found in shared buffers",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::databases::COUNTERS }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "Since the last look if 100 000 blocks were read since, else since the counters were reset. Blocks in the cache of the system count as read.",
+            ),
+            act: "See which queries read most, or give shared_buffers more.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-DATABASE-VIEW",
+        },
+        Check::Rollbacks => Explained {
+            title: "how many transactions are rolled back",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::databases::COUNTERS }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "Since the last look if there were 1000 transactions since, else since the counters were reset.",
+            ),
+            act: "The log of the server says what fails.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-DATABASE-VIEW",
+        },
+        Check::Deadlocks => Explained {
+            title: "how many deadlocks there are in an hour",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::databases::COUNTERS }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "Since the last look if that was five minutes ago or more, else on an average since the counters were reset.",
+            ),
+            act: "The log of the server shows both sides of each.",
+            source: "https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-DEADLOCKS",
+        },
+        Check::TempFiles => Explained {
+            title: "how much is written to temporary files in an hour",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::databases::COUNTERS }],
+            needs: Needs::Nothing,
+            remark: Some("As for \"deadlocks\"."),
+            act: "Set log_temp_files to see whose they are, or raise work_mem.",
+            source: "https://www.postgresql.org/docs/current/runtime-config-resource.html#GUC-WORK-MEM",
+        },
+        Check::SlowQueries => Explained {
+            title: "how long queries take on average",
+            asks: vec![
+                Ask::Sql { of: EACH_DATABASE, sql: ask::databases::STATEMENTS_SCHEMA },
+                Ask::Sql { of: EACH_DATABASE, sql: ask::databases::STATEMENTS },
+            ],
+            needs: Needs::Monitor,
+            remark: Some(
+                "Made where pg_stat_statements is installed in a declared database; since it was reset.",
+            ),
+            act: "The statement that is named took most of the time.",
+            source: "https://www.postgresql.org/docs/current/pgstatstatements.html",
         },
         Check::Divergence => Explained {
             title: "whether a node has WAL that the primary never had",
@@ -250,7 +575,7 @@ pub fn explained(check: Check) -> Explained {
         },
         Check::Drill => Explained {
             title: "when a restore was rehearsed last, and how it ended",
-            asks: vec![Ask::Look { of: "this station", what: "the reports of its drills" }],
+            asks: vec![Ask::Look { of: THE_STATION, what: "the reports of its drills" }],
             needs: Needs::Nothing,
             remark: None,
             act: "\"pgherd drill list\" shows them, \"pgherd drill run restore\" rehearses.",
@@ -286,7 +611,7 @@ pub fn explained(check: Check) -> Explained {
         },
         Check::Operations => Explained {
             title: "whether an operation was left unfinished",
-            asks: vec![Ask::Look { of: "this station", what: "the journals of its operations" }],
+            asks: vec![Ask::Look { of: THE_STATION, what: "the journals of its operations" }],
             needs: Needs::Nothing,
             remark: Some("It keeps its cluster locked, and something may be half done."),
             act: "\"pgherd operation show\" tells how far it is; resume it or undo it.",

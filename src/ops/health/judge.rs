@@ -2,45 +2,60 @@
 //!
 //! One file for each kind of question; each returns its findings.
 
+mod activity;
 mod archive;
+mod configuration;
+mod counters;
+mod custom;
+mod databases;
 mod herd;
 mod nodes;
 mod poolers;
 mod promises;
 mod replication;
+#[cfg(test)]
+mod tests;
+mod wal;
 
-use super::asked::Why;
+use super::asked::{Asked, Why};
 use super::report::{Finding, Measured, Status, Subject};
-use super::seen::Seen;
-use crate::topology::checks::{Check, Limits, Report, Worse};
+use super::seen::{NodeSeen, Seen};
+use crate::topology::checks::{Check, Limits, Measure, Report, Worse};
 use crate::topology::model::{Cluster, Node};
 
 /// Judges everything that was seen of a cluster.
 pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(nodes::judge(seen));
+    findings.extend(activity::judge(seen));
     findings.extend(replication::judge(seen));
+    findings.extend(wal::judge(seen));
     findings.extend(archive::judge(seen));
+    findings.extend(databases::judge(seen));
+    findings.extend(counters::judge(seen));
+    findings.extend(configuration::judge(seen));
     findings.extend(herd::judge(seen));
     findings.extend(promises::judge(seen));
     findings.extend(poolers::judge(seen));
+    findings.extend(custom::judge(seen));
     findings.retain(|finding| called(seen.cluster, finding).is_none_or(|report| report != Report::Never));
     for finding in &mut findings {
         if called(seen.cluster, finding) == Some(Report::Warning) && finding.status > Status::Warning {
             finding.status = Status::Warning;
         }
     }
-    findings.sort_by_key(|finding| finding.check);
+    findings.sort_by(|one, other| one.check.cmp(&other.check));
     findings
 }
 
 /// Returns the worst that the file lets a finding be called.
 fn called(cluster: &Cluster, finding: &Finding) -> Option<Report> {
+    let check = finding.check.own()?;
     let of_node = match &finding.subject {
-        Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&finding.check)),
+        Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&check)),
         Subject::Cluster | Subject::Pooler(_) | Subject::Part(_) => None,
     };
-    let of_cluster = cluster.health.get(&finding.check);
+    let of_cluster = cluster.health.get(&check);
     of_node.and_then(|declared| declared.report).or(of_cluster.and_then(|declared| declared.report))
 }
 
@@ -64,17 +79,22 @@ struct Of<'a> {
     check: Check,
 }
 
-impl Of<'_> {
+impl<'c> Of<'c> {
+    fn new(cluster: &'c Cluster, check: Check) -> Self {
+        Self { cluster, check }
+    }
+
     /// What holds or does not, without a number.
     fn says(self, subject: Subject, status: Status, text: impl Into<String>) -> Finding {
         Finding {
-            check: self.check,
+            check: self.check.into(),
             cluster: self.cluster.name.clone(),
             subject,
             status,
             text: text.into(),
             next: None,
             follows: None,
+            damped: None,
             measured: Vec::new(),
         }
     }
@@ -96,11 +116,42 @@ impl Of<'_> {
         let mut text = text.into();
         if let Some(at) = at {
             let word = if status == Status::Critical { "critical" } else { "warning" };
-            text = format!("{text}, {word} from {} on", measure.written(at));
+            text = match self.check.worse() {
+                Worse::Above => format!("{text}, {word} from {} on", measure.written(at)),
+                Worse::Below => format!("{text}, {word} up to {}", measure.written(at)),
+            };
         }
         let name = self.check.name().replace('-', "_");
         let measured = vec![Measured { name, value, measure, limits: Some(limits), max: None }];
         Finding { measured, ..self.says(subject, status, text) }
+    }
+
+    /// What is judged by what was asked for it, if that is known.
+    fn told<T>(
+        self,
+        subject: Subject,
+        asked: &Asked<T>,
+        judge: impl FnOnce(Subject, &T) -> Finding,
+    ) -> Finding {
+        match asked {
+            Ok(told) => judge(subject, told),
+            Err(why) => self.unknown(subject, why),
+        }
+    }
+
+    /// What the primary alone can tell of the cluster.
+    fn of_primary<'s, 'a>(
+        self,
+        seen: &'s Seen<'a>,
+        judge: impl FnOnce(&'a Node, &'s NodeSeen) -> Finding,
+    ) -> Finding {
+        match seen.primary_asked() {
+            Some((node, asked)) => judge(node, asked),
+            None => Finding {
+                follows: Some(Check::Primary),
+                ..self.says(Subject::Cluster, Status::Unknown, "the primary is not known")
+            },
+        }
     }
 
     /// What is not known.
@@ -128,6 +179,12 @@ impl Finding {
         self
     }
 
+    /// Makes it no better than this.
+    fn at_least(mut self, status: Status) -> Self {
+        self.status = self.status.max(status);
+        self
+    }
+
     /// Adds a number that is only told.
     fn with(mut self, measured: Measured) -> Self {
         self.measured.push(measured);
@@ -138,6 +195,20 @@ impl Finding {
 /// Returns a command for this cluster.
 fn command(cluster: &Cluster, verb: &str) -> String {
     format!("pgherd --cluster {} {verb}", cluster.name)
+}
+
+/// Returns a number that is only told.
+fn number(name: &str, measure: Measure, value: f64) -> Measured {
+    Measured { name: name.to_owned(), value, measure, limits: None, max: None }
+}
+
+/// Returns things as a list that stays short: the first three, and how many more.
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    match names.len().checked_sub(SHOWN) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "nobody reads the digits that are lost beyond 2^53")]

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::topology::checks::{Check, Limits, Measure};
+use crate::topology::checks::{Check, Limits, Measure, Worse};
 
 /// The judgement of one run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,6 +19,8 @@ pub struct Health {
     pub took_seconds: f64,
     /// In the order of the file and of [`Check::ALL`].
     pub findings: Vec<Finding>,
+    /// What should be known of the run itself; whole sentences.
+    pub remarks: Vec<String>,
 }
 
 /// How a check ended. The order is from fine to worst: what is not known could be worse than a warning.
@@ -56,7 +58,7 @@ impl Status {
 /// One check of one thing.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
-    pub check: Check,
+    pub check: CheckName,
     pub cluster: String,
     pub subject: Subject,
     pub status: Status,
@@ -66,11 +68,81 @@ pub struct Finding {
     pub next: Option<String>,
     /// The check of the same subject that says why this one is not known.
     pub follows: Option<Check>,
+    /// Held back: what it would be called if it had lasted longer.
+    pub damped: Option<Damped>,
     pub measured: Vec<Measured>,
 }
 
+/// A breach that has not lasted long enough to count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Damped {
+    /// What it would be called.
+    pub status: Status,
+    /// Looks in a row.
+    pub looks: u32,
+    /// From how many on it counts.
+    pub after: u32,
+}
+
+impl Finding {
+    /// Tells whether it is worth a line of its own: what only follows from another one is not.
+    pub fn is_trouble(&self) -> bool {
+        self.status != Status::Ok && self.follows.is_none()
+    }
+}
+
+/// The name of a check: one of pgherd's own, or one that the topology declares.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CheckName {
+    Own(Check),
+    Custom { name: String, worse: Worse },
+}
+
+impl CheckName {
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Own(check) => check.name(),
+            Self::Custom { name, .. } => name,
+        }
+    }
+
+    /// Returns on which side of its thresholds a value is worse.
+    pub fn worse(&self) -> Worse {
+        match self {
+            Self::Own(check) => check.worse(),
+            Self::Custom { worse, .. } => *worse,
+        }
+    }
+
+    /// Returns the check, if it is one of pgherd's own.
+    pub fn own(&self) -> Option<Check> {
+        match self {
+            Self::Own(check) => Some(*check),
+            Self::Custom { .. } => None,
+        }
+    }
+}
+
+impl From<Check> for CheckName {
+    fn from(check: Check) -> Self {
+        Self::Own(check)
+    }
+}
+
+impl PartialEq<Check> for CheckName {
+    fn eq(&self, other: &Check) -> bool {
+        self.own() == Some(*other)
+    }
+}
+
+impl Serialize for CheckName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// What was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
     Cluster,

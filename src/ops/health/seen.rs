@@ -8,16 +8,24 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use super::asked::{Asked, Why};
+use super::before::Before;
+use super::custom::{self, CustomSeen};
 use super::herd::{self, HerdSeen, NodeFacts};
-use crate::db::health::{self as ask, Asker, Connections};
-use crate::db::queries::{self, Archiver, ServerFacts};
+use crate::db::health::activity::{self, Horizon, LockWait, Longest, Prepared, Vitals};
+use crate::db::health::configuration::{self, BadLine};
+use crate::db::health::databases::{self, Counters, DeadRows, InvalidIndex, Sequences, Statements, Unfrozen};
+use crate::db::health::wal::{self, Directory, Replay, Sender, SlotSeen, Subscription};
+use crate::db::health::{self as ask, Asker};
+use crate::db::queries::{self, Archiver};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
-use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE, Running};
 use crate::ops::pooler::{self, PoolerSeen};
 use crate::ops::roles::{self, Lead};
+use crate::pg::ident::quote_identifier;
+use crate::pg::lsn::Lsn;
 use crate::topology::model::{Cluster, Herd, Node};
 
 /// Everything that was seen of one cluster.
@@ -34,20 +42,107 @@ pub struct Seen<'a> {
     /// `None` where no backups are declared.
     pub kept: Option<Asked<Kept>>,
     pub herd: HerdSeen,
+    /// The look before this one, if there was one: for rates, and to tell what moves from what is stuck.
+    pub before: Option<Before>,
+    /// What checks were answered that the topology declares.
+    pub custom: Vec<CustomSeen>,
 }
 
 /// What a node's server told beyond what `status` shows.
 #[derive(Debug, Clone)]
 pub struct NodeSeen {
-    pub connections: Asked<Connections>,
+    pub clock: Asked<Clock>,
+    /// Where a standby had replayed to before any primary was asked, and up to where a primary had flushed after that.
+    pub position: Asked<Position>,
+    /// Where it stood after every primary had been asked.
+    pub again: Asked<Position>,
+    pub vitals: Asked<Vitals>,
+    pub longest: Asked<Longest>,
+    pub lock_wait: Asked<Option<LockWait>>,
+    pub prepared: Asked<Option<Prepared>>,
+    pub horizon: Asked<Option<Horizon>>,
+    pub senders: Asked<Vec<Sender>>,
+    /// `None` for a primary.
+    pub replay: Asked<Option<Replay>>,
+    pub slots: Asked<Vec<SlotSeen>>,
+    pub wal: Asked<Directory>,
+    pub subscriptions: Asked<Vec<Subscription>>,
+    pub counters: Asked<Vec<Counters>>,
+    pub pending_restart: Asked<Vec<String>>,
+    pub bad_lines: Asked<Vec<BadLine>>,
     pub archiver: Asked<Archiver>,
     pub facts: NodeFacts,
+    /// What only a connection to a database tells, of a primary and the declared databases.
+    pub inside: Vec<Inside>,
+}
+
+/// The clock of a server, as it was when it answered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clock {
+    /// Ahead of ours, by the middle of the round trip.
+    pub ahead_seconds: f64,
+    /// By how much that can be wrong.
+    pub half_trip_seconds: f64,
+}
+
+/// Where a server stood at a moment between two of our own clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// `None` on a standby that has replayed nothing since its start.
+    pub lsn: Option<Lsn>,
+    pub sent: Timestamp,
+    pub received: Timestamp,
+}
+
+/// What a connection to a database told.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    pub database: String,
+    pub sequences: Asked<Sequences>,
+    pub invalid_indexes: Asked<Vec<InvalidIndex>>,
+    pub dead_rows: Asked<Option<DeadRows>>,
+    pub unfrozen: Asked<Option<Unfrozen>>,
+    /// `None` where it is not installed.
+    pub statements: Asked<Option<Statements>>,
 }
 
 impl NodeSeen {
     /// Returns what is known of a node that nobody asked: nothing, for this reason.
-    fn without(why: &Why) -> Self {
-        Self { connections: Err(why.clone()), archiver: Err(why.clone()), facts: NodeFacts::without(why) }
+    pub fn without(why: &Why) -> Self {
+        Self {
+            clock: Err(why.clone()),
+            position: Err(why.clone()),
+            again: Err(why.clone()),
+            vitals: Err(why.clone()),
+            longest: Err(why.clone()),
+            lock_wait: Err(why.clone()),
+            prepared: Err(why.clone()),
+            horizon: Err(why.clone()),
+            senders: Err(why.clone()),
+            replay: Err(why.clone()),
+            slots: Err(why.clone()),
+            wal: Err(why.clone()),
+            subscriptions: Err(why.clone()),
+            counters: Err(why.clone()),
+            pending_restart: Err(why.clone()),
+            bad_lines: Err(why.clone()),
+            archiver: Err(why.clone()),
+            facts: NodeFacts::without(why),
+            inside: Vec::new(),
+        }
+    }
+}
+
+impl Inside {
+    fn without(database: &str, why: &Why) -> Self {
+        Self {
+            database: database.to_owned(),
+            sequences: Err(why.clone()),
+            invalid_indexes: Err(why.clone()),
+            dead_rows: Err(why.clone()),
+            unfrozen: Err(why.clone()),
+            statements: Err(why.clone()),
+        }
     }
 }
 
@@ -65,6 +160,17 @@ impl<'a> Seen<'a> {
             Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
         }
     }
+
+    /// Returns what the node that accepts writes was asked, if exactly one does.
+    pub fn primary_asked(&self) -> Option<(&'a Node, &NodeSeen)> {
+        let primary = self.primary()?;
+        self.each().find(|(node, _, _)| node.name == primary.node).map(|(node, _, asked)| (node, asked))
+    }
+
+    /// Returns what a node was asked.
+    pub fn asked(&self, node: &str) -> Option<&NodeSeen> {
+        self.each().find(|(of, _, _)| of.name == node).map(|(_, _, asked)| asked)
+    }
 }
 
 /// Looks at one cluster.
@@ -78,39 +184,201 @@ pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> R
         pooler::status::look(&doors, cluster),
         repository(&doors, context, cluster),
     );
-    let nodes =
-        cluster.nodes.iter().zip(&observed.nodes).map(|(node, seen)| ask(&doors, cluster, node, seen));
-    let nodes = join_all(nodes).await;
+    let nodes = ask(&doors, cluster, &observed).await;
     let lead = roles::lead(&observed);
+    let custom = custom::look(&doors, cluster, &observed, &lead).await;
     let primary = match &lead {
         Lead::Primary(name) => observed.node(name),
         Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
     };
     let herd = herd::look(context, &doors, herd, cluster, &observed, primary, &poolers).await;
-    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, herd })
+    Ok(Seen {
+        cluster,
+        at: Timestamp::now(),
+        observed,
+        lead,
+        nodes,
+        poolers,
+        kept,
+        herd,
+        before: None,
+        custom,
+    })
 }
 
-async fn ask(doors: &Doors, cluster: &Cluster, node: &Node, observed: &NodeObserved) -> NodeSeen {
-    let Some(running) = observed.running() else { return NodeSeen::without(&Why::NotUp) };
-    let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
-    let asked = async {
-        let conn = connector.connect(&doors.superuser(cluster, node, "postgres")).await?;
-        let asker = ask::asker(&conn).await?;
-        Ok((conn, asker))
+/// One node that is asked: its connection, who asks, and what was told at once.
+struct Asking<'a> {
+    conn: Conn,
+    asker: Asker,
+    clock: Clock,
+    running: &'a Running,
+}
+
+/// Asks all nodes side by side. The positions come one after the other: first those of all standbys, then those of the primaries, so that a
+/// standby is never ahead of what it is compared with; then once more those of the standbys, which tells of each whether what was there when
+/// the primary answered has been replayed since.
+async fn ask(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved) -> Vec<NodeSeen> {
+    let nodes = cluster.nodes.iter().zip(&observed.nodes);
+    let asked = join_all(nodes.map(|(node, seen)| connect(doors, cluster, node, seen.running()))).await;
+    let of = |primaries: bool| {
+        let asked = &asked;
+        join_all(asked.iter().map(move |asking| async move {
+            match asking {
+                Ok(asking) if asking.running.is_primary() == primaries => Some(position(&asking.conn).await),
+                Ok(_) | Err(_) => None,
+            }
+        }))
     };
-    match asked.await {
-        Ok((conn, asker)) => questions(&conn, &asker, &running.facts).await,
-        Err(error) => NodeSeen::without(&why(error)),
+    let standbys = of(false).await;
+    let primaries = of(true).await;
+    let again = of(false).await;
+    let positions = standbys.into_iter().zip(primaries).zip(again);
+    let answers = cluster.nodes.iter().zip(&asked).zip(positions).map(
+        |((node, asking), ((standby, primary), again))| async move {
+            match asking {
+                Ok(asking) => {
+                    let told = questions(doors, cluster, node, asking).await;
+                    let position = standby.or(primary).unwrap_or(Err(Why::NotUp));
+                    NodeSeen { again: again.unwrap_or_else(|| position.clone()), position, ..told }
+                }
+                Err(why) => NodeSeen::without(why),
+            }
+        },
+    );
+    join_all(answers).await
+}
+
+async fn connect<'a>(
+    doors: &Doors,
+    cluster: &Cluster,
+    node: &Node,
+    running: Option<&'a Running>,
+) -> Asked<Asking<'a>> {
+    let running = running.ok_or(Why::NotUp)?;
+    let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
+    let conn = connector.connect(&doors.superuser(cluster, node, "postgres")).await.map_err(why)?;
+    // The first statement of a session fills caches, which would count as the way.
+    asks(wal::position(&conn)).await?;
+    let sent = Timestamp::now();
+    let asker = ask::asker(&conn).await.map_err(why)?;
+    let received = Timestamp::now();
+    let half = received.duration_since(sent).as_secs_f64() / 2.0;
+    let ahead_seconds = asker.now.duration_since(sent).as_secs_f64() - half;
+    Ok(Asking { conn, asker, clock: Clock { ahead_seconds, half_trip_seconds: half }, running })
+}
+
+async fn position(conn: &Conn) -> Asked<Position> {
+    let sent = Timestamp::now();
+    let lsn = wal::position(conn).await.map_err(why)?;
+    Ok(Position { lsn, sent, received: Timestamp::now() })
+}
+
+/// All of these are sent at once, and answered one after the other; each fails by itself.
+async fn questions(doors: &Doors, cluster: &Cluster, node: &Node, asking: &Asking<'_>) -> NodeSeen {
+    let Asking { conn, asker, clock, running } = asking;
+    let needs = NeedsMonitor(asker);
+    let counted = tokio::join!(
+        needs.ask(activity::vitals(conn)),
+        needs.ask(activity::longest(conn)),
+        needs.ask(activity::lock_wait(conn)),
+        asks(activity::prepared(conn)),
+        needs.ask(activity::horizon(conn)),
+        needs.ask(wal::senders(conn)),
+        needs.ask(wal::replay(conn)),
+        asks(wal::slots(conn)),
+        needs.ask(wal::directory(conn)),
+    );
+    let (vitals, longest, lock_wait, prepared, horizon, senders, replay, slots, wal) = counted;
+    let (subscriptions, counters, pending_restart, bad_lines, archiver) = tokio::join!(
+        needs.ask(wal::subscriptions(conn, running.facts.version.major)),
+        asks(databases::counters(conn)),
+        needs.ask(configuration::pending_restart(conn)),
+        bad_lines(conn, asker),
+        needs.ask(queries::archiver(conn)),
+    );
+    NodeSeen {
+        clock: Ok(*clock),
+        position: Err(Why::NotUp),
+        again: Err(Why::NotUp),
+        vitals,
+        longest,
+        lock_wait,
+        prepared,
+        horizon,
+        senders,
+        replay,
+        slots,
+        wal,
+        subscriptions,
+        counters,
+        pending_restart,
+        bad_lines,
+        archiver,
+        facts: NodeFacts::ask(conn, &running.facts).await,
+        inside: if running.is_primary() { inside(doors, cluster, node, asker).await } else { Vec::new() },
     }
 }
 
-async fn questions(conn: &Conn, asker: &Asker, facts: &ServerFacts) -> NodeSeen {
-    let needs = NeedsMonitor(asker);
-    NodeSeen {
-        connections: needs.ask(ask::connections(conn)).await,
-        archiver: needs.ask(queries::archiver(conn)).await,
-        facts: NodeFacts::ask(conn, facts).await,
+async fn bad_lines(conn: &Conn, asker: &Asker) -> Asked<Vec<BadLine>> {
+    match configuration::bad_lines(conn).await {
+        Err(error) if error.is_state(INSUFFICIENT_PRIVILEGE) => {
+            Err(not_granted(asker, configuration::BAD_LINES_GRANT))
+        }
+        other => other.map_err(why),
     }
+}
+
+/// Asks one database after the other, so that a node has two connections of ours at most.
+async fn inside(doors: &Doors, cluster: &Cluster, node: &Node, asker: &Asker) -> Vec<Inside> {
+    let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
+    let mut told = Vec::new();
+    for database in &cluster.databases {
+        let conn = match connector.connect(&doors.superuser(cluster, node, database)).await {
+            Ok(conn) => conn,
+            Err(error) => {
+                let why = if error.is_state(INSUFFICIENT_PRIVILEGE) {
+                    let grant =
+                        format!("GRANT CONNECT ON DATABASE {} TO {{role}}", quote_identifier(database));
+                    not_granted(asker, &grant)
+                } else {
+                    why(error)
+                };
+                told.push(Inside::without(database, &why));
+                continue;
+            }
+        };
+        let needs = NeedsMonitor(asker);
+        let (sequences, invalid_indexes, dead_rows, unfrozen, statements) = tokio::join!(
+            asks(databases::sequences(&conn)),
+            needs.ask(databases::invalid_indexes(&conn)),
+            asks(databases::dead_rows(&conn)),
+            asks(databases::unfrozen(&conn)),
+            needs.ask(databases::statements(&conn)),
+        );
+        let sequences = sequences.and_then(|sequences| match sequences.hidden {
+            1.. => Err(not_granted(asker, databases::SEQUENCES_GRANT)),
+            0 => Ok(sequences),
+        });
+        let database = database.clone();
+        told.push(Inside { database, sequences, invalid_indexes, dead_rows, unfrozen, statements });
+    }
+    told
+}
+
+/// SQLSTATE of a missing grant.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// What a missing grant is, which `{role}` takes the place of the role in.
+fn not_granted(asker: &Asker, grant: &str) -> Why {
+    Why::NotGranted {
+        role: asker.role.clone(),
+        grant: grant.replace("{role}", &quote_identifier(&asker.role)),
+    }
+}
+
+/// Asks what every role may see.
+async fn asks<T>(question: impl Future<Output = std::result::Result<T, DbError>>) -> Asked<T> {
+    question.await.map_err(why)
 }
 
 /// Asks what only a member of pg_monitor sees. Without it some views answer with NULL instead of an error.
@@ -119,9 +387,7 @@ struct NeedsMonitor<'a>(&'a Asker);
 impl NeedsMonitor<'_> {
     async fn ask<T>(&self, question: impl Future<Output = std::result::Result<T, DbError>>) -> Asked<T> {
         if !self.0.monitor {
-            let role = self.0.role.clone();
-            let grant = format!("GRANT pg_monitor TO {}", crate::pg::ident::quote_identifier(&role));
-            return Err(Why::NotGranted { role, grant });
+            return Err(not_granted(self.0, "GRANT pg_monitor TO {role}"));
         }
         question.await.map_err(why)
     }

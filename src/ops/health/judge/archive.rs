@@ -6,59 +6,60 @@ use super::{Of, command, limits, to_f64};
 use crate::topology::checks::{Check, Measure};
 
 pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
-    if seen.cluster.backups.is_none() {
-        return Vec::new();
+    let declared = seen.cluster.backups.is_some();
+    let mut found = Vec::new();
+    let archives = seen.primary_asked().and_then(|(_, asked)| asked.vitals.as_ref().ok());
+    if declared || archives.is_some_and(|vitals| vitals.archive_mode != "off") {
+        found.push(archive(seen));
     }
-    vec![archive(seen), backup_age(seen)]
+    if declared {
+        found.push(backup_age(seen));
+    }
+    found
 }
 
 /// The archiver of the primary. Its counters outlive a demotion, so nobody else's are looked at; a failure that nothing was
 /// archived after is one, also where nothing was ever archived (facts/health.md A1 row 19).
 fn archive(seen: &Seen<'_>) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::Archive };
-    let Some(primary) = seen.primary() else {
-        return Finding {
-            follows: Some(Check::Primary),
-            ..of.says(Subject::Cluster, Status::Unknown, "the primary is not known")
+    let of = Of::new(seen.cluster, Check::Archive);
+    of.of_primary(seen, |primary, asked| {
+        let (vitals, archiver) = match (&asked.vitals, &asked.archiver) {
+            (Ok(vitals), Ok(archiver)) => (vitals, archiver),
+            (Err(why), _) | (_, Err(why)) => return of.unknown(Subject::Cluster, why),
         };
-    };
-    let asked = seen.each().find(|(node, _, _)| node.name == primary.node).map(|(_, _, asked)| asked);
-    let archiver = match asked.expect("the primary is one of the nodes").archiver.as_ref() {
-        Ok(archiver) => archiver,
-        Err(why) => return of.unknown(Subject::Cluster, why),
-    };
-    let on = primary
-        .running()
-        .and_then(|running| running.settings.get("archive_mode"))
-        .is_some_and(|row| row.setting != "off");
-    if !on {
-        return of
-            .says(Subject::Cluster, Status::Critical, "no WAL is archived: archive_mode is off")
+        let says = |text: String| of.says(Subject::Cluster, Status::Critical, text);
+        // Also `always`, which archives on standbys too.
+        if vitals.archive_mode == "off" {
+            return says("no WAL is archived: archive_mode is off".to_owned())
+                .next(command(seen.cluster, "plan"));
+        }
+        // Then nothing fails and nothing is archived: the server only waits.
+        if !vitals.archives {
+            return says(format!(
+                "no WAL is archived: neither archive_command nor archive_library is set; {} wait",
+                archiver.waiting
+            ))
             .next(command(seen.cluster, "plan"));
-    }
-    if let Some((file, at)) = archiver.failing() {
-        let text =
-            format!("{file} failed at {at:.0}, and nothing was archived since; {} wait", archiver.waiting);
-        return of.says(Subject::Cluster, Status::Critical, text).next(format!(
-            "see the log of {} on host {}",
-            primary.node,
-            host(seen, &primary.node)
-        ));
-    }
-    let text = match &archiver.last_archived {
-        Some((file, at)) => format!("{} wait, {file} archived at {at:.0}", archiver.waiting),
-        None => format!("{} wait, nothing was archived yet", archiver.waiting),
-    };
-    of.measures(Subject::Cluster, to_f64(archiver.waiting), limits(seen.cluster, None, Check::Archive), text)
-        .next(command(seen.cluster, "status -v"))
-}
-
-fn host<'a>(seen: &Seen<'a>, node: &str) -> &'a str {
-    seen.cluster.node(node).map_or("", |node| node.host.as_str())
+        }
+        if let Some((file, at)) = archiver.failing() {
+            return says(format!(
+                "{file} failed at {at:.0}, and nothing was archived since; {} wait",
+                archiver.waiting
+            ))
+            .next(format!("see the log of {} on host {}", primary.name, primary.host));
+        }
+        let text = match &archiver.last_archived {
+            Some((file, at)) => format!("{} wait, {file} archived at {at:.0}", archiver.waiting),
+            None => format!("{} wait, nothing was archived yet", archiver.waiting),
+        };
+        let limits = limits(seen.cluster, None, Check::Archive);
+        of.measures(Subject::Cluster, to_f64(archiver.waiting), limits, text)
+            .next(command(seen.cluster, "status -v"))
+    })
 }
 
 fn backup_age(seen: &Seen<'_>) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::BackupAge };
+    let of = Of::new(seen.cluster, Check::BackupAge);
     let kept = match seen.kept.as_ref().expect("backups are declared") {
         Ok(kept) => kept,
         Err(why) => return of.unknown(Subject::Cluster, why),
