@@ -118,7 +118,8 @@ pub async fn prepare_wishing(
     let cluster = &cluster.with_adopted(&fixed.adopted);
     let seen =
         look_closer(&doors, cluster, &observed, &adoption, &passwords).await.map_err(|error| vec![error])?;
-    let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
+    let archive =
+        archive::look(&doors, cluster, &context.build, &context.store).await.map_err(|error| vec![error])?;
     let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
     plan::plan(&Situation {
         cluster,
@@ -450,13 +451,20 @@ impl ConfirmedPlan {
         let is_own = |planned: &PlannedStep| {
             !planned.step.is_common() && !matches!(planned.step, ApplyStep::Archive { .. })
         };
-        let is_agreed = |planned: &PlannedStep| agreed.steps().any(|one| one == planned);
+        let same = |one: &PlannedStep, other: &PlannedStep| match one.step.prunes() {
+            Some(host) => other.step.prunes() == Some(host),
+            None => one == other,
+        };
+        // Copies that were needed when the plan was shown are left for the next one.
+        let is_agreed = |planned: &PlannedStep| {
+            planned.step.prunes().is_some() || agreed.steps().any(|one| one == planned)
+        };
         if fresh.keeping(is_own) == agreed.keeping(is_own)
             && fresh.steps().all(|planned| is_own(planned) || is_agreed(planned))
             && fresh.fingerprint == agreed.fingerprint
             && fresh.primary == agreed.primary
         {
-            let is_left = |planned: &PlannedStep| fresh.steps().any(|one| one == planned);
+            let is_left = |planned: &PlannedStep| fresh.steps().any(|one| same(planned, one));
             let stages = agreed.keeping(|planned| !planned.step.is_common() || is_left(planned));
             return Ok(ClusterPlan { stages, ..fresh });
         }
