@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::engine::journal::hex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, FileKind, Host, HostError, RunAs, Stdin};
 use crate::topology::places::Places;
@@ -211,8 +212,12 @@ pub async fn link(host: &dyn Host, places: &Places, target: &str) -> Result<()> 
         let command = Command::new(program).args(args.iter().copied()).user(RunAs::Caller);
         host.run(&command).await.map_err(|error| could_not_install(places, error))
     };
-    // A name of its own for each target: two that swap it at once each put a whole link in its place.
-    let beside = places.lib().join(format!(".pgherd.{}", target.replace('/', "-")));
+    // A name of its own each time: two that swap it at once, as for two names of one host, each put a whole link in its place.
+    let mut random = [0_u8; 4];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::failed("the operating system gave no random bytes").source(error))?;
+    let own = format!(".pgherd.{}-{}", target.replace('/', "-"), hex(&random));
+    let beside = places.lib().join(own);
     run("ln", &["-s", "-f", "-T", "--", target, text(&beside)?]).await?;
     run("mv", &["-f", "-T", "--", text(&beside)?, text(&places.program())?]).await?;
     run("sync", &["--", text(places.lib())?]).await.map(drop)

@@ -70,7 +70,16 @@ impl Needed {
 pub async fn copies(host: &dyn Host, places: &Places) -> Result<Vec<Copy>> {
     let lib = format!("{}/", text(places.lib())?);
     let find = Command::new("find")
-        .args([&lib, "-mindepth", "1", "-maxdepth", "2", "-printf", "%P\\0%y\\0%s\\0%T@\\0"])
+        .args([
+            &lib,
+            "-ignore_readdir_race",
+            "-mindepth",
+            "1",
+            "-maxdepth",
+            "2",
+            "-printf",
+            "%P\\0%y\\0%s\\0%T@\\0",
+        ])
         .user(RunAs::Caller)
         .reads();
     match host.run(&find).await {
@@ -250,7 +259,8 @@ async fn remove_if_empty(host: &dyn Host, places: &Places, directory: &Path) -> 
 
 async fn list(host: &dyn Host, places: &Places, directory: &Path) -> Result<Vec<String>> {
     let find = Command::new("find")
-        .args([text(directory)?, "-mindepth", "1", "-maxdepth", "1", "!", "-type", "d", "-printf", "%f\\0"])
+        .args([text(directory)?, "-ignore_readdir_race", "-mindepth", "1", "-maxdepth", "1"])
+        .args(["!", "-type", "d", "-printf", "%f\\0"])
         .user(RunAs::Caller)
         .reads();
     match host.run(&find).await {

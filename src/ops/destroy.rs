@@ -3,6 +3,7 @@
 //! Needs no topology file: what has left the file can still be removed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,8 @@ use crate::db::queries;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
-use crate::engine::record::{OperationId, Record, TopologyFile};
+use crate::engine::record::{OperationId, PlannedStep, Record, TopologyFile};
+use crate::engine::shared_lock::SharedLock;
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
 use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind, Result};
@@ -91,6 +93,8 @@ pub struct World {
     doors: Doors,
     programs: BTreeMap<String, Programs>,
     store: Store,
+    /// The lock in the repository: the way there may lead through what is removed.
+    lock: Option<Arc<SharedLock>>,
 }
 
 /// Finds what carries the name of the cluster, or of one of its nodes.
@@ -114,7 +118,7 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
             other.is_none_or(|other| other.reach == **reach || (other.reach.is_here() && reach.is_here()))
         };
         let found = observe::profiles(&*host, &places).await?;
-        on_machines.push(found.iter().map(full_name).collect::<Vec<_>>());
+        on_machines.push((*reach, found.clone()));
         profiles
             .extend(found.into_iter().filter(|profile| profile.cluster == cluster && here(&profile.host)));
         let found = pooler_profiles(&*host, &places, cluster).await?;
@@ -152,8 +156,8 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
         Some(node) => one(&observed, input, node)?,
     };
     let mut steps = Vec::new();
-    for there in &on_machines {
-        match program(&world, &removal, there).await? {
+    for (reach, there) in &on_machines {
+        match program(&world, &removal, reach, there).await? {
             Program::None => {}
             Program::Stays { line } => removal.stays.push(line),
             Program::Goes { line, host } => {
@@ -180,12 +184,14 @@ enum Program {
 }
 
 /// Decides for a machine with these nodes. Who needs the program for a moment only is not asked for before it is its turn.
-async fn program(world: &World, removal: &Removal, there: &[String]) -> Result<Program> {
+async fn program(world: &World, removal: &Removal, reach: &Reach, there: &[Profile]) -> Result<Program> {
     let going: Vec<&Profile> =
         removal.input.profiles.iter().filter(|profile| removal.takes(&profile.node)).collect();
-    let Some(host) =
-        going.iter().find(|profile| there.contains(&full_name(profile))).map(|first| &first.host)
-    else {
+    let is_here = |profile: &&&Profile| {
+        let own = world.cluster.reach(&profile.host);
+        there.contains(profile) && (own == reach || (own.is_here() && reach.is_here()))
+    };
+    let Some(host) = going.iter().find(is_here).map(|first| &first.host) else {
         return Ok(Program::None);
     };
     let (door, places) = (world.doors.host(host), world.doors.places(host));
@@ -196,8 +202,10 @@ async fn program(world: &World, removal: &Removal, there: &[String]) -> Result<P
     }
     let what = format!("pgherd in {} on {host}", places.lib().display());
     let names: BTreeSet<String> = going.iter().map(|profile| full_name(profile)).collect();
-    let mut users: BTreeSet<String> = there.iter().filter(|name| !names.contains(*name)).cloned().collect();
-    let without: Vec<_> = going.iter().map(|profile| profile.data_directory.clone()).collect();
+    let mut users: BTreeSet<String> =
+        there.iter().map(full_name).filter(|name| !names.contains(name)).collect();
+    // The servers of nodes are known by their profiles.
+    let without: Vec<_> = there.iter().map(|profile| profile.data_directory.clone()).collect();
     match builds::needed(door, places, &world.store, None, &without).await {
         Ok(needed) => users.extend(needed.lasting()),
         Err(error) => {
@@ -382,7 +390,7 @@ pub async fn run(
     let mut operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
     let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
-        Ok(world) => world,
+        Ok(world) => World { lock: operation.shared_lock(), ..world },
         Err(error) => {
             operation.call_off(&error).await?;
             return Err(error);
@@ -411,9 +419,30 @@ pub async fn go_on(
     })?;
     context.locker(&as_cluster(&input)).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    match way {
+    let world = World { lock: operation.shared_lock(), ..world };
+    let outcome = match way {
         Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
         Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
+    }?;
+    if matches!(outcome, Outcome::Done) {
+        // The lock in the repository was taken through a copy of pgherd, which is there again where the step had been done before.
+        for host in operation.header().stages.iter().flat_map(|stage| &stage.steps).filter_map(program_of) {
+            remove_program(&world, &host).await?;
+        }
+    }
+    Ok(outcome)
+}
+
+fn program_of(planned: &PlannedStep) -> Option<String> {
+    match serde_json::from_value(planned.step.clone()) {
+        Ok(DestroyStep::Program { host }) => Some(host),
+        Ok(
+            DestroyStep::Begin {}
+            | DestroyStep::Pooler { .. }
+            | DestroyStep::Slot { .. }
+            | DestroyStep::Node { .. },
+        )
+        | Err(_) => None,
     }
 }
 
@@ -426,7 +455,7 @@ impl World {
             let node = cluster.node(&profile.node).expect("as_cluster takes every profile");
             programs.insert(profile.node.clone(), doors.programs(&cluster, &node.host).await?.clone());
         }
-        Ok(Self { operation, cluster, doors, programs, store: context.store.clone() })
+        Ok(Self { operation, cluster, doors, programs, store: context.store.clone(), lock: None })
     }
 
     fn site(&self, name: &str) -> Result<Site<'_>> {
@@ -583,6 +612,10 @@ pub fn left_by(context: &Context, id: &OperationId) -> Result<Vec<String>> {
 
 /// Removes pgherd's copies from a host, unless somebody needs one now.
 async fn remove_program(world: &World, host: &str) -> Result<Gone> {
+    if let Some(lock) = &world.lock {
+        // Whatever it kept apart is removed; nothing more is asked of the repository.
+        lock.give_back(false).await;
+    }
     let (door, places) = (world.doors.host(host), world.doors.places(host));
     let deadline = Instant::now() + ENDS;
     let users = loop {
