@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,7 +15,7 @@ use jiff::Timestamp;
 use crate::engine::record::{Header, PlannedStage};
 use crate::engine::store::{Listed, Store};
 use crate::error::{Error, Result};
-use crate::host::{Command, Host, HostError, RunAs};
+use crate::host::{Command, Host, HostError, LineSink, RunAs};
 use crate::ops::binary::{self, Installed};
 use crate::topology::declared;
 use crate::topology::places::Places;
@@ -26,8 +27,8 @@ const UNFINISHED: &str = ".pgherd.";
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// The files of a data directory that name a command: pgherd writes two of them, and ALTER SYSTEM the third.
 const SETTINGS: [&str; 3] = ["pgherd.conf", "pgherd.node.conf", "postgresql.auto.conf"];
-/// A process that ends while `/proc` is read can fail the whole look.
-const LOOKS: u32 = 3;
+/// What is said of a process that has ended (ENOENT and ESRCH of strerror(3)).
+const ENDED: [&str; 2] = ["No such file or directory", "No such process"];
 
 /// A copy of pgherd on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,28 +304,39 @@ async fn processes(host: &dyn Host, places: &Places) -> Result<Processes> {
     Ok(seen)
 }
 
+/// Returns a line for each link that was seen. find fails when a process ends while it looks (also with `-ignore_readdir_race`), and has said by
+/// then what else it saw; any other trouble is one.
 async fn look_at_processes(host: &dyn Host, places: &Places, user: RunAs) -> Result<String> {
     // What belongs to others is not readable, and left out: find would fail at it.
     let find = Command::new("find")
         .args(["/proc", "-ignore_readdir_race", "-mindepth", "2", "-maxdepth", "2", "("])
-        .args(["-name", "exe", "-o", "-name", "cwd", ")", "-readable", "-printf", "%P\\0%l\\0"])
+        .args(["-name", "exe", "-o", "-name", "cwd", ")", "-readable", "-printf", "%P %l\\n"])
         .user(user)
         .reads();
-    let mut tries = 1;
-    loop {
-        match host.run(&find).await {
-            Ok(output) => return Ok(output.text()),
-            Err(HostError::Exited { .. }) if tries < LOOKS => tries += 1,
-            Err(error) => return Err(could_not_look(places, error)),
+    let said: Arc<Mutex<(String, bool)>> = Arc::default();
+    let hears = Arc::clone(&said);
+    let lines: LineSink = Arc::new(move |is_stderr, line| {
+        let mut said = hears.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_stderr {
+            said.1 |= !ENDED.iter().any(|words| line.ends_with(words));
+        } else {
+            said.0.push_str(line);
+            said.0.push('\n');
         }
+    });
+    let ended = host.stream(&find, lines).await;
+    let (found, trouble) = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
+    match ended {
+        Ok(_) => Ok(found),
+        Err(HostError::Exited { status: 1, .. }) if !trouble => Ok(found),
+        Err(error) => Err(could_not_look(places, error)),
     }
 }
 
 /// Yields process number, `exe` or `cwd`, and where it leads. A file that was removed is called as it was.
 fn links(found: &str) -> impl Iterator<Item = (u32, &str, &Path)> {
-    let words: Vec<&str> = found.split('\0').collect();
-    let pairs: Vec<(&str, &str)> = words.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-    pairs.into_iter().filter_map(|(path, leads)| {
+    found.lines().filter_map(|line| {
+        let (path, leads) = line.split_once(' ')?;
         let (pid, link) = path.split_once('/')?;
         let leads = leads.strip_suffix(" (deleted)").unwrap_or(leads);
         Some((pid.parse().ok()?, link, Path::new(leads)))
@@ -500,15 +512,15 @@ mod tests {
     #[test]
     fn processes_are_known_by_what_they_run_and_servers_by_where_they_are() {
         let found = format!(
-            "7/exe\0/usr/bin/bash\07/cwd\0/root\0\
-             8/exe\0/opt/lib/{OLD}/pgherd (deleted)\08/cwd\0/srv/a\0\
-             9/exe\0/usr/lib/postgresql/15/bin/postgres\09/cwd\0/srv/a\0\
-             10/exe\0/usr/lib/postgresql/15/bin/postgres (deleted)\010/cwd\0/srv/b\0\
-             11/exe\0/elsewhere/{NEW}/pgherd\011/cwd\0/\0"
+            "7/exe /usr/bin/bash\n7/cwd /root\n\
+             8/exe /opt/lib/{OLD}/pgherd (deleted)\n8/cwd /srv/a\n\
+             9/exe /usr/lib/postgresql/15/bin/postgres\n9/cwd /srv/a\n\
+             10/exe /usr/lib/postgresql/15/bin/postgres (deleted)\n10/cwd /srv/it's b\n\
+             11/exe /elsewhere/{NEW}/pgherd\n11/cwd /\n"
         );
         let libs = [Path::new("/opt/lib")];
         assert_eq!(programs(&found, &libs), BTreeSet::from([(8, OLD.to_owned())]));
-        assert_eq!(servers(&found), BTreeSet::from(["/srv/a".into(), "/srv/b".into()]));
+        assert_eq!(servers(&found), BTreeSet::from(["/srv/a".into(), "/srv/it's b".into()]));
     }
 
     #[test]

@@ -291,7 +291,7 @@ fn the_program_stays_as_long_as_a_cluster_or_a_server_needs_it() {
     assert!(herd.path("lib/pgherd").exists());
 
     // A copy as restores made them before they brought a program of their own, and one of today.
-    herd.run(&["backup", "create"]).ends_with(0);
+    herd.run(&["--cluster", "inventory", "backup", "create"]).ends_with(0);
     let copies = herd.path("copies");
     fs::create_dir(&copies).expect("a directory");
     if is_root() {
