@@ -166,7 +166,8 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
             }
         }
     }
-    removal.stages.extend((!steps.is_empty()).then_some(steps));
+    // One after the other: two names may be one machine after all.
+    removal.stages.extend(steps.into_iter().map(|step| vec![step]));
     Ok(removal)
 }
 

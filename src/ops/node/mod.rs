@@ -426,3 +426,67 @@ impl Reporter {
         self.alone.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::host::local::LocalHost;
+
+    /// A program that answers with its report, and one that says nothing; each writes down that it ran.
+    const ANSWERS: &str = "echo '{\"started\":{\"pid\":1}}'; echo '{\"report\":7}'";
+    const SILENT: &str = "exit 3";
+
+    fn door(directory: &std::path::Path, does: &str) -> (NodeDoor, Places) {
+        let at = |name: &str| Some(directory.join(name).display().to_string());
+        let places = Places::decide(true, |variable| match variable {
+            "PGHERD_LIB_DIR" => at("lib"),
+            "PGHERD_CONFIG_DIR" => at("config"),
+            "PGHERD_STATE_DIR" => at("state"),
+            _ => None,
+        })
+        .unwrap();
+        let file = directory.join("program");
+        let ran = directory.join("ran");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --version ] && echo 'pgherd 1.2.3' && exit\necho ran >>{}\n{does}\n",
+            ran.display()
+        );
+        std::fs::write(&file, script).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let build = Build::of(file, "1.2.3");
+        let program = places.copy(build.hash().unwrap());
+        let host = Arc::new(LocalHost::own("here"));
+        (NodeDoor { host, program, source: Some((places.clone(), build)) }, places)
+    }
+
+    async fn call(door: &NodeDoor, priority: Priority) -> Result<u32> {
+        let request = NodeRequest::LookAtKept(LookAtKept { url: String::new(), cluster: String::new() });
+        door.call(&request, priority, Arc::new(|_| ())).await
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_was_removed_in_the_middle_of_the_work_is_put_there_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (door, places) = door(directory.path(), ANSWERS);
+        for priority in [Priority::Normal, Priority::Low] {
+            assert_eq!(call(&door, priority).await.unwrap(), 7);
+            std::fs::remove_dir_all(places.lib()).unwrap();
+        }
+        let only_looks = NodeDoor { source: None, ..door };
+        assert!(call(&only_looks, Priority::Normal).await.is_err());
+        assert!(!places.lib().exists());
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ends_without_a_word_is_not_asked_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (door, _) = door(directory.path(), SILENT);
+        assert!(call(&door, Priority::Normal).await.is_err());
+        let ran = || std::fs::read_to_string(directory.path().join("ran")).unwrap().lines().count();
+        assert_eq!(ran(), 1);
+        assert!(call(&door, Priority::Normal).await.is_err());
+        assert_eq!(ran(), 2);
+    }
+}
