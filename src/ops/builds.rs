@@ -243,19 +243,21 @@ pub fn is_ours(installed: &Installed) -> bool {
     }
 }
 
-/// The caller may lack the right to the directory above, as where root made it for an operator: an empty directory is not worth a failure.
+/// Removes a directory if it is empty. It may belong to the caller or to the os-user, or to neither, as where root made it for an operator: an
+/// empty directory is not worth a failure.
 async fn remove_if_empty(host: &dyn Host, places: &Places, directory: &Path) -> Result<()> {
-    let remove = Command::new("rmdir")
-        .args(["--ignore-fail-on-non-empty", "--", text(directory)?])
-        .user(RunAs::Caller);
-    match host.run(&remove).await {
-        Ok(_) => Ok(()),
-        Err(HostError::Exited { stderr, .. }) => {
-            tracing::debug!(%stderr, "a directory stays");
-            Ok(())
+    let users = [RunAs::Caller, RunAs::OsUser];
+    let others = if host.caller() == host.os_user() { 1 } else { 2 };
+    for user in users.into_iter().take(others) {
+        let remove =
+            Command::new("rmdir").args(["--ignore-fail-on-non-empty", "--", text(directory)?]).user(user);
+        match host.run(&remove).await {
+            Ok(_) => return Ok(()),
+            Err(HostError::Exited { stderr, .. }) => tracing::debug!(%stderr, "a directory stays"),
+            Err(error) => return Err(could_not_remove(places, error)),
         }
-        Err(error) => Err(could_not_remove(places, error)),
     }
+    Ok(())
 }
 
 async fn list(host: &dyn Host, places: &Places, directory: &Path) -> Result<Vec<String>> {
