@@ -31,8 +31,8 @@ use crate::ops::roles::{self, Lead};
 use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
-    BackupSource, Backups, Cluster, Host, Node, PoolMode, Poolers, Postgres, Promote, Reach, Repository,
-    Service,
+    BackupSource, Backups, Cluster, Host, Node, PoolMode, PoolerAuth, Poolers, Postgres, Promote, Reach,
+    Repository, Service,
 };
 use crate::topology::places::Places;
 use crate::units::ByteCount;
@@ -580,6 +580,9 @@ fn as_cluster(input: &Input) -> Cluster {
             port: pooler.port,
             mode: PoolMode::Transaction,
             max_clients: 0,
+            processes: 1,
+            auth: PoolerAuth::Userlist,
+            users: Vec::new(),
             pools: Vec::new(),
         }),
         objectives: BTreeMap::new(),
