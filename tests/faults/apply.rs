@@ -860,7 +860,8 @@ impl Scene<'_> {
         if self.case.kind.before().is_none() && self.site.has_wal() {
             return Err("WAL is left in the repository".to_owned());
         }
-        // A grant or a login that was put right stays right, and a certificate that nobody shows yet is in nobody's way.
+        // A grant or a login that was put right stays right, and so does the record of who is primary; a certificate that nobody shows yet
+        // is in nobody's way.
         let steps = |plan: &ClusterPlan| -> Vec<ApplyStep> {
             let lasting = |step: &&ApplyStep| {
                 !matches!(
@@ -868,6 +869,7 @@ impl Scene<'_> {
                     ApplyStep::Mend { .. }
                         | ApplyStep::Logins { .. }
                         | ApplyStep::Repository { .. }
+                        | ApplyStep::Record { .. }
                         | ApplyStep::Authority { .. }
                         | ApplyStep::Certificate { .. }
                 )
