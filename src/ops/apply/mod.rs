@@ -120,7 +120,8 @@ pub async fn prepare_wishing(
     let cluster = &cluster.with_adopted(&fixed.adopted);
     let seen =
         look_closer(&doors, cluster, &observed, &adoption, &passwords).await.map_err(|error| vec![error])?;
-    let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
+    let archive =
+        archive::look(&doors, cluster, &context.build, &context.store).await.map_err(|error| vec![error])?;
     let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
     let plan = plan::plan(&Situation {
         cluster,
@@ -453,13 +454,20 @@ impl ConfirmedPlan {
         let is_own = |planned: &PlannedStep| {
             !planned.step.is_common() && !matches!(planned.step, ApplyStep::Archive { .. })
         };
-        let is_agreed = |planned: &PlannedStep| agreed.steps().any(|one| one == planned);
+        let same = |one: &PlannedStep, other: &PlannedStep| match one.step.prunes() {
+            Some(host) => other.step.prunes() == Some(host),
+            None => one == other,
+        };
+        // Copies that were needed when the plan was shown are left for the next one.
+        let is_agreed = |planned: &PlannedStep| {
+            planned.step.prunes().is_some() || agreed.steps().any(|one| one == planned)
+        };
         if fresh.keeping(is_own) == agreed.keeping(is_own)
             && fresh.steps().all(|planned| is_own(planned) || is_agreed(planned))
             && fresh.fingerprint == agreed.fingerprint
             && fresh.primary == agreed.primary
         {
-            let is_left = |planned: &PlannedStep| fresh.steps().any(|one| one == planned);
+            let is_left = |planned: &PlannedStep| fresh.steps().any(|one| same(planned, one));
             let stages = agreed.keeping(|planned| !planned.step.is_common() || is_left(planned));
             return Ok(ClusterPlan { stages, ..fresh });
         }
@@ -551,14 +559,14 @@ mod tests {
     fn the_golden_plan_reads_and_writes_byte_for_byte() {
         let golden = include_str!("../../../tests/golden/plan-v1.json");
         let saved: SavedPlan = serde_json::from_str(golden).unwrap();
-        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 10, 3, 1]);
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 11, 3, 1]);
         // Every kind of step is in it.
         let kinds = saved
             .plans
             .iter()
             .flat_map(ClusterPlan::steps)
             .map(|planned| std::mem::discriminant(&planned.step));
-        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 24);
+        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 25);
         assert_eq!(saved.text(), golden);
     }
 

@@ -24,6 +24,7 @@ use crate::db::logins::Purpose;
 use crate::db::queries::{Slot, SlotKind};
 use crate::error::Error;
 use crate::ops::binary::Installed;
+use crate::ops::builds::Copy;
 use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
@@ -107,6 +108,8 @@ pub enum RecordSeen {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveHost {
     pub installed: Installed,
+    /// Copies of pgherd that nobody needs: neither the one to be in use nor the one before it.
+    pub older: Vec<Copy>,
     pub repository: RepositorySeen,
 }
 
@@ -330,6 +333,7 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
             change::plan(situation, primary_node, &mut plan)?;
         }
     }
+    plan.stages.push(archive::prune(situation));
     plan.stages.retain(|stage| !stage.is_empty());
     Ok(plan)
 }
