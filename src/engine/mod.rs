@@ -6,6 +6,7 @@
 //! | [`record`] | what a journal line can say |
 //! | [`view`] | the state of an operation, folded from records by one exhaustive match |
 //! | [`journal`] | the file: checksums, hash chain, fsync, torn tails, a second writer noticed |
+//! | [`copies`] | copies of a journal on the machines that its operation changes |
 //! | [`store`] | where journals live and how one is found |
 //! | [`lock`] | who may change a cluster now |
 //! | [`operation`] | the driver: forward, back, resume, undo, take over |
@@ -14,6 +15,7 @@
 //!
 //! Knows no operation by name and prints nothing.
 
+pub mod copies;
 pub mod event;
 pub mod interrupt;
 pub mod journal;
