@@ -101,7 +101,7 @@ impl Shelf {
     /// # Errors
     /// As [`Shelf::ids`].
     pub async fn complete(&self, id: &OperationId, lines: &[u8]) -> Result<()> {
-        self.answered(self.bring(id, 0, lines)).await.map(|_| ())
+        self.answered(self.bring(id, 0, &Feed::new(lines.to_vec()))).await.map(|_| ())
     }
 
     async fn answered<T>(&self, call: impl Future<Output = std::result::Result<T, HostError>>) -> Result<T> {
@@ -114,29 +114,30 @@ impl Shelf {
         }
     }
 
-    /// Sees that the copy of a journal has all of `lines`, of which it had the first `at` bytes when it was last heard of.
-    async fn bring(
-        &self,
-        id: &OperationId,
-        at: u64,
-        lines: &[u8],
-    ) -> std::result::Result<Brought, HostError> {
+    /// Sees that the copy of a journal has all of its lines, of which it had the first `at` bytes when it was last heard of.
+    async fn bring(&self, id: &OperationId, at: u64, feed: &Feed) -> std::result::Result<Brought, HostError> {
         let path = self.path(id);
-        if self.add(&path, at, lines).await? {
-            return Ok(Brought::Has);
+        // What has gathered goes in one piece.
+        let lines = feed.lines().clone();
+        if self.add(&path, at, &lines).await? {
+            return Ok(Brought::Has(lines.len() as u64));
         }
         let found = self.host.read(&path).await?.unwrap_or_default();
+        // Two hosts may be one machine: then the other's task may have brought more than there was when we looked.
+        let lines = feed.lines().clone();
+        let has = Brought::Has(lines.len() as u64);
+        let lines = lines.as_slice();
         match Kin::of(&path, lines, &found) {
             Kin::Behind => {
                 let added = self.add(&path, found.len() as u64, lines).await?;
-                Ok(if added { Brought::Has } else { Brought::Moved })
+                Ok(if added { has } else { Brought::Moved })
             }
             // What a crash of that machine left, or what nobody can read, helps nobody.
             Kin::Torn | Kin::Damaged(_) | Kin::Superseded => {
-                self.host.write_atomic(&path, lines, 0o600).await.map(|()| Brought::Has)
+                self.host.write_atomic(&path, lines, 0o600).await.map(|()| has)
             }
             Kin::Other(other) if other.view.is_finished() => {
-                self.host.write_atomic(&path, lines, 0o600).await.map(|()| Brought::Has)
+                self.host.write_atomic(&path, lines, 0o600).await.map(|()| has)
             }
             Kin::Other(_) => Ok(Brought::Refused),
             Kin::Ahead(content) | Kin::TakenOver(content) => {
@@ -177,7 +178,8 @@ impl Shelf {
 
 /// How a delivery ended.
 enum Brought {
-    Has,
+    /// So many bytes, all that there were.
+    Has(u64),
     /// The copy changed meanwhile: try again.
     Moved,
     /// Another operation has the name there, and has not ended.
@@ -423,12 +425,10 @@ impl Delivery {
         let mut now = Standing::default();
         let mut pruned = false;
         while length.wait_for(|length| *length > now.has).await.is_ok() {
-            // What has gathered since goes in one piece.
-            let lines = self.feed.lines().clone();
             let host = self.shelf.host.name();
-            let why = match timeout(CALL_LIMIT, self.shelf.bring(&self.id, now.has, &lines)).await {
-                Ok(Ok(Brought::Has)) => {
-                    now = Standing { has: lines.len() as u64, failures: 0 };
+            let why = match timeout(CALL_LIMIT, self.shelf.bring(&self.id, now.has, &self.feed)).await {
+                Ok(Ok(Brought::Has(has))) => {
+                    now = Standing { has, failures: 0 };
                     self.standing.send_replace(now);
                     if !std::mem::replace(&mut pruned, true) {
                         timeout(CALL_LIMIT, self.shelf.prune()).await.ok();

@@ -184,8 +184,8 @@ impl Store {
         Err(Error::failed(format!("could not find a free operation id in {}", self.operations().display())))
     }
 
-    /// Puts a journal that another station wrote in its place, on disk when this returns, over one that is here. The caller holds the lock
-    /// of its cluster.
+    /// Puts a journal that another station wrote in its place, on disk when this returns. One that is here and has other lines is kept
+    /// beside it. The caller holds the lock of its cluster.
     ///
     /// # Errors
     /// [`ErrorKind::Failed`] if it cannot be written.
@@ -194,6 +194,9 @@ impl Store {
         self.make_directory(&directory)?;
         let (path, beside) = (self.path(id), directory.join(format!(".{id}.{}", std::process::id())));
         let write = || -> io::Result<()> {
+            if std::fs::read(&path).is_ok_and(|own| !lines.starts_with(&own)) {
+                std::fs::rename(&path, path.with_extension("superseded"))?;
+            }
             let mut file =
                 OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
             file.write_all(lines)?;

@@ -39,10 +39,15 @@ impl Locker<'_> {
     pub async fn take(&self, wait: Duration) -> Result<Lock> {
         let lock = Lock::take(self.store, &self.cluster.name, wait).await?;
         let lock = lock.with_copies(self.shelves());
-        Ok(match self.share(Claim::New, wait).await? {
+        let lock = match self.share(Claim::New, wait).await? {
             Some(shared) => lock.with_shared(shared),
             None => lock,
-        })
+        };
+        // A cluster without a repository has nothing else that would tell of another station's operation.
+        let everywhere = copies::shelves(self.cluster, self.places, Whose::Anybodys);
+        let known = |id: &OperationId| self.store.path(id).exists();
+        let alone = copies::refuse_beside_unfinished(&everywhere, &self.cluster.name, &known).await;
+        Ok(lock.keep_for(alone).await?.0)
     }
 
     /// Takes both locks to go on with an operation that another station began; `forced`: the operator says that it is gone.

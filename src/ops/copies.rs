@@ -79,6 +79,41 @@ pub(crate) async fn lost_to_another(shelves: &[Shelf], id: &OperationId, lines: 
     join_all(looks).await.into_iter().flatten().next()
 }
 
+/// Refuses while the copies tell of an unfinished operation of the cluster that another station began; `known` are those whose journals are
+/// here, which say more. Best effort: what does not answer is left out.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] with how it can be gone on with.
+pub(crate) async fn refuse_beside_unfinished(
+    shelves: &[Shelf],
+    cluster: &str,
+    known: &(dyn Fn(&OperationId) -> bool + Sync),
+) -> Result<()> {
+    for (id, chain) in gather_but(shelves, "", known).await.chains {
+        let Ok(Chain { content, hosts, .. }) = chain else { continue };
+        if !content.view.is_finished() {
+            return Err(Error::new(
+                ErrorKind::Locked,
+                format!("cluster {cluster} has the unfinished operation {id} of another station"),
+            )
+            .detail(format!(
+                "It is \"{}\", begun by {} at {:.0} and last heard of at {:.0}; its journal is copied on {}.",
+                content.view.kind,
+                content.view.by,
+                content.view.begun,
+                content.view.last,
+                hosts.join(", ")
+            ))
+            .hint(format!(
+                "Go on with it there: {}. If that station is gone, go on with it from here: {}",
+                id.resume_command(),
+                id.takeover_command()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// A journal as copies have it.
 #[derive(Debug)]
 pub struct Chain {
@@ -99,11 +134,22 @@ pub struct Gathered {
 
 /// Reads the copies of a cluster's journals from all its hosts, side by side: those whose names begin so.
 pub async fn gather(shelves: &[Shelf], prefix: &str) -> Gathered {
+    gather_but(shelves, prefix, &|_| false).await
+}
+
+/// As [`gather`], without those that are known.
+async fn gather_but(
+    shelves: &[Shelf],
+    prefix: &str,
+    known: &(dyn Fn(&OperationId) -> bool + Sync),
+) -> Gathered {
     let asked = join_all(shelves.iter().map(|shelf| async move {
         let host = shelf.host.name().to_owned();
         let read = async {
             let mut found = Vec::new();
-            for copies in shelf.ids(prefix).await?.chunks(SIDE_BY_SIDE) {
+            let mut ids = shelf.ids(prefix).await?;
+            ids.retain(|id| !known(id));
+            for copies in ids.chunks(SIDE_BY_SIDE) {
                 let reads = copies.iter().map(|id| async move { Ok((id.clone(), shelf.read(id).await?)) });
                 found.extend(join_all(reads).await.into_iter().collect::<Result<Vec<_>>>()?);
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use crate::engine::lock::Lock;
 use crate::engine::operation::{FromCopy, Operation};
 use crate::engine::record::OperationId;
 use crate::engine::step::Step;
@@ -79,7 +80,13 @@ pub async fn take_over<S: Step>(
     reason: Option<&str>,
 ) -> Result<Operation<S>> {
     refuse_other_machines(id, cluster, declared)?;
-    let lock = context.locker(cluster).take_over(id, reason.is_some()).await?;
+    let lock = match choose(context, id, cluster).await? {
+        // Nobody drives what has ended: its journal is all that there is to take.
+        (chain, _) if chain.content.view.is_finished() => {
+            Lock::take(&context.store, &cluster.name, Duration::ZERO).await?
+        }
+        _ => context.locker(cluster).take_over(id, reason.is_some()).await?,
+    };
     // Only now does nobody else write to the copies.
     let chosen = choose(context, id, cluster).await;
     let (lock, (chain, unreachable)) = lock.keep_for(chosen).await?;

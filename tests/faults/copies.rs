@@ -164,7 +164,12 @@ async fn no_failure_of_a_copy_changes_an_operation_or_lets_it_wait_for_long() {
             let copy = std::fs::read(shelves[1].path(&operation.id())).unwrap_or_default();
             assert!(journal.starts_with(&copy), "{act:?} at call {number}");
             if matches!(act, Act::Before | Act::After) {
-                assert!(copy == journal, "{act:?} at call {number}: {} of {} bytes", copy.len(), journal.len());
+                assert!(
+                    copy == journal,
+                    "{act:?} at call {number}: {} of {} bytes",
+                    copy.len(),
+                    journal.len()
+                );
             }
         }
     }

@@ -1,0 +1,146 @@
+//! A station that is lost in the middle of its work, and another one that has only the topology file and ssh.
+//!
+//! A station's own are `state/operations` and `state/locks`; all else below `state` is the hosts'.
+
+use std::fs;
+use std::path::PathBuf;
+
+use rustix::process::Signal;
+
+use crate::herd::{Herd, PAIR, SINGLE, newest_or_15, until};
+use crate::sshd::{Login, Sshd};
+
+fn declare(turn: u32, shape: &crate::herd::Shape<'_>) -> (Herd, Sshd) {
+    let mut herd = Herd::declare(&newest_or_15(turn), shape);
+    let sshd = Sshd::start(&herd, "sshd", Login::Caller);
+    sshd.reaches(&mut herd);
+    herd.edit(" a: {host: local", " a: {host: db1");
+    if shape.nodes.len() > 1 {
+        herd.edit("{host: local", "{host: db2");
+    }
+    if shape.pooler {
+        herd.edit("hosts: [local]", "hosts: [db1]");
+    }
+    (herd, sshd)
+}
+
+fn copies(herd: &Herd) -> PathBuf {
+    herd.path("state/copies/inventory")
+}
+
+/// Puts a station's own files away, and another one's in their place; a new one has none.
+fn change_station(herd: &Herd, from: &str, to: &str) {
+    for own in ["operations", "locks"] {
+        let here = herd.path("state").join(own);
+        if here.exists() {
+            fs::rename(&here, herd.path(&format!("{own}-of-{from}"))).expect("moved");
+        }
+        let theirs = herd.path(&format!("{own}-of-{to}"));
+        if theirs.exists() {
+            fs::rename(theirs, here).expect("moved");
+        }
+    }
+}
+
+/// The newest journal in a directory, with the operation that it names.
+fn newest(directory: &std::path::Path) -> Option<(String, PathBuf)> {
+    let files = fs::read_dir(directory).ok()?.map(|entry| entry.expect("readable").path());
+    let journals = files.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    let newest = journals.max_by_key(|path| fs::metadata(path).and_then(|found| found.modified()).ok())?;
+    Some((newest.file_stem()?.to_str()?.to_owned(), newest))
+}
+
+/// Starts `apply`, kills it when the copy of its journal says so, and returns the operation.
+fn killed_at(herd: &Herd, word: &str) -> String {
+    let before = newest(&copies(herd)).map(|(id, _)| id);
+    let mut apply = herd.start(&["apply", "--yes", "--allow-restart"]);
+    let id = until("the copy tells of the step", || {
+        let (id, path) = newest(&copies(herd)).filter(|(id, _)| Some(id) != before.as_ref())?;
+        fs::read_to_string(path).ok()?.lines().skip(1).any(|line| line.contains(word)).then_some(id)
+    });
+    apply.signal(Signal::KILL);
+    apply.end();
+    id
+}
+
+#[test]
+fn an_apply_whose_station_is_lost_is_ended_by_another_and_the_first_one_finds_that_out() {
+    let (mut herd, _sshd) = declare(0, &PAIR);
+    herd.keep_backups();
+    // Past the birth of a, while b is cloned, say.
+    let id = killed_at(&herd, "\"event\":\"step_started\",\"stage\":3");
+    let (journal, copy) =
+        (herd.path(&format!("state/operations/{id}.jsonl")), copies(&herd).join(format!("{id}.jsonl")));
+    let (journal, copied) = (fs::read(journal).expect("a journal"), fs::read(copy).expect("a copy"));
+    assert!(journal.starts_with(&copied), "{} of {} bytes", copied.len(), journal.len());
+
+    change_station(&herd, "first", "second");
+    herd.run(&["operation", "list"]).ends_with(0).does_not_say(&id);
+    herd.run(&["operation", "list", "--hosts"]).ends_with(0).says(&[
+        &id,
+        "elsewhere",
+        &format!("pgherd operation takeover {id}"),
+    ]);
+    herd.run(&["operation", "show", &id]).ends_with(0).says(&["copied   on db1", "initdb"]);
+    herd.apply().ends_with(5).tells(&[&id, "pgherd operation takeover"]);
+    // The repository was still to be made: nothing shows that the first station is gone.
+    herd.run(&["operation", "takeover", &id]).ends_with(4).tells(&[
+        &format!("cannot take over operation {id}: nothing shows that its station is gone"),
+        &format!("pgherd operation takeover {id} --force --reason TEXT"),
+    ]);
+    let took = herd.run(&["operation", "takeover", &id[..3], "--force", "--reason", "it burnt"]).ends_with(0);
+    took.tells(&[&format!("operation {id} is done")]);
+    herd.run(&["operation", "show", &id]).ends_with(0).says(&["taken ", "it burnt"]);
+    herd.is_as_declared();
+    assert_eq!(herd.primaries(), ["a"]);
+
+    change_station(&herd, "second", "first");
+    for verb in ["resume", "undo"] {
+        herd.run(&["operation", verb, &id, "--yes"])
+            .ends_with(5)
+            .tells(&[&format!("operation {id} was taken over by"), "pgherd operation list --hosts"]);
+    }
+    herd.run(&["operation", "takeover", &id])
+        .ends_with(0)
+        .tells(&[&format!("operation {id} had ended; nothing was changed")]);
+    herd.is_as_declared();
+
+    // From now on there is a lock in the repository, whose holder is proven dead on this machine.
+    herd.edit("work_mem: 4 MiB", "work_mem: 5 MiB");
+    let id = killed_at(&herd, "step_started");
+    change_station(&herd, "first", "second");
+    herd.apply().ends_with(5).tells(&[&format!("cluster inventory has the unfinished operation {id}")]);
+    herd.run(&["operation", "takeover", &id]).ends_with(0);
+    herd.is_as_declared();
+    assert_eq!(herd.sql("a", "SHOW work_mem"), "5MB");
+
+    herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
+    assert!(!copies(&herd).exists(), "the copies go with the cluster");
+}
+
+/// The copy lacks anything from one record to all but the first, although all of it has happened: what is there is found, and nothing is
+/// done twice.
+#[test]
+fn whatever_the_copy_of_a_finished_apply_lacks_the_cluster_is_the_same_after_a_takeover() {
+    let (herd, _sshd) = declare(1, &SINGLE);
+    herd.apply().ends_with(0);
+    herd.sql_in("a", "inventory", "CREATE TABLE public.kept AS SELECT generate_series(1, 1000) AS n");
+    let (id, copy) = newest(&copies(&herd)).expect("a copy");
+    let whole = fs::read_to_string(&copy).expect("readable");
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    let system = herd.sql("a", "SELECT system_identifier FROM pg_control_system()");
+    let soak = std::env::var_os("PGHERD_SOAK").is_some();
+    for kept in (1..lines.len()).filter(|kept| soak || kept % 4 == 1) {
+        change_station(&herd, "one", "none");
+        for own in ["operations-of-one", "locks-of-one"] {
+            fs::remove_dir_all(herd.path(own)).ok();
+        }
+        fs::write(&copy, lines[..kept].concat()).expect("written");
+        let took = herd.run(&["operation", "takeover", &id, "--force", "--reason", "test"]);
+        println!("{kept} of {} lines: {} after {:?}\n{}", lines.len(), took.code, took.took, took.stderr);
+        took.ends_with(0);
+        assert_eq!(herd.sql_in("a", "inventory", "SELECT count(*) FROM public.kept"), "1000", "{kept}");
+        assert_eq!(herd.sql("a", "SELECT system_identifier FROM pg_control_system()"), system, "{kept}");
+        herd.is_as_declared();
+    }
+}
