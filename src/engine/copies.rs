@@ -5,8 +5,8 @@
 //! one thing that a copy can do to an operation is to tell it that another station has taken it over: then it stops.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{join_all, select_all};
@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::engine::feed::Feed;
 use crate::engine::journal::{self, Content};
 use crate::engine::record::{Actor, OperationId, Record};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,34 +28,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// unfinished one.
 const KEPT: usize = 50;
 const EXTENSION: &str = "jsonl";
-
-/// The lines of a journal that are on disk, for those who copy them.
-#[derive(Debug)]
-pub(crate) struct Feed {
-    lines: Mutex<Vec<u8>>,
-    length: watch::Sender<u64>,
-}
-
-impl Feed {
-    pub(crate) fn new(lines: Vec<u8>) -> Self {
-        let length = watch::Sender::new(lines.len() as u64);
-        Self { lines: Mutex::new(lines), length }
-    }
-
-    pub(crate) fn add(&self, line: &[u8]) {
-        let mut lines = self.lines();
-        lines.extend_from_slice(line);
-        self.length.send_replace(lines.len() as u64);
-    }
-
-    fn length(&self) -> u64 {
-        *self.length.borrow()
-    }
-
-    fn lines(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Where the copies of one cluster's journals lie on one machine.
 #[derive(Debug, Clone)]
@@ -421,7 +394,7 @@ struct Delivery {
 
 impl Delivery {
     async fn run(self, again: Arc<Notify>) {
-        let mut length = self.feed.length.subscribe();
+        let mut length = self.feed.lengths();
         let mut now = Standing::default();
         let mut pruned = false;
         while length.wait_for(|length| *length > now.has).await.is_ok() {

@@ -17,7 +17,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Clock;
-use crate::engine::copies::Feed;
+use crate::engine::feed::Feed;
 use crate::engine::record::{Entry, FORMAT, Header, OperationId, Record};
 use crate::engine::view::OperationView;
 use crate::error::{Error, ErrorKind, Result};

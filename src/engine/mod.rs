@@ -6,6 +6,7 @@
 //! | [`record`] | what a journal line can say |
 //! | [`view`] | the state of an operation, folded from records by one exhaustive match |
 //! | [`journal`] | the file: checksums, hash chain, fsync, torn tails, a second writer noticed |
+//! | `feed` | from a journal to its copies: every line that is on disk |
 //! | [`copies`] | copies of a journal on the machines that its operation changes |
 //! | [`store`] | where journals live and how one is found |
 //! | [`lock`] | who may change a cluster now |
@@ -17,6 +18,7 @@
 
 pub mod copies;
 pub mod event;
+mod feed;
 pub mod interrupt;
 pub mod journal;
 pub mod lease;

@@ -51,7 +51,7 @@ fn newest(directory: &std::path::Path) -> Option<(String, PathBuf)> {
 }
 
 /// Starts `apply`, kills it when the copy of its journal says so, and returns the operation.
-fn killed_at(herd: &Herd, word: &str) -> String {
+fn killed_at(herd: &Herd, sshd: &Sshd, word: &str) -> String {
     let before = newest(&copies(herd)).map(|(id, _)| id);
     let mut apply = herd.start(&["apply", "--yes", "--allow-restart"]);
     let id = until("the copy tells of the step", || {
@@ -60,15 +60,17 @@ fn killed_at(herd: &Herd, word: &str) -> String {
     });
     apply.signal(Signal::KILL);
     apply.end();
+    // With the station its connections are gone; what it had begun on the hosts ends.
+    sshd.cut();
     id
 }
 
 #[test]
 fn an_apply_whose_station_is_lost_is_ended_by_another_and_the_first_one_finds_that_out() {
-    let (mut herd, _sshd) = declare(0, &PAIR);
+    let (mut herd, sshd) = declare(0, &PAIR);
     herd.keep_backups();
     // Past the birth of a, while b is cloned, say.
-    let id = killed_at(&herd, "\"event\":\"step_started\",\"stage\":3");
+    let id = killed_at(&herd, &sshd, "\"event\":\"step_started\",\"stage\":3");
     let (journal, copy) =
         (herd.path(&format!("state/operations/{id}.jsonl")), copies(&herd).join(format!("{id}.jsonl")));
     let (journal, copied) = (fs::read(journal).expect("a journal"), fs::read(copy).expect("a copy"));
@@ -107,7 +109,7 @@ fn an_apply_whose_station_is_lost_is_ended_by_another_and_the_first_one_finds_th
 
     // From now on there is a lock in the repository, whose holder is proven dead on this machine.
     herd.edit("work_mem: 4 MiB", "work_mem: 5 MiB");
-    let id = killed_at(&herd, "step_started");
+    let id = killed_at(&herd, &sshd, "step_started");
     change_station(&herd, "first", "second");
     herd.apply().ends_with(5).tells(&[&format!("cluster inventory has the unfinished operation {id}")]);
     herd.run(&["operation", "takeover", &id]).ends_with(0);
