@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, guard, init, man, node, operation, plan,
-    restore, schema, status, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, guard, health, init, man, node, operation,
+    plan, restore, schema, status, validate, wal,
 };
 use crate::ui::exit;
 
@@ -35,6 +35,7 @@ pub enum Command {
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
     Status(status::StatusArgs),
+    Health(health::HealthArgs),
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
     Wal(wal::WalArgs),

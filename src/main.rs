@@ -9,7 +9,7 @@ use pgherd::commands::{self, App, Outcome};
 use pgherd::error::Error;
 use pgherd::ui::error::print_error;
 use pgherd::ui::exit::Exit;
-use pgherd::ui::{ColorChoice, Format, Ui, Verbosity};
+use pgherd::ui::{Asked, ColorChoice, Format, Ui, Verbosity};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -44,15 +44,22 @@ fn main() -> ExitCode {
         _ => exit,
     };
     let exit = if let Command::Wal(args) = &cli.command { args.exit(exit) } else { exit };
+    let exit = if let Command::Health(_) = &cli.command { commands::health::exit(exit) } else { exit };
     exit.code().into()
 }
 
 /// How a command line ends that could not be parsed.
 fn usage_exit() -> Exit {
-    commands::wal::usage_exit(&std::env::args_os().collect::<Vec<_>>())
+    let args: Vec<_> = std::env::args_os().collect();
+    if commands::health::is_asked_for(&args) { Exit::Unknown } else { commands::wal::usage_exit(&args) }
 }
 
 fn dispatch(command: &Command, app: &mut App) -> Outcome {
+    if let (Asked::Monitoring(_), false) = (app.globals.format, matches!(command, Command::Health(_))) {
+        return Err(Error::usage("only \"pgherd health\" writes nagios, prometheus and junit")
+            .hint("Write --format human, json or markdown.")
+            .into());
+    }
     match command {
         Command::Init(args) => commands::init::run(args, app),
         Command::Validate(args) => commands::validate::run(args, app),
@@ -62,6 +69,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Operation(args) => commands::operation::run(args, app),
         Command::Config(args) => commands::config::run(args, app),
         Command::Status(args) => commands::status::run(args, app),
+        Command::Health(args) => commands::health::run(args, app),
         Command::Restore(args) => commands::restore::run(args, app),
         Command::Backup(args) => commands::backup::run(args, app),
         Command::Wal(args) => commands::wal::run(args, app),

@@ -10,6 +10,7 @@ pub mod config;
 pub mod destroy;
 pub mod drill;
 pub mod guard;
+pub mod health;
 pub mod in_place;
 pub mod init;
 pub mod man;
@@ -35,7 +36,7 @@ use crate::topology::model::{Cluster, Herd};
 use crate::topology::places::Places;
 use crate::topology::problem::Problems;
 use crate::ui::exit::Exit;
-use crate::ui::{ColorChoice, Format, Ui, Verbosity, error};
+use crate::ui::{Asked, ColorChoice, Format, Monitoring, Ui, Verbosity, error};
 use crate::{topology, units};
 
 /// Flags that every command takes.
@@ -50,7 +51,7 @@ pub struct Globals {
     pub cluster: Option<String>,
     /// The form of the output
     #[arg(long, global = true, value_name = "FORMAT", default_value = "human", value_parser = format_parser())]
-    pub format: Format,
+    pub format: Asked,
     /// Print nothing on success
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -68,12 +69,17 @@ pub struct Globals {
     pub color: ColorChoice,
 }
 
-fn format_parser() -> impl clap::builder::TypedValueParser<Value = Format> {
-    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-    PossibleValuesParser::new(["human", "json", "markdown"]).map(|word| match word.as_str() {
-        "json" => Format::Json,
-        "markdown" => Format::Markdown,
-        _ => Format::Human,
+fn format_parser() -> impl clap::builder::TypedValueParser<Value = Asked> {
+    use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser as _};
+    let usual = ["human", "json", "markdown"].map(PossibleValue::new);
+    let monitoring = ["nagios", "prometheus", "junit"].map(|word| PossibleValue::new(word).hide(true));
+    PossibleValuesParser::new(usual.into_iter().chain(monitoring)).map(|word| match word.as_str() {
+        "json" => Asked::Usual(Format::Json),
+        "markdown" => Asked::Usual(Format::Markdown),
+        "nagios" => Asked::Monitoring(Monitoring::Nagios),
+        "prometheus" => Asked::Monitoring(Monitoring::Prometheus),
+        "junit" => Asked::Monitoring(Monitoring::Junit),
+        _ => Asked::Usual(Format::Human),
     })
 }
 
@@ -136,7 +142,7 @@ impl App {
             (false, true) => Verbosity::Verbose,
             (false, false) => Verbosity::Normal,
         };
-        let ui = Ui::new(globals.format, verbosity, globals.color);
+        let ui = Ui::new(globals.format.usual(), verbosity, globals.color);
         Self { globals, ui }
     }
 

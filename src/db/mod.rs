@@ -5,6 +5,7 @@
 pub mod assertion;
 pub mod backup;
 pub mod connect;
+pub mod health;
 pub mod logins;
 pub mod look;
 pub mod objects;

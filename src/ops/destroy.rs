@@ -24,6 +24,7 @@ use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors}
 use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
 use crate::ops::takeover;
+use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
     BackupSource, Backups, Cluster, Host, Node, PoolMode, Poolers, Postgres, Promote, Reach, Repository,
@@ -483,9 +484,11 @@ fn as_cluster(input: &Input) -> Cluster {
                 preferred: index == 0,
                 promote: Promote::Automatic,
                 pool_connections: None,
+                health: DeclaredChecks::new(),
             })
             .collect(),
         synchronous: None,
+        health: DeclaredChecks::new(),
         databases: Vec::new(),
         schemas: Vec::new(),
         roles: Vec::new(),

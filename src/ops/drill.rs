@@ -36,6 +36,7 @@ use crate::ops::restore::survey::Survey;
 use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::manifest::Manifest;
 use crate::repo::seal;
+use crate::topology::checks::DeclaredChecks;
 use crate::topology::model::{Cluster, DrillTarget, Herd, Node, Promote, RestoreDrill, RestoreProof};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
@@ -407,6 +408,7 @@ impl Drill<'_> {
             preferred: false,
             promote: Promote::ByHand,
             pool_connections: None,
+            health: DeclaredChecks::new(),
         }
     }
 

@@ -342,6 +342,7 @@ mod tests {
             },
             nodes: Vec::new(),
             synchronous: None,
+            health: BTreeMap::new(),
             databases: vec!["inventory".to_owned()],
             schemas: vec![Schema {
                 name: "stock".to_owned(),

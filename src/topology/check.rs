@@ -3,6 +3,8 @@
 //! Goes on after each problem. A key that is there but wrong was reported when it was decoded; only one that is missing is
 //! reported here.
 
+mod health;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -674,6 +676,7 @@ impl Checker<'_> {
         let drills = raw.drills.as_ref().and_then(|drills| drills.value.restore.as_ref());
         let drills = drills.and_then(|drill| self.restore_drill(&draft, drill, &databases));
         let hosts = self.hosts_of(&draft, &nodes, poolers.as_ref());
+        let health = health::checks(self.report, &draft.path(".health"), raw.health.as_ref());
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {
             name: name.to_owned(),
@@ -688,6 +691,7 @@ impl Checker<'_> {
             backups,
             drills,
             hosts,
+            health,
         })
     }
 
@@ -985,6 +989,11 @@ impl Checker<'_> {
             preferred: preferred == Some(name),
             promote: raw.promote.as_ref().map_or(Promote::Automatic, |promote| promote.value),
             pool_connections: raw.pool_connections.as_ref().map(|count| count.value),
+            health: health::checks(
+                self.report,
+                &draft.path(&format!(".nodes.{name}.health")),
+                raw.health.as_ref(),
+            ),
         })
     }
 

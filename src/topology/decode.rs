@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
+use super::checks::Report as Called;
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
     VaultReference,
@@ -475,6 +476,7 @@ words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode:
 words!(BackupSource { "standby" => BackupSource::Standby, "primary" => BackupSource::Primary });
 words!(DrillTarget { "newest" => DrillTarget::Newest, "random-second" => DrillTarget::RandomSecond });
 words!(RestoreProof { "checksums" => RestoreProof::Checksums, "amcheck" => RestoreProof::Amcheck, "assertions" => RestoreProof::Assertions });
+words!(Called { "critical" => Called::Critical, "warning" => Called::Warning, "never" => Called::Never });
 words!(PoolTarget { "primary" => PoolTarget::Primary, "standbys" => PoolTarget::Standbys });
 
 record! {

@@ -6,18 +6,8 @@ use super::problem::{Position, Report, nearest};
 use super::yaml::{Node, Value};
 
 /// Keys of the format that this version does not have.
-const LATER: &[&str] = &[
-    "checks",
-    "clone",
-    "delay",
-    "health",
-    "hooks",
-    "notify",
-    "partitions",
-    "priority",
-    "scheduler",
-    "upstream",
-];
+const LATER: &[&str] =
+    &["checks", "clone", "delay", "hooks", "notify", "partitions", "priority", "scheduler", "upstream"];
 
 /// Keys under which people name a kind of database.
 const KIND_KEYS: &[&str] = &[

@@ -4,6 +4,7 @@
 //! the first topology a look at which programs and ports this machine has.
 
 mod check;
+pub mod checks;
 pub mod claim;
 pub mod declared;
 mod decode;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::checks::DeclaredChecks;
 use crate::units::ByteCount;
 
 /// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
@@ -117,6 +118,9 @@ pub struct Cluster {
     /// Those of its hosts that are more than this machine under another name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<Host>,
+    /// What is said of the checks of `health`.
+    #[serde(default, skip_serializing_if = "DeclaredChecks::is_empty")]
+    pub health: DeclaredChecks,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -176,7 +180,7 @@ impl Service {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
     /// Name within the cluster: `a`.
@@ -203,6 +207,9 @@ pub struct Node {
     pub promote: Promote,
     /// Server connections that the poolers may open to this node in all, if stated.
     pub pool_connections: Option<u32>,
+    /// What is said of the checks of this node alone.
+    #[serde(default, skip_serializing_if = "DeclaredChecks::is_empty")]
+    pub health: DeclaredChecks,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::checks::{DeclaredChecks, Report};
 use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolMode, PoolTarget, Promote, Repository, RestoreProof,
     SecretReference, Service, Tls,
@@ -140,6 +141,33 @@ impl List<'_> {
         }
         self.backups(cluster);
         self.drills(cluster);
+        self.health(&["health"], &cluster.health);
+        for node in &cluster.nodes {
+            self.health(&["nodes", &node.name, "health"], &node.health);
+        }
+    }
+
+    fn health(&mut self, under: &[&str], checks: &DeclaredChecks) {
+        for (check, declared) in checks {
+            let mut add = |key: &str, value: String| self.add(&[under, &[check.name(), key]].concat(), value);
+            let limits = declared.limits.or(check.limits());
+            for (key, value) in [("warn", limits.warn), ("crit", limits.crit)] {
+                if let (Some(value), Some(measure)) = (value, check.measure()) {
+                    add(key, measure.written(value));
+                }
+            }
+            if let Some(after) = declared.after {
+                add("after", after.to_string());
+            }
+            if let Some(report) = declared.report {
+                let word = match report {
+                    Report::Critical => "critical",
+                    Report::Warning => "warning",
+                    Report::Never => "never",
+                };
+                add("report", word.to_owned());
+            }
+        }
     }
 
     fn backups(&mut self, cluster: &Cluster) {

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::checks::Report;
 use super::decode::{
     Address, Count, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary, record,
 };
@@ -99,6 +100,8 @@ record! {
         backups: Backups = "backups",
         /// What is rehearsed, and what it must prove.
         drills: Drills = "drills",
+        /// Thresholds of the checks of "pgherd health", by the name of the check.
+        health: Named<Health> = "health",
     }
 }
 
@@ -173,6 +176,22 @@ record! {
         log_directory: Text = "log-directory",
         /// Server connections that the poolers may open to it in all.
         pool_connections: Count = "pool-connections",
+        /// Thresholds of its own; they win over those of the cluster.
+        health: Named<Health> = "health",
+    }
+}
+
+record! {
+    /// From where on a check warns; "pgherd health explain" lists the checks and what each is measured in.
+    Health {
+        /// From here on it is a warning: "80 %", "30 s", "64 MiB", "12".
+        warn: SettingText = "warn",
+        /// From here on it is critical.
+        crit: SettingText = "crit",
+        /// A breach counts from so many looks in a row on.
+        after: Count = "after",
+        /// The worst that it may be called; "never": it is not made.
+        report: Report = "report",
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::error::ErrorKind;
+use crate::ops::health::Status;
 
 /// How a run of pgherd ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,16 +25,33 @@ pub enum Exit {
     AskAgain,
     StopRecovery,
     Interrupted,
+    /// Only `health` ends like this, and the next two.
+    Warning,
+    Critical,
+    Unknown,
 }
 
 impl Exit {
-    pub const ALL: [Self; 15] = [
+    /// Returns how a run of `health` ends.
+    pub const fn of_health(status: Status) -> Self {
+        match status {
+            Status::Ok => Self::Done,
+            Status::Warning => Self::Warning,
+            Status::Critical => Self::Critical,
+            Status::Unknown => Self::Unknown,
+        }
+    }
+
+    pub const ALL: [Self; 18] = [
         Self::Done,
         Self::Failed,
         Self::Absent,
+        Self::Warning,
         Self::Usage,
         Self::Changes,
+        Self::Critical,
         Self::Partial,
+        Self::Unknown,
         Self::Refused,
         Self::Locked,
         Self::Stuck,
@@ -48,9 +66,9 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
-            Self::Failed | Self::Absent => 1,
-            Self::Usage | Self::Changes => 2,
-            Self::Partial => 3,
+            Self::Failed | Self::Absent | Self::Warning => 1,
+            Self::Usage | Self::Changes | Self::Critical => 2,
+            Self::Partial | Self::Unknown => 3,
             Self::Refused => 4,
             Self::Locked => 5,
             Self::Stuck => 6,
@@ -82,6 +100,9 @@ impl Exit {
             Self::AskAgain => "with `wal fetch` on a standby: any error; it asks again",
             Self::StopRecovery => "with `wal fetch` elsewhere: any error; recovery must not end here",
             Self::Interrupted => "interrupted",
+            Self::Warning => "with `health`: WARNING",
+            Self::Critical => "with `health`: CRITICAL",
+            Self::Unknown => "with `health`: UNKNOWN, any error, and bad usage",
         }
     }
 }
@@ -116,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_end_has_a_code_of_its_own_but_for_planned_changes_and_absent_files() {
+    fn every_end_has_a_code_of_its_own_but_for_planned_changes_absent_files_and_health() {
         let mut codes = Exit::ALL.map(Exit::code).to_vec();
         codes.dedup();
         assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 10, 70, 125, 126, 130]);

@@ -11,6 +11,7 @@ pub mod backup;
 pub mod drill;
 pub mod error;
 pub mod exit;
+pub mod health;
 pub mod in_place;
 pub mod journal;
 pub mod junit;
@@ -38,6 +39,32 @@ pub enum Format {
     Human,
     Json,
     Markdown,
+}
+
+/// The form of what goes to stdout as the command line asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    Usual(Format),
+    /// Only `health` has these.
+    Monitoring(Monitoring),
+}
+
+/// The forms that monitoring reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Monitoring {
+    Nagios,
+    Prometheus,
+    Junit,
+}
+
+impl Asked {
+    /// Returns the usual form; that of people where monitoring reads.
+    pub fn usual(self) -> Format {
+        match self {
+            Self::Usual(format) => format,
+            Self::Monitoring(_) => Format::Human,
+        }
+    }
 }
 
 /// How much is said.

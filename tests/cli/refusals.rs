@@ -197,7 +197,7 @@ fn refuses_an_unknown_key_and_says_what_was_meant() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, databases, drills, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -266,7 +266,7 @@ fn refuses_an_unknown_key_that_is_taken_away() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, databases, drills, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -616,7 +616,7 @@ fn refuses_a_key_that_a_later_version_brings() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "partitions" in clusters.inventory
-DETAIL: Its keys are: backups, databases, drills, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   This version of pgherd does not have "partitions" yet. Remove it."#,
     );
 }
@@ -1714,5 +1714,29 @@ HINT:   Give each a directory of its own; clusters may share a repository.
 ERROR:  pgherd.yml:6:15: the repository over overlaps the data directory of x-n
 DETAIL: The repository is at /d, the data directory at /d/a: whoever loses or removes one loses the other.
 HINT:   Give the repository a directory of its own, best on another disk."#,
+    );
+}
+
+#[test]
+fn refuses_thresholds_that_no_check_has() {
+    refuses(
+        ONE,
+        r#"    health:
+      lagg: {warn: 1 s}
+      lag: {warn: 10 s, crit: 5 s}
+      disk: {warn: 80}
+      connect: {warn: 1 s}
+      archive: {after: 0}
+"#,
+        r#"
+ERROR:  pgherd.yml:10:7: unknown check "lagg" in clusters.inventory.health
+HINT:   Did you mean "lag"?
+ERROR:  pgherd.yml:11:19: clusters.inventory.health.lag warns at 10.0 s, above what is critical, 5.0 s
+HINT:   State both, the warning first.
+ERROR:  pgherd.yml:12:20: clusters.inventory.health.disk.warn: "80" is not a number with a unit, expected a share such as 80 %
+HINT:   Write it as in "warn: 80 %".
+ERROR:  pgherd.yml:13:23: clusters.inventory.health.connect has no thresholds: it holds or it does not
+HINT:   Remove the key; "report: warning" makes it a warning at most.
+ERROR:  pgherd.yml:14:24: clusters.inventory.health.archive.after must be 1 or more"#,
     );
 }

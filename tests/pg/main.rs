@@ -23,6 +23,7 @@ mod connect;
 mod destroy;
 mod drill;
 mod flips;
+mod health;
 mod herd;
 mod in_place;
 mod objects;

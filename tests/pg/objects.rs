@@ -38,6 +38,7 @@ fn reporting(major: u32) -> Cluster {
             tune_memory: None,
             settings: BTreeMap::new(),
         },
+        health: std::collections::BTreeMap::new(),
         nodes: Vec::new(),
         synchronous: None,
         databases: vec!["reporting".to_owned()],

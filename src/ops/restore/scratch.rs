@@ -30,6 +30,7 @@ use crate::ops::provision::{self, Site};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::{ClusterKeys, Label};
+use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, Profile};
 use crate::topology::declared::{self, NodeWish, Setting};
 use crate::topology::model::{Cluster, Herd, Node, Promote};
@@ -456,6 +457,7 @@ impl<'a> Copy<'a> {
             preferred: true,
             promote: Promote::ByHand,
             pool_connections: None,
+            health: DeclaredChecks::new(),
         }];
         own.synchronous = None;
         own.poolers = None;

@@ -1,0 +1,144 @@
+//! What is fine and what is not. Pure: it asks nobody, so that every rule can be tested without a server.
+//!
+//! One file for each kind of question; each returns its findings.
+
+mod archive;
+mod herd;
+mod nodes;
+mod promises;
+mod replication;
+
+use super::asked::Why;
+use super::report::{Finding, Measured, Status, Subject};
+use super::seen::Seen;
+use crate::topology::checks::{Check, Limits, Report, Worse};
+use crate::topology::model::{Cluster, Node};
+
+/// Judges everything that was seen of a cluster.
+pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(nodes::judge(seen));
+    findings.extend(replication::judge(seen));
+    findings.extend(archive::judge(seen));
+    findings.extend(herd::judge(seen));
+    findings.extend(promises::judge(seen));
+    findings.retain(|finding| called(seen.cluster, finding).is_none_or(|report| report != Report::Never));
+    for finding in &mut findings {
+        if called(seen.cluster, finding) == Some(Report::Warning) && finding.status > Status::Warning {
+            finding.status = Status::Warning;
+        }
+    }
+    findings.sort_by_key(|finding| finding.check);
+    findings
+}
+
+/// Returns the worst that the file lets a finding be called.
+fn called(cluster: &Cluster, finding: &Finding) -> Option<Report> {
+    let of_node = match &finding.subject {
+        Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&finding.check)),
+        Subject::Cluster | Subject::Pooler(_) | Subject::Part(_) => None,
+    };
+    let of_cluster = cluster.health.get(&finding.check);
+    of_node.and_then(|declared| declared.report).or(of_cluster.and_then(|declared| declared.report))
+}
+
+/// Returns the thresholds of a check: the node's own, else the cluster's, else `default`.
+fn limits_or(cluster: &Cluster, node: Option<&Node>, check: Check, default: Limits) -> Limits {
+    let of = |declared: Option<&crate::topology::checks::Declared>| {
+        declared.map(|declared| declared.limits).unwrap_or_default()
+    };
+    of(node.and_then(|node| node.health.get(&check))).or(of(cluster.health.get(&check))).or(default)
+}
+
+/// Returns the thresholds of a check, whose defaults are those of [`Check::limits`].
+fn limits(cluster: &Cluster, node: Option<&Node>, check: Check) -> Limits {
+    limits_or(cluster, node, check, check.limits())
+}
+
+/// Makes the findings of one cluster.
+#[derive(Debug, Clone, Copy)]
+struct Of<'a> {
+    cluster: &'a Cluster,
+    check: Check,
+}
+
+impl Of<'_> {
+    /// What holds or does not, without a number.
+    fn says(self, subject: Subject, status: Status, text: impl Into<String>) -> Finding {
+        Finding {
+            check: self.check,
+            cluster: self.cluster.name.clone(),
+            subject,
+            status,
+            text: text.into(),
+            next: None,
+            follows: None,
+            measured: Vec::new(),
+        }
+    }
+
+    /// What is judged by its number.
+    fn measures(self, subject: Subject, value: f64, limits: Limits, text: impl Into<String>) -> Finding {
+        let measure = self.check.measure().expect("a check that is judged by a number has a measure");
+        let beyond = |limit: Option<f64>| {
+            limit.is_some_and(|limit| match self.check.worse() {
+                Worse::Above => value >= limit,
+                Worse::Below => value <= limit,
+            })
+        };
+        let (status, at) = match (beyond(limits.crit), beyond(limits.warn)) {
+            (true, _) => (Status::Critical, limits.crit),
+            (false, true) => (Status::Warning, limits.warn),
+            (false, false) => (Status::Ok, None),
+        };
+        let mut text = text.into();
+        if let Some(at) = at {
+            let word = if status == Status::Critical { "critical" } else { "warning" };
+            text = format!("{text}, {word} from {} on", measure.written(at));
+        }
+        let name = self.check.name().replace('-', "_");
+        let measured = vec![Measured { name, value, measure, limits: Some(limits), max: None }];
+        Finding { measured, ..self.says(subject, status, text) }
+    }
+
+    /// What is not known.
+    fn unknown(self, subject: Subject, why: &Why) -> Finding {
+        match why {
+            Why::NotUp => Finding {
+                follows: Some(Check::Connect),
+                ..self.says(subject, Status::Unknown, "not known: the server does not answer")
+            },
+            Why::NotGranted { role, grant } => Finding {
+                next: Some(grant.clone()),
+                ..self.says(subject, Status::Unknown, format!("role {role} may not see it"))
+            },
+            Why::Failed(why) => self.says(subject, Status::Unknown, why.clone()),
+        }
+    }
+}
+
+impl Finding {
+    /// Adds the next command, where something is wrong.
+    fn next(mut self, next: impl Into<String>) -> Self {
+        if self.status != Status::Ok && self.next.is_none() {
+            self.next = Some(next.into());
+        }
+        self
+    }
+
+    /// Adds a number that is only told.
+    fn with(mut self, measured: Measured) -> Self {
+        self.measured.push(measured);
+        self
+    }
+}
+
+/// Returns a command for this cluster.
+fn command(cluster: &Cluster, verb: &str) -> String {
+    format!("pgherd --cluster {} {verb}", cluster.name)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nobody reads the digits that are lost beyond 2^53")]
+fn to_f64(number: u64) -> f64 {
+    number as f64
+}
