@@ -118,7 +118,8 @@ struct UndoArgs {
 /// An operation that another station began, and whose journal is not here, is looked for on the hosts of the topology: each of them keeps
 /// a copy. The longest that checks out is taken, and every step that may have been begun since is looked for before it is done. Allowed
 /// once the other station's lock in the repository has expired, 90 s after its last sign of life. Without a repository, or sooner,
-/// only with --force: make sure then that the other station is off. When it comes back, it finds that it has lost the operation.
+/// only with --force: make sure then that the other station is off, and has been for a minute, since what it had begun on a host ends only
+/// then. When it comes back, it finds that it has lost the operation.
 ///
 /// Exit codes: as of resume; 4 refused, 5 the process or the station lives, 6 two copies contradict each other, 10 there is no copy.
 ///
@@ -127,6 +128,9 @@ struct UndoArgs {
 struct TakeoverArgs {
     /// The operation's id, or its beginning
     id: String,
+    /// Take back what it has done, newest step first; refused after its pivot
+    #[arg(long)]
+    undo: bool,
     /// Also from a process, or a station, that may live
     #[arg(long, requires = "reason")]
     force: bool,
@@ -319,11 +323,12 @@ async fn go_on(app: &mut App, id: &str, claim: &Claim, way: Way) -> Outcome {
 async fn take_over(app: &mut App, args: &TakeoverArgs) -> Outcome {
     let context = app.context()?;
     let reason = args.reason.clone().filter(|_| args.force);
+    let way = if args.undo { Way::Back } else { Way::Forward };
     match context.store.find(&args.id) {
         Ok(id) if !is_behind(app, &context, &id).await => {
             let claim = reason.map_or(Claim::Wait(Duration::ZERO), Claim::Force);
             let kind = context.store.read(&id)?.header.kind;
-            drive_to_end(app, &context, (&id, &kind), &claim, Way::Forward).await
+            drive_to_end(app, &context, (&id, &kind), &claim, way).await
         }
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
         here => {
@@ -345,7 +350,7 @@ async fn take_over(app: &mut App, args: &TakeoverArgs) -> Outcome {
             ));
             let declared = herd.cluster(&cluster.name).cloned();
             let claim = Claim::Copy(Box::new((cluster, declared, reason)));
-            drive_to_end(app, &context, (id, &header.kind), &claim, Way::Forward).await
+            drive_to_end(app, &context, (id, &header.kind), &claim, way).await
         }
     }
 }

@@ -196,6 +196,32 @@ async fn an_operation_that_was_killed_at_any_record_is_driven_to_its_end_from_a_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operation_that_is_taken_from_a_copy_can_be_undone_until_its_pivot() {
+    for killed in 1..records().await - 1 {
+        for lacking in [0, 1] {
+            let site = Site::new();
+            let mut operation = begin(&killed_after(&site, killed), Vec::new()).await;
+            let id = operation.id();
+            drive(&site, &mut operation).await.unwrap_err();
+            drop(operation);
+            let journal = std::fs::read(Store::new(&site.state).path(&id)).unwrap();
+            let mut lines: Vec<&[u8]> = journal.split_inclusive(|byte| *byte == b'\n').collect();
+            lines.truncate(lines.len() - lacking);
+            let sealed = site.root.join("sealed").exists();
+            let mut operation = take_over(&elsewhere(&site), &id, &lines.concat(), Vec::new()).await.unwrap();
+            let (world, events) = (site.world(gate::open()), EventSink::none());
+            let outcome = operation::undo(&mut operation, &world, &events, &Interrupt::new()).await;
+            let which = format!("killed at {killed}, {lacking} lacking: {outcome:?}");
+            match outcome {
+                Ok(Outcome::Restored { .. }) => assert!(site.is_initial() && !sealed, "{which}"),
+                Err(refused) => assert!(refused.kind() == ErrorKind::Refused && sealed, "{which}"),
+                Ok(_) => panic!("{which}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn whatever_a_copy_lacks_nothing_is_lost_and_what_cannot_be_told_is_left_to_the_operator() {
     let mut stuck = 0;
     for killed in 1..records().await - 1 {

@@ -124,7 +124,11 @@ fn an_apply_whose_station_is_lost_is_ended_by_another_and_the_first_one_finds_th
 /// done twice.
 #[test]
 fn whatever_the_copy_of_a_finished_apply_lacks_the_cluster_is_the_same_after_a_takeover() {
-    let (herd, _sshd) = declare(1, &SINGLE);
+    let (herd, sshd) = declare(1, &SINGLE);
+    let id = killed_at(&herd, &sshd, "\"event\":\"step_started\",\"stage\":1");
+    change_station(&herd, "one", "none");
+    herd.run(&["operation", "takeover", &id, "--undo", "--force", "--reason", "it burnt"]).ends_with(0);
+    herd.nothing_is_left();
     herd.apply().ends_with(0);
     herd.sql_in("a", "inventory", "CREATE TABLE public.kept AS SELECT generate_series(1, 1000) AS n");
     let (id, copy) = newest(&copies(&herd)).expect("a copy");
