@@ -128,7 +128,7 @@ struct UndoArgs {
 struct TakeoverArgs {
     /// The operation's id, or its beginning
     id: String,
-    /// Take back what it has done, newest step first; refused after its pivot
+    /// Take back what it has done, newest step first; refused after its pivot, or if that cannot be told
     #[arg(long)]
     undo: bool,
     /// Also from a process, or a station, that may live
