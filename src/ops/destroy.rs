@@ -27,8 +27,8 @@ use crate::ops::takeover;
 use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
-    BackupSource, Backups, Cluster, Host, Node, PoolMode, Poolers, Postgres, Promote, Reach, Repository,
-    Service,
+    BackupSource, Backups, Cluster, Host, Node, PoolMode, PoolerAuth, Poolers, Postgres, Promote, Reach,
+    Repository, Service,
 };
 use crate::topology::places::Places;
 
@@ -497,6 +497,9 @@ fn as_cluster(input: &Input) -> Cluster {
             port: pooler.port,
             mode: PoolMode::Transaction,
             max_clients: 0,
+            processes: 1,
+            auth: PoolerAuth::Userlist,
+            users: Vec::new(),
             pools: Vec::new(),
         }),
         objectives: BTreeMap::new(),

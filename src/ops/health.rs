@@ -4,6 +4,7 @@
 //! and never fine, and a finding that only follows from another one says so.
 
 mod asked;
+mod explain;
 mod herd;
 mod judge;
 mod report;
@@ -13,6 +14,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 pub use asked::{Asked, Why};
+pub use explain::{Ask, Explained, Needs, explained};
 pub use herd::{Drill, Drills, HerdSeen, NodeFacts};
 pub use report::{Finding, Health, Measured, Status, Subject};
 pub use seen::{NodeSeen, Seen};

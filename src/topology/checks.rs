@@ -32,6 +32,11 @@ pub enum Check {
     Runway,
     Expiry,
     Operations,
+    Poolers,
+    Routes,
+    PoolWait,
+    PoolClients,
+    Budget,
 }
 
 /// What the thresholds of a check are measured in.
@@ -89,7 +94,7 @@ pub enum Report {
 pub type DeclaredChecks = BTreeMap<Check, Declared>;
 
 impl Check {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 25] = [
         Self::Connect,
         Self::Primary,
         Self::SystemIdentifier,
@@ -110,6 +115,11 @@ impl Check {
         Self::Runway,
         Self::Expiry,
         Self::Operations,
+        Self::Poolers,
+        Self::Routes,
+        Self::PoolWait,
+        Self::PoolClients,
+        Self::Budget,
     ];
 
     /// Returns its name in the topology and in every report.
@@ -135,6 +145,11 @@ impl Check {
             Self::Runway => "runway",
             Self::Expiry => "expiry",
             Self::Operations => "operations",
+            Self::Poolers => "poolers",
+            Self::Routes => "routes",
+            Self::PoolWait => "pool-wait",
+            Self::PoolClients => "pool-clients",
+            Self::Budget => "budget",
         }
     }
 
@@ -155,15 +170,19 @@ impl Check {
             | Self::Version
             | Self::Collation
             | Self::Failover
-            | Self::Operations => None,
+            | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::Budget => None,
             Self::Lag
+            | Self::PoolWait
             | Self::BackupAge
             | Self::Rpo
             | Self::Window
             | Self::Drill
             | Self::Runway
             | Self::Expiry => Some(Measure::Time),
-            Self::Connections | Self::Disk => Some(Measure::Share),
+            Self::Connections | Self::Disk | Self::PoolClients => Some(Measure::Share),
             Self::Archive => Some(Measure::Count),
         }
     }
@@ -190,7 +209,12 @@ impl Check {
             | Self::Rpo
             | Self::Window
             | Self::Drill
-            | Self::Operations => Worse::Above,
+            | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::PoolWait
+            | Self::PoolClients
+            | Self::Budget => Worse::Above,
         }
     }
 
@@ -208,12 +232,17 @@ impl Check {
             | Self::Collation
             | Self::Failover
             | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::Budget
             // What is declared under `objectives` and `backups` is the threshold.
             | Self::Rpo
             | Self::Window => Limits { warn: None, crit: None },
             // Of a standby that nobody reads from and no commit waits for.
             Self::Lag => Limits { warn: Some(30.0), crit: Some(300.0) },
             Self::Connections | Self::Disk => Limits { warn: Some(80.0), crit: Some(90.0) },
+            Self::PoolClients => Limits { warn: Some(80.0), crit: Some(95.0) },
+            Self::PoolWait => Limits { warn: Some(1.0), crit: Some(10.0) },
             Self::Archive => Limits { warn: Some(10.0), crit: Some(50.0) },
             Self::BackupAge => Limits { warn: Some(26.0 * HOUR), crit: Some(50.0 * HOUR) },
             Self::Drill => Limits { warn: Some(35.0 * 24.0 * HOUR), crit: Some(95.0 * 24.0 * HOUR) },

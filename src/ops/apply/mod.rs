@@ -13,7 +13,7 @@ pub mod step;
 mod tls;
 pub mod world;
 
-pub(crate) use pooler::{observe_pooler, remove as remove_pooler};
+pub(crate) use pooler::remove as remove_pooler;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -68,6 +68,8 @@ pub struct Wishes {
     pub rotate: Option<Purpose>,
     /// Nodes that may be taken over as they run, by their names within the cluster.
     pub adopt: BTreeSet<String>,
+    /// Nothing but the poolers.
+    pub only_poolers: bool,
 }
 
 /// As [`prepare`], with something besides.
@@ -120,7 +122,7 @@ pub async fn prepare_wishing(
         look_closer(&doors, cluster, &observed, &adoption, &passwords).await.map_err(|error| vec![error])?;
     let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
     let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
-    plan::plan(&Situation {
+    let plan = plan::plan(&Situation {
         cluster,
         places: &context.places,
         fixed: &fixed,
@@ -132,7 +134,8 @@ pub async fn prepare_wishing(
         tls: tls.as_ref(),
         rotate: wishes.rotate,
         adoption: &adoption,
-    })
+    })?;
+    if wishes.only_poolers { plan.only_poolers().map_err(|error| vec![error]) } else { Ok(plan) }
 }
 
 /// What only a primary that answers can tell.
@@ -437,7 +440,7 @@ impl ConfirmedPlan {
         let rotate = self.0.steps().find_map(|planned| {
             if let ApplyStep::StagePassword { login } = planned.step { Some(login) } else { None }
         });
-        Wishes { rotate, adopt: self.0.adopt.clone() }
+        Wishes { rotate, adopt: self.0.adopt.clone(), only_poolers: self.0.only_poolers }
     }
 
     /// Compares it with a plan that was made just now, under the lock.

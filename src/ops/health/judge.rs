@@ -5,6 +5,7 @@
 mod archive;
 mod herd;
 mod nodes;
+mod poolers;
 mod promises;
 mod replication;
 
@@ -22,6 +23,7 @@ pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     findings.extend(archive::judge(seen));
     findings.extend(herd::judge(seen));
     findings.extend(promises::judge(seen));
+    findings.extend(poolers::judge(seen));
     findings.retain(|finding| called(seen.cluster, finding).is_none_or(|report| report != Report::Never));
     for finding in &mut findings {
         if called(seen.cluster, finding) == Some(Report::Warning) && finding.status > Status::Warning {
