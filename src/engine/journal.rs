@@ -17,6 +17,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Clock;
+use crate::engine::feed::Feed;
 use crate::engine::record::{Entry, FORMAT, Header, OperationId, Record};
 use crate::engine::view::OperationView;
 use crate::error::{Error, ErrorKind, Result};
@@ -66,6 +67,8 @@ pub struct Journal {
     closed: bool,
     clock: Arc<dyn Clock>,
     tap: Option<Tap>,
+    /// Takes each line that is on disk.
+    feed: Option<Arc<Feed>>,
 }
 
 /// What a journal file holds.
@@ -230,6 +233,7 @@ impl Journal {
             closed: false,
             clock,
             tap,
+            feed: None,
         };
         let directory = path.parent().expect("a journal lies in its store");
         let written = journal.write(&entry).and_then(|()| Ok(File::open(directory)?.sync_all()?));
@@ -279,6 +283,7 @@ impl Journal {
             closed: false,
             clock,
             tap,
+            feed: None,
         }))
     }
 
@@ -353,7 +358,30 @@ impl Journal {
         self.next = entry.seq + 1;
         self.last_hash = hash;
         self.length += line.len() as u64;
+        if let Some(feed) = &self.feed {
+            feed.add(&line);
+        }
         Ok(())
+    }
+
+    /// Returns all lines, and every one that follows from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stuck`] if the file cannot be read.
+    pub(crate) fn feed(&mut self) -> Result<Arc<Feed>> {
+        let feed = Arc::new(Feed::new(self.lines()?));
+        self.feed = Some(Arc::clone(&feed));
+        Ok(feed)
+    }
+
+    /// Returns all lines that this writer knows of.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stuck`] if the file cannot be read.
+    pub(crate) fn lines(&self) -> Result<Vec<u8>> {
+        let mut lines = std::fs::read(&self.path).map_err(|error| unreadable(&self.path, &error))?;
+        lines.truncate(usize::try_from(self.length).unwrap_or(usize::MAX));
+        Ok(lines)
     }
 
     /// Tells whether the file is as this writer left it, so that no other driver has taken the operation over.

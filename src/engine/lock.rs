@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::engine::copies::Shelf;
 use crate::engine::record::{Actor, OperationId};
 use crate::engine::shared_lock::SharedLock;
 use crate::engine::store::Store;
@@ -40,6 +41,8 @@ pub struct Lock {
     cluster: String,
     holder: Holder,
     shared: Option<Arc<SharedLock>>,
+    /// Where copies of the journal go that is written under it.
+    shelves: Vec<Shelf>,
 }
 
 impl Drop for Lock {
@@ -100,7 +103,8 @@ impl Lock {
 
     fn hold(store: &Store, file: File, path: PathBuf, cluster: &str) -> Result<Self> {
         let holder = Holder { format: 1, operation: None, by: Actor::here(), since: store.clock().now() };
-        let mut lock = Self { file, path, cluster: cluster.to_owned(), holder, shared: None };
+        let mut lock =
+            Self { file, path, cluster: cluster.to_owned(), holder, shared: None, shelves: Vec::new() };
         lock.write_holder()?;
         Ok(lock)
     }
@@ -132,6 +136,17 @@ impl Lock {
     pub fn with_shared(mut self, shared: SharedLock) -> Self {
         self.set_shared(shared);
         self
+    }
+
+    /// States where copies of the journal go that is written under it.
+    #[must_use]
+    pub fn with_copies(mut self, shelves: Vec<Shelf>) -> Self {
+        self.shelves = shelves;
+        self
+    }
+
+    pub(crate) fn take_shelves(&mut self) -> Vec<Shelf> {
+        std::mem::take(&mut self.shelves)
     }
 
     pub(crate) fn set_shared(&mut self, shared: SharedLock) {

@@ -6,6 +6,8 @@
 //! | [`record`] | what a journal line can say |
 //! | [`view`] | the state of an operation, folded from records by one exhaustive match |
 //! | [`journal`] | the file: checksums, hash chain, fsync, torn tails, a second writer noticed |
+//! | `feed` | from a journal to its copies: every line that is on disk |
+//! | [`copies`] | copies of a journal on the machines that its operation changes |
 //! | [`store`] | where journals live and how one is found |
 //! | [`lock`] | who may change a cluster now |
 //! | [`operation`] | the driver: forward, back, resume, undo, take over |
@@ -14,7 +16,9 @@
 //!
 //! Knows no operation by name and prints nothing.
 
+pub mod copies;
 pub mod event;
+mod feed;
 pub mod interrupt;
 pub mod journal;
 pub mod lease;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use self::drive::{Driver, joined};
+use crate::engine::copies::{Copies, Shelf};
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::journal::Journal;
@@ -22,6 +23,24 @@ use crate::engine::step::{Stage, Step};
 use crate::engine::store::{Listed, Store};
 use crate::engine::view::{Ended, OperationView, StepState};
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long the end of an operation waits for the copies of its journal.
+const END_LIMIT: Duration = Duration::from_secs(2);
+/// How long a takeover waits until those who could be in its way can see it.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A copy of a journal that this station is to go on from.
+#[derive(Debug)]
+pub struct FromCopy {
+    pub id: OperationId,
+    /// The journal as the copy has it.
+    pub lines: Vec<u8>,
+    /// The machines that have it.
+    pub copies: Vec<String>,
+    /// The machines whose copies could not be looked at.
+    pub unreachable: Vec<String>,
+    pub reason: String,
+}
 
 /// What is to be done, as planned.
 #[derive(Debug, Clone)]
@@ -45,6 +64,8 @@ pub struct Operation<S> {
     announce: bool,
     lock: Lock,
     taken_over: bool,
+    /// The copies of its journal on other machines.
+    copies: Option<Copies>,
 }
 
 /// How a drive ended.
@@ -80,13 +101,17 @@ impl<S: Step> Operation<S> {
         let journal = new_journal(store, lock.cluster(), &intent);
         let (mut lock, journal) = lock.keep_for(journal).await?;
         lock.name_operation(journal.id());
-        Ok(Self {
+        let shelves = lock.take_shelves();
+        let mut operation = Self {
             journal: Mutex::new(journal),
             stages: intent.stages,
             announce: false,
             lock,
             taken_over: false,
-        })
+            copies: None,
+        };
+        operation.copy_to(shelves);
+        Ok(operation)
     }
 
     /// Opens an operation that no process drives any more, to resume or undo it; waits up to `wait` for one that does.
@@ -129,6 +154,48 @@ impl<S: Step> Operation<S> {
         Ok(operation)
     }
 
+    /// Goes on, from a copy of its journal, with an operation that another station began. From here on that station finds, at each of
+    /// the copies that are within reach, that it has lost the operation.
+    ///
+    /// The lock has what keeps other stations away, and the shelves.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stuck`] if its steps are not known to this pgherd, [`ErrorKind::Failed`] if the takeover could be written to no
+    /// machine: then nothing was done, and it may be tried again.
+    pub async fn take_from_copy(store: &Store, mut lock: Lock, found: FromCopy) -> Result<Self> {
+        let FromCopy { id, lines, copies, unreachable, reason } = found;
+        let shelves = lock.take_shelves();
+        let opened = store.adopt(&id, &lines).and_then(|()| {
+            let mut journal = store.open(&id)?;
+            let stages = journal.header().stages.iter().map(|stage| understood(&id, stage));
+            let stages = stages.collect::<Result<_>>()?;
+            if !journal.view().is_finished() {
+                journal.append(Record::TakenFromCopy { by: Actor::here(), reason, copies, unreachable })?;
+            }
+            Ok((journal, stages))
+        });
+        let (mut lock, (journal, stages)) = lock.keep_for(opened).await?;
+        lock.name_operation(&id);
+        let journal = Mutex::new(journal);
+        let mut operation = Self { journal, stages, announce: false, lock, taken_over: false, copies: None };
+        operation.copy_to(shelves);
+        if let Some(copies) = &operation.copies {
+            let lacking = copies.finish(TAKEOVER_LIMIT).await;
+            if copies.complete() == 0 {
+                let hosts = lacking.join(", ");
+                operation.lock.give_back().await;
+                return Err(Error::failed(format!(
+                    "could not tell any host that operation {id} is taken over"
+                ))
+                .detail(format!(
+                    "Tried {hosts}. The station that began it would not have noticed; nothing was done."
+                ))
+                .hint(format!("When a host answers: {}", id.resume_command())));
+            }
+        }
+        Ok(operation)
+    }
+
     /// Ends an operation that was begun and cannot be driven; for as long as nothing has been done under it.
     ///
     /// # Errors
@@ -142,6 +209,7 @@ impl<S: Step> Operation<S> {
                 journal.append(Record::Ended { end: End::Restored { why } })?;
             }
         }
+        self.finish_copies().await;
         self.lock.give_back().await;
         Ok(())
     }
@@ -151,7 +219,7 @@ impl<S: Step> Operation<S> {
         let stages =
             journal.header().stages.iter().map(|stage| understood(id, stage)).collect::<Result<_>>()?;
         lock.name_operation(id);
-        Ok(Self { journal: Mutex::new(journal), stages, announce, lock, taken_over: false })
+        Ok(Self { journal: Mutex::new(journal), stages, announce, lock, taken_over: false, copies: None })
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
@@ -179,7 +247,11 @@ fn new_journal<S: Step>(store: &Store, cluster: &str, intent: &Intent<S>) -> Res
 impl<S> Operation<S> {
     /// Drives while the lock in the repository, if there is one, is ours; gives it back afterwards.
     async fn holding_shared(&self, drive: impl Future<Output = Result<Outcome>>) -> Result<Outcome> {
-        let Some(shared) = self.lock.shared() else { return drive.await };
+        let Some(shared) = self.lock.shared() else {
+            let outcome = drive.await;
+            self.finish_copies().await;
+            return outcome;
+        };
         let id = self.id();
         shared.name_operation(&id).await?;
         let outcome = tokio::select! {
@@ -187,8 +259,53 @@ impl<S> Operation<S> {
             lost = shared.lost() => Err(lost.hint(id.resume_command())),
             outcome = drive => outcome,
         };
+        self.finish_copies().await;
         shared.give_back(!self.view().is_finished()).await;
         outcome
+    }
+
+    /// Has the journal copied to other machines from here on.
+    pub fn copy_to(&mut self, shelves: Vec<Shelf>) {
+        if shelves.is_empty() {
+            return;
+        }
+        let id = self.id();
+        let feed = self.journal.lock().unwrap_or_else(PoisonError::into_inner).feed();
+        match feed {
+            Ok(feed) => self.copies = Some(Copies::start(&id, feed, shelves)),
+            Err(error) => tracing::warn!(%error, "the journal is not copied"),
+        }
+    }
+
+    /// Returns its journal's lines as they are on disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stuck`] if they cannot be read.
+    pub fn lines(&self) -> Result<Vec<u8>> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).lines()
+    }
+
+    /// Gives the lock in the repository back without having done anything; `unfinished`: it then names the operation.
+    pub async fn let_go(&self, unfinished: bool) {
+        if let Some(shared) = self.lock.shared() {
+            shared.give_back(unfinished).await;
+        }
+    }
+
+    /// Tells whether its journal is copied already.
+    pub fn is_copied(&self) -> bool {
+        self.copies.is_some()
+    }
+
+    /// Tells whether the lock in the repository is held for it already.
+    pub fn is_shared(&self) -> bool {
+        self.lock.shared().is_some()
+    }
+
+    async fn finish_copies(&self) {
+        if let Some(copies) = &self.copies {
+            copies.finish(END_LIMIT).await;
+        }
     }
 
     /// Adds the lock in the repository to the local one that the operation holds.

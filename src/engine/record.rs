@@ -28,6 +28,11 @@ impl OperationId {
         format!("pgherd operation resume {}", self.0)
     }
 
+    /// Returns `pgherd operation takeover 7f3a`.
+    pub fn takeover_command(&self) -> String {
+        format!("pgherd operation takeover {}", self.0)
+    }
+
     /// Returns `pgherd operation undo 7f3a`.
     pub fn undo_command(&self) -> String {
         format!("pgherd operation undo {}", self.0)
@@ -271,6 +276,15 @@ pub enum Record {
     TakenOver {
         by: Actor,
         reason: String,
+    },
+    /// Another station goes on from a copy of the journal. What was done after the last line of the copy is not known.
+    TakenFromCopy {
+        by: Actor,
+        reason: String,
+        /// The machines that had the copy which it goes on from.
+        copies: Vec<String>,
+        /// The machines whose copies could not be looked at.
+        unreachable: Vec<String>,
     },
     /// The operator ends the operation where it stands and answers for what is left.
     Abandoned {

@@ -361,15 +361,22 @@ fn locked(cluster: &str, held: &Held, waited: Duration) -> Error {
     let since = held.since.strftime("%Y-%m-%d %H:%M:%S UTC");
     Error::new(ErrorKind::Locked, format!("cluster {cluster} is locked by {doing}"))
         .detail(format!("Held in the repository by {} since {since}.{after}", held.by))
-        .hint("Wait for it with --wait-lock.")
+        .hint(match &held.operation {
+            Some(id) => format!(
+                "Wait for it with --wait-lock. If that station is gone, go on with it from here: {}",
+                id.takeover_command()
+            ),
+            None => "Wait for it with --wait-lock.".to_owned(),
+        })
 }
 
 fn unfinished(cluster: &str, held: &Held, id: &OperationId) -> Error {
     Error::new(ErrorKind::Locked, format!("cluster {cluster} has the unfinished operation {id}"))
         .detail(format!("It was begun by {}; its journal is there.", held.by))
         .hint(format!(
-            "Where its journal is: {}   or   pgherd operation abandon {id} --reason TEXT",
-            id.resume_command()
+            "Where its journal is: {}   or   pgherd operation abandon {id} --reason TEXT. On another station: {}",
+            id.resume_command(),
+            id.takeover_command()
         ))
 }
 

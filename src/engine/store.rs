@@ -2,9 +2,9 @@
 //!
 //! Finds and makes journals; reads what is in them through [`journal`](crate::engine::journal).
 
-use std::fs::DirBuilder;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -184,6 +184,31 @@ impl Store {
         Err(Error::failed(format!("could not find a free operation id in {}", self.operations().display())))
     }
 
+    /// Puts a journal that another station wrote in its place, on disk when this returns. One that is here and has other lines is kept
+    /// beside it. The caller holds the lock of its cluster.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Failed`] if it cannot be written.
+    pub(crate) fn adopt(&self, id: &OperationId, lines: &[u8]) -> Result<()> {
+        let directory = self.operations();
+        self.make_directory(&directory)?;
+        let (path, beside) = (self.path(id), directory.join(format!(".{id}.{}", std::process::id())));
+        let write = || -> io::Result<()> {
+            if std::fs::read(&path).is_ok_and(|own| !lines.starts_with(&own)) {
+                std::fs::rename(&path, path.with_extension("superseded"))?;
+            }
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+            file.write_all(lines)?;
+            file.sync_all()?;
+            std::fs::rename(&beside, &path)?;
+            File::open(&directory)?.sync_all()
+        };
+        write().map_err(|error| {
+            Error::failed(format!("could not write the journal {}", path.display())).source(error)
+        })
+    }
+
     /// Opens the journal of an operation for append. The caller holds the lock of its cluster.
     ///
     /// # Errors
@@ -202,10 +227,10 @@ impl Store {
             DirBuilder::new().recursive(true).mode(0o755).create(&self.state)?;
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             for made in [directory, &self.state] {
-                std::fs::File::open(made)?.sync_all()?;
+                File::open(made)?.sync_all()?;
             }
             match self.state.parent() {
-                Some(parent) => std::fs::File::open(parent)?.sync_all(),
+                Some(parent) => File::open(parent)?.sync_all(),
                 None => Ok(()),
             }
         };

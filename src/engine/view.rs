@@ -57,6 +57,8 @@ pub struct StepView {
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepState {
     Waiting,
+    /// Not begun as far as a copy of the journal tells, which may lack the last lines; a probe has to look.
+    Unsure,
     /// `apply` was called; after a kill, its outcome is unknown.
     Running,
     /// `apply` said that it failed, or ran out of time.
@@ -99,6 +101,7 @@ pub enum Ended {
 pub enum Note {
     Resumed { by: Actor },
     TakenOver { by: Actor, reason: String },
+    TakenFromCopy { by: Actor, reason: String, copies: Vec<String>, unreachable: Vec<String> },
 }
 
 /// A record that cannot follow the ones before it.
@@ -248,6 +251,19 @@ impl OperationView {
                 self.ended = None;
                 self.notes.push((at, Note::TakenOver { by: by.clone(), reason: reason.clone() }));
             }
+            Record::TakenFromCopy { by, reason, copies, unreachable } => {
+                self.ended = None;
+                if self.turned_back.is_none() {
+                    for step in self.stages.iter_mut().flat_map(|stage| &mut stage.steps) {
+                        if matches!(step.state, StepState::Waiting | StepState::NotDone) {
+                            step.state = StepState::Unsure;
+                        }
+                    }
+                }
+                let (by, reason) = (by.clone(), reason.clone());
+                let (copies, unreachable) = (copies.clone(), unreachable.clone());
+                self.notes.push((at, Note::TakenFromCopy { by, reason, copies, unreachable }));
+            }
             Record::Abandoned { by, reason } => {
                 self.ended = Some(Ended::Abandoned { by: by.clone(), reason: reason.clone() });
             }
@@ -338,7 +354,7 @@ impl StepView {
     /// Tells whether the step was begun and it is not known how that ended.
     pub fn is_unknown(&self) -> bool {
         match self.state {
-            StepState::Running | StepState::Failed | StepState::CannotTell(_) => true,
+            StepState::Unsure | StepState::Running | StepState::Failed | StepState::CannotTell(_) => true,
             StepState::Waiting
             | StepState::NotDone
             | StepState::Done(_)
@@ -353,7 +369,8 @@ impl StepView {
         self.reversal == Reversal::Undo
             && match self.state {
                 StepState::Waiting | StepState::Undone => false,
-                StepState::Running
+                StepState::Unsure
+                | StepState::Running
                 | StepState::Failed
                 | StepState::NotDone
                 | StepState::CannotTell(_)

@@ -110,6 +110,23 @@ pub(super) async fn write_atomic(
     sync(host, &doing, &[directory, target]).await
 }
 
+/// Appends to a file of this length, and returns the length that it had. For one writer at a time.
+pub(super) async fn append(host: &dyn Host, path: &Path, at: u64, bytes: &[u8]) -> Result<u64, HostError> {
+    let doing = format!("append to {}", path.display());
+    match stat(host, path).await? {
+        None if at == 0 => write_atomic(host, path, bytes, 0o600).await.map(|()| 0),
+        None => Ok(0),
+        Some(found) if found.size.0 == at => {
+            let of = format!("of={}", text(host, &doing, path)?);
+            let dd = tool("dd")
+                .args([of.as_str(), "bs=64K", "oflag=append", "conv=notrunc,nocreat,fsync", "status=none"])
+                .stdin(Stdin::Bytes(bytes.to_vec()));
+            run(host, &doing, &dd).await.map(|_| at)
+        }
+        Some(found) => Ok(found.size.0),
+    }
+}
+
 pub(super) async fn remove_file(host: &dyn Host, path: &Path) -> Result<(), HostError> {
     let doing = format!("remove {}", path.display());
     let target = text(host, &doing, path)?;
@@ -265,7 +282,7 @@ fn invalid(host: &dyn Host, doing: &str, why: &str) -> HostError {
     }
 }
 
-fn unreadable_answer(host: &dyn Host, doing: &str, tool: &str, answer: &[u8]) -> HostError {
+pub(super) fn unreadable_answer(host: &dyn Host, doing: &str, tool: &str, answer: &[u8]) -> HostError {
     HostError::File {
         host: host.name().to_owned(),
         what: doing.to_owned(),

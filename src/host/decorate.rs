@@ -121,6 +121,15 @@ impl<L: Layer> Host for Layered<L> {
         self.file(Effect::Changes, "write", path, self.inner.write_atomic(path, bytes, mode))
     }
 
+    fn append<'a>(
+        &'a self,
+        path: &'a Path,
+        at: u64,
+        bytes: &'a [u8],
+    ) -> BoxFuture<'a, Result<u64, HostError>> {
+        self.file(Effect::Changes, "append to", path, self.inner.append(path, at, bytes))
+    }
+
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>> {
         self.file(Effect::Changes, "make the directory", path, self.inner.make_directory(path, mode))
     }

@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
+
 use super::FileKind;
 
 pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -67,6 +69,21 @@ pub(super) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
         return Err(error);
     }
     sync_directory(directory)
+}
+
+/// Appends to a file of this length under its lock, and returns the length that it had.
+pub(super) fn append(path: &Path, at: u64, bytes: &[u8]) -> io::Result<u64> {
+    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    let length = file.metadata()?.len();
+    if length == at {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        if let (0, Some(directory)) = (at, path.parent()) {
+            sync_directory(directory)?;
+        }
+    }
+    Ok(length)
 }
 
 pub(super) fn remove_file(path: &Path) -> io::Result<()> {

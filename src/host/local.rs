@@ -246,6 +246,23 @@ impl Host for LocalHost {
         })
     }
 
+    fn append<'a>(
+        &'a self,
+        path: &'a Path,
+        at: u64,
+        bytes: &'a [u8],
+    ) -> BoxFuture<'a, Result<u64, HostError>> {
+        Box::pin(async move {
+            coreutils::absolute(self, "append to", path)?;
+            if self.setpriv.is_some() {
+                return coreutils::append(self, path, at, bytes).await;
+            }
+            let (target, bytes) = (path.to_owned(), bytes.to_vec());
+            self.file(format!("append to {}", path.display()), move || direct::append(&target, at, &bytes))
+                .await
+        })
+    }
+
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "make the directory", path)?;

@@ -263,6 +263,14 @@ pub trait Host: Send + Sync + std::fmt::Debug {
         bytes: &'a [u8],
         mode: u32,
     ) -> BoxFuture<'a, Result<(), HostError>>;
+    /// Adds to a file that is `at` bytes long, on disk when this returns; one of another length is left as it is. Returns how long it was.
+    /// Makes a missing one, with mode 0600, where `at` is 0. What was cut off in its middle may have left a part.
+    fn append<'a>(
+        &'a self,
+        path: &'a Path,
+        at: u64,
+        bytes: &'a [u8],
+    ) -> BoxFuture<'a, Result<u64, HostError>>;
     /// Makes a directory and its parents, owned by the os-user with `mode` (parents 0755); an existing one is left as it is.
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>>;
     /// Removes a file; no error if there is none.

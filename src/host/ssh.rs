@@ -61,6 +61,18 @@ s=$?
 rm -f -- "$t"
 exit "$s""#;
 
+/// Appends to a file: `DIRECTORY NAME LENGTH SIZE`; prints how long it was, and leaves one of another length as it is. All of it has to be
+/// there before the file is touched, and one call at a time touches it.
+const APPEND: &str = r#"umask 077
+t=$(mktemp -- "$1/.$2.pgherd-XXXXXXXX") || exit 1
+dd "of=$t" bs=64K count="$4" iflag=fullblock,count_bytes conv=notrunc,nocreat status=none &&
+    { [ "$(stat -c %s -- "$t")" = "$4" ] || { echo 'not all of it arrived' >&2; false; }; } &&
+    exec 9>>"$1/$2" && flock -w 2 9 && n=$(stat -c %s -- "$1/$2") && echo "$n" &&
+    { [ "$n" != "$3" ] || { cat -- "$t" >&9 && sync -- "$1/$2" "$1"; }; }
+s=$?
+rm -f -- "$t"
+exit "$s""#;
+
 /// Makes a directory for another user, as root: `PATH MODE OWNER`. Ends with 3, and does nothing, where somebody else than root could
 /// change the directories above. The new directory gets its name only when it has its owner and mode.
 const HAND_OVER: &str = r#"p=$1
@@ -388,6 +400,26 @@ impl Host for SshHost {
             let (mode, size) = (format!("{mode:o}"), bytes.len().to_string());
             let arguments = [directory, name, &mode, &size];
             self.script(&doing, WRITE, &arguments, Stdin::Bytes(bytes.to_vec()), RunAs::OsUser).await
+        })
+    }
+
+    fn append<'a>(
+        &'a self,
+        path: &'a Path,
+        at: u64,
+        bytes: &'a [u8],
+    ) -> BoxFuture<'a, Result<u64, HostError>> {
+        Box::pin(async move {
+            coreutils::absolute(self, "append to", path)?;
+            let doing = format!("append to {}", path.display());
+            let (directory, name) = coreutils::split(self, &doing, path)?;
+            let (at, size) = (at.to_string(), bytes.len().to_string());
+            let command = Command::new("sh")
+                .args(["-c", APPEND, "pgherd", directory, name, &at, &size])
+                .stdin(Stdin::Bytes(bytes.to_vec()));
+            let answer = coreutils::run(self, &doing, &command).await?;
+            let length = String::from_utf8_lossy(&answer);
+            length.trim().parse().map_err(|_| coreutils::unreadable_answer(self, &doing, "stat", &answer))
         })
     }
 

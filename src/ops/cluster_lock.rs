@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::engine::copies::Shelf;
 use crate::engine::lock::Lock;
 use crate::engine::operation::Operation;
 use crate::engine::record::OperationId;
@@ -12,6 +13,7 @@ use crate::engine::store::Store;
 use crate::error::{Error, Result};
 use crate::gate;
 use crate::ops::binary::Build;
+use crate::ops::copies::{self, Whose, not_proven};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::repo::{SharedRepo, layout};
@@ -36,22 +38,62 @@ impl Locker<'_> {
     /// [`crate::error::ErrorKind::Locked`] with the holder; otherwise as the repository fails.
     pub async fn take(&self, wait: Duration) -> Result<Lock> {
         let lock = Lock::take(self.store, &self.cluster.name, wait).await?;
-        Ok(match self.share(Claim::New, wait).await? {
+        let lock = lock.with_copies(self.shelves());
+        let lock = match self.share(Claim::New, wait).await? {
             Some(shared) => lock.with_shared(shared),
             None => lock,
-        })
+        };
+        // A cluster without a repository has nothing else that would tell of another station's operation.
+        let everywhere = copies::shelves(self.cluster, self.places, Whose::Anybodys);
+        let known = |id: &OperationId| self.store.path(id).exists();
+        let alone = copies::refuse_beside_unfinished(&everywhere, &self.cluster.name, &known).await;
+        Ok(lock.keep_for(alone).await?.0)
     }
 
-    /// Takes the lock in the repository for an operation that was opened, beside the local one that it holds.
+    /// Takes both locks to go on with an operation that another station began; `forced`: the operator says that it is gone.
     ///
     /// # Errors
-    /// As [`Locker::take`].
+    /// [`crate::error::ErrorKind::Refused`] if nothing shows that and nobody says so; otherwise as [`Locker::take`].
+    pub async fn take_over(&self, id: &OperationId, forced: bool) -> Result<Lock> {
+        let lock = Lock::take(self.store, &self.cluster.name, Duration::ZERO).await?;
+        let lock = lock.with_copies(self.shelves());
+        let Some(repo) = self.repository().await? else {
+            let why = format!("The cluster {} has no repository that would hold a lock.", self.cluster.name);
+            return if forced { Ok(lock) } else { Err(not_proven(id, &why)) };
+        };
+        if !forced && shared_lock::holder(&repo, &self.cluster.name).await?.is_none() {
+            return Err(not_proven(id, &format!("There is no lock of it in the repository {}.", repo.url())));
+        }
+        let claim = if forced { Claim::TakeOver(id) } else { Claim::Operation(id) };
+        let shared = self.take_from(repo, claim, Duration::ZERO).await?;
+        Ok(lock.with_shared(shared))
+    }
+
+    fn shelves(&self) -> Vec<Shelf> {
+        copies::shelves(self.cluster, self.places, Whose::Ours)
+    }
+
+    /// Takes the lock in the repository for an operation that was opened, beside the local one that it holds, and has its journal copied.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Locked`] if a copy shows that another station took the operation over; otherwise as [`Locker::take`].
     pub async fn join<S>(&self, operation: &mut Operation<S>) -> Result<()> {
         let id = operation.id();
+        if operation.is_copied() {
+            return Ok(());
+        }
         let claim = if operation.is_taken_over() { Claim::TakeOver(&id) } else { Claim::Operation(&id) };
-        if let Some(shared) = self.share(claim, Duration::ZERO).await? {
+        if !operation.is_shared()
+            && let Some(shared) = self.share(claim, Duration::ZERO).await?
+        {
             operation.share(shared);
         }
+        let everywhere = copies::shelves(self.cluster, self.places, Whose::Anybodys);
+        if let Some(lost) = copies::lost_to_another(&everywhere, &id, &operation.lines()?).await {
+            operation.let_go(lost.unfinished).await;
+            return Err(lost.error);
+        }
+        operation.copy_to(self.shelves());
         Ok(())
     }
 

@@ -14,10 +14,11 @@ use crate::db::queries;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
-use crate::engine::record::{OperationId, PlannedStep, Record, TopologyFile};
+use crate::engine::record::{End, OperationId, PlannedStep, Record, TopologyFile};
 use crate::engine::shared_lock::SharedLock;
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
 use crate::engine::store::Store;
+use crate::engine::view::Ended;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{self, HostError};
@@ -28,6 +29,7 @@ use crate::ops::context::Context;
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
 use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
+use crate::ops::takeover;
 use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
@@ -399,7 +401,35 @@ pub async fn run(
         }
     };
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    forget_copies(context, operation, &world.cluster, &outcome).await;
     Ok((id, outcome))
+}
+
+/// Removes the copies of the cluster's journals, that of this operation too, from hosts on which nothing of the cluster is left.
+async fn forget_copies(
+    context: &Context,
+    operation: Operation<DestroyStep>,
+    cluster: &Cluster,
+    outcome: &Outcome,
+) {
+    if !matches!(outcome, Outcome::Done | Outcome::AlreadyEnded(Ended::By(End::Done))) {
+        return;
+    }
+    let planned = operation.header().stages;
+    let steps = planned.into_iter().flat_map(|stage| stage.steps);
+    let gone: Vec<DestroyStep> = steps.filter_map(|step| serde_json::from_value(step.step).ok()).collect();
+    // Nothing is copied any more once it is closed.
+    drop(operation);
+    takeover::forget(context, cluster, |host| {
+        let nodes = cluster.nodes.iter().filter(|node| node.host == host);
+        let stays = |name: &String| {
+            !gone.iter().any(|step| matches!(step, DestroyStep::Node { node } if node == name))
+        };
+        let pooler = cluster.pooler_hosts().any(|name| name == host)
+            && !gone.iter().any(|step| matches!(step, DestroyStep::Pooler { host: name } if name == host));
+        pooler || nodes.map(|node| &node.name).any(stays)
+    })
+    .await;
 }
 
 /// Goes on with a removal that no process drives any more, or takes it back while nothing is removed.
@@ -432,6 +462,7 @@ pub async fn go_on(
             remove_program(&world, &host).await?;
         }
     }
+    forget_copies(context, operation, &world.cluster, &outcome).await;
     Ok(outcome)
 }
 

@@ -112,6 +112,11 @@ impl Places {
         self.poolers().join(format!("{cluster}-{host}"))
     }
 
+    /// Returns the directory of the copies of journals that stations have written of a cluster.
+    pub fn copies(&self, cluster: &str) -> PathBuf {
+        self.state.join("copies").join(cluster)
+    }
+
     /// Returns the directory of the certificate authority of a herd, on the station.
     pub fn authority(&self, herd: &str) -> PathBuf {
         self.state.join("authority").join(herd)

@@ -12,12 +12,36 @@ use crate::engine::step::Reversal;
 use crate::engine::view::{Ended, Note, OperationView, StepState};
 use crate::error::Error;
 
-/// An operation of a listing.
+/// An operation with where its journal is.
 #[derive(Debug)]
 pub struct Row {
     pub view: OperationView,
-    /// The process that drives it now.
-    pub holder: Option<Holder>,
+    pub seat: Seat,
+}
+
+/// Where the journal of an operation was read.
+#[derive(Debug)]
+pub enum Seat {
+    /// Here; with the process that drives it now.
+    Here(Option<Holder>),
+    /// On these hosts: another station writes it, or did.
+    Copied(Vec<String>),
+}
+
+impl Seat {
+    fn holder(&self) -> Option<&Holder> {
+        match self {
+            Self::Here(holder) => holder.as_ref(),
+            Self::Copied(_) => None,
+        }
+    }
+
+    fn copies(&self) -> &[String] {
+        match self {
+            Self::Here(_) => &[],
+            Self::Copied(hosts) => hosts,
+        }
+    }
 }
 
 /// A journal of a listing that cannot be trusted.
@@ -34,6 +58,8 @@ enum State {
     Running,
     /// Its process is gone, and it has not ended.
     Stopped,
+    /// Another station began it, and the copies of its journal have no end.
+    Elsewhere,
     Done,
     Restored,
     Incomplete,
@@ -42,15 +68,18 @@ enum State {
 }
 
 impl State {
-    fn of(view: &OperationView, holder: Option<&Holder>) -> Self {
-        match &view.ended {
+    fn of(row: &Row) -> Self {
+        match &row.view.ended {
             Some(Ended::By(End::Done)) => Self::Done,
             Some(Ended::By(End::Restored { .. })) => Self::Restored,
             Some(Ended::Abandoned { .. }) => Self::Abandoned,
             Some(Ended::By(End::Incomplete { .. })) => Self::Incomplete,
             Some(Ended::By(End::Stuck { .. })) => Self::Stuck,
-            None if holder.is_some() => Self::Running,
-            None => Self::Stopped,
+            None => match &row.seat {
+                Seat::Here(Some(_)) => Self::Running,
+                Seat::Here(None) => Self::Stopped,
+                Seat::Copied(_) => Self::Elsewhere,
+            },
         }
     }
 
@@ -58,6 +87,7 @@ impl State {
         match self {
             Self::Running => (Tone::Good, "running"),
             Self::Stopped => (Tone::Bad, "stopped"),
+            Self::Elsewhere => (Tone::Warning, "elsewhere"),
             Self::Done => (Tone::Good, "done"),
             Self::Restored => (Tone::Faint, "undone"),
             Self::Incomplete => (Tone::Warning, "incomplete"),
@@ -68,10 +98,15 @@ impl State {
 }
 
 /// Returns the commands that go on with an operation, the likelier first.
-fn next(view: &OperationView, state: State) -> Vec<String> {
+fn next(row: &Row) -> Vec<String> {
+    let view = &row.view;
+    let state = State::of(row);
     match state {
         State::Running | State::Done | State::Restored | State::Abandoned => Vec::new(),
-        State::Stopped | State::Incomplete | State::Stuck => {
+        State::Elsewhere | State::Incomplete | State::Stuck if matches!(row.seat, Seat::Copied(_)) => {
+            vec![view.id.takeover_command()]
+        }
+        State::Elsewhere | State::Stopped | State::Incomplete | State::Stuck => {
             let undo = (!view.pivot_passed() && view.turned_back.is_none()).then(|| view.id.undo_command());
             std::iter::once(view.id.resume_command()).chain(undo).collect()
         }
@@ -101,6 +136,8 @@ struct Item<'a> {
     by: &'a Actor,
     /// Who drives it now.
     holder: Option<&'a Actor>,
+    /// The hosts whose copy of the journal says this; none for a journal that is here.
+    copies: &'a [String],
     topology: String,
     steps_done: usize,
     steps: usize,
@@ -135,22 +172,23 @@ struct NoteItem<'a> {
     reason: Option<&'a str>,
 }
 
-fn item<'a>(view: &'a OperationView, holder: Option<&'a Holder>) -> Item<'a> {
-    let state = State::of(view, holder);
+fn item(row: &Row) -> Item<'_> {
+    let view = &row.view;
     Item {
         operation: &view.id,
         kind: &view.kind,
         cluster: &view.cluster,
-        state,
+        state: State::of(row),
         begun: view.begun,
         last: view.last,
         by: &view.by,
-        holder: holder.map(|holder| &holder.by),
+        holder: row.seat.holder().map(|holder| &holder.by),
+        copies: row.seat.copies(),
         topology: view.topology.display().to_string(),
         steps_done: done(view),
         steps: view.steps().count(),
         why: why(view),
-        next: next(view, state),
+        next: next(row),
     }
 }
 
@@ -174,7 +212,7 @@ fn time(at: Timestamp) -> String {
 /// Prints operations, oldest first; `hidden` older ones that ended are not among them.
 pub fn print_list(ui: &mut Ui, rows: &[Row], damaged: &[Damaged], hidden: usize) {
     if ui.format == Format::Json {
-        let operations = rows.iter().map(|row| item(&row.view, row.holder.as_ref())).collect();
+        let operations = rows.iter().map(item).collect();
         let damaged = damaged
             .iter()
             .map(|damaged| DamagedItem { file: &damaged.file, error: damaged.error.what() })
@@ -191,8 +229,8 @@ pub fn print_list(ui: &mut Ui, rows: &[Row], damaged: &[Damaged], hidden: usize)
         table.load_style(presets::NOTHING);
         table.set_header(["id", "cluster", "kind", "begun (UTC)", "by", "steps", "state"]);
         for row in rows {
-            let Row { view, holder } = row;
-            let (tone, word) = State::of(view, holder.as_ref()).word();
+            let view = &row.view;
+            let (tone, word) = State::of(row).word();
             table.add_row([
                 view.id.to_string(),
                 view.cluster.clone(),
@@ -211,8 +249,7 @@ pub fn print_list(ui: &mut Ui, rows: &[Row], damaged: &[Damaged], hidden: usize)
         ui.remark(format!("  and {hidden} older ones that ended: pgherd operation list --all"));
     }
     for row in rows {
-        let view = &row.view;
-        let commands = next(view, State::of(view, row.holder.as_ref()));
+        let commands = next(row);
         if !commands.is_empty() {
             ui.line(format!("next     {}", commands.join("   |   ")));
         }
@@ -224,18 +261,25 @@ pub fn print_list(ui: &mut Ui, rows: &[Row], damaged: &[Damaged], hidden: usize)
 }
 
 /// Prints an operation with its steps.
-pub fn print_operation(ui: &mut Ui, view: &OperationView, holder: Option<&Holder>) {
-    let state = State::of(view, holder);
+pub fn print_operation(ui: &mut Ui, row: &Row) {
     if ui.format == Format::Json {
-        ui.json(&shown(view, holder));
+        ui.json(&shown(row));
         return;
     }
-    let (tone, word) = state.word();
+    let view = &row.view;
+    let (tone, word) = State::of(row).word();
     let word = ui.paint(tone, word);
     ui.line(format!("operation {}   {} {}   {word}", view.id, view.kind, view.cluster));
     ui.line(format!("begun    {} UTC by {}, pgherd {}", time(view.begun), view.by, view.by.version));
     ui.line(format!("topology {}", view.topology.display()));
-    if let Some(holder) = holder {
+    if !row.seat.copies().is_empty() {
+        ui.line(format!(
+            "copied   on {}: what its station did after {} UTC is not known here",
+            row.seat.copies().join(", "),
+            time(view.last)
+        ));
+    }
+    if let Some(holder) = row.seat.holder() {
         ui.line(format!("driven   by {} since {} UTC", holder.by, time(holder.since)));
     }
     for (stage, steps) in view.stages.iter().enumerate() {
@@ -248,6 +292,17 @@ pub fn print_operation(ui: &mut Ui, view: &OperationView, holder: Option<&Holder
         let text = match note {
             Note::Resumed { by } => format!("resumed  {} UTC by {by}", time(*at)),
             Note::TakenOver { by, reason } => format!("taken    {} UTC by {by}: {reason}", time(*at)),
+            Note::TakenFromCopy { by, reason, copies, unreachable } => {
+                let missing = match unreachable.as_slice() {
+                    [] => String::new(),
+                    hosts => format!("; not looked at: {}", hosts.join(", ")),
+                };
+                format!(
+                    "taken    {} UTC by {by} from the copy on {}{missing}: {reason}",
+                    time(*at),
+                    copies.join(", ")
+                )
+            }
         };
         ui.line(text);
     }
@@ -261,7 +316,7 @@ pub fn print_operation(ui: &mut Ui, view: &OperationView, holder: Option<&Holder
     if view.ended.is_some() {
         ui.line(format!("ended    {} UTC", time(view.last)));
     }
-    let commands = next(view, state);
+    let commands = next(row);
     if !commands.is_empty() {
         ui.line(format!("next     {}", commands.join("   |   ")));
     }
@@ -273,7 +328,8 @@ fn ui_detail(ui: &mut Ui, why: &Failure) {
     }
 }
 
-fn shown<'a>(view: &'a OperationView, holder: Option<&'a Holder>) -> Shown<'a> {
+fn shown<'a>(row: &'a Row) -> Shown<'a> {
+    let view = &row.view;
     let step_items = |steps: &'a [crate::engine::view::StepView]| {
         steps
             .iter()
@@ -292,9 +348,12 @@ fn shown<'a>(view: &'a OperationView, holder: Option<&'a Holder>) -> Shown<'a> {
     let notes = view.notes.iter().map(|(at, note)| match note {
         Note::Resumed { by } => NoteItem { at: *at, what: "resumed", by, reason: None },
         Note::TakenOver { by, reason } => NoteItem { at: *at, what: "taken_over", by, reason: Some(reason) },
+        Note::TakenFromCopy { by, reason, .. } => {
+            NoteItem { at: *at, what: "taken_from_copy", by, reason: Some(reason) }
+        }
     });
     Shown {
-        operation: item(view, holder),
+        operation: item(row),
         stages: view.stages.iter().map(|stage| step_items(&stage.steps)).collect(),
         notes: notes.collect(),
     }
@@ -303,6 +362,7 @@ fn shown<'a>(view: &'a OperationView, holder: Option<&'a Holder>) -> Shown<'a> {
 fn state_word(state: &StepState) -> &'static str {
     match state {
         StepState::Waiting => "waiting",
+        StepState::Unsure => "unsure",
         StepState::Running => "running",
         StepState::Failed => "failed",
         StepState::NotDone => "not_done",

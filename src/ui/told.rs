@@ -58,6 +58,7 @@ pub(super) fn told(view: &OperationView, kind: &EventKind, color: bool) -> Optio
             | Record::StepStarted { .. }
             | Record::UndoStarted { .. }
             | Record::TakenOver { .. }
+            | Record::TakenFromCopy { .. }
             | Record::Abandoned { .. }
             | Record::Ended { .. } => None,
         },
@@ -111,6 +112,7 @@ pub(super) fn step_line(view: &OperationView, stage: usize, step: usize, color: 
             (Tone::Faint, "·", "pivot: after it there is only forward".to_owned())
         }
         StepState::Waiting => (Tone::Faint, "·", String::new()),
+        StepState::Unsure => (Tone::Warning, "?", "not known to have begun".to_owned()),
         StepState::Running => (Tone::Warning, "…", "begun".to_owned()),
         StepState::Done(_) if took.is_empty() => (Tone::Good, "✓", "found done".to_owned()),
         StepState::Done(_) => (Tone::Good, "✓", took),

@@ -10,6 +10,7 @@
 )]
 
 mod apply;
+mod copies;
 mod driver;
 mod harness;
 mod site;

@@ -40,6 +40,7 @@ mod settings;
 mod ssh;
 mod sshd;
 mod status;
+mod takeover;
 mod tls;
 mod trust;
 mod units;

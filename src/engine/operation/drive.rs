@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 
 use super::{Operation, Outcome, not_understood};
+use crate::engine::copies::Copies;
 use crate::engine::event::{EventKind, EventSink};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::journal::Journal;
@@ -23,6 +24,8 @@ use crate::engine::view::{Ended, ProgressView, StepState, StepView, TurnedBack};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::human_duration;
 
+/// How long a stage, and the pivot, wait for the copies of the journal; a machine that lets them wait is not waited for again.
+const COPIES_LIMIT: Duration = Duration::from_secs(1);
 const JOURNAL_WATCH: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A probe only looks, so it may always be tried again; and an undo is all that stands between a failure and the operator.
@@ -67,6 +70,7 @@ pub(super) struct Driver<'a, S: Step> {
     world: &'a S::World,
     events: &'a EventSink,
     interrupt: &'a Interrupt,
+    copies: Option<&'a Copies>,
 }
 
 impl<'a, S: Step> Driver<'a, S> {
@@ -83,6 +87,7 @@ impl<'a, S: Step> Driver<'a, S> {
             world,
             events,
             interrupt,
+            copies: operation.copies.as_ref(),
         }
     }
 
@@ -106,7 +111,14 @@ impl<'a, S: Step> Driver<'a, S> {
                 tokio::time::sleep(JOURNAL_WATCH).await;
             }
         };
+        let overtaken = async {
+            match self.copies {
+                Some(copies) => copies.overtaken().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            error = overtaken => error,
             () = told => Error::new(ErrorKind::Interrupted, format!("operation {} was interrupted twice", self.id))
                 .detail("It stopped where it was; nothing was undone.")
                 .hint(self.ways()),
@@ -128,11 +140,15 @@ impl<'a, S: Step> Driver<'a, S> {
             None => match self.forward().await? {
                 Halt::AllDone => return self.end(End::Done).await,
                 Halt::Unknown(why) => return self.end(End::Stuck { why }).await,
+                // After a takeover from a copy the pivot may have happened although this drive did not get so far.
+                Halt::Failed(_) if let Some(why) = self.unsure_pivot().await? => {
+                    return self.end(End::Stuck { why }).await;
+                }
                 Halt::Failed(why) if self.journal().view().pivot_passed() => {
                     return self.end(End::Incomplete { why }).await;
                 }
                 Halt::Failed(why) => {
-                    self.record(Record::TurnedBack { by: Actor::here(), why: why.clone() }).await?;
+                    self.turn_back(&why).await?;
                     why
                 }
             },
@@ -164,11 +180,40 @@ impl<'a, S: Step> Driver<'a, S> {
                     "operation {} was undone by the operator",
                     self.id
                 )));
-                self.record(Record::TurnedBack { by: Actor::here(), why: why.clone() }).await?;
+                self.turn_back(&why).await?;
                 why
             }
         };
         self.back(why).await
+    }
+
+    /// From here on steps are undone. Who goes on from a copy must not take for done what is undone by then.
+    async fn turn_back(&self, why: &Failure) -> Result<()> {
+        self.record(Record::TurnedBack { by: Actor::here(), why: why.clone() }).await?;
+        self.flush_copies().await;
+        Ok(())
+    }
+
+    async fn flush_copies(&self) {
+        if let Some(copies) = self.copies {
+            copies.flush(COPIES_LIMIT).await;
+        }
+    }
+
+    /// Looks for each pivot of which a copy of the journal did not tell; returns why, where that cannot be told.
+    async fn unsure_pivot(&self) -> Result<Option<Failure>> {
+        for place in self.places() {
+            let view = self.step_view(place);
+            if view.reversal != Reversal::ForwardOnly || view.state != StepState::Unsure {
+                continue;
+            }
+            let evidence = self.evidence_before(place.stage)?;
+            match self.find_out(place, &evidence).await? {
+                Look::Done | Look::NotDone => {}
+                Look::CannotTell(why) | Look::Failed(why) => return Ok(Some(why)),
+            }
+        }
+        Ok(None)
     }
 
     /// Looks whether a pivot whose outcome is not known has happened, and refuses if one has or if nobody can tell.
@@ -211,6 +256,12 @@ impl<'a, S: Step> Driver<'a, S> {
                 .map(|step| Place { stage: number, step })
                 .filter(|place| !matches!(self.step_view(*place).state, StepState::Done(_)))
                 .collect();
+            if open.is_empty() {
+                continue;
+            }
+            // So that a copy never lacks more than what belongs to one stage: of two, the later one may have undone what the probe of the
+            // earlier one looks for.
+            self.flush_copies().await;
             let evidence = self.evidence_before(number)?;
             let ends = try_join_all(open.iter().map(|place| self.drive_step(*place, &evidence))).await?;
             if let Some(halt) = self.halt(ends) {
@@ -297,6 +348,9 @@ impl<'a, S: Step> Driver<'a, S> {
         let step = self.step(place);
         let attempt = self.step_view(place).attempts + 1;
         self.record(Record::StepStarted { stage, step: number, attempt }).await?;
+        if step.reversal() == Reversal::ForwardOnly && !self.pivot_is_done() {
+            self.flush_copies().await;
+        }
         let report = self.reporter(place);
         let cx = Cx { world: self.world, evidence, progress: Progress(&report) };
         // On the heap: an operation's steps are one large future, and those of a stage are held side by side.
@@ -324,6 +378,13 @@ impl<'a, S: Step> Driver<'a, S> {
         };
         self.record(record).await?;
         Ok(Some((failure, trouble)))
+    }
+
+    fn pivot_is_done(&self) -> bool {
+        let pivots = |step: &StepView| {
+            step.reversal == Reversal::ForwardOnly && matches!(step.state, StepState::Done(_))
+        };
+        self.journal().view().steps().any(pivots)
     }
 
     /// Probes a step whose outcome is not known and records what was found.

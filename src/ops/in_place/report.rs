@@ -113,6 +113,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
             | Record::UndoFailed { .. }
             | Record::Resumed { .. }
             | Record::TakenOver { .. }
+            | Record::TakenFromCopy { .. }
             | Record::Abandoned { .. }
             | Record::Ended { .. } => continue,
         };
