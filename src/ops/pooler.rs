@@ -7,6 +7,7 @@
 
 mod console;
 mod drift;
+pub mod expiry;
 mod files;
 mod keys;
 mod place;
@@ -24,7 +25,9 @@ use tokio::time::{Instant, sleep};
 
 pub use console::{Console, ConsoleError, DatabaseRow, PoolRow, ServerRow, SettingRow};
 pub use drift::{Drift, drift};
-pub use files::{Declared, Layout, PoolerFiles, PoolerPaths, Route, Standby, Target, render};
+pub use files::{
+    Declared, Layout, PoolerFiles, PoolerPaths, QUERY_WAIT_TIMEOUT, Route, Standby, Target, render,
+};
 pub use place::{Place, layout, observe_poolers, processes, render_offline, streams};
 pub use routes::{PoolerSeen, RouteTruth, Truth, routes};
 

@@ -29,6 +29,8 @@ pub enum Drift {
     Userlist,
     /// Its certificate, or the authorities that it believes.
     Certificate { why: String },
+    /// Its own login, or the function that it asks the server through.
+    Login { why: String },
     /// What an alias does in the running process.
     Route { alias: String, what: String, declared: String, found: String },
     /// A setting of the running process.
@@ -47,7 +49,7 @@ impl fmt::Display for Drift {
             Self::Wording { file } => write!(f, "{file}: comments or order"),
             Self::Unit { what } => write!(f, "unit: {what}"),
             Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
-            Self::Certificate { why } => f.write_str(why),
+            Self::Certificate { why } | Self::Login { why } => f.write_str(why),
             Self::Route { alias, what, declared, found } => {
                 write!(f, "alias {alias}: {what} {found} -> {declared}")
             }
