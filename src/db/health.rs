@@ -2,6 +2,8 @@
 //!
 //! SQL for PostgreSQL 14 to 19, for a role that is a member of pg_monitor and nothing more.
 
+pub mod herd;
+
 use serde::{Deserialize, Serialize};
 
 use super::connect::{Conn, DbError};

@@ -106,7 +106,7 @@ pub struct WalReceiver {
     pub slot: Option<String>,
 }
 
-pub(super) const SERVER_FACTS: &str = "
+pub const SERVER_FACTS: &str = "
 SELECT current_setting('server_version_num')::int AS version,
        (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
        r.in_recovery,
@@ -215,7 +215,7 @@ pub struct WalSender {
     pub replied_at: Option<Timestamp>,
 }
 
-pub(super) const REPLICATION: &str = "
+pub const REPLICATION: &str = "
 SELECT coalesce(r.application_name, '') AS application_name, r.usename::text AS usename, host(r.client_addr) AS client_address,
        s.slot_name::text AS slot, coalesce(r.state, '') AS state, coalesce(r.sync_state, '') AS sync_state,
        r.sent_lsn, r.write_lsn, r.flush_lsn, r.replay_lsn, r.reply_time
@@ -280,7 +280,7 @@ pub enum SlotKind {
     Logical,
 }
 
-pub(super) const SLOTS: &str = "
+pub const SLOTS: &str = "
 SELECT s.slot_name::text AS name, s.slot_type = 'physical' AS physical, s.active, s.restart_lsn, s.wal_status,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
                             ELSE pg_current_wal_lsn() END, s.restart_lsn)::bigint AS retained,
@@ -480,18 +480,19 @@ impl Archiver {
     }
 }
 
+pub const ARCHIVER: &str = "
+SELECT s.archived_count, s.failed_count,
+       s.last_archived_wal, s.last_archived_time, s.last_failed_wal, s.last_failed_time,
+       (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS waiting
+FROM pg_stat_archiver AS s";
+
 /// Reads what the archiver has done.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn archiver(conn: &Conn) -> Result<Archiver, DbError> {
     const WHAT: &str = "read archiver";
-    const SQL: &str = "
-SELECT s.archived_count, s.failed_count,
-       s.last_archived_wal, s.last_archived_time, s.last_failed_wal, s.last_failed_time,
-       (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS waiting
-FROM pg_stat_archiver AS s";
-    let row = conn.query_one(WHAT, SQL, &[]).await?;
+    let row = conn.query_one(WHAT, ARCHIVER, &[]).await?;
     let fields = Fields { conn, what: WHAT, row: &row };
     let last = |wal: &str, at: &str| -> Result<Option<(String, Timestamp)>, DbError> {
         Ok(fields.at::<Option<String>>(wal)?.zip(fields.at::<Option<Timestamp>>(at)?))

@@ -3,6 +3,9 @@
 //! Looks first ([`seen`]), then judges what was seen without asking anybody ([`judge`]). Changes nothing. What is not known is unknown
 //! and never fine, and a finding that only follows from another one says so.
 
+mod asked;
+mod explain;
+mod herd;
 mod judge;
 mod report;
 mod seen;
@@ -10,8 +13,11 @@ mod seen;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+pub use asked::{Asked, Why};
+pub use explain::{Ask, Explained, Needs, explained};
+pub use herd::{Drill, Drills, HerdSeen, NodeFacts};
 pub use report::{Finding, Health, Measured, Status, Subject};
-pub use seen::{Asked, NodeSeen, Seen, Why};
+pub use seen::{NodeSeen, Seen};
 
 use crate::error::Result;
 use crate::ops::context::Context;
@@ -23,7 +29,7 @@ use crate::topology::model::{Cluster, Herd};
 /// When a door cannot be opened at all; what does not answer is a finding.
 pub async fn examine(context: &Context, herd: &Herd, clusters: &[&Cluster]) -> Result<Health> {
     let begun = Timestamp::now();
-    let looks = join_all(clusters.iter().map(|cluster| seen::look(context, cluster))).await;
+    let looks = join_all(clusters.iter().map(|cluster| seen::look(context, herd, cluster))).await;
     let mut findings = Vec::new();
     for seen in looks {
         findings.extend(judge::judge(&seen?));

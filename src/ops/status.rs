@@ -292,7 +292,13 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         (Some(_), Some(node), Some(running)) => archive(&doors, cluster, node, running).await,
         (_, _, _) => None,
     };
-    let tls = tls(&doors, cluster, &observed, &poolers).await;
+    let runs = |holder: &Holder<'_>| match holder {
+        Holder::Node(node) => observed.node(&node.name).is_some_and(|seen| seen.running().is_some()),
+        Holder::Pooler(host) => {
+            poolers.iter().any(|pooler| pooler.host == *host && pooler.state == PoolerState::Up)
+        }
+    };
+    let tls = tls(&doors, cluster, runs).await;
     let mut report = ClusterStatus {
         cluster: cluster.name.clone(),
         version: any.map(|running| running.facts.version.to_string()),
@@ -519,24 +525,13 @@ fn backups_status(
     }
 }
 
-/// Has everybody who runs show the certificate that it proves itself by.
-async fn tls(
-    doors: &Doors,
-    cluster: &Cluster,
-    observed: &ClusterObserved,
-    poolers: &[PoolerStatus],
-) -> Option<TlsStatus> {
+/// Has everybody who runs show the certificate that it proves itself by; `None` where no TLS is declared.
+pub async fn tls(doors: &Doors, cluster: &Cluster, runs: impl Fn(&Holder<'_>) -> bool) -> Option<TlsStatus> {
     if !cluster.has_tls() {
         return None;
     }
     let mut status =
         TlsStatus { authority_not_after: None, nearest: None, certificates: Vec::new(), why: None };
-    let runs = |holder: &Holder<'_>| match holder {
-        Holder::Node(node) => observed.node(&node.name).is_some_and(|seen| seen.running().is_some()),
-        Holder::Pooler(host) => {
-            poolers.iter().any(|pooler| pooler.host == *host && pooler.state == PoolerState::Up)
-        }
-    };
     let looks = certificate::holders(cluster).filter(runs).map(|holder| async move {
         let identity = certificate::identity(doors, cluster, holder.host())?;
         let identity = identity.expect("the cluster declares TLS");
@@ -685,7 +680,8 @@ fn pooler_state(observed: &PoolerObserved) -> (PoolerState, Option<String>) {
     }
 }
 
-fn operations(context: &Context, cluster: &Cluster) -> Vec<OperationStatus> {
+/// Lists the operations of a cluster that run or were left unfinished, as this station knows them.
+pub fn operations(context: &Context, cluster: &Cluster) -> Vec<OperationStatus> {
     let listed = context.store.list().unwrap_or_default();
     let holder = crate::engine::lock::holder(&context.store, &cluster.name).ok().flatten();
     listed

@@ -21,6 +21,22 @@ pub enum Check {
     Disk,
     Archive,
     BackupAge,
+    Divergence,
+    Settings,
+    Version,
+    Collation,
+    Failover,
+    Rpo,
+    Window,
+    Drill,
+    Runway,
+    Expiry,
+    Operations,
+    Poolers,
+    Routes,
+    PoolWait,
+    PoolClients,
+    Budget,
 }
 
 /// What the thresholds of a check are measured in.
@@ -78,7 +94,7 @@ pub enum Report {
 pub type DeclaredChecks = BTreeMap<Check, Declared>;
 
 impl Check {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 25] = [
         Self::Connect,
         Self::Primary,
         Self::SystemIdentifier,
@@ -88,6 +104,22 @@ impl Check {
         Self::Disk,
         Self::Archive,
         Self::BackupAge,
+        Self::Divergence,
+        Self::Settings,
+        Self::Version,
+        Self::Collation,
+        Self::Failover,
+        Self::Rpo,
+        Self::Window,
+        Self::Drill,
+        Self::Runway,
+        Self::Expiry,
+        Self::Operations,
+        Self::Poolers,
+        Self::Routes,
+        Self::PoolWait,
+        Self::PoolClients,
+        Self::Budget,
     ];
 
     /// Returns its name in the topology and in every report.
@@ -102,6 +134,22 @@ impl Check {
             Self::Disk => "disk",
             Self::Archive => "archive",
             Self::BackupAge => "backup-age",
+            Self::Divergence => "divergence",
+            Self::Settings => "settings",
+            Self::Version => "version",
+            Self::Collation => "collation",
+            Self::Failover => "failover",
+            Self::Rpo => "rpo",
+            Self::Window => "window",
+            Self::Drill => "drill",
+            Self::Runway => "runway",
+            Self::Expiry => "expiry",
+            Self::Operations => "operations",
+            Self::Poolers => "poolers",
+            Self::Routes => "routes",
+            Self::PoolWait => "pool-wait",
+            Self::PoolClients => "pool-clients",
+            Self::Budget => "budget",
         }
     }
 
@@ -113,30 +161,93 @@ impl Check {
     /// Returns what its thresholds are measured in; `None` for a question of yes or no.
     pub const fn measure(self) -> Option<Measure> {
         match self {
-            Self::Connect | Self::Primary | Self::SystemIdentifier | Self::Standbys => None,
-            Self::Lag | Self::BackupAge => Some(Measure::Time),
-            Self::Connections | Self::Disk => Some(Measure::Share),
+            Self::Connect
+            | Self::Primary
+            | Self::SystemIdentifier
+            | Self::Standbys
+            | Self::Divergence
+            | Self::Settings
+            | Self::Version
+            | Self::Collation
+            | Self::Failover
+            | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::Budget => None,
+            Self::Lag
+            | Self::PoolWait
+            | Self::BackupAge
+            | Self::Rpo
+            | Self::Window
+            | Self::Drill
+            | Self::Runway
+            | Self::Expiry => Some(Measure::Time),
+            Self::Connections | Self::Disk | Self::PoolClients => Some(Measure::Share),
             Self::Archive => Some(Measure::Count),
         }
     }
 
     /// Returns on which side of its thresholds a value is worse.
     pub const fn worse(self) -> Worse {
-        Worse::Above
+        match self {
+            // What is left: of a disk, of a certificate.
+            Self::Runway | Self::Expiry => Worse::Below,
+            Self::Connect
+            | Self::Primary
+            | Self::SystemIdentifier
+            | Self::Standbys
+            | Self::Lag
+            | Self::Connections
+            | Self::Disk
+            | Self::Archive
+            | Self::BackupAge
+            | Self::Divergence
+            | Self::Settings
+            | Self::Version
+            | Self::Collation
+            | Self::Failover
+            | Self::Rpo
+            | Self::Window
+            | Self::Drill
+            | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::PoolWait
+            | Self::PoolClients
+            | Self::Budget => Worse::Above,
+        }
     }
 
     /// Returns its thresholds where the file says nothing.
     pub const fn limits(self) -> Limits {
         const HOUR: f64 = 3600.0;
         match self {
-            Self::Connect | Self::Primary | Self::SystemIdentifier | Self::Standbys => {
-                Limits { warn: None, crit: None }
-            }
+            Self::Connect
+            | Self::Primary
+            | Self::SystemIdentifier
+            | Self::Standbys
+            | Self::Divergence
+            | Self::Settings
+            | Self::Version
+            | Self::Collation
+            | Self::Failover
+            | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::Budget
+            // What is declared under `objectives` and `backups` is the threshold.
+            | Self::Rpo
+            | Self::Window => Limits { warn: None, crit: None },
             // Of a standby that nobody reads from and no commit waits for.
             Self::Lag => Limits { warn: Some(30.0), crit: Some(300.0) },
             Self::Connections | Self::Disk => Limits { warn: Some(80.0), crit: Some(90.0) },
+            Self::PoolClients => Limits { warn: Some(80.0), crit: Some(95.0) },
+            Self::PoolWait => Limits { warn: Some(1.0), crit: Some(10.0) },
             Self::Archive => Limits { warn: Some(10.0), crit: Some(50.0) },
             Self::BackupAge => Limits { warn: Some(26.0 * HOUR), crit: Some(50.0 * HOUR) },
+            Self::Drill => Limits { warn: Some(35.0 * 24.0 * HOUR), crit: Some(95.0 * 24.0 * HOUR) },
+            Self::Runway => Limits { warn: Some(24.0 * HOUR), crit: Some(4.0 * HOUR) },
+            Self::Expiry => Limits { warn: Some(30.0 * 24.0 * HOUR), crit: Some(7.0 * 24.0 * HOUR) },
         }
     }
 }

@@ -1,15 +1,18 @@
 //! `health` on real servers: every check fires once by what it is made for, and clears again.
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use crate::herd::{Herd, PAIR, newest_or_15, until};
+use crate::herd::{Frozen, Herd, PAIR, Shape, WHOLE, newest_or_15, text, until};
+use crate::pooler_verb::console;
+use crate::server::installations;
 
 /// Judges the herd and returns the finding of one check of one thing.
 pub fn finding(herd: &Herd, check: &str, subject: &str) -> Value {
     let report = herd.run(&["--format", "json", "health"]).json();
     let of = |finding: &Value| match &finding["subject"] {
-        Value::String(word) => word == subject,
-        named => named["node"] == subject || named["pooler"] == subject,
+        Value::String(word) => word == "cluster" && subject == "-",
+        named => ["node", "pooler", "part"].iter().any(|kind| named[kind] == subject),
     };
     let findings = report["findings"].as_array().expect("a list");
     findings
@@ -35,10 +38,148 @@ fn a_sound_herd_is_fine_and_each_lost_node_is_told_by_what_it_is() {
 
     herd.stop("b", "fast");
     let stopped = herd.run(&["health"]).ends_with(2);
-    stopped.says(&["CRITICAL  connect  b  it is stopped", "more are not known because of that"]);
+    stopped.says(&["CRITICAL  connect   b ", "it is stopped", "more are not known because of that"]);
+    let failover = finding(&herd, "failover", "-");
+    assert_eq!(failover["text"], "nobody could take over: b: it does not answer");
+    let rpo = finding(&herd, "rpo", "lose-primary");
+    assert_eq!(rpo["text"], "the standbys that would survive do not answer");
     let lag = finding(&herd, "lag", "b");
     assert_eq!((lag["status"].as_str(), lag["follows"].as_str()), (Some("unknown"), Some("connect")));
     herd.apply().ends_with(0);
     becomes(&herd, "connect", "b", "ok");
     becomes(&herd, "standbys", "b", "ok");
+}
+
+#[test]
+fn every_check_that_can_be_made_is_made_and_fine_on_every_major_version() {
+    for installation in installations() {
+        let mut herd = Herd::declare(&installation, &WHOLE);
+        herd.keep_backups();
+        herd.apply().ends_with(0);
+        herd.run(&["backup", "create"]).ends_with(0);
+        until("nothing is unknown or wrong", || {
+            let judged = herd.run(&["health", "-v"]);
+            eprintln!("{}", judged.stdout);
+            (judged.code == 0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn what_only_the_topology_makes_sense_of_fires_and_clears() {
+    let mut herd = Herd::declare(&newest_or_15(1), &PAIR);
+    herd.edit(
+        "    nodes:\n",
+        "    health: {connections: {warn: 1 %, crit: 2 %}, disk: {report: never}}\n    nodes:\n",
+    );
+    herd.apply().ends_with(0);
+
+    // Thresholds of the file count, and a check that is not wanted is not made.
+    let used = becomes(&herd, "connections", "a", "critical");
+    assert_eq!(used["measured"][0]["limits"]["crit"], 2.0, "{used:#}");
+    assert!(!herd.run(&["--format", "json", "health"]).stdout.contains("\"disk\""));
+
+    herd.sql("a", "ALTER ROLE app VALID UNTIL 'tomorrow'");
+    let ends = becomes(&herd, "expiry", "password of app", "critical");
+    assert!(ends["text"].as_str().unwrap().starts_with("it ends in "), "{ends:#}");
+    herd.sql("a", "ALTER ROLE app VALID UNTIL 'infinity'");
+
+    herd.sql("a", "UPDATE pg_database SET datcollversion = '1.0' WHERE datname = 'inventory'");
+    let moved = becomes(&herd, "collation", "b", "warning");
+    assert!(moved["text"].as_str().unwrap().contains("inventory was built with 1.0"), "{moved:#}");
+    herd.sql("a", "UPDATE pg_database SET datcollversion = pg_database_collation_actual_version(oid) WHERE datname = 'inventory'");
+    becomes(&herd, "collation", "b", "ok");
+
+    let raised = |node: &str| {
+        herd.sql(node, "ALTER SYSTEM SET max_worker_processes = 20");
+        herd.stop(node, "fast");
+        herd.program("pg_ctl", &["-D", text(&herd.data(node)), "-l", "/dev/null", "-w", "start"]);
+    };
+    raised("a");
+    let low = becomes(&herd, "settings", "b", "critical");
+    assert!(
+        low["text"].as_str().unwrap().contains("max_worker_processes is 8, on the primary 20"),
+        "{low:#}"
+    );
+    // It has stopped to replay at the record that tells of it, and goes on only as high as the primary.
+    raised("b");
+    becomes(&herd, "settings", "b", "ok");
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(0);
+
+    let mut apply = {
+        herd.add_node("c");
+        herd.start(&["apply", "--yes"])
+    };
+    until("an operation runs", || {
+        let text = finding(&herd, "operations", "-")["text"].as_str()?.to_owned();
+        text.contains("apply runs since").then_some(())
+    });
+    apply.signal(Signal::KILL);
+    apply.end();
+    let report = herd.run(&["--format", "json", "health"]).json();
+    let findings = report["findings"].as_array().expect("a list").clone();
+    let unfinished = findings.iter().find(|finding| finding["check"] == "operations").expect("it is made");
+    assert_eq!(unfinished["status"], "warning", "{unfinished:#}");
+    let next = unfinished["next"].as_str().expect("a command").to_owned();
+    herd.run(&next.split(' ').skip(1).chain(["--yes"]).collect::<Vec<_>>()).ends_with(0);
+    assert_eq!(finding(&herd, "operations", "-")["text"], "nothing is unfinished");
+}
+
+#[test]
+fn two_primaries_and_what_only_one_of_them_has_are_told() {
+    let herd = Herd::up(&newest_or_15(0), &Shape { pooler: false, ..PAIR });
+    becomes(&herd, "lag", "b", "ok");
+    herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-w", "promote"]);
+    let split = becomes(&herd, "primary", "-", "critical");
+    assert_eq!(split["text"], "a and b are primaries at the same time");
+    herd.sql("a", "CREATE TABLE only_here AS SELECT generate_series(1, 1000)");
+    herd.stop("a", "fast");
+    becomes(&herd, "primary", "-", "ok");
+    let fork = becomes(&herd, "divergence", "a", "critical");
+    let says = fork["text"].as_str().expect("a text");
+    assert!(
+        says.contains("of timeline 1, which the primary left at") && says.contains("that only it has"),
+        "{says}"
+    );
+}
+
+#[test]
+fn a_pooler_that_is_frozen_paused_misled_or_stopped_is_told() {
+    let herd = Herd::up(&newest_or_15(1), &PAIR);
+    let sound = becomes(&herd, "routes", "local", "ok");
+    assert_eq!(sound["text"], "inventory to a; inventory_ro to b");
+
+    let frozen = Frozen::new(herd.pgbouncer().expect("it runs"));
+    becomes(&herd, "poolers", "local", "unknown");
+    assert_eq!(finding(&herd, "pool-wait", "local")["follows"], "poolers");
+    drop(frozen);
+
+    console(&herd, "PAUSE inventory");
+    let paused = becomes(&herd, "routes", "local", "critical");
+    assert_eq!(paused["text"], "inventory is paused");
+    console(&herd, "RESUME inventory");
+    becomes(&herd, "routes", "local", "ok");
+
+    let ini = herd.pooler().join("pgbouncer.ini");
+    let good = std::fs::read_to_string(&ini).expect("readable");
+    let (a, b) = (format!("port={} ", herd.port("a")), format!("port={} ", herd.port("b")));
+    std::fs::write(&ini, good.replace(&a, &b)).expect("writable");
+    console(&herd, "RELOAD");
+    let wrong = becomes(&herd, "routes", "local", "critical");
+    assert!(wrong["text"].as_str().unwrap().starts_with("inventory: it leads to b"), "{wrong:#}");
+    herd.run(&["pooler", "apply", "--yes"]).ends_with(0);
+    becomes(&herd, "routes", "local", "ok");
+
+    kill_process(herd.pgbouncer().expect("it runs"), Signal::KILL).expect("it runs");
+    assert_eq!(becomes(&herd, "poolers", "local", "critical")["text"], "it is stopped");
+    herd.apply().ends_with(0);
+    becomes(&herd, "poolers", "local", "ok");
+
+    // A server that was given fewer connections than the poolers may open.
+    assert_eq!(finding(&herd, "budget", "-")["status"], "ok");
+    herd.sql("b", "ALTER SYSTEM SET superuser_reserved_connections = 36");
+    herd.stop("b", "fast");
+    herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
+    let over = becomes(&herd, "budget", "-", "critical");
+    assert!(over["text"].as_str().unwrap().contains("b (today):"), "{over:#}");
 }

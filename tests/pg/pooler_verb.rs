@@ -9,7 +9,7 @@ use crate::herd::{APP_PASSWORD, Herd, PAIR, as_server, newest_or_15, text, text_
 
 /// Gives the pooler a command over its console, as a person would.
 #[track_caller]
-fn console(herd: &Herd, statement: &str) -> String {
+pub fn console(herd: &Herd, statement: &str) -> String {
     let mut psql = as_server(&herd.installation().bin().join("psql"));
     psql.args(["-XAtq", "-U", "pgbouncer", "-d", "pgbouncer", "-h", text(&herd.pooler()), "-c", statement]);
     psql.arg("-p").arg(herd.port("pooler").to_string());

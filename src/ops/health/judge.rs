@@ -3,11 +3,15 @@
 //! One file for each kind of question; each returns its findings.
 
 mod archive;
+mod herd;
 mod nodes;
+mod poolers;
+mod promises;
 mod replication;
 
+use super::asked::Why;
 use super::report::{Finding, Measured, Status, Subject};
-use super::seen::{Seen, Why};
+use super::seen::Seen;
 use crate::topology::checks::{Check, Limits, Report, Worse};
 use crate::topology::model::{Cluster, Node};
 
@@ -17,6 +21,9 @@ pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     findings.extend(nodes::judge(seen));
     findings.extend(replication::judge(seen));
     findings.extend(archive::judge(seen));
+    findings.extend(herd::judge(seen));
+    findings.extend(promises::judge(seen));
+    findings.extend(poolers::judge(seen));
     findings.retain(|finding| called(seen.cluster, finding).is_none_or(|report| report != Report::Never));
     for finding in &mut findings {
         if called(seen.cluster, finding) == Some(Report::Warning) && finding.status > Status::Warning {
@@ -31,7 +38,7 @@ pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
 fn called(cluster: &Cluster, finding: &Finding) -> Option<Report> {
     let of_node = match &finding.subject {
         Subject::Node(name) => cluster.node(name).and_then(|node| node.health.get(&finding.check)),
-        Subject::Cluster | Subject::Pooler(_) => None,
+        Subject::Cluster | Subject::Pooler(_) | Subject::Part(_) => None,
     };
     let of_cluster = cluster.health.get(&finding.check);
     of_node.and_then(|declared| declared.report).or(of_cluster.and_then(|declared| declared.report))

@@ -77,13 +77,15 @@ pub enum Subject {
     Node(String),
     /// By its host.
     Pooler(String),
+    /// Something else of the cluster, in words: "certificate of a", "lose-primary".
+    Part(String),
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cluster => f.write_str("-"),
-            Self::Node(name) => f.write_str(name),
+            Self::Node(name) | Self::Part(name) => f.write_str(name),
             Self::Pooler(host) => write!(f, "pooler {host}"),
         }
     }

@@ -7,30 +7,18 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
+use super::asked::{Asked, Why};
+use super::herd::{self, HerdSeen, NodeFacts};
 use crate::db::health::{self as ask, Asker, Connections};
-use crate::db::queries::{self, Archiver};
+use crate::db::queries::{self, Archiver, ServerFacts};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE};
-use crate::ops::pooler::{self, PoolerObserved};
+use crate::ops::pooler::{self, PoolerSeen};
 use crate::ops::roles::{self, Lead};
-use crate::topology::model::{Cluster, Node};
-
-/// Why something is not known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Why {
-    /// The server does not answer; another check says why.
-    NotUp,
-    /// The role that asks may not see it.
-    NotGranted { role: String, grant: String },
-    /// A fragment.
-    Failed(String),
-}
-
-/// A fact, or why it is not known.
-pub type Asked<T> = std::result::Result<T, Why>;
+use crate::topology::model::{Cluster, Herd, Node};
 
 /// Everything that was seen of one cluster.
 #[derive(Debug)]
@@ -41,10 +29,11 @@ pub struct Seen<'a> {
     pub lead: Lead,
     /// In the order of the file.
     pub nodes: Vec<NodeSeen>,
-    /// By host, in the order of the file.
-    pub poolers: Vec<(String, Asked<PoolerObserved>)>,
+    /// One of each process, in the order of the file.
+    pub poolers: Vec<PoolerSeen>,
     /// `None` where no backups are declared.
     pub kept: Option<Asked<Kept>>,
+    pub herd: HerdSeen,
 }
 
 /// What a node's server told beyond what `status` shows.
@@ -52,12 +41,13 @@ pub struct Seen<'a> {
 pub struct NodeSeen {
     pub connections: Asked<Connections>,
     pub archiver: Asked<Archiver>,
+    pub facts: NodeFacts,
 }
 
 impl NodeSeen {
     /// Returns what is known of a node that nobody asked: nothing, for this reason.
     fn without(why: &Why) -> Self {
-        Self { connections: Err(why.clone()), archiver: Err(why.clone()) }
+        Self { connections: Err(why.clone()), archiver: Err(why.clone()), facts: NodeFacts::without(why) }
     }
 }
 
@@ -81,24 +71,27 @@ impl<'a> Seen<'a> {
 ///
 /// # Errors
 /// When a door cannot be opened at all.
-pub async fn look<'a>(context: &Context, cluster: &'a Cluster) -> Result<Seen<'a>> {
+pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> Result<Seen<'a>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
     let (observed, poolers, kept) = tokio::join!(
         observe::observe(&doors, cluster, Depth::Servers),
-        poolers(&doors, cluster),
+        pooler::status::look(&doors, cluster),
         repository(&doors, context, cluster),
     );
     let nodes =
         cluster.nodes.iter().zip(&observed.nodes).map(|(node, seen)| ask(&doors, cluster, node, seen));
     let nodes = join_all(nodes).await;
     let lead = roles::lead(&observed);
-    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept })
+    let primary = match &lead {
+        Lead::Primary(name) => observed.node(name),
+        Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
+    };
+    let herd = herd::look(context, &doors, herd, cluster, &observed, primary, &poolers).await;
+    Ok(Seen { cluster, at: Timestamp::now(), observed, lead, nodes, poolers, kept, herd })
 }
 
 async fn ask(doors: &Doors, cluster: &Cluster, node: &Node, observed: &NodeObserved) -> NodeSeen {
-    if observed.running().is_none() {
-        return NodeSeen::without(&Why::NotUp);
-    }
+    let Some(running) = observed.running() else { return NodeSeen::without(&Why::NotUp) };
     let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
     let asked = async {
         let conn = connector.connect(&doors.superuser(cluster, node, "postgres")).await?;
@@ -106,16 +99,17 @@ async fn ask(doors: &Doors, cluster: &Cluster, node: &Node, observed: &NodeObser
         Ok((conn, asker))
     };
     match asked.await {
-        Ok((conn, asker)) => questions(&conn, &asker).await,
+        Ok((conn, asker)) => questions(&conn, &asker, &running.facts).await,
         Err(error) => NodeSeen::without(&why(error)),
     }
 }
 
-async fn questions(conn: &Conn, asker: &Asker) -> NodeSeen {
+async fn questions(conn: &Conn, asker: &Asker, facts: &ServerFacts) -> NodeSeen {
     let needs = NeedsMonitor(asker);
     NodeSeen {
         connections: needs.ask(ask::connections(conn)).await,
         archiver: needs.ask(queries::archiver(conn)).await,
+        facts: NodeFacts::ask(conn, facts).await,
     }
 }
 
@@ -135,12 +129,6 @@ impl NeedsMonitor<'_> {
 
 fn why(error: DbError) -> Why {
     Why::Failed(error.to_string())
-}
-
-async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<(String, Asked<PoolerObserved>)> {
-    // One of each process, under the name of its host.
-    let seen = pooler::status::look(doors, cluster).await;
-    seen.into_iter().map(|one| (one.host, one.observed.map_err(Why::Failed))).collect()
 }
 
 async fn repository(doors: &Doors, context: &Context, cluster: &Cluster) -> Option<Asked<Kept>> {

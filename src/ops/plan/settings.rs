@@ -431,20 +431,21 @@ fn differences(running: &Running, node: &Node, desired: &Desired) -> Vec<Differe
 pub(super) fn standby_five(situation: &Situation<'_>, desired: &Desired) -> (Vec<String>, Vec<String>) {
     let mut raised = Vec::new();
     let mut lowered = Vec::new();
-    for name in guc::STANDBY_FIVE {
-        let Some(declared) =
-            desired.all().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<i64>().ok())
-        else {
+    let number = |text: Option<&str>| text.and_then(|text| text.parse::<i64>().ok());
+    for seen in &situation.observed.nodes {
+        let (Some(running), Some(node)) = (seen.running(), situation.cluster.node(&seen.node)) else {
             continue;
         };
-        for running in situation.observed.nodes.iter().filter_map(NodeObserved::running) {
-            let Some(now) = running.settings.get(name).and_then(|row| row.setting.parse::<i64>().ok()) else {
-                continue;
-            };
-            if declared > now {
-                raised.push(name.to_owned());
-            } else if declared < now {
-                lowered.push(name.to_owned());
+        let differences = differences(running, node, desired);
+        for name in guc::STANDBY_FIVE {
+            let Some(row) = running.settings.get(name) else { continue };
+            // What only a file of ours or ALTER SYSTEM sets is the server's own value again.
+            let left = differences.iter().any(|found| found.name == name && found.declared.is_none());
+            let wanted = desired.value(name).or(row.boot_val.as_deref().filter(|_| left));
+            match number(wanted).zip(number(Some(&row.setting))) {
+                Some((wanted, now)) if wanted > now => raised.push(name.to_owned()),
+                Some((wanted, now)) if wanted < now => lowered.push(name.to_owned()),
+                Some(_) | None => {}
             }
         }
     }

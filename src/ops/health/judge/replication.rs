@@ -1,7 +1,8 @@
 //! Who is primary, whether every declared standby streams, and how far behind it is.
 
+use super::super::asked::Why;
 use super::super::report::{Finding, Measured, Status, Subject};
-use super::super::seen::{Seen, Why};
+use super::super::seen::Seen;
 use super::{Of, command, limits_or, to_f64};
 use crate::db::queries::ServerRole;
 use crate::ops::observe::{NodeObserved, Running};

@@ -1,0 +1,161 @@
+//! The look at what only the topology makes sense of: the primary's history, drills, certificates, unfinished operations.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::asked::{Asked, Why};
+use crate::db::Conn;
+use crate::db::health::herd::{self as ask, Collation, WalGenerated};
+use crate::db::queries::ServerFacts;
+use crate::ops::certificate::Holder;
+use crate::ops::context::Context;
+use crate::ops::drill::{self, Verdict};
+use crate::ops::observe::{ClusterObserved, Doors, NodeObserved};
+use crate::ops::pooler::{PoolerProcess, PoolerSeen};
+use crate::ops::status::{self, OperationStatus, TlsStatus};
+use crate::pg::history::TimelineHistory;
+use crate::pg::timeline::TimelineId;
+use crate::topology::model::{Cluster, Herd};
+
+/// What a node tells that is compared with the others.
+#[derive(Debug, Clone)]
+pub struct NodeFacts {
+    /// By name.
+    pub five: Asked<BTreeMap<String, i64>>,
+    pub wal: Asked<WalGenerated>,
+    pub logins: Asked<Vec<(String, Timestamp)>>,
+    /// `None` before PostgreSQL 15, which does not know.
+    pub collations: Option<Asked<Vec<Collation>>>,
+}
+
+impl NodeFacts {
+    /// Returns what is known of a node that nobody asked.
+    pub fn without(why: &Why) -> Self {
+        Self {
+            five: Err(why.clone()),
+            wal: Err(why.clone()),
+            logins: Err(why.clone()),
+            collations: Some(Err(why.clone())),
+        }
+    }
+
+    /// Asks a server; every role may see it.
+    pub async fn ask(conn: &Conn, facts: &ServerFacts) -> Self {
+        let why = |error: crate::db::DbError| Why::Failed(error.to_string());
+        Self {
+            five: ask::five(conn).await.map(|rows| rows.into_iter().collect()).map_err(why),
+            wal: ask::wal_generated(conn).await.map_err(why),
+            logins: ask::ending_logins(conn).await.map_err(why),
+            collations: match facts.version.major {
+                ..15 => None,
+                _ => Some(ask::collations(conn).await.map_err(why)),
+            },
+        }
+    }
+}
+
+/// What was seen of the cluster as a whole.
+#[derive(Debug)]
+pub struct HerdSeen {
+    /// Of the primary; `None` while there is none.
+    pub history: Option<Asked<TimelineHistory>>,
+    /// The last drill, and the last one that passed; `None` where none is declared.
+    pub drills: Option<Asked<Drills>>,
+    /// `None` where no TLS is declared.
+    pub tls: Option<TlsStatus>,
+    pub operations: Vec<OperationStatus>,
+    /// By host.
+    pub regions: BTreeMap<String, String>,
+}
+
+/// What the reports of drills say.
+#[derive(Debug, Clone, Default)]
+pub struct Drills {
+    pub last: Option<Drill>,
+    pub passed: Option<Drill>,
+}
+
+/// One drill.
+#[derive(Debug, Clone)]
+pub struct Drill {
+    pub id: String,
+    pub ended: Timestamp,
+    pub verdict: Verdict,
+    /// How long the restore took, if it ended.
+    pub rto_seconds: Option<f64>,
+}
+
+/// Looks at it, after the nodes and poolers.
+pub async fn look(
+    context: &Context,
+    doors: &Doors,
+    herd: &Herd,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+    primary: Option<&NodeObserved>,
+    poolers: &[PoolerSeen],
+) -> HerdSeen {
+    let runs = |holder: &Holder<'_>| match holder {
+        Holder::Node(node) => observed.node(&node.name).is_some_and(|seen| seen.running().is_some()),
+        Holder::Pooler(host) => poolers.iter().any(|seen| {
+            let observed = seen.observed.as_ref().ok();
+            seen.host == *host
+                && observed.is_some_and(|seen| matches!(seen.process, PoolerProcess::Running { .. }))
+        }),
+    };
+    let history = async {
+        let primary = primary?;
+        let timeline = primary.running()?.facts.timeline;
+        Some(history(doors, cluster, &primary.node, timeline).await)
+    };
+    let (history, tls) = tokio::join!(history, status::tls(doors, cluster, runs));
+    HerdSeen {
+        history,
+        drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
+        tls,
+        operations: status::operations(context, cluster),
+        regions: herd.hosts.iter().map(|host| (host.name.clone(), host.region.clone())).collect(),
+    }
+}
+
+/// Reads where the primary's timelines left each other, from its own pg_wal. Timeline 1 has no ancestors and no file.
+async fn history(
+    doors: &Doors,
+    cluster: &Cluster,
+    node: &str,
+    timeline: TimelineId,
+) -> Asked<TimelineHistory> {
+    let node = cluster.node(node).expect("what is observed is declared");
+    let name = crate::pg::wal_file::WalFile::TimelineHistory(timeline).to_string();
+    let path = node.data_directory.join("pg_wal").join(&name);
+    let text = if timeline.as_u32() == 1 {
+        String::new()
+    } else {
+        match doors.host(&node.host).read(&path).await {
+            Ok(Some(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
+            Ok(None) => return Err(Why::Failed(format!("{} is not there", path.display()))),
+            Err(error) => return Err(Why::Failed(error.to_string())),
+        }
+    };
+    TimelineHistory::parse(timeline, &text).map_err(|error| Why::Failed(format!("{name}: {error}")))
+}
+
+fn drills(context: &Context, cluster: &Cluster) -> Asked<Drills> {
+    let kept =
+        drill::list(&context.places, &cluster.name).map_err(|error| Why::Failed(error.what().to_owned()))?;
+    let mut drills = Drills::default();
+    for report in kept.into_iter().filter_map(|kept| kept.report.ok()) {
+        let drill = Drill {
+            id: report.id,
+            ended: report.ended,
+            verdict: report.verdict,
+            rto_seconds: report.rto_seconds,
+        };
+        if drill.verdict == Verdict::Passed {
+            drills.passed = Some(drill.clone());
+        }
+        drills.last = Some(drill);
+    }
+    Ok(drills)
+}
