@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 
 pub use console::{Console, ConsoleError, DatabaseRow, PoolRow, ServerRow, SettingRow};
-pub use drift::{Drift, drift};
+pub use drift::{Drift, drift, must_restart};
 pub use files::{
     Declared, Layout, PoolerFiles, PoolerPaths, QUERY_WAIT_TIMEOUT, Route, Standby, Target, render,
 };

@@ -182,7 +182,8 @@ fn clients_are_held_back_all_or_none_and_go_on_by_themselves_whatever_becomes_of
 
     // The server is asked what clients must prove: a password that was changed there holds at once, and one whose time is over does not.
     herd.edit("mode: session", "mode: transaction\n      auth: query");
-    herd.run(&["apply", "--yes"]).ends_with(0);
+    herd.run(&["apply", "--yes"]).ends_with(4).tells(&["pgherd apply --allow-restart"]);
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(0);
     let login = |password: &str| herd.client("pooler", "app", password, "inventory", "SELECT current_user");
     assert_eq!(login(APP_PASSWORD).unwrap(), "app");
     let userlist = fs::read_to_string(herd.pooler().join("userlist.txt")).unwrap();

@@ -170,6 +170,10 @@ async fn ensure_process(world: &World, place: &Place<'_>, observed: &ClusterObse
     }
     let aliases = files.routes.iter().map(|route| route.alias.clone()).collect();
     match before.process {
+        PoolerProcess::Running { .. } if pooler::must_restart(&files, &before) => {
+            door.install_tried(&program, &files, &before).await?;
+            door.stop(GRACE).await?;
+        }
         PoolerProcess::Running { .. } => {
             let restart = door.replace(&program, &files, &before).await?;
             if restart.is_empty() {
