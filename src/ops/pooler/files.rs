@@ -672,17 +672,27 @@ fn clients(cluster: &Cluster) -> impl Iterator<Item = Client<'_>> {
 fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
     let mut lines = String::new();
     let mut expected = Vec::new();
-    if declared.cluster.poolers.as_ref().is_some_and(|poolers| poolers.auth == PoolerAuth::Query) {
+    let poolers = declared.cluster.poolers.as_ref();
+    let asks = poolers.is_some_and(|poolers| poolers.auth == PoolerAuth::Query);
+    if asks {
         let password = declared.password.ok_or_else(|| {
             Error::failed(format!(
                 "the pooler of {} on {} has no password",
                 declared.cluster.name, declared.host
             ))
         })?;
-        // Only its own login: a SCRAM verifier would not do, since it never sees a client log in as this role.
-        return Ok(Secret::new(format!("\"{}\" \"{}\"\n", pooler_role(declared.host), password.reveal())));
+        // A verifier would not do: it never sees a client log in as this role.
+        let own = pooler_role(declared.host);
+        lines.push_str(&line(&own, password));
+        expected.push((own, password.clone()));
     }
-    for role in clients(declared.cluster).map(|client| client.name) {
+    // A role that stands in [users] is known without a password, and PgBouncer asks only for those that it does not know (seen with 1.18).
+    let limited = |client: &Client<'_>| {
+        let stated = poolers.is_some_and(|poolers| poolers.users.iter().any(|user| user.name == client.name));
+        client.connections.is_some() || stated
+    };
+    for role in clients(declared.cluster).filter(|client| !asks || limited(client)).map(|client| client.name)
+    {
         let verifier = declared.verifiers.get(role).ok_or_else(|| {
             Error::failed(format!(
                 "the primary of {} has no SCRAM verifier for role {role}",
