@@ -13,6 +13,7 @@ use crate::ops::backup::{self, expire, verify};
 use crate::ops::drill;
 use crate::ops::kept;
 use crate::ops::node::{self, NodeRequest, Reporter};
+use crate::ops::pooler::expiry;
 use crate::ops::restore;
 use crate::ops::wal;
 use crate::ui;
@@ -50,6 +51,9 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         }
         NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
         NodeRequest::LookAtKept(request) => reporter.end(&kept::run(&request)),
+        NodeRequest::ExpirePause(request) => {
+            reporter.end(&super::block_on(expiry::run(&request)).flatten());
+        }
     }
     Ok(Exit::Done)
 }
@@ -79,6 +83,7 @@ impl Lonely {
     fn of(request: &NodeRequest) -> Self {
         match request {
             NodeRequest::GuardScratch(_) => Self::GoesOn,
+            NodeRequest::ExpirePause(request) if request.detached => Self::GoesOn,
             NodeRequest::Repository { .. }
             | NodeRequest::CopyForBackup(_)
             | NodeRequest::PlanForRestore(_)
@@ -86,6 +91,7 @@ impl Lonely {
             | NodeRequest::ExpireBackups(_)
             | NodeRequest::VerifyBackups(_)
             | NodeRequest::ListWal(_)
+            | NodeRequest::ExpirePause(_)
             | NodeRequest::LookAtKept(_) => Self::Ends,
         }
     }

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::{self, Way};
 use crate::ops::context::Context;
 use crate::ops::destroy::{self, DestroyStep};
+use crate::ops::hold::{self, HoldStep};
 use crate::ops::in_place::{self, step::RestoreStep};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::takeover;
@@ -299,12 +300,13 @@ fn cluster_of(header: &Header) -> Option<Cluster> {
     match header.kind.as_str() {
         apply::KIND | in_place::KIND => serde_json::from_value(header.input.get("cluster")?.clone()).ok(),
         destroy::KIND => destroy::cluster_of(&header.input),
+        hold::KIND => hold::cluster_of(&header.input),
         _ => None,
     }
 }
 
 /// How an operation is claimed.
-enum Claim {
+pub(super) enum Claim {
     /// From nobody, or from a process that ends within this time.
     Wait(Duration),
     /// From whoever drives it, for this reason.
@@ -313,7 +315,7 @@ enum Claim {
     Copy(Box<(Cluster, Option<Cluster>, Option<String>)>),
 }
 
-async fn go_on(app: &mut App, id: &str, claim: &Claim, way: Way) -> Outcome {
+pub(super) async fn go_on(app: &mut App, id: &str, claim: &Claim, way: Way) -> Outcome {
     let context = app.context()?;
     let id = context.store.find(id)?;
     let kind = context.store.read(&id)?.header.kind;
@@ -412,6 +414,10 @@ async fn drive(
         destroy::KIND => {
             let operation: Operation<DestroyStep> = claimed(context, id, claim, interrupt).await?;
             destroy::go_on(context, operation, way, &events, interrupt).await
+        }
+        hold::KIND => {
+            let operation: Operation<HoldStep> = claimed(context, id, claim, interrupt).await?;
+            hold::go_on(context, operation, way, &events, interrupt).await
         }
         in_place::KIND => {
             let operation: Operation<RestoreStep> = claimed(context, id, claim, interrupt).await?;

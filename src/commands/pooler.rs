@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::apply::{Drive, allowed, confirm};
+use super::operation::Claim;
 use super::{App, Failure, Outcome};
-use crate::engine::lock;
+use crate::engine::{event, lock};
 use crate::error::{Error, ErrorKind};
 use crate::host::programs::PgBouncerVersion;
-use crate::ops::apply::{self, Wishes};
+use crate::ops::apply::{self, Way, Wishes};
+use crate::ops::hold::{self, Wish};
 use crate::ops::observe::{self, Depth, Doors};
 use crate::ops::plan::ClusterPlan;
 use crate::ops::pooler::{self, Place, status};
@@ -34,6 +36,8 @@ enum Verb {
     Render(RenderArgs),
     Status(StatusArgs),
     Apply(ApplyArgs),
+    Pause(PauseArgs),
+    Resume(ResumeArgs),
 }
 
 /// Print the files of PgBouncer as they should be
@@ -92,6 +96,39 @@ struct ApplyArgs {
     wait_lock: Option<Duration>,
 }
 
+/// Hold the clients of a cluster back: all poolers, or none
+///
+/// Clients stay connected and wait before their next transaction; those that log in meanwhile wait too. Transactions that run have --grace
+/// to end; if one does not, everybody goes on and nothing was held back. Before anything is paused a process beside each pooler stands that
+/// lets the clients go on when --for is over, whatever becomes of pgherd, of this machine or of the way between.
+///
+/// Refused where a client keeps its server connection for its whole session, where a pooler does not answer, and for longer than
+/// query_wait_timeout.
+///
+/// Exit codes: 0 held back, 1 failed and everybody goes on, 4 refused, 5 another operation holds the cluster, 10 a pooler does not answer.
+///
+/// Example: pgherd pooler pause --cluster inventory --for 30s
+#[derive(Debug, clap::Args)]
+struct PauseArgs {
+    /// Let them go on by themselves after this time
+    #[arg(long = "for", value_name = "TIME", default_value = "30s", value_parser = units::parse_duration)]
+    time: Duration,
+    /// How long transactions that run may take to end
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
+    grace: Duration,
+}
+
+/// Let the clients of a cluster go on
+///
+/// Also those of a pause that was interrupted, and of one that somebody gave on the console. On poolers that hold nobody back it changes
+/// nothing.
+///
+/// Exit codes: 0 they go on, 1 failed, 5 another operation holds the cluster: end that one.
+///
+/// Example: pgherd pooler resume --cluster inventory
+#[derive(Debug, clap::Args)]
+struct ResumeArgs {}
+
 /// Reads `1.25` or `1.25.1`.
 fn version(text: &str) -> Result<PgBouncerVersion, String> {
     let whole = if text.split('.').count() == 2 { format!("{text}.0") } else { text.to_owned() };
@@ -104,6 +141,11 @@ pub fn run(args: &PoolerArgs, app: &mut App) -> Outcome {
         Verb::Render(args) => super::block_on(render(args, app))?,
         Verb::Status(_) => super::block_on(show(app))?,
         Verb::Apply(args) => super::block_on(execute(args, app))?,
+        Verb::Pause(args) => {
+            let grace = args.grace.min(args.time);
+            super::block_on(hold(app, Wish::Pause { time: args.time, grace }))?
+        }
+        Verb::Resume(_) => super::block_on(hold(app, Wish::Resume))?,
     }
 }
 
@@ -250,5 +292,48 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
     drive.all(app, &plans).await?;
     app.ui.note(format!("the poolers are as declared after {}", units::human_duration(begun.elapsed())));
     app.ui.note("next     pgherd pooler status");
+    Ok(Exit::Done)
+}
+
+/// Holds back or lets go, cluster by cluster.
+async fn hold(app: &mut App, wish: Wish) -> Outcome {
+    let herd = app.herd()?;
+    let context = app.context()?;
+    if let Wish::Pause { time, .. } = wish
+        && time < Duration::from_secs(1)
+    {
+        return Err(Error::usage("cannot hold clients back for less than a second").into());
+    }
+    for cluster in pooled(app, &herd)? {
+        if let (Wish::Resume, Some(id)) = (wish, hold::left(&context, cluster)?) {
+            // A pause that was killed on its way: taking it back is what is asked for.
+            super::operation::go_on(app, id.as_str(), &Claim::Wait(Duration::ZERO), Way::Back).await?;
+            continue;
+        }
+        let topology = apply::topology_file(&herd.file)?;
+        let interrupt = app.interrupt()?;
+        let (events, stream) = event::channel();
+        let (ended, ()) = tokio::join!(
+            async {
+                let ended = hold::run(&context, cluster, topology, wish, &events, &interrupt).await;
+                drop(events);
+                ended
+            },
+            ui::operation::draw(&mut app.ui, stream),
+        );
+        let (id, outcome) = ended?;
+        outcome.into_result(&id)?;
+        match wish {
+            Wish::Pause { time, .. } => {
+                let time = units::human_duration(time);
+                app.ui.note(format!(
+                    "the clients of {} wait; they go on by themselves {time} after the start",
+                    cluster.name
+                ));
+                app.ui.note(format!("next     pgherd --cluster {} pooler resume", cluster.name));
+            }
+            Wish::Resume => app.ui.note(format!("the clients of {} go on", cluster.name)),
+        }
+    }
     Ok(Exit::Done)
 }

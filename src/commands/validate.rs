@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{App, Outcome};
+use crate::topology::lints::lints;
 use crate::topology::model::Cluster;
 use crate::ui::Format;
 use crate::ui::exit::Exit;
@@ -10,7 +11,8 @@ use crate::ui::exit::Exit;
 /// Check the topology file without touching anything
 ///
 /// Reads the file and checks every rule that can be checked without a network: keys, units, names, ports, data directories,
-/// synchronous standbys, the connection budget of the pools. Prints every problem of the file with its line and column.
+/// synchronous standbys, the connection budget of the pools. Prints every problem of the file with its line and column, and warns of what
+/// is allowed and seldom meant.
 ///
 /// Changes nothing, connects to nothing and reads no secret.
 ///
@@ -26,6 +28,8 @@ struct Report {
     herd: String,
     file: String,
     clusters: Vec<Summary>,
+    /// What is allowed and seldom meant.
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -41,16 +45,24 @@ struct Summary {
 pub fn run(_args: &ValidateArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let clusters = app.clusters(&herd)?;
+    let warnings: Vec<String> = clusters
+        .iter()
+        .flat_map(|cluster| lints(cluster).into_iter().map(|lint| format!("{}: {lint}", cluster.name)))
+        .collect();
     match app.ui.format {
         Format::Json => app.ui.json(&Report {
             valid: true,
             herd: herd.name.clone(),
             file: herd.file.display().to_string(),
             clusters: clusters.iter().map(|cluster| summary(cluster)).collect(),
+            warnings,
         }),
         Format::Human | Format::Markdown => {
             for cluster in clusters {
                 app.ui.remark(format!("{}/{}", herd.name, sentence(cluster)));
+            }
+            for warning in warnings {
+                app.ui.note(format!("WARNING: {warning}."));
             }
             app.ui.remark(format!("valid    {}", herd.file.display()));
         }

@@ -10,6 +10,7 @@ pub mod health;
 pub mod logins;
 pub mod look;
 pub mod objects;
+pub mod pooler;
 pub mod promotion;
 pub mod queries;
 pub mod recovery;

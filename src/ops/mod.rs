@@ -17,6 +17,7 @@ pub mod drill;
 pub mod found;
 pub mod guard;
 pub mod health;
+pub mod hold;
 pub mod in_place;
 pub mod kept;
 pub mod node;

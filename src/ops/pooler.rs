@@ -7,6 +7,7 @@
 
 mod console;
 mod drift;
+pub mod expiry;
 mod files;
 mod keys;
 mod place;
@@ -23,8 +24,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 
 pub use console::{Console, ConsoleError, DatabaseRow, PoolRow, ServerRow, SettingRow};
-pub use drift::{Drift, drift};
-pub use files::{Declared, Layout, PoolerFiles, PoolerPaths, Route, Standby, Target, render};
+pub use drift::{Drift, drift, must_restart};
+pub use files::{
+    Declared, Layout, PoolerFiles, PoolerPaths, QUERY_WAIT_TIMEOUT, Route, Standby, Target, render,
+};
 pub use place::{Place, layout, observe_poolers, processes, render_offline, streams};
 pub use routes::{PoolerSeen, RouteTruth, Truth, routes};
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::budget::{self, Limits, PoolDemand};
-use super::declared::TLS_SETTINGS;
+use super::declared::{POOLER_ROLE, TLS_SETTINGS};
 use super::decode::{Address, Cx, Decode as _, Named, NamedEntry, OwnOr, SettingText, Spanned, Via};
 use super::merge::{merge, without_none};
 use super::model::{
@@ -1079,7 +1079,7 @@ impl Checker<'_> {
     }
 
     fn role_name(&mut self, at: Position, name: &str) -> bool {
-        if OWN_ROLES.contains(&name) {
+        if OWN_ROLES.contains(&name) || name.starts_with(POOLER_ROLE) {
             self.report
                 .add(at, format!("role \"{name}\" cannot be declared: pgherd has it for its own use"))
                 .hint("Choose another name.");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::pg::guc;
 pub use crate::topology::model::LOOPBACK;
-use crate::topology::model::{Cluster, Node};
+use crate::topology::model::{Cluster, Node, PoolerAuth};
 use crate::topology::places::NodePlaces;
 use crate::units::ByteCount;
 
@@ -30,6 +30,21 @@ const REPLICATION_ROLE: &str = "replicator";
 const ADOPTED_REPLICATION_ROLE: &str = "pgherd_replicator";
 /// The login role of the write proof.
 pub const PROBE_ROLE: &str = "pgherd_probe";
+/// How the logins of poolers that ask the server begin; the name of the host follows.
+pub const POOLER_ROLE: &str = "pgherd_pooler";
+
+/// Returns the login of the pooler on a host: each has its own, so that one can be taken away.
+pub fn pooler_role(host: &str) -> String {
+    let mut name = format!("{POOLER_ROLE}_{}", host.replace('-', "_"));
+    name.truncate(63);
+    name
+}
+
+/// Returns the logins of the poolers that ask the server; none where a file says what clients must prove.
+pub fn pooler_roles(cluster: &Cluster) -> Vec<String> {
+    let asking = cluster.poolers.iter().filter(|poolers| poolers.auth == PoolerAuth::Query);
+    asking.flat_map(|poolers| &poolers.hosts).map(|host| pooler_role(host)).collect()
+}
 /// The bootstrap superuser of a cluster that pgherd makes.
 pub const SUPERUSER: &str = "postgres";
 
@@ -347,6 +362,7 @@ fn lines_for(cluster: &Cluster, remote: &str) -> String {
         .filter(|role| role.password.is_some() && !role.pools.is_empty())
         .map(|role| format!("\"{}\"", role.name))
         .chain([PROBE_ROLE.to_owned()])
+        .chain(pooler_roles(cluster).iter().map(|role| format!("\"{role}\"")))
         .collect();
     let databases: Vec<String> = cluster.databases.iter().map(|name| format!("\"{name}\"")).collect();
     // initdb's file lets everybody in from the machine itself; that of a cluster that was taken over may not.

@@ -12,6 +12,7 @@ pub mod declared;
 mod decode;
 mod foreign;
 pub mod init;
+pub mod lints;
 mod merge;
 pub mod model;
 pub mod origin;

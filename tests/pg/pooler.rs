@@ -111,6 +111,7 @@ impl House {
             paths: &self.paths,
             version: self.version,
             verifiers: &self.verifiers,
+            password: None,
         })
         .unwrap()
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 
-use crate::herd::{Herd, PAIR, as_server, newest_or_15, text, text_of};
+use crate::herd::{APP_PASSWORD, Herd, PAIR, as_server, newest_or_15, text, text_of, until};
 
 /// Gives the pooler a command over its console, as a person would.
 #[track_caller]
@@ -71,4 +71,135 @@ fn what_is_done_to_a_pooler_by_hand_is_seen_told_as_a_diff_and_mended() {
     kill_process(process, Signal::CONT).unwrap();
     frozen.ends_with(3).says(&["unknown"]);
     assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+/// Starts a client that asks through the pooler, and tells how long it took to be answered.
+fn asks<'s>(
+    scope: &'s std::thread::Scope<'s, '_>,
+    herd: &'s Herd,
+    sql: &'static str,
+) -> std::thread::ScopedJoinHandle<'s, Duration> {
+    scope.spawn(move || {
+        let begun = Instant::now();
+        herd.client("pooler", "app", APP_PASSWORD, "inventory", sql)
+            .expect("a client that waits is answered");
+        begun.elapsed()
+    })
+}
+
+#[test]
+fn clients_are_held_back_all_or_none_and_go_on_by_themselves_whatever_becomes_of_pgherd() {
+    let mut herd = Herd::up(&newest_or_15(1), &PAIR);
+    let hold = herd.pooler().join("hold.json");
+
+    // Held back and let go: a client that comes meanwhile waits and is answered.
+    herd.run(&["pooler", "pause", "--for", "60s"]).ends_with(0).tells(&["the clients of inventory wait"]);
+    std::thread::scope(|scope| {
+        let client = asks(scope, &herd, "SELECT 1");
+        herd.run(&["pooler", "status"]).ends_with(0).says(&["held back, goes on in"]);
+        herd.run(&["pooler", "pause"]).ends_with(4).tells(&["are held back already", "pooler resume"]);
+        assert!(!client.is_finished());
+        herd.run(&["pooler", "resume"]).ends_with(0);
+        client.join().unwrap();
+    });
+    assert!(!hold.exists());
+    herd.run(&["pooler", "resume"]).ends_with(0);
+
+    // A primary that restarts behind held-back clients costs them a wait and no error.
+    let script = herd.path("select.sql");
+    fs::write(&script, "SELECT 1;\n").unwrap();
+    let mut bench = std::process::Command::new(herd.installation().bin().join("pgbench"));
+    bench.args(["-n", "-c", "2", "-T", "6", "-h", "127.0.0.1", "-U", "app", "-f", text(&script), "-p"]);
+    bench.arg(herd.port("pooler").to_string()).arg("inventory").env("PGPASSWORD", APP_PASSWORD);
+    let bench = std::thread::spawn(move || text_of(bench));
+    until("clients are there", || {
+        let clients = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+        (herd.sql("a", clients) != "0").then_some(())
+    });
+    herd.run(&["pooler", "pause", "--for", "30s"]).ends_with(0);
+    herd.program("pg_ctl", &["-D", text(&herd.data("a")), "-w", "-m", "fast", "-l", "/dev/null", "restart"]);
+    herd.run(&["pooler", "resume"]).ends_with(0);
+    let told = bench.join().unwrap().expect("no client got an error");
+    assert!(!told.contains("aborted"), "{told}");
+
+    // A transaction that does not end: nobody is held back.
+    std::thread::scope(|scope| {
+        let busy = asks(scope, &herd, "BEGIN; SELECT pg_sleep(6); COMMIT");
+        until("the transaction runs", || {
+            let running =
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(6)%' AND usename = 'app'";
+            (herd.sql("a", running) == "1").then_some(())
+        });
+        herd.run(&["pooler", "pause", "--grace", "1s"]).ends_with(1).tells(&["did not end within 1.0 s"]);
+        let other = asks(scope, &herd, "SELECT 1").join().unwrap();
+        assert!(other < Duration::from_secs(3), "{other:?}");
+        assert!(!busy.is_finished());
+        busy.join().unwrap();
+    });
+    assert!(!hold.exists());
+
+    // pgherd is killed while it waits for a transaction: what it has begun ends by itself, and nobody gets an error.
+    std::thread::scope(|scope| {
+        let busy = asks(scope, &herd, "BEGIN; SELECT pg_sleep(3); COMMIT");
+        until("the transaction runs", || {
+            let running =
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%' AND usename = 'app'";
+            (herd.sql("a", running) == "1").then_some(())
+        });
+        let mut pause = herd.start(&["pooler", "pause", "--for", "8s"]);
+        until("PAUSE is given", || {
+            herd.processes().iter().any(|(_, line)| line.contains(" PAUSE")).then_some(())
+        });
+        assert!(hold.exists(), "it was armed before");
+        pause.signal(Signal::KILL);
+        pause.end();
+        let waited = asks(scope, &herd, "SELECT 1").join().unwrap();
+        assert!(waited > Duration::from_secs(1) && waited < Duration::from_secs(12), "{waited:?}");
+        busy.join().unwrap();
+    });
+    until("the expiry has ended", || (!hold.exists()).then_some(()));
+    let refused = herd.run(&["pooler", "pause"]).ends_with(5);
+    refused.tells(&["unfinished operation", "pgherd operation undo"]);
+    herd.run(&["pooler", "resume"]).ends_with(0);
+    herd.run(&["pooler", "pause", "--for", "5s"]).ends_with(0);
+    herd.run(&["pooler", "resume"]).ends_with(0);
+
+    // A client that keeps its connection would keep PAUSE waiting: refused, with the reason.
+    herd.edit("mode: transaction", "mode: session");
+    herd.run(&["pooler", "apply", "--yes"]).ends_with(0);
+    std::thread::scope(|scope| {
+        let kept = asks(scope, &herd, "SELECT pg_sleep(4)");
+        until("the session runs", || {
+            let running =
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(4)%' AND usename = 'app'";
+            (herd.sql("a", running) == "1").then_some(())
+        });
+        let refused = herd.run(&["pooler", "pause", "--for", "3s"]).ends_with(4);
+        refused.tells(&["keep their connections", "PAUSE would wait until they leave"]);
+        kept.join().unwrap();
+    });
+    herd.run(&["pooler", "pause", "--for", "121s"]).ends_with(4).tells(&["query_wait_timeout"]);
+
+    // The server is asked what clients must prove: a password that was changed there holds at once, and one whose time is over does not.
+    herd.edit("mode: session", "mode: transaction\n      auth: query");
+    herd.run(&["apply", "--yes"]).ends_with(4).tells(&["pgherd apply --allow-restart"]);
+    herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(0);
+    let login = |password: &str| herd.client("pooler", "app", password, "inventory", "SELECT current_user");
+    assert_eq!(login(APP_PASSWORD).unwrap(), "app");
+    let userlist = fs::read_to_string(herd.pooler().join("userlist.txt")).unwrap();
+    assert!(!userlist.contains("\"app\""), "it is asked for");
+    herd.sql("a", "ALTER ROLE app PASSWORD 'changed-on-the-server'");
+    assert_eq!(login("changed-on-the-server").unwrap(), "app");
+    assert!(login(APP_PASSWORD).is_err());
+    herd.sql("a", "ALTER ROLE app VALID UNTIL '2020-01-01'");
+    assert!(login("changed-on-the-server").is_err());
+    herd.sql("a", "ALTER ROLE app VALID UNTIL 'infinity'");
+    assert!(herd.try_sql("a", "inventory", "SET ROLE app; SELECT pgherd.pooler_login('app')").is_err());
+    herd.run(&["pooler", "apply", "--yes"]).ends_with(0).says(&["No changes."]);
+    herd.sql_in("a", "inventory", "GRANT EXECUTE ON FUNCTION pgherd.pooler_login TO PUBLIC");
+    herd.run(&["pooler", "status"])
+        .ends_with(0)
+        .says(&["others than the poolers may call pgherd.pooler_login"]);
+    herd.run(&["pooler", "apply", "--yes"]).ends_with(0);
+    herd.run(&["pooler", "status"]).ends_with(0).does_not_say("WARNING");
 }

@@ -67,7 +67,8 @@ async fn one_drift(
     }
     for (place, seen) in places.iter().zip(&seen_all) {
         let files = place.files(primary, observed, seen).await?;
-        let drift = pooler::drift(&files, seen);
+        let mut drift = pooler::drift(&files, seen);
+        drift.extend(place.login_drift(primary).await?);
         missing &= seen.ini.is_none() && seen.process == PoolerProcess::Stopped;
         told.extend(drift.iter().map(|drift| match places.len() {
             1 => drift.to_string(),
@@ -131,7 +132,8 @@ pub(crate) async fn look(world: &World, host: &str) -> Result<Found<Evidence>> {
     for place in Place::all(&world.doors, cluster, host).await? {
         let seen = place.door().observe().await?;
         let files = place.files(world.primary()?.node, &observed, &seen).await?;
-        if !pooler::drift(&files, &seen).is_empty() {
+        let login = place.login_drift(world.primary()?.node).await?;
+        if !pooler::drift(&files, &seen).is_empty() || login.is_some() {
             return Ok(Found::NotDone);
         }
         aliases = files.routes.iter().map(|route| route.alias.clone()).collect();
@@ -148,7 +150,8 @@ pub(crate) async fn ensure(world: &World, host: &str) -> Result<Evidence> {
     let cluster = &world.input.cluster;
     let observed = settled(world).await;
     let mut aliases = Vec::new();
-    for place in Place::all(&world.doors, cluster, host).await? {
+    for mut place in Place::all(&world.doors, cluster, host).await? {
+        place.equip_login(world.primary()?.node).await?;
         aliases = ensure_process(world, &place, &observed).await?;
     }
     Ok(Evidence::PoolerAnswers { aliases })
@@ -167,6 +170,10 @@ async fn ensure_process(world: &World, place: &Place<'_>, observed: &ClusterObse
     }
     let aliases = files.routes.iter().map(|route| route.alias.clone()).collect();
     match before.process {
+        PoolerProcess::Running { .. } if pooler::must_restart(&files, &before) => {
+            door.install_tried(&program, &files, &before).await?;
+            door.stop(GRACE).await?;
+        }
         PoolerProcess::Running { .. } => {
             let restart = door.replace(&program, &files, &before).await?;
             if restart.is_empty() {

@@ -55,6 +55,23 @@ pub enum NodeRequest {
     ListWal(ListWal),
     /// Looks at what the repository keeps of a cluster; answered by `ops::kept::Kept`.
     LookAtKept(LookAtKept),
+    /// Starts what lets the clients of a paused pooler go on by itself; answered when it stands.
+    ExpirePause(Box<ExpirePause>),
+}
+
+/// Lets the clients of a host's pooler go on after a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpirePause {
+    /// The operation that holds them back.
+    pub operation: String,
+    /// Of its processes, the first one first.
+    pub directories: Vec<PathBuf>,
+    pub psql: PathBuf,
+    pub port: u16,
+    pub time: Duration,
+    /// Whether it is the process that waits, and not the one that starts it.
+    pub detached: bool,
 }
 
 /// Looks at what the repository keeps of a cluster.
@@ -364,6 +381,7 @@ impl NodeRequest {
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)
             | Self::VerifyBackups(_)
+            | Self::ExpirePause(_)
             | Self::GuardScratch(_) => Effect::Changes,
         }
     }

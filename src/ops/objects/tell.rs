@@ -7,7 +7,7 @@ use super::plan::{is_too_much, managed_roles};
 use super::{Change, DatabaseInside, Extent, ObjectsObserved, StoredPassword};
 use crate::db::objects::change::{Future, Taken, Target};
 use crate::db::objects::{Attributes, Grantee, MADE_BY_PGHERD, Privilege, list};
-use crate::topology::declared::PROBE_ROLE;
+use crate::topology::declared::{POOLER_ROLE, PROBE_ROLE};
 use crate::topology::model::Cluster;
 
 impl Change {
@@ -267,7 +267,8 @@ fn note_inside(
     let mut see = |to: &Grantee, place: String, privilege: Privilege, schema: Option<&str>| {
         let Some(name) = to.role() else { return };
         let ours = managed.contains_key(name);
-        let foreign = !ours && name != PROBE_ROLE && !is_superuser(observed, name);
+        let foreign =
+            !ours && name != PROBE_ROLE && !name.starts_with(POOLER_ROLE) && !is_superuser(observed, name);
         let outside = schema.is_some_and(|schema| declared(schema).is_none());
         if (ours && outside) || (foreign && !outside) {
             found.entry((name.to_owned(), place)).or_default().insert(privilege);

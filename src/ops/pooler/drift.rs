@@ -29,6 +29,8 @@ pub enum Drift {
     Userlist,
     /// Its certificate, or the authorities that it believes.
     Certificate { why: String },
+    /// Its own login, or the function that it asks the server through.
+    Login { why: String },
     /// What an alias does in the running process.
     Route { alias: String, what: String, declared: String, found: String },
     /// A setting of the running process.
@@ -47,7 +49,7 @@ impl fmt::Display for Drift {
             Self::Wording { file } => write!(f, "{file}: comments or order"),
             Self::Unit { what } => write!(f, "unit: {what}"),
             Self::Userlist => f.write_str("userlist.txt: roles or verifiers"),
-            Self::Certificate { why } => f.write_str(why),
+            Self::Certificate { why } | Self::Login { why } => f.write_str(why),
             Self::Route { alias, what, declared, found } => {
                 write!(f, "alias {alias}: {what} {found} -> {declared}")
             }
@@ -215,11 +217,24 @@ pub(super) fn running_drift(files: &PoolerFiles, console: &Console) -> Vec<Drift
                 name: name.clone(),
                 declared: declared.clone(),
                 found: row.value.clone(),
-                restart: !row.reloads,
+                restart: !row.reloads || begins_to_ask(name, &row.value),
             });
         }
     }
     found
+}
+
+/// Tells whether a process would begin to ask the server for verifiers. It asks only for roles that it has never known, and a role of its
+/// old userlist stays known, without a password (seen with 1.18): such a role could not log in any more before a restart.
+fn begins_to_ask(name: &str, found: &str) -> bool {
+    name == "auth_user" && found.is_empty()
+}
+
+/// Tells whether a process has to be restarted for new files whatever a reload would say of it.
+pub fn must_restart(files: &PoolerFiles, before: &PoolerObserved) -> bool {
+    let ConsoleSeen::Answered(console) = &before.console else { return false };
+    let asks = files.settings.iter().any(|(name, _)| name == "auth_user");
+    asks && console.settings.get("auth_user").is_some_and(|row| begins_to_ask("auth_user", &row.value))
 }
 
 /// The mode of an alias that has none of its own.

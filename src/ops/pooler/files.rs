@@ -11,13 +11,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, Line, Section};
+use crate::db::pooler::QUERY;
 use crate::error::Error;
 use crate::host::programs::PgBouncerVersion;
 use crate::pg::scram::Verifier;
 use crate::secret::Secret;
 use crate::topology::budget::serves;
-use crate::topology::declared::PROBE_ROLE;
-use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, PoolUser, Poolers, Service};
+use crate::topology::declared::{PROBE_ROLE, pooler_role};
+use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, PoolUser, PoolerAuth, Poolers, Service};
 use crate::topology::render::{PgbouncerIni, Setting, Template, render as fill};
 use crate::topology::unit::{self, PoolerService};
 
@@ -163,6 +164,8 @@ pub struct Declared<'a> {
     pub version: PgBouncerVersion,
     /// The verifiers as the primary stores them (`pg_authid`), by role: with any other one PgBouncer could not log in.
     pub verifiers: &'a BTreeMap<String, Verifier>,
+    /// The password of its own login, where it asks the server.
+    pub password: Option<&'a Secret>,
 }
 
 /// One alias and where it leads.
@@ -530,6 +533,8 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("client_login_timeout", "60".to_owned()),
         // Longer than any planned pause: a client that has waited so long is told.
         ("query_wait_timeout", QUERY_WAIT_TIMEOUT.as_secs().to_string()),
+        // A driver's log then says what its query waits for.
+        ("query_wait_notify", "5".to_owned()),
         // A node that vanished without a word is noticed after about 20 s, not after the system's two hours.
         ("tcp_keepalive", "1".to_owned()),
         ("tcp_keepidle", "10".to_owned()),
@@ -561,6 +566,14 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         settings.push(("client_tls_key_file", path(&first.certificate())));
         settings.push(("server_tls_ca_file", path(&first.authorities())));
     }
+    if poolers.auth == PoolerAuth::Query {
+        settings.push(("auth_user", pooler_role(declared.host)));
+        settings.push(("auth_query", QUERY.to_owned()));
+        // One database is asked for all of them; before 1.19 each one is.
+        if let Some(alias) = asked(declared.cluster, poolers) {
+            settings.push(("auth_dbname", alias));
+        }
+    }
     if poolers.pools.iter().any(|pool| poolers.mode_of(pool) == PoolMode::Session)
         || poolers.users.iter().any(|user| user.mode == Some(PoolMode::Session))
     {
@@ -577,6 +590,12 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         .filter(|(name, _)| keys::takes(declared.version, Section::Pgbouncer, name))
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+}
+
+/// The alias through which verifiers are asked for: one that leads to the primary, where a new one is at once.
+fn asked(cluster: &Cluster, poolers: &Poolers) -> Option<String> {
+    let pool = poolers.pools.iter().find(|pool| pool.to == PoolTarget::Primary).or(poolers.pools.first())?;
+    Some(pool.alias(cluster.databases.first()?))
 }
 
 /// The number of a process among those of all hosts, from 1: a cancel key names it.
@@ -653,7 +672,27 @@ fn clients(cluster: &Cluster) -> impl Iterator<Item = Client<'_>> {
 fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
     let mut lines = String::new();
     let mut expected = Vec::new();
-    for role in clients(declared.cluster).map(|client| client.name) {
+    let poolers = declared.cluster.poolers.as_ref();
+    let asks = poolers.is_some_and(|poolers| poolers.auth == PoolerAuth::Query);
+    if asks {
+        let password = declared.password.ok_or_else(|| {
+            Error::failed(format!(
+                "the pooler of {} on {} has no password",
+                declared.cluster.name, declared.host
+            ))
+        })?;
+        // A verifier would not do: it never sees a client log in as this role.
+        let own = pooler_role(declared.host);
+        lines.push_str(&line(&own, password));
+        expected.push((own, password.clone()));
+    }
+    // A role that stands in [users] is known without a password, and PgBouncer asks only for those that it does not know (seen with 1.18).
+    let limited = |client: &Client<'_>| {
+        let stated = poolers.is_some_and(|poolers| poolers.users.iter().any(|user| user.name == client.name));
+        client.connections.is_some() || stated
+    };
+    for role in clients(declared.cluster).filter(|client| !asks || limited(client)).map(|client| client.name)
+    {
         let verifier = declared.verifiers.get(role).ok_or_else(|| {
             Error::failed(format!(
                 "the primary of {} has no SCRAM verifier for role {role}",
@@ -680,6 +719,11 @@ fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
 pub(super) fn userlist_names(files: &PoolerFiles) -> Vec<String> {
     let lines = read_userlist(files.userlist.reveal()).unwrap_or_default();
     lines.into_iter().map(|(name, _)| name).collect()
+}
+
+/// Returns what a userlist has for a role.
+pub(super) fn password_of(userlist: &str, role: &str) -> Option<Secret> {
+    read_userlist(userlist)?.into_iter().find(|(name, _)| name == role).map(|(_, secret)| secret)
 }
 
 /// Returns a userlist with another verifier for a role; `None` if it cannot be read, or has no such role.
@@ -745,8 +789,8 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::topology::model::{PoolerAuth, Role, Tls};
     use crate::topology::model::{Postgres, SecretReference};
+    use crate::topology::model::{Role, Tls};
 
     pub(in crate::ops::pooler) const V1_18: PgBouncerVersion =
         PgBouncerVersion { major: 1, minor: 18, patch: 0 };
@@ -847,6 +891,7 @@ pub(super) mod tests {
             program: Path::new("/usr/sbin/pgbouncer"),
             version,
             verifiers: &verifiers,
+            password: Some(&Secret::new("of-the-pooler")),
         })
     }
 
@@ -864,13 +909,37 @@ pub(super) mod tests {
         insta::assert_snapshot!(rendered(&cluster(), &layout()).unwrap().ini);
     }
 
+    /// Everything that a version has a key for.
+    #[test]
+    fn the_files_of_each_version_are_what_they_were() {
+        for minor in 18..=25 {
+            let version = PgBouncerVersion { major: 1, minor, patch: 0 };
+            let mut cluster = cluster();
+            cluster.postgres.tls = Some(Tls::Own { herd: "shop".to_owned() });
+            let poolers = cluster.poolers.as_mut().unwrap();
+            poolers.auth = PoolerAuth::Query;
+            poolers.processes = if minor >= 19 { 2 } else { 1 };
+            poolers.users = vec![PoolUser {
+                name: "inventory_app".to_owned(),
+                mode: None,
+                connections: Some(12),
+                size: (minor >= 23).then_some(6),
+                clients: (minor >= 24).then_some(300),
+            }];
+            poolers.pools[1].of = vec!["c".to_owned(), "b".to_owned()];
+            poolers.pools[1].mode = Some(PoolMode::Session);
+            let files = rendered_for(&cluster, &layout(), "local", version).unwrap();
+            insta::assert_snapshot!(format!("pgbouncer_1_{minor}"), files.ini);
+        }
+    }
+
     #[test]
     fn a_newer_pgbouncer_gets_its_newer_keys() {
         let old = rendered(&cluster(), &layout()).unwrap().ini;
         let new = PgBouncerVersion { major: 1, minor: 25, patch: 2 };
         let new = rendered_for(&cluster(), &layout(), "local", new).unwrap().ini;
         let added: Vec<&str> = new.lines().filter(|line| !old.contains(line)).collect();
-        assert_eq!(added, ["max_prepared_statements = 200"]);
+        assert_eq!(added, ["query_wait_notify = 5", "max_prepared_statements = 200"]);
     }
 
     #[test]
@@ -1034,6 +1103,7 @@ host \"inventory_ro\" \"pgherd_probe\" 0.0.0.0/0 scram-sha-256
             paths: &paths,
             version: V1_18,
             verifiers: &BTreeMap::new(),
+            password: None,
         })
         .unwrap_err();
         assert_eq!(error.what(), "the primary of inventory has no SCRAM verifier for role inventory_app");

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::files::named;
-use crate::db::objects as sql;
+use super::Drift;
+use super::files::{named, password_of};
 use crate::db::queries::ServerRole;
+use crate::db::{self, Login, Session, objects as sql};
 use crate::error::{Error, Result};
 use crate::host::programs::{self, PgBouncerVersion, Programs};
 use crate::ops::observe::{ClusterObserved, Doors, NodeObserved, Running};
@@ -17,8 +18,8 @@ use crate::ops::pooler::{
 use crate::pg::lsn::Lsn;
 use crate::pg::scram::Verifier;
 use crate::secret::Secret;
-use crate::topology::declared::PROBE_ROLE;
-use crate::topology::model::{Cluster, Node};
+use crate::topology::declared::{PROBE_ROLE, pooler_role};
+use crate::topology::model::{Cluster, Node, PoolerAuth};
 use crate::topology::places::Places;
 use crate::topology::unit::Unit;
 
@@ -36,6 +37,8 @@ pub struct Place<'a> {
     /// Where clients reach it.
     pub listen: IpAddr,
     pub port: u16,
+    /// The password of its own login, once it was given a new one.
+    pub password: Option<Secret>,
 }
 
 impl<'a> Place<'a> {
@@ -48,7 +51,18 @@ impl<'a> Place<'a> {
         let paths = paths(doors.places(host), cluster, host, process)?;
         let port = cluster.poolers.as_ref().map_or(0, |poolers| poolers.port);
         let unit = Unit::of_pooler(&cluster.name, &named(host, process), &paths.ini());
-        Ok(Self { doors, cluster, host, process, programs, paths, unit, listen: listen(cluster, host), port })
+        Ok(Self {
+            doors,
+            cluster,
+            host,
+            process,
+            programs,
+            paths,
+            unit,
+            listen: listen(cluster, host),
+            port,
+            password: None,
+        })
     }
 
     /// Finds all processes of a host, the first one first.
@@ -94,29 +108,99 @@ impl<'a> Place<'a> {
         let verifiers = verifiers(self.doors, self.cluster, primary).await?;
         let mut layout = layout(self.cluster, primary, observed);
         keep_routes(&mut layout, &seen.console);
-        self.files_of(&program, version, &layout, &verifiers)
-    }
-
-    fn files_of(
-        &self,
-        program: &Path,
-        version: PgBouncerVersion,
-        layout: &Layout,
-        verifiers: &BTreeMap<String, Verifier>,
-    ) -> Result<PoolerFiles> {
+        // One that does not fit makes the userlist differ, and then it is given another one.
+        let password = match self.password.clone().or(self.stored_password(&verifiers).await?) {
+            None if asks(self.cluster) => Some(new_password()?),
+            password => password,
+        };
         pooler::render(&Declared {
             cluster: self.cluster,
             host: self.host,
             process: self.process,
             os_user: self.doors.host(self.host).os_user(),
             listen: self.listen,
-            layout,
+            layout: &layout,
             paths: &self.paths,
-            program,
+            program: &program,
             version,
-            verifiers,
+            verifiers: &verifiers,
+            password: password.as_ref(),
         })
     }
+
+    /// Returns the password of its own login as its userlist has it, if the primary stores that one.
+    async fn stored_password(&self, verifiers: &BTreeMap<String, Verifier>) -> Result<Option<Secret>> {
+        if !asks(self.cluster) {
+            return Ok(None);
+        }
+        let role = pooler_role(self.host);
+        // All processes of a host have one login.
+        let first = paths(self.doors.places(self.host), self.cluster, self.host, 1)?;
+        let Some(bytes) = self.doors.host(self.host).read(&first.userlist()).await? else { return Ok(None) };
+        let found = password_of(&String::from_utf8_lossy(&bytes), &role);
+        Ok(found.filter(|password| verifiers.get(&role).is_some_and(|verifier| verifier.matches(password))))
+    }
+
+    /// Says what keeps it from asking the primary for verifiers; `None` if nothing does, or it need not ask.
+    ///
+    /// # Errors
+    /// When the primary does not tell.
+    pub async fn login_drift(&self, primary: &Node) -> Result<Option<Drift>> {
+        if !asks(self.cluster) {
+            return Ok(None);
+        }
+        for database in &self.cluster.databases {
+            let login = self.doors.superuser(self.cluster, primary, database);
+            let conn = self.doors.connector.connect(&login).await?;
+            if let Some(why) = db::pooler::why_it_cannot_ask(&conn, &pooler_role(self.host)).await? {
+                return Ok(Some(Drift::Login { why }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives it its login and the function that it asks through, where they are not right; without `auth: query` nothing.
+    ///
+    /// # Errors
+    /// When the primary does not take it.
+    pub async fn equip_login(&mut self, primary: &Node) -> Result<()> {
+        if !asks(self.cluster) {
+            return Ok(());
+        }
+        let role = pooler_role(self.host);
+        let known = verifiers(self.doors, self.cluster, primary).await?;
+        if self.stored_password(&known).await?.is_none() {
+            let password = new_password()?;
+            let salt = Secret::generate().map_err(no_randomness)?;
+            let verifier = Verifier::derive(&password, &salt.reveal().as_bytes()[..16], 4096).text();
+            let login =
+                Login { session: Session::Quiet, ..self.doors.superuser(self.cluster, primary, "postgres") };
+            let conn = self.doors.connector.connect(&login).await?;
+            db::pooler::ensure_login(&conn, &role, &verifier).await?;
+            self.password = Some(password);
+        }
+        for database in &self.cluster.databases {
+            let login = self.doors.superuser(self.cluster, primary, database);
+            let conn = self.doors.connector.connect(&login).await?;
+            if db::pooler::why_it_cannot_ask(&conn, &role).await?.is_some() {
+                db::pooler::ensure_function(&conn, &role).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells whether the poolers of a cluster ask the server what clients must prove.
+fn asks(cluster: &Cluster) -> bool {
+    cluster.poolers.as_ref().is_some_and(|poolers| poolers.auth == PoolerAuth::Query)
+}
+
+fn new_password() -> Result<Secret> {
+    Secret::generate().map_err(no_randomness)
+}
+
+fn no_randomness(error: getrandom::Error) -> Error {
+    Error::failed("could not make a password").source(error)
 }
 
 /// Returns how many processes of a cluster's poolers a host has.
@@ -178,6 +262,7 @@ pub fn render_offline(
         program: Path::new("/usr/sbin/pgbouncer"),
         version,
         verifiers: &names.map(|name| (name.to_owned(), stand_in.clone())).collect(),
+        password: Some(&Secret::new("stand-in")),
     })?;
     Ok((paths, files))
 }

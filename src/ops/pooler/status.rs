@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use super::routes::{PoolerSeen, RouteTruth, Truth, routes};
-use super::{ConsoleSeen, Drift, Place, PoolerObserved, PoolerProcess, drift};
+use super::{ConsoleSeen, Drift, Place, PoolerObserved, PoolerProcess, drift, expiry};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::roles::{self, Lead};
 use crate::topology::budget::{self, Budget, Known, Limits};
@@ -109,7 +109,8 @@ pub async fn status(doors: &Doors, cluster: &Cluster) -> PoolersStatus {
     for one in &seen {
         let found = process_status(cluster, one);
         let drift = drift_of(doors, cluster, &observed, primary.as_deref(), one).await;
-        processes.push(ProcessStatus { drift, ..found });
+        let resumes_in_seconds = held_for(doors, cluster, one).await;
+        processes.push(ProcessStatus { drift, resumes_in_seconds, ..found });
     }
     let routes = routes(cluster, &observed, &seen);
     let budget = budget_of(cluster, &observed, primary.as_deref());
@@ -212,6 +213,14 @@ fn process_status(cluster: &Cluster, seen: &PoolerSeen) -> ProcessStatus {
     status
 }
 
+/// Returns for how long clients are held back at most, if they are.
+async fn held_for(doors: &Doors, cluster: &Cluster, seen: &PoolerSeen) -> Option<u64> {
+    seen.observed.as_ref().ok()?;
+    let place = Place::find(doors, cluster, &seen.host, 1).await.ok()?;
+    let hold = expiry::held(&place).await.ok()??;
+    Some(u64::try_from(hold.until.duration_since(jiff::Timestamp::now()).as_secs()).unwrap_or(0))
+}
+
 fn state(observed: &PoolerObserved) -> (ProcessState, Option<String>) {
     match (&observed.process, &observed.ini, &observed.console) {
         (PoolerProcess::Running { .. }, _, ConsoleSeen::Answered(_)) => (ProcessState::Up, None),
@@ -239,7 +248,8 @@ async fn drift_of(
         _ => super::drift::diff(pooler.hba.as_deref().unwrap_or_default(), &files.hba),
     };
     let mut shown: Vec<String> = Vec::new();
-    let found = drift(&files, pooler).into_iter().map(|one| {
+    let login = place.login_drift(primary).await.ok()?;
+    let found = drift(&files, pooler).into_iter().chain(login).map(|one| {
         let file = match &one {
             Drift::Entry { file, .. } | Drift::Wording { file } => Some(file.clone()),
             Drift::Stopped
@@ -247,6 +257,7 @@ async fn drift_of(
             | Drift::Unit { .. }
             | Drift::Userlist
             | Drift::Certificate { .. }
+            | Drift::Login { .. }
             | Drift::Route { .. }
             | Drift::Setting { .. } => None,
         };
@@ -299,10 +310,13 @@ fn problems(processes: &[ProcessStatus], routes: &[RouteTruth], budget: &Budget)
         let name = named(&process.host, process.process);
         let paused: Vec<&str> =
             process.pools.iter().filter(|pool| pool.paused).map(|pool| pool.alias.as_str()).collect();
-        if !paused.is_empty() {
-            found.push(format!("clients of the pooler on {name} are held back (PAUSE)"));
+        let held = !paused.is_empty() || process.resumes_in_seconds.is_some();
+        if held {
+            let until = process.resumes_in_seconds.map(|seconds| format!("; they go on in {seconds} s"));
+            let until = until.unwrap_or_default();
+            found.push(format!("clients of the pooler on {name} are held back (PAUSE){until}"));
         }
-        if process.waiting > 0 && paused.is_empty() {
+        if process.waiting > 0 && !held {
             found.push(format!(
                 "{} clients of the pooler on {name} wait for a server connection, the longest for {:.1} s",
                 process.waiting, process.max_wait_seconds
