@@ -22,6 +22,7 @@ pub mod journal;
 pub mod junit;
 pub mod operation;
 pub mod plan;
+pub mod pooler;
 pub mod restore;
 pub mod status;
 pub mod templates;
