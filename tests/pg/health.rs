@@ -244,7 +244,7 @@ fn one_herd_is_told_in_every_form_that_monitoring_reads() {
     let nagios = herd.run(&["--format", "nagios", "health"]).ends_with(3);
     nagios.says(&[
         "PGHERD UNKNOWN: inventory/writes: ",
-        "'lag_inventory/b'=0s;30;300;0",
+        "'lag_inventory/b'=0s;1;5;0",
         "'stock.pallets_inventory'=2.5",
     ]);
     let file = herd.path("pgherd.prom");
