@@ -168,7 +168,7 @@ fn judge(args: &HealthArgs, app: &mut App) -> Outcome {
     match &judged {
         Ok(health) => {
             for remark in &health.remarks {
-                app.ui.message(format!("NOTICE: {remark}"));
+                app.ui.note(format!("NOTICE: {remark}"));
             }
             tell(args, app, asked, Ended::Judged(health))?;
         }
@@ -248,6 +248,9 @@ async fn serve(args: &ServeArgs, app: &mut App) -> Outcome {
     ended
 }
 
+/// How long a look of `health serve` may take before it is given up.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// Looks for ever, and shows each look when it is over.
 async fn look_on(args: &ServeArgs, app: &App, mut herd: Herd, board: &Mutex<Option<Board>>) -> Outcome {
     let context = app.context()?;
@@ -257,10 +260,13 @@ async fn look_on(args: &ServeArgs, app: &App, mut herd: Herd, board: &Mutex<Opti
     loop {
         let begun = tokio::time::Instant::now();
         let clusters = app.clusters(&herd)?;
-        let mut looked = health::examine_again(&context, &herd, &clusters, None, &mut memory).await;
-        looked.health.remarks.extend(remark.take());
-        let board_now = shown(looked, args.every);
-        *board.lock().unwrap_or_else(PoisonError::into_inner) = Some(board_now);
+        let look = health::examine_again(&context, &herd, &clusters, None, &mut memory);
+        // Every door has its own deadlines; one that has none must not be the last look for ever. Until then the board grows old.
+        if let Ok(mut looked) = tokio::time::timeout(LONGEST, look).await {
+            looked.health.remarks.extend(remark.take());
+            let board_now = shown(looked, args.every);
+            *board.lock().unwrap_or_else(PoisonError::into_inner) = Some(board_now);
+        }
         tokio::time::sleep_until(begun + args.every).await;
         match topology::load(&file) {
             Ok(read) if app.clusters(&read).is_ok() => herd = read,

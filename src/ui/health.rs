@@ -126,12 +126,12 @@ fn human(
     if follow > 0 {
         lines.push(format!("  {follow} more are not known because of that"));
     }
-    let mut fine: Vec<&str> = of
-        .iter()
-        .filter(|finding| finding.status == Status::Ok)
-        .map(|finding| finding.check.name())
-        .collect();
+    let mut fine: Vec<&str> = of.iter().map(|finding| finding.check.name()).collect();
     fine.dedup();
+    // One node's trouble is enough.
+    fine.retain(|name| {
+        of.iter().all(|finding| finding.check.name() != *name || finding.status == Status::Ok)
+    });
     if !fine.is_empty() {
         lines.push(format!("  fine      {}", fine.join(", ")));
     }

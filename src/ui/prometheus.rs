@@ -179,7 +179,9 @@ impl Metrics {
             let help = fixed.unwrap_or(&family.help);
             let mut line = |line: String| writeln!(text, "{line}").expect("a String takes everything");
             line(format!("# HELP {name} {}", help.replace('\\', "\\\\").replace('\n', "\\n")));
-            line(format!("# TYPE {name} gauge"));
+            // What only grows is named so, and promtool takes the name for no other type.
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            line(format!("# TYPE {name} {kind}"));
             for (labels, value) in &family.samples {
                 line(format!("{name}{labels} {}", number(*value)));
             }

@@ -229,11 +229,11 @@ fn one_herd_is_told_in_every_form_that_monitoring_reads() {
     herd.edit("writes: {sql: 'INSERT INTO t", "writes: {sql: 'INSERT INTO public.t");
     becomes(&herd, "lag", "b", "ok");
 
-    let writes = finding(&herd, "writes", "cluster");
+    let writes = finding(&herd, "writes", "-");
     assert_eq!(writes["status"], "unknown");
     // The server calls the statement by its last part.
     assert_eq!(writes["text"], "cannot execute SELECT in a read-only transaction (SQLSTATE 25006)");
-    let stock = finding(&herd, "stock", "cluster");
+    let stock = finding(&herd, "stock", "-");
     assert_eq!(
         (&stock["status"], &stock["text"]),
         (&"warning".into(), &"pieces 7, warning down from 10 on".into())
@@ -244,7 +244,7 @@ fn one_herd_is_told_in_every_form_that_monitoring_reads() {
     let nagios = herd.run(&["--format", "nagios", "health"]).ends_with(3);
     nagios.says(&[
         "PGHERD UNKNOWN: inventory/writes: ",
-        "'lag_inventory/b'=0s;30;300;0",
+        "'lag_inventory/b'=0s;1;5;0",
         "'stock.pallets_inventory'=2.5",
     ]);
     let file = herd.path("pgherd.prom");
