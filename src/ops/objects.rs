@@ -343,6 +343,7 @@ mod tests {
             nodes: Vec::new(),
             synchronous: None,
             health: BTreeMap::new(),
+            checks: Vec::new(),
             databases: vec!["inventory".to_owned()],
             schemas: vec![Schema {
                 name: "stock".to_owned(),

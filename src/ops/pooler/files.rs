@@ -604,6 +604,7 @@ pub(super) mod tests {
             nodes: Vec::new(),
             synchronous: None,
             health: BTreeMap::new(),
+            checks: Vec::new(),
             databases: vec!["inventory".to_owned()],
             schemas: Vec::new(),
             roles: vec![role("inventory_app", None), role("bi", Some(4))],
