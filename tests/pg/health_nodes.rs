@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
@@ -277,7 +277,9 @@ fn a_role_with_pg_monitor_sees_all_but_what_takes_a_grant_of_its_own() {
         let mut herd = Herd::declare(&installation, &SINGLE);
         herd.edit("    nodes:\n", "    health: {disk: {report: never}}\n    nodes:\n");
         herd.apply().ends_with(0);
-        append(&herd.data("a").join("pg_hba.conf"), "local all mon trust");
+        let hba = herd.data("a").join("pg_hba.conf");
+        let lines = fs::read_to_string(&hba).expect("it is there");
+        fs::write(&hba, format!("local all mon trust\n{lines}")).expect("it can be written");
         herd.sql("a", "CREATE ROLE mon LOGIN");
         herd.sql("a", "SELECT pg_reload_conf()");
         herd.sql_in("a", "inventory", "GRANT CONNECT ON DATABASE inventory TO mon; CREATE SEQUENCE public.s");
@@ -307,7 +309,7 @@ fn a_role_with_pg_monitor_sees_all_but_what_takes_a_grant_of_its_own() {
         ] {
             assert!(!seen.contains(&check), "{check} is fine on {}", installation.major);
             let grant = unknown.iter().find(|(of, _)| of == check).map(|(_, next)| next.as_str());
-            assert_eq!(grant, Some("GRANT pg_monitor TO mon"), "{check} on {}", installation.major);
+            assert_eq!(grant, Some("GRANT pg_monitor TO \"mon\""), "{check} on {}", installation.major);
         }
 
         herd.sql("a", "GRANT pg_monitor TO mon");

@@ -39,6 +39,7 @@ fn reporting(major: u32) -> Cluster {
             settings: BTreeMap::new(),
         },
         health: std::collections::BTreeMap::new(),
+        checks: Vec::new(),
         nodes: Vec::new(),
         synchronous: None,
         databases: vec!["reporting".to_owned()],
