@@ -39,6 +39,7 @@ const UPWARD: (&str, [&str; 2]) = ("commands", ["cli", "App"]);
 const SHARED_BY_OPS: &[&str] = &[
     "adopt",
     "binary",
+    "builds",
     "certificate",
     "cluster_lock",
     "context",

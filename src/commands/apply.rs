@@ -81,7 +81,7 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
         if plans.iter().all(ClusterPlan::is_empty) {
             return Ok(Exit::Done);
         }
-        allowed(args, &plans)?;
+        allowed("pgherd apply", args.allow_restart, &plans)?;
         confirm(app, &herd)?;
         // From here on an interrupt is an operation's business; before, it just ends pgherd.
         let interrupt = app.interrupt()?;
@@ -96,18 +96,18 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn allowed(args: &ApplyArgs, plans: &[ClusterPlan]) -> Result<(), Error> {
+pub(super) fn allowed(command: &str, allow_restart: bool, plans: &[ClusterPlan]) -> Result<(), Error> {
     let restarts: Vec<&str> =
         plans.iter().flat_map(ClusterPlan::restarts).map(|step| step.subject.as_str()).collect();
-    if restarts.is_empty() || args.allow_restart {
+    if restarts.is_empty() || allow_restart {
         return Ok(());
     }
     Err(Error::refused(format!("the plan restarts {}", restarts.join(", ")))
         .detail("Their connections would end. Nothing was changed.")
-        .hint("If that may happen now: pgherd apply --allow-restart"))
+        .hint(format!("If that may happen now: {command} --allow-restart")))
 }
 
-fn confirm(app: &App, herd: &Herd) -> Result<(), Error> {
+pub(super) fn confirm(app: &App, herd: &Herd) -> Result<(), Error> {
     if app.globals.yes {
         return Ok(());
     }
@@ -122,16 +122,16 @@ fn confirm(app: &App, herd: &Herd) -> Result<(), Error> {
     Err(Error::new(ErrorKind::Interrupted, "not applied").detail("Nothing was changed."))
 }
 
-struct Drive<'a> {
-    context: &'a Context,
-    herd: &'a Herd,
-    wait: Duration,
-    interrupt: &'a Interrupt,
+pub(super) struct Drive<'a> {
+    pub(super) context: &'a Context,
+    pub(super) herd: &'a Herd,
+    pub(super) wait: Duration,
+    pub(super) interrupt: &'a Interrupt,
 }
 
 impl Drive<'_> {
     /// Runs one operation a cluster; one that fails does not keep the others from what they are to be.
-    async fn all(&self, app: &mut App, plans: &[ClusterPlan]) -> Result<(), Failure> {
+    pub(super) async fn all(&self, app: &mut App, plans: &[ClusterPlan]) -> Result<(), Failure> {
         let mut failed = Vec::new();
         for plan in plans.iter().filter(|plan| !plan.is_empty()) {
             match self.run(app, plan).await {

@@ -16,7 +16,7 @@ use crate::units;
 /// Stops the pooler and the nodes and removes their data directories, logs and files: only what pgherd's own markers claim, whether
 /// the topology file still names it or not. A data directory that is not what its marker says is refused and left alone. With --node
 /// only that node goes, and its slot on the primary; the primary of nodes that stay is refused. Backups and archived WAL stay in their
-/// repository.
+/// repository. With the last node of a host the copies of pgherd that apply has put there go as well, unless somebody still uses them.
 ///
 /// Asks for the cluster's name; there is no undo. A killed run is finished by `pgherd operation resume`.
 ///
@@ -72,6 +72,9 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
     );
     let (id, outcome) = ended?;
     outcome.into_result(&id)?;
+    for line in destroy::left_by(&context, &id)? {
+        app.ui.note(format!("  . {line}: stays after all"));
+    }
     app.ui.remark(match &args.node {
         Some(node) => format!("{}-{node} is removed", args.name),
         None => format!("{} is removed", args.name),

@@ -16,9 +16,9 @@ use crate::topology::checks::Check;
 use crate::topology::model::Herd;
 use crate::topology::origin;
 use crate::ui;
+use crate::ui::ended::{Ended, Failed};
 use crate::ui::exit::Exit;
 use crate::ui::explain::{Declared, InEffect};
-use crate::ui::health::{Ended, Failed};
 use crate::ui::{Asked, Format, Monitoring};
 use crate::units;
 

@@ -17,6 +17,7 @@ pub mod man;
 pub mod node;
 pub mod operation;
 pub mod plan;
+pub mod pooler;
 pub mod restore;
 pub mod schema;
 pub mod status;

@@ -128,7 +128,11 @@ pub async fn plans(
     clusters.retain(|cluster| adopt.is_empty() || !nodes_of(cluster).is_empty());
     let wishes: Vec<Wishes> = clusters
         .iter()
-        .map(|cluster| Wishes { rotate: rotate.map(Purpose::from), adopt: nodes_of(cluster) })
+        .map(|cluster| Wishes {
+            rotate: rotate.map(Purpose::from),
+            adopt: nodes_of(cluster),
+            only_poolers: false,
+        })
         .collect();
     let looks = clusters
         .iter()

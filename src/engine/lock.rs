@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -38,7 +39,7 @@ pub struct Lock {
     path: PathBuf,
     cluster: String,
     holder: Holder,
-    shared: Option<SharedLock>,
+    shared: Option<Arc<SharedLock>>,
 }
 
 impl Drop for Lock {
@@ -134,10 +135,11 @@ impl Lock {
     }
 
     pub(crate) fn set_shared(&mut self, shared: SharedLock) {
-        self.shared = Some(shared);
+        self.shared = Some(Arc::new(shared));
     }
 
-    pub(crate) fn shared(&self) -> Option<&SharedLock> {
+    /// Returns the lock in the repository, to give it back before this one; nothing more is asked of the repository then.
+    pub fn shared(&self) -> Option<&Arc<SharedLock>> {
         self.shared.as_ref()
     }
 

@@ -4,7 +4,7 @@
 
 mod drive;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -194,6 +194,11 @@ impl<S> Operation<S> {
     /// Adds the lock in the repository to the local one that the operation holds.
     pub fn share(&mut self, shared: SharedLock) {
         self.lock.set_shared(shared);
+    }
+
+    /// Returns the lock in the repository, if it is held.
+    pub fn shared_lock(&self) -> Option<Arc<SharedLock>> {
+        self.lock.shared().cloned()
     }
 
     /// Tells whether it was taken from a process that may still live.

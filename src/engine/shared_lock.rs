@@ -3,6 +3,7 @@
 //! `CLUSTER/lock.json` names its holder and expires unless it is renewed; docs/formats/repository.md. The lock of
 //! [`lock`](crate::engine::lock) keeps processes of one machine apart and is taken first.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub struct SharedLock {
     state: Arc<Mutex<State>>,
     lost: watch::Receiver<Option<Error>>,
     renewal: JoinHandle<()>,
+    is_given_back: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -128,7 +130,8 @@ impl SharedLock {
         let state = Arc::new(Mutex::new(State { held, version }));
         let (tell, lost) = watch::channel(None);
         let renewal = tokio::spawn(renew(repo.clone(), key.clone(), cluster.to_owned(), state.clone(), tell));
-        Ok(Self { repo, key, cluster: cluster.to_owned(), state, lost, renewal })
+        let is_given_back = AtomicBool::new(false);
+        Ok(Self { repo, key, cluster: cluster.to_owned(), state, lost, renewal, is_given_back })
     }
 
     /// Writes into the lock which operation it is held for, so that it stays held if this process dies.
@@ -164,6 +167,10 @@ impl SharedLock {
     /// As the repository fails; the lock then expires by itself.
     pub async fn release(&self, unfinished: bool) -> Result<()> {
         self.renewal.abort();
+        // Once given back it is somebody else's; and the way to the repository may be gone with what was removed under it.
+        if self.is_given_back.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
         let token = lock(&self.state).held.token.clone();
         let Some((mut held, version)) = read(&self.repo, &self.key).await? else { return Ok(()) };
         if held.token != token {

@@ -1,7 +1,8 @@
 //! The copy of pgherd that PostgreSQL's commands and the work on a node's files call.
 //!
-//! Copies are kept by their content, `LIB/HASH/pgherd`, and never replaced or removed: a command that runs goes on with the build that it
-//! began with, and rebuilding or deleting the program that ran `apply` changes nothing. `LIB/pgherd` is a link to the one in use.
+//! Copies are kept by their content, `LIB/HASH/pgherd`, and never replaced: a command that runs goes on with the build that it began with,
+//! and rebuilding or deleting the program that ran `apply` changes nothing. `LIB/pgherd` is a link to the one in use. When a copy may go is
+//! the business of `ops::builds`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::engine::journal::hex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, FileKind, Host, HostError, RunAs, Stdin};
 use crate::topology::places::Places;
@@ -99,7 +101,8 @@ pub async fn look(host: &dyn Host, places: &Places) -> Result<Installed> {
     }
 }
 
-fn is_hash(text: &str) -> bool {
+/// Tells whether a word has the form of the hash that names a build.
+pub fn is_hash(text: &str) -> bool {
     text.len() == DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
@@ -189,6 +192,17 @@ async fn send(host: &dyn Host, places: &Places, build: &Build, temporary: &str) 
         .hint("Run the same again; if it happens twice, do not trust that machine's memory or disk."))
 }
 
+/// Marks the copy that a link led to as used until now: of those that are not in use it is the one that stays.
+///
+/// # Errors
+/// When the host cannot.
+pub async fn mark_used(host: &dyn Host, places: &Places, target: &str) -> Result<()> {
+    let Some(hash) = target.strip_suffix("/pgherd").filter(|hash| is_hash(hash)) else { return Ok(()) };
+    let directory = places.lib().join(hash);
+    let touch = Command::new("touch").args(["-c", "--", text(&directory)?]).user(RunAs::Caller);
+    host.run(&touch).await.map(drop).map_err(|error| could_not_install(places, error))
+}
+
 /// Has the link lead to a copy, in one moment.
 ///
 /// # Errors
@@ -198,8 +212,12 @@ pub async fn link(host: &dyn Host, places: &Places, target: &str) -> Result<()> 
         let command = Command::new(program).args(args.iter().copied()).user(RunAs::Caller);
         host.run(&command).await.map_err(|error| could_not_install(places, error))
     };
-    // A name of its own for each target: two that swap it at once each put a whole link in its place.
-    let beside = places.lib().join(format!(".pgherd.{}", target.replace('/', "-")));
+    // A name of its own each time: two that swap it at once, as for two names of one host, each put a whole link in its place.
+    let mut random = [0_u8; 4];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::failed("the operating system gave no random bytes").source(error))?;
+    let own = format!(".pgherd.{}-{}", target.replace('/', "-"), hex(&random));
+    let beside = places.lib().join(own);
     run("ln", &["-s", "-f", "-T", "--", target, text(&beside)?]).await?;
     run("mv", &["-f", "-T", "--", text(&beside)?, text(&places.program())?]).await?;
     run("sync", &["--", text(places.lib())?]).await.map(drop)

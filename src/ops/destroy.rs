@@ -3,21 +3,27 @@
 //! Needs no topology file: what has left the file can still be removed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep};
 
 use crate::db::queries;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::operation::{self, Intent, Operation, Outcome};
-use crate::engine::record::{OperationId, TopologyFile};
+use crate::engine::record::{OperationId, PlannedStep, Record, TopologyFile};
+use crate::engine::shared_lock::SharedLock;
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
+use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{self, HostError};
 use crate::ops::apply::{self, Way};
+use crate::ops::binary;
+use crate::ops::builds;
 use crate::ops::context::Context;
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
 use crate::ops::provision::{self, Site};
@@ -25,13 +31,17 @@ use crate::ops::roles::{self, Lead};
 use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
-    BackupSource, Backups, Cluster, Host, Node, PoolMode, Poolers, Postgres, Promote, Reach, Repository,
-    Service,
+    BackupSource, Backups, Cluster, Host, Node, PoolMode, PoolerAuth, Poolers, Postgres, Promote, Reach,
+    Repository, Service,
 };
 use crate::topology::places::Places;
+use crate::units::ByteCount;
 
 /// The kind of this operation in its journal.
 pub const KIND: &str = "destroy";
+/// How long a command of a server that was stopped may go on.
+const ENDS: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// One removal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +55,9 @@ pub enum DestroyStep {
     Slot { on: String, slot: String },
     /// Stop a node (fast) and remove its data directory, its log, and at last its profile and marker.
     Node { node: String },
+    /// Remove pgherd's own copies, the link to them and the directories that are empty then from a host that has no node any more; all of it
+    /// stays if somebody needs it when it is its turn.
+    Program { host: String },
 }
 
 /// What a removal keeps of its input in the journal: the profiles say all.
@@ -80,6 +93,9 @@ pub struct World {
     cluster: Cluster,
     doors: Doors,
     programs: BTreeMap<String, Programs>,
+    store: Store,
+    /// The lock in the repository: the way there may lead through what is removed.
+    lock: Option<Arc<SharedLock>>,
 }
 
 /// Finds what carries the name of the cluster, or of one of its nodes.
@@ -92,6 +108,7 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
     let machines = machines(hosts);
     let mut profiles: Vec<Profile> = Vec::new();
     let mut poolers = Vec::new();
+    let mut on_machines = Vec::new();
     for (name, reach) in &machines {
         let host = observe::open_door(name, reach, None, None)?;
         host.reach().await.map_err(|mut missing| missing.remove(0))?;
@@ -102,6 +119,7 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
             other.is_none_or(|other| other.reach == **reach || (other.reach.is_here() && reach.is_here()))
         };
         let found = observe::profiles(&*host, &places).await?;
+        on_machines.push((*reach, found.clone()));
         profiles
             .extend(found.into_iter().filter(|profile| profile.cluster == cluster && here(&profile.host)));
         let found = pooler_profiles(&*host, &places, cluster).await?;
@@ -129,24 +147,102 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
     let input = Input { cluster: cluster.to_owned(), profiles, poolers, hosts };
     let world = World::open(context, "plan".to_owned(), input.clone()).await?;
     let observed = observe::observe(&world.doors, &world.cluster, Depth::Servers).await;
-    match node {
+    let mut removal = match node {
         None => {
             for profile in &input.profiles {
                 claimed(profile, &observed)?;
             }
-            Ok(whole(input, &context.places))
+            whole(input)
         }
-        Some(node) => one(&observed, input, node),
+        Some(node) => one(&observed, input, node)?,
+    };
+    let mut steps = Vec::new();
+    for (reach, there) in &on_machines {
+        match program(&world, &removal, reach, there).await? {
+            Program::None => {}
+            Program::Stays { line } => removal.stays.push(line),
+            Program::Goes { line, host } => {
+                removal.lines.push(line);
+                steps.push(DestroyStep::Program { host });
+            }
+        }
+    }
+    // One after the other: two names may be one machine after all.
+    removal.stages.extend(steps.into_iter().map(|step| vec![step]));
+    Ok(removal)
+}
+
+/// What becomes of pgherd's own copies on a machine.
+enum Program {
+    /// None is there, or none of the nodes that go.
+    None,
+    Stays {
+        line: String,
+    },
+    Goes {
+        line: String,
+        host: String,
+    },
+}
+
+/// Decides for a machine with these nodes. Who needs the program for a moment only is not asked for before it is its turn.
+async fn program(world: &World, removal: &Removal, reach: &Reach, there: &[Profile]) -> Result<Program> {
+    let going: Vec<&Profile> =
+        removal.input.profiles.iter().filter(|profile| removal.takes(&profile.node)).collect();
+    let is_here = |profile: &&&Profile| {
+        let own = world.cluster.reach(&profile.host);
+        there.contains(profile) && (own == reach || (own.is_here() && reach.is_here()))
+    };
+    let Some(host) = going.iter().find(is_here).map(|first| &first.host) else {
+        return Ok(Program::None);
+    };
+    let (door, places) = (world.doors.host(host), world.doors.places(host));
+    let size: u64 = builds::copies(door, places).await?.iter().map(|copy| copy.size.0).sum();
+    let has_link = builds::is_ours(&binary::look(door, places).await?);
+    if size == 0 && !has_link {
+        return Ok(Program::None);
+    }
+    let what = format!("pgherd in {} on {host}", places.lib().display());
+    let names: BTreeSet<String> = going.iter().map(|profile| full_name(profile)).collect();
+    let mut users: BTreeSet<String> =
+        there.iter().map(full_name).filter(|name| !names.contains(name)).collect();
+    // The servers of nodes are known by their profiles.
+    let without: Vec<_> = there.iter().map(|profile| profile.data_directory.clone()).collect();
+    match builds::needed(door, places, &world.store, None, &without).await {
+        Ok(needed) => users.extend(needed.lasting()),
+        Err(error) => {
+            users.insert(format!("{error}, and who uses it cannot be told"));
+        }
+    }
+    if users.is_empty() {
+        let line = format!("{what}, {}, and the directories that are empty then", ByteCount(size));
+        return Ok(Program::Goes { line, host: host.clone() });
+    }
+    Ok(Program::Stays { line: format!("{what} ({})", joined(&users)) })
+}
+
+fn joined(users: &BTreeSet<String>) -> String {
+    users.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn full_name(profile: &Profile) -> String {
+    format!("{}-{}", profile.cluster, profile.node)
+}
+
+impl Removal {
+    /// Tells whether a node of the cluster goes.
+    fn takes(&self, node: &str) -> bool {
+        self.node.as_deref().is_none_or(|one| one == node)
     }
 }
 
-fn whole(input: Input, places: &Places) -> Removal {
+fn whole(input: Input) -> Removal {
     let poolers: Vec<DestroyStep> =
         input.poolers.iter().map(|pooler| DestroyStep::Pooler { host: pooler.host.clone() }).collect();
     let nodes: Vec<DestroyStep> =
         input.profiles.iter().map(|profile| DestroyStep::Node { node: profile.node.clone() }).collect();
     let lines = input.poolers.iter().map(pooler_line).chain(input.profiles.iter().map(node_line)).collect();
-    let stays = stays(&input, places);
+    let stays = stays(&input);
     Removal {
         node: None,
         input,
@@ -159,19 +255,17 @@ fn whole(input: Input, places: &Places) -> Removal {
     }
 }
 
-/// Backups outlive what they are of, and the program may serve other clusters.
-fn stays(input: &Input, places: &Places) -> Vec<String> {
+/// Backups outlive what they are of.
+fn stays(input: &Input) -> Vec<String> {
     let archives: BTreeSet<(&str, &str)> = input
         .profiles
         .iter()
         .filter_map(|profile| profile.archive.as_ref())
         .map(|archive| (archive.repository.as_str(), archive.url.as_str()))
         .collect();
-    let program = (!archives.is_empty()).then(|| format!("pgherd in {}", places.lib().display()));
     archives
         .into_iter()
         .map(|(name, url)| format!("WAL and backups of {} in repository {name}, {url}", input.cluster))
-        .chain(program)
         .collect()
 }
 
@@ -298,7 +392,7 @@ pub async fn run(
     let mut operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
     let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
-        Ok(world) => world,
+        Ok(world) => World { lock: operation.shared_lock(), ..world },
         Err(error) => {
             operation.call_off(&error).await?;
             return Err(error);
@@ -327,9 +421,30 @@ pub async fn go_on(
     })?;
     context.locker(&as_cluster(&input)).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    match way {
+    let world = World { lock: operation.shared_lock(), ..world };
+    let outcome = match way {
         Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
         Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
+    }?;
+    if matches!(outcome, Outcome::Done) {
+        // The lock in the repository was taken through a copy of pgherd, which is there again where the step had been done before.
+        for host in operation.header().stages.iter().flat_map(|stage| &stage.steps).filter_map(program_of) {
+            remove_program(&world, &host).await?;
+        }
+    }
+    Ok(outcome)
+}
+
+fn program_of(planned: &PlannedStep) -> Option<String> {
+    match serde_json::from_value(planned.step.clone()) {
+        Ok(DestroyStep::Program { host }) => Some(host),
+        Ok(
+            DestroyStep::Begin {}
+            | DestroyStep::Pooler { .. }
+            | DestroyStep::Slot { .. }
+            | DestroyStep::Node { .. },
+        )
+        | Err(_) => None,
     }
 }
 
@@ -342,7 +457,7 @@ impl World {
             let node = cluster.node(&profile.node).expect("as_cluster takes every profile");
             programs.insert(profile.node.clone(), doors.programs(&cluster, &node.host).await?.clone());
         }
-        Ok(Self { operation, cluster, doors, programs })
+        Ok(Self { operation, cluster, doors, programs, store: context.store.clone(), lock: None })
     }
 
     fn site(&self, name: &str) -> Result<Site<'_>> {
@@ -466,6 +581,9 @@ fn as_cluster(input: &Input) -> Cluster {
             port: pooler.port,
             mode: PoolMode::Transaction,
             max_clients: 0,
+            processes: 1,
+            auth: PoolerAuth::Userlist,
+            users: Vec::new(),
             pools: Vec::new(),
         }),
         objectives: BTreeMap::new(),
@@ -476,9 +594,55 @@ fn as_cluster(input: &Input) -> Cluster {
 }
 
 /// What a removal leaves in the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub struct Gone {}
+pub struct Gone {
+    /// What stays after all, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stays: Vec<String>,
+}
+
+/// Returns what an operation has left although it was to be removed, a line each.
+///
+/// # Errors
+/// When its journal cannot be read.
+pub fn left_by(context: &Context, id: &OperationId) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for entry in context.store.read(id)?.entries {
+        if let Record::StepDone { evidence, .. } = entry.record
+            && let Ok(gone) = serde_json::from_value::<Gone>(evidence)
+        {
+            left.extend(gone.stays);
+        }
+    }
+    Ok(left)
+}
+
+/// Removes pgherd's copies from a host, unless somebody needs one now.
+async fn remove_program(world: &World, host: &str) -> Result<Gone> {
+    if let Some(lock) = &world.lock {
+        // Whatever it kept apart is removed; nothing more is asked of the repository.
+        lock.give_back(false).await;
+    }
+    let (door, places) = (world.doors.host(host), world.doors.places(host));
+    let deadline = Instant::now() + ENDS;
+    let users = loop {
+        let profiles = observe::profiles(door, places).await?;
+        let mut users: BTreeSet<String> = profiles.iter().map(full_name).collect();
+        users.extend(builds::needed(door, places, &world.store, Some(&world.operation), &[]).await?.by());
+        // A command of a server that was just stopped is on its way out.
+        if users.is_empty() || Instant::now() >= deadline {
+            break users;
+        }
+        sleep(PAUSE).await;
+    };
+    if !users.is_empty() {
+        let line = format!("pgherd in {} on {host} ({})", places.lib().display(), joined(&users));
+        return Ok(Gone { stays: vec![line] });
+    }
+    builds::remove_all(door, places).await?;
+    Ok(Gone::default())
+}
 
 impl Step for DestroyStep {
     type World = World;
@@ -490,6 +654,7 @@ impl Step for DestroyStep {
             Self::Pooler { host } => format!("remove the pooler on {host}"),
             Self::Slot { on, slot } => format!("drop slot {slot} on {on}"),
             Self::Node { node } => format!("stop and remove {node}"),
+            Self::Program { host } => format!("remove pgherd from {host}"),
         }
     }
 
@@ -505,7 +670,7 @@ impl Step for DestroyStep {
         match self {
             // The sender of a standby that was just stopped may still hold the slot.
             Self::Slot { .. } => Retry { attempts: 6, pause: Duration::from_millis(250) },
-            Self::Begin {} | Self::Pooler { .. } | Self::Node { .. } => Retry::NEVER,
+            Self::Begin {} | Self::Pooler { .. } | Self::Node { .. } | Self::Program { .. } => Retry::NEVER,
         }
     }
 
@@ -540,8 +705,9 @@ impl Step for DestroyStep {
                     }
                 }
             }
+            Self::Program { host } => return Ok(remove_program(world, host).await?),
         }
-        Ok(Gone {})
+        Ok(Gone::default())
     }
 
     async fn undo(&self, _cx: &Cx<'_, Self>) -> Result<(), StepError> {

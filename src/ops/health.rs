@@ -4,6 +4,7 @@
 //! What is not known is unknown and never fine, and a finding that only follows from another one says so.
 
 mod asked;
+mod before;
 mod custom;
 mod explain;
 mod herd;
@@ -20,10 +21,11 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 pub use asked::{Asked, Why};
+pub use before::{Before, Counted, NodeBefore};
 pub use custom::CustomSeen;
 pub use explain::{Ask, Explained, Needs, explained};
 pub use herd::{Drill, Drills, HerdSeen, NodeFacts};
-pub use memory::{Before, Counted, Memory, NodeBefore};
+pub use memory::Memory;
 pub use report::{CheckName, Damped, Finding, Health, Measured, Status, Subject};
 pub use routes::{NodeRoute, Routes, Serves};
 pub use seen::{NodeSeen, Seen};
@@ -155,7 +157,6 @@ fn judged(
             }
         };
         let mut of = judge::judge(seen);
-        of.extend(custom::judge(seen));
         if let Some(memory) = memory.as_deref_mut() {
             memory.damp(cluster, &mut of);
             memory.keep(seen);

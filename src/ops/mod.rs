@@ -1,12 +1,13 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `adopt`, `binary`, `certificate`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and
+//! `adopt`, `binary`, `builds`, `certificate`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and
 //! `pooler` are what the other rooms are built of.
 
 pub mod adopt;
 pub mod apply;
 pub mod backup;
 pub mod binary;
+pub mod builds;
 pub mod certificate;
 pub mod cluster_lock;
 pub mod context;

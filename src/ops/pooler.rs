@@ -8,6 +8,11 @@
 mod console;
 mod drift;
 mod files;
+mod keys;
+mod place;
+mod routes;
+pub mod status;
+mod trial;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -17,9 +22,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 
-pub use console::{Console, ConsoleError, DatabaseRow, PoolRow, SettingRow};
+pub use console::{Console, ConsoleError, DatabaseRow, PoolRow, ServerRow, SettingRow};
 pub use drift::{Drift, drift};
 pub use files::{Declared, Layout, PoolerFiles, PoolerPaths, Route, Standby, Target, render};
+pub use place::{Place, layout, observe_poolers, processes, render_offline, streams};
+pub use routes::{PoolerSeen, RouteTruth, Truth, routes};
 
 use crate::error::Error;
 use crate::host::programs::Programs;
@@ -195,7 +202,14 @@ impl Pooler<'_> {
     ///
     /// # Errors
     /// When its state is unknown, somebody else has its port, or it does not serve in time; with the last lines of its log.
-    pub async fn ensure_started(&self, pgbouncer: &Path, files: &PoolerFiles) -> Result<u32, Error> {
+    ///
+    /// `shared`: other processes of the same pooler have the port already.
+    pub async fn ensure_started(
+        &self,
+        pgbouncer: &Path,
+        files: &PoolerFiles,
+        shared: bool,
+    ) -> Result<u32, Error> {
         let at = format!("{}:{}", self.listen, self.port);
         match self.observe_process().await {
             (PoolerProcess::Running { pid }, ConsoleSeen::Answered(_)) => return Ok(pid),
@@ -210,7 +224,7 @@ impl Pooler<'_> {
             }
             (PoolerProcess::Stopped, _) => {}
         }
-        if let Some(who) = self.port_taken_by().await? {
+        if !shared && let Some(who) = self.port_taken_by().await? {
             return Err(Error::failed(format!("cannot start PgBouncer: {at} is in use"))
                 .detail(format!("{who} listens there."))
                 .hint("Stop it, or declare another port for the pooler."));
@@ -503,17 +517,21 @@ impl Pooler<'_> {
 
     /// Returns the warnings and errors that came after the first `size` bytes of the log, at most the last six.
     async fn log_since(&self, size: u64) -> String {
-        let from = format!("+{}", size + 1);
-        let tail = Command::new("tail")
-            .args(["-c", &from, "--"])
-            .arg(self.paths.log().display().to_string())
-            .reads();
-        let text = self.host.run(&tail).await.map(|output| output.text()).unwrap_or_default();
+        let text = self.text_since(size).await;
         let serious: Vec<&str> = text
             .lines()
             .filter(|line| [" WARNING ", " ERROR ", " FATAL "].iter().any(|level| line.contains(level)))
             .collect();
         serious[serious.len().saturating_sub(6)..].join("\n")
+    }
+
+    async fn text_since(&self, size: u64) -> String {
+        let from = format!("+{}", size + 1);
+        let tail = Command::new("tail")
+            .args(["-c", &from, "--"])
+            .arg(self.paths.log().display().to_string())
+            .reads();
+        self.host.run(&tail).await.map(|output| output.text()).unwrap_or_default()
     }
 
     fn console(&self, port: u16) -> console::Line<'_> {

@@ -11,14 +11,13 @@ use crate::db::DbError;
 use crate::db::queries::{self, ServerRole, Slot, WalSender};
 use crate::engine::store::Listed;
 use crate::error::{Error, Result};
-use crate::ops::apply;
 use crate::ops::certificate::{self, Holder};
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{
     self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
 };
-use crate::ops::pooler::{ConsoleSeen, PoolerProcess};
+use crate::ops::pooler::{self, ConsoleSeen, PoolerObserved, PoolerProcess};
 use crate::ops::roles::{self, Lead};
 use crate::ops::service;
 use crate::pg::lsn::Lsn;
@@ -623,49 +622,62 @@ async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<PoolerStatus> {
             why: None,
             routes: Vec::new(),
             clients: 0,
-            max_clients: declared.max_clients,
+            max_clients: declared.max_clients * declared.processes,
             waiting: 0,
         };
-        match apply::observe_pooler(doors, cluster, host).await {
+        match pooler::observe_poolers(doors, cluster, host).await {
             Err(error) => status.why = Some(error.to_string()),
-            Ok(observed) => {
-                status.state = match (&observed.process, &observed.ini) {
-                    (PoolerProcess::Running { .. }, _) => PoolerState::Up,
-                    (PoolerProcess::Stopped, None) => PoolerState::Missing,
-                    (PoolerProcess::Stopped, Some(_)) => PoolerState::Stopped,
-                    (PoolerProcess::Unknown { why }, _) => {
-                        status.why = Some(why.clone());
-                        PoolerState::Unknown
-                    }
-                };
-                match &observed.console {
-                    ConsoleSeen::Answered(console) => {
-                        for row in console.databases.iter().filter(|row| row.alias != "pgbouncer") {
-                            let to = row.host.split(',').map(|host| node_at(host.trim(), row.port));
-                            match status.routes.iter_mut().find(|route| route.alias == row.alias) {
-                                Some(route) => route.to.extend(to),
-                                None => status.routes.push(RouteStatus {
-                                    alias: row.alias.clone(),
-                                    to: to.collect(),
-                                    paused: row.paused,
-                                }),
+            Ok(processes) => {
+                let mut states = Vec::new();
+                for observed in &processes {
+                    let (state, why) = pooler_state(observed);
+                    states.push(state);
+                    status.why = status.why.or(why);
+                    let ConsoleSeen::Answered(console) = &observed.console else { continue };
+                    for row in console.databases.iter().filter(|row| row.alias != "pgbouncer") {
+                        let to: Vec<String> =
+                            row.host.split(',').map(|host| node_at(host.trim(), row.port)).collect();
+                        match status.routes.iter_mut().find(|route| route.alias == row.alias) {
+                            Some(route) => {
+                                route.to.extend(
+                                    to.into_iter().filter(|to| !route.to.contains(to)).collect::<Vec<_>>(),
+                                );
+                                route.paused |= row.paused;
                             }
+                            None => status.routes.push(RouteStatus {
+                                alias: row.alias.clone(),
+                                to,
+                                paused: row.paused,
+                            }),
                         }
-                        status.clients =
-                            console.pools.iter().map(|pool| pool.clients_active + pool.clients_waiting).sum();
-                        status.waiting = console.pools.iter().map(|pool| pool.clients_waiting).sum();
                     }
-                    ConsoleSeen::Unknown { why } if status.state == PoolerState::Up => {
-                        status.state = PoolerState::Unknown;
-                        status.why = Some(why.clone());
-                    }
-                    ConsoleSeen::Unknown { .. } => {}
+                    status.clients += console
+                        .pools
+                        .iter()
+                        .map(|pool| pool.clients_active + pool.clients_waiting)
+                        .sum::<u32>();
+                    status.waiting += console.pools.iter().map(|pool| pool.clients_waiting).sum::<u32>();
                 }
+                // One of several that does not run is the pooler's state.
+                let worst =
+                    [PoolerState::Unknown, PoolerState::Stopped, PoolerState::Missing, PoolerState::Up];
+                status.state =
+                    worst.into_iter().find(|state| states.contains(state)).unwrap_or(PoolerState::Unknown);
             }
         }
         found.push(status);
     }
     found
+}
+
+fn pooler_state(observed: &PoolerObserved) -> (PoolerState, Option<String>) {
+    match (&observed.process, &observed.ini, &observed.console) {
+        (PoolerProcess::Running { .. }, _, ConsoleSeen::Answered(_)) => (PoolerState::Up, None),
+        (PoolerProcess::Running { .. }, _, ConsoleSeen::Unknown { why })
+        | (PoolerProcess::Unknown { why }, _, _) => (PoolerState::Unknown, Some(why.clone())),
+        (PoolerProcess::Stopped, None, _) => (PoolerState::Missing, None),
+        (PoolerProcess::Stopped, Some(_), _) => (PoolerState::Stopped, None),
+    }
 }
 
 /// Lists the operations of a cluster that run or were left unfinished, as this station knows them.

@@ -9,13 +9,14 @@ mod health;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
+use super::budget::{self, Limits, PoolDemand};
 use super::declared::TLS_SETTINGS;
 use super::decode::{Address, Cx, Decode as _, Named, NamedEntry, OwnOr, SettingText, Spanned, Via};
 use super::merge::{merge, without_none};
 use super::model::{
     Assertion, BackupSource, Backups, Cluster, DrillTarget, Herd, Host, Node, Objective, Pool, PoolMode,
-    PoolTarget, Poolers, Postgres, Promote, Reach, Repository, RestoreDrill, RestoreProof, Role, Schema,
-    SecretReference, Service, Ssh, Synchronous, Tls, VaultReference,
+    PoolTarget, PoolUser, Poolers, Postgres, Promote, Reach, Repository, RestoreDrill, RestoreProof, Role,
+    Schema, SecretReference, Service, Ssh, Synchronous, Tls, VaultReference,
 };
 use super::problem::{Position, Report};
 use super::yaml::{Node as Tree, Value};
@@ -28,10 +29,8 @@ const HERE: &str = "this machine";
 const DATA_ROOT: &str = "/var/lib/pgherd";
 /// Client connections of one PgBouncer if the file states none.
 pub(super) const DEFAULT_MAX_CLIENTS: u32 = 1000;
-/// PostgreSQL's own default; tuning leaves it alone.
-const DEFAULT_MAX_CONNECTIONS: u32 = 100;
-/// PostgreSQL's own default.
-const DEFAULT_SUPERUSER_RESERVED: u32 = 3;
+/// PgBouncer processes of one cluster on one host.
+const MOST_PROCESSES: u32 = 64;
 /// Roles that pgherd or PostgreSQL or PgBouncer have for themselves.
 const OWN_ROLES: [&str; 5] = ["pgbouncer", "pgherd_probe", "pgherd_replicator", "postgres", "replicator"];
 /// Databases that every cluster has, and the admin console of PgBouncer.
@@ -670,7 +669,9 @@ impl Checker<'_> {
         if let (Some(raw), Some(poolers)) = (&raw.poolers, &poolers) {
             self.pools_lead_somewhere(&draft, &raw.value);
             self.aliases(&draft, &raw.value, poolers, &databases);
-            self.budget(&draft, &raw.value, poolers, &nodes, postgres.as_ref());
+            self.pool_nodes(&draft, &raw.value, &nodes);
+            self.pool_users(&draft, &raw.value, &roles);
+            self.budget(&draft, &raw.value, poolers, (&nodes, &roles), postgres.as_ref());
         }
         let objectives = self.objectives(&draft, &raw);
         let backups = raw.backups.as_ref().and_then(|backups| self.backups(&draft, backups));
@@ -1249,11 +1250,31 @@ impl Checker<'_> {
                 .add(limit.at, format!("{path}.max-clients must be 1 or more"))
                 .hint(format!("Remove the key for the default of {DEFAULT_MAX_CLIENTS}."));
         }
+        let processes = raw.processes.as_ref().map_or(1, |count| count.value);
+        if let Some(count) =
+            raw.processes.as_ref().filter(|count| count.value == 0 || count.value > MOST_PROCESSES)
+        {
+            self.report
+                .add(count.at, format!("{path}.processes must be 1 to {MOST_PROCESSES}"))
+                .detail("A PgBouncer uses one core; more processes than cores gain nothing.")
+                .hint("Remove the key for one.");
+        }
         let mut pools = Vec::new();
         for entry in raw.pools.as_ref().map(|pools| pools.value.0.as_slice()).unwrap_or_default() {
-            pools.extend(self.pool(draft, entry, hosts.len()));
+            pools.extend(self.pool(draft, entry, hosts.len() * processes as usize));
         }
+        let users = raw.users.as_ref().map(|users| users.value.0.as_slice()).unwrap_or_default();
+        let user = |entry: &NamedEntry<raw::PoolUser>| PoolUser {
+            name: entry.name.clone(),
+            mode: entry.value.mode.as_ref().map(|mode| mode.value),
+            connections: entry.value.connections.as_ref().map(|count| count.value),
+            size: entry.value.size.as_ref().map(|count| count.value),
+            clients: entry.value.clients.as_ref().map(|count| count.value),
+        };
         Some(Poolers {
+            processes,
+            auth: raw.auth.as_ref().map(|auth| auth.value).unwrap_or_default(),
+            users: users.iter().map(user).collect(),
             hosts: hosts.iter().map(|host| host.value.clone()).collect(),
             port: port?.0,
             mode: raw.mode.as_ref().map_or(PoolMode::Transaction, |mode| mode.value),
@@ -1282,6 +1303,7 @@ impl Checker<'_> {
             let stated = [
                 ("max-lag", value.max_lag.as_ref().map(|lag| lag.at)),
                 ("fallback", value.fallback.as_ref().map(|fallback| fallback.at)),
+                ("of", value.of.as_ref().map(|of| of.at)),
             ];
             for (key, at) in stated.into_iter().filter_map(|(key, at)| Some((key, at?))) {
                 self.report
@@ -1296,6 +1318,8 @@ impl Checker<'_> {
             reserve: value.reserve.as_ref().map_or(0, |reserve| reserve.value),
             max_lag: value.max_lag.as_ref().map(|lag| lag.value),
             fallback_to_primary: value.fallback.is_some(),
+            mode: value.mode.as_ref().map(|mode| mode.value),
+            of: value.of.iter().flat_map(|of| &of.value).map(|name| name.value.clone()).collect(),
         })
     }
 
@@ -1313,6 +1337,59 @@ impl Checker<'_> {
                         format!("pool \"{}\" leads to standbys, and {} has none", pool.name, draft.name),
                     )
                     .hint("Add a node, or write \"fallback: primary\".");
+            }
+        }
+    }
+
+    /// What a pool may lead to are nodes of the cluster.
+    fn pool_nodes(&mut self, draft: &Draft<'_>, raw: &raw::Poolers, nodes: &[(Node, Position)]) {
+        let names: Vec<&str> = nodes.iter().map(|(node, _)| node.name.as_str()).collect();
+        for entry in raw.pools.as_ref().map(|pools| pools.value.0.as_slice()).unwrap_or_default() {
+            let Some(of) = &entry.value.of else { continue };
+            let path = draft.path(&format!(".poolers.pools.{}.of", entry.name));
+            if of.value.is_empty() {
+                self.report
+                    .add(of.at, format!("{path} names no node"))
+                    .hint("Remove the key: the pool then leads to any standby.");
+            }
+            for name in of.value.iter().filter(|name| !names.contains(&name.value.as_str())) {
+                self.report
+                    .add(name.at, format!("unknown node \"{}\" in {path}", name.value))
+                    .suggest(&name.value, names.iter().copied());
+            }
+            self.twice(&of.value, &format!("node in {path}"));
+        }
+    }
+
+    /// Limits are for roles that come through the poolers.
+    fn pool_users(&mut self, draft: &Draft<'_>, raw: &raw::Poolers, roles: &[Role]) {
+        let known: Vec<&str> =
+            roles.iter().filter(|role| !role.pools.is_empty()).map(|role| role.name.as_str()).collect();
+        for entry in raw.users.as_ref().map(|users| users.value.0.as_slice()).unwrap_or_default() {
+            let path = draft.path(&format!(".poolers.users.{}", entry.name));
+            if !known.contains(&entry.name.as_str()) {
+                self.report
+                    .add(entry.at, format!("{path} limits a role that has no pools"))
+                    .suggest(&entry.name, known.iter().copied());
+            }
+            let plain =
+                entry.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+            if !plain {
+                self.report
+                    .add(entry.at, format!("PgBouncer cannot limit the role {:?}", entry.name))
+                    .detail("Its configuration takes letters, digits, \"_\", \".\" and \"-\" in a name, quoted or not.")
+                    .hint("Rename the role, or limit it with \"connections\" of the role itself.");
+            }
+            let value = &entry.value;
+            // 0 means "no limit" to PgBouncer, and as a pool's size so only since 1.24.
+            for (key, count) in
+                [("connections", &value.connections), ("size", &value.size), ("clients", &value.clients)]
+            {
+                if let Some(count) = count.as_ref().filter(|count| count.value == 0) {
+                    self.report
+                        .add(count.at, format!("{path}.{key} must be 1 or more"))
+                        .hint("Remove the key if the role is not to be limited.");
+                }
             }
         }
     }
@@ -1372,51 +1449,42 @@ impl Checker<'_> {
         draft: &Draft<'_>,
         raw: &raw::Poolers,
         poolers: &Poolers,
-        nodes: &[(Node, Position)],
+        (nodes, roles): (&[(Node, Position)], &[Role]),
         postgres: Option<&Postgres>,
     ) {
         let (Some(postgres), Some(raw_pools)) = (postgres, &raw.pools) else {
             return;
         };
-        let setting = |name: &str, default| {
-            postgres.settings.get(name).and_then(|value| value.parse::<u32>().ok()).unwrap_or(default)
+        let limits = Limits::declared(postgres);
+        let direct = budget::direct(roles);
+        let usable = limits.free().saturating_sub(direct);
+        let mut has = format!("{limits}");
+        if direct > 0 {
+            has.push_str(&format!(" - {direct} of roles without a pool"));
+        }
+        has.push_str(&format!(" = {usable}"));
+        // A node that is alone serves the pools that fall back, any other one its share of them.
+        let worst = |node: &Node| -> (&str, Vec<PoolDemand>) {
+            let of = |primary| budget::demand(&poolers.pools, &node.name, primary, true);
+            let sum = |pools: &[PoolDemand]| -> u64 {
+                pools.iter().map(|pool| u64::from(pool.size) + u64::from(pool.reserve)).sum()
+            };
+            let (primary, standby) = (of(true), of(false));
+            if sum(&primary) >= sum(&standby) { ("primary", primary) } else { ("standby", standby) }
         };
-        let max = setting("max_connections", DEFAULT_MAX_CONNECTIONS);
-        let superuser = setting("superuser_reserved_connections", DEFAULT_SUPERUSER_RESERVED);
-        let reserved = setting("reserved_connections", 0);
-        let usable = max.saturating_sub(superuser).saturating_sub(reserved);
-        let as_primary: Vec<&Pool> = poolers
-            .pools
-            .iter()
-            .filter(|pool| pool.to == PoolTarget::Primary || pool.fallback_to_primary)
-            .collect();
-        let as_standby: Vec<&Pool> =
-            poolers.pools.iter().filter(|pool| pool.to == PoolTarget::Standbys).collect();
-        let total = |pools: &[&Pool]| -> u64 {
-            pools.iter().map(|pool| u64::from(pool.size) + u64::from(pool.reserve)).sum()
+        let told = |pools: &[PoolDemand]| -> (u64, String) {
+            let needed = pools.iter().map(|pool| u64::from(pool.size) + u64::from(pool.reserve)).sum();
+            let sum = pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            (needed, if sum.contains([',', '+']) { format!("{sum} = {needed}") } else { sum })
         };
-        let (role, pools) = if total(&as_primary) >= total(&as_standby) {
-            ("primary", as_primary)
-        } else {
-            ("standby", as_standby)
-        };
-        let needed = total(&pools);
-        let sum = pools
-            .iter()
-            .map(|pool| match pool.reserve {
-                0 => format!("{} {}", pool.name, pool.size),
-                reserve => format!("{} {} + {reserve}", pool.name, pool.size),
-            })
-            .collect::<Vec<_>>()
-            .join(", ");
-        let sum = if sum.contains([',', '+']) { format!("{sum} = {needed}") } else { sum };
-        let has = format!(
-            "max_connections {max} - superuser_reserved_connections {superuser} - reserved_connections {reserved} = {usable}"
-        );
-        if needed > u64::from(usable) {
-            let largest = pools.iter().max_by_key(|pool| pool.size);
+        let most = nodes.iter().map(|(node, _)| worst(node)).max_by_key(|(_, pools)| told(pools).0);
+        if let Some((role, pools)) = most
+            && told(&pools).0 > u64::from(usable)
+        {
+            let (needed, sum) = told(&pools);
+            let largest = pools.iter().rev().max_by_key(|pool| pool.size);
             let at = largest
-                .and_then(|pool| raw_pools.value.0.iter().find(|entry| entry.name == pool.name))
+                .and_then(|pool| raw_pools.value.0.iter().find(|entry| entry.name == pool.pool))
                 .and_then(|entry| entry.value.size.as_ref())
                 .map_or(raw_pools.at, |size| size.at);
             self.report
@@ -1434,6 +1502,8 @@ impl Checker<'_> {
             let Some(stated) = node.pool_connections else {
                 continue;
             };
+            let (role, pools) = worst(node);
+            let (needed, sum) = told(&pools);
             let full = format!("{}-{}", draft.name, node.name);
             if needed > u64::from(stated) {
                 self.report

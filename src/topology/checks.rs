@@ -64,6 +64,11 @@ pub enum Check {
     Runway,
     Expiry,
     Operations,
+    Poolers,
+    Routes,
+    PoolWait,
+    PoolClients,
+    Budget,
 }
 
 /// What the thresholds of a check are measured in.
@@ -121,7 +126,7 @@ pub enum Report {
 pub type DeclaredChecks = BTreeMap<Check, Declared>;
 
 impl Check {
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 57] = [
         Self::Connect,
         Self::Primary,
         Self::SystemIdentifier,
@@ -174,6 +179,11 @@ impl Check {
         Self::Runway,
         Self::Expiry,
         Self::Operations,
+        Self::Poolers,
+        Self::Routes,
+        Self::PoolWait,
+        Self::PoolClients,
+        Self::Budget,
     ];
 
     /// Returns its name in the topology and in every report.
@@ -231,6 +241,11 @@ impl Check {
             Self::Runway => "runway",
             Self::Expiry => "expiry",
             Self::Operations => "operations",
+            Self::Poolers => "poolers",
+            Self::Routes => "routes",
+            Self::PoolWait => "pool-wait",
+            Self::PoolClients => "pool-clients",
+            Self::Budget => "budget",
         }
     }
 
@@ -252,8 +267,12 @@ impl Check {
             | Self::Collation
             | Self::Failover
             | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::Budget
             | Self::MissingSlots => None,
             Self::Lag
+            | Self::PoolWait
             | Self::BackupAge
             | Self::Rpo
             | Self::Window
@@ -274,6 +293,7 @@ impl Check {
             | Self::SlowQueries => Some(Measure::Time),
             Self::Connections
             | Self::Disk
+            | Self::PoolClients
             | Self::LockTable
             | Self::WalSize
             | Self::Freeze
@@ -319,6 +339,11 @@ impl Check {
             | Self::Window
             | Self::Drill
             | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::PoolWait
+            | Self::PoolClients
+            | Self::Budget
             | Self::Clock
             | Self::IdleInTransaction
             | Self::LongQuery
@@ -369,6 +394,10 @@ impl Check {
             | Self::Collation
             | Self::Failover
             | Self::Operations
+            | Self::Poolers
+            | Self::Routes
+            | Self::Budget
+            // What is declared under `objectives` and `backups` is the threshold.
             | Self::Rpo
             | Self::Window
             | Self::Uptime
@@ -376,6 +405,8 @@ impl Check {
             // Of a standby that nobody reads from and no commit waits for.
             Self::Lag => Limits { warn: Some(30.0), crit: Some(300.0) },
             Self::Connections | Self::Disk => Limits { warn: Some(80.0), crit: Some(90.0) },
+            Self::PoolClients => Limits { warn: Some(80.0), crit: Some(95.0) },
+            Self::PoolWait => Limits { warn: Some(1.0), crit: Some(10.0) },
             Self::Archive => Limits { warn: Some(10.0), crit: Some(50.0) },
             Self::BackupAge => Limits { warn: Some(26.0 * HOUR), crit: Some(50.0 * HOUR) },
             Self::Drill => Limits { warn: Some(35.0 * 24.0 * HOUR), crit: Some(95.0 * 24.0 * HOUR) },

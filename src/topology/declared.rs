@@ -172,6 +172,13 @@ fn shell_word(path: &Path) -> String {
     }
 }
 
+/// Returns how a program that a command of PostgreSQL's calls stands in one of our settings files.
+pub fn in_settings(program: &Path) -> String {
+    let quoted = guc::quote_value(&shell_word(program));
+    let inner = quoted.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
+    inner.unwrap_or(&quoted).to_owned()
+}
+
 fn overlay(settings: &mut Vec<Setting>, cluster: &Cluster) {
     settings.retain(|(name, _)| !cluster.postgres.settings.contains_key(name));
     settings.extend(cluster.postgres.settings.iter().map(|(name, value)| (name.clone(), value.clone())));

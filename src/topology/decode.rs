@@ -13,8 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::checks::{Measure, Report as Called};
 use super::custom::On;
 use super::model::{
-    BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
-    VaultReference,
+    BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
+    Service, VaultReference,
 };
 use super::problem::{Position, Report, nearest};
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
@@ -474,6 +474,7 @@ words!(ThePrimary { "primary" => ThePrimary });
 words!(Service { "pg_ctl" => Service::PgCtl, "systemd" => Service::Systemd, "debian" => Service::Debian });
 words!(Promote { "automatic" => Promote::Automatic, "by-hand" => Promote::ByHand });
 words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode::Session, "statement" => PoolMode::Statement });
+words!(PoolerAuth { "userlist" => PoolerAuth::Userlist, "query" => PoolerAuth::Query });
 words!(BackupSource { "standby" => BackupSource::Standby, "primary" => BackupSource::Primary });
 words!(DrillTarget { "newest" => DrillTarget::Newest, "random-second" => DrillTarget::RandomSecond });
 words!(RestoreProof { "checksums" => RestoreProof::Checksums, "amcheck" => RestoreProof::Amcheck, "assertions" => RestoreProof::Assertions });

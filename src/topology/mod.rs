@@ -3,6 +3,7 @@
 //! Decides nothing about the world and asks no server. Its only I/O is the file itself, the secrets that it refers to, and for
 //! the first topology a look at which programs and ports this machine has.
 
+pub mod budget;
 mod check;
 pub mod checks;
 pub mod claim;

@@ -306,16 +306,82 @@ pub struct Poolers {
     pub port: u16,
     pub mode: PoolMode,
     pub max_clients: u32,
+    /// Processes on each host, which share its port.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub processes: u32,
+    #[serde(default, skip_serializing_if = "PoolerAuth::is_default")]
+    pub auth: PoolerAuth,
+    /// Limits by role, in the order of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<PoolUser>,
     /// Pools in the order of the file.
     pub pools: Vec<Pool>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_one(count: &u32) -> bool {
+    *count == 1
+}
+
+impl Poolers {
+    /// Returns when a server connection of a pool goes back to it.
+    pub fn mode_of(&self, pool: &Pool) -> PoolMode {
+        pool.mode.unwrap_or(self.mode)
+    }
+}
+
+/// How PgBouncer knows what its clients must prove.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolerAuth {
+    /// From a file with the verifiers of the roles, which `apply` writes.
+    #[default]
+    Userlist,
+    /// It asks the server, through a function of pgherd's.
+    Query,
+}
+
+impl PoolerAuth {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Limits of one role in every PgBouncer of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolUser {
+    pub name: String,
+    pub mode: Option<PoolMode>,
+    /// Server connections over all pools.
+    pub connections: Option<u32>,
+    /// Server connections in each pool.
+    pub size: Option<u32>,
+    /// Client connections.
+    pub clients: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PoolMode {
     Transaction,
     Session,
     Statement,
+}
+
+impl PoolMode {
+    /// Returns it as the topology and PgBouncer write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Transaction => "transaction",
+            Self::Session => "session",
+            Self::Statement => "statement",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -330,6 +396,12 @@ pub struct Pool {
     pub max_lag: Option<Duration>,
     /// What to use when no standby can be used: the primary, or nothing.
     pub fallback_to_primary: bool,
+    /// When a server connection goes back to this pool, where that is not as in the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<PoolMode>,
+    /// The nodes that it may lead to, most wanted first; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

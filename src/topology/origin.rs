@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::checks::{DeclaredChecks, Report};
 use super::model::{
-    BackupSource, Cluster, DrillTarget, Herd, PoolMode, PoolTarget, Promote, Repository, RestoreProof,
+    BackupSource, Cluster, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository, RestoreProof,
     SecretReference, Service, Tls,
 };
 use super::problem::{Position, Problems};
@@ -270,13 +270,27 @@ impl List<'_> {
         };
         self.add(&["poolers", "hosts"], list(&poolers.hosts));
         self.add(&["ports", "pooler"], poolers.port.to_string());
-        let mode = match poolers.mode {
-            PoolMode::Transaction => "transaction",
-            PoolMode::Session => "session",
-            PoolMode::Statement => "statement",
-        };
-        self.add(&["poolers", "mode"], mode);
+        self.add(&["poolers", "mode"], poolers.mode.word());
         self.add(&["poolers", "max-clients"], poolers.max_clients.to_string());
+        self.add(&["poolers", "processes"], poolers.processes.to_string());
+        let auth = match poolers.auth {
+            PoolerAuth::Userlist => "userlist",
+            PoolerAuth::Query => "query",
+        };
+        self.add(&["poolers", "auth"], auth);
+        for user in &poolers.users {
+            let path = |key| ["poolers", "users", user.name.as_str(), key];
+            if let Some(mode) = user.mode {
+                self.add(&path("mode"), mode.word());
+            }
+            for (key, count) in
+                [("connections", user.connections), ("size", user.size), ("clients", user.clients)]
+            {
+                if let Some(count) = count {
+                    self.add(&path(key), count.to_string());
+                }
+            }
+        }
         for pool in &poolers.pools {
             let path = |key| ["poolers", "pools", pool.name.as_str(), key];
             let to = match pool.to {
@@ -289,6 +303,12 @@ impl List<'_> {
             if pool.to == PoolTarget::Standbys {
                 self.add(&path("max-lag"), pool.max_lag.map_or("none".to_owned(), written));
                 self.add(&path("fallback"), if pool.fallback_to_primary { "primary" } else { "none" });
+                if !pool.of.is_empty() {
+                    self.add(&path("of"), list(&pool.of));
+                }
+            }
+            if let Some(mode) = pool.mode {
+                self.add(&path("mode"), mode.word());
             }
         }
     }

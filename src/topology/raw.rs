@@ -10,7 +10,8 @@ use super::decode::{
     Address, Count, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary, record,
 };
 use super::model::{
-    BackupSource, DrillTarget, PoolMode, PoolTarget, Promote, RestoreProof, SecretReference, Service,
+    BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
+    Service,
 };
 use crate::units::ByteCount;
 
@@ -248,6 +249,12 @@ record! {
         mode: PoolMode = "mode",
         /// Client connections that one PgBouncer takes.
         max_clients: Count = "max-clients",
+        /// Processes on each host, which share its port and one another's cancel requests; needs PgBouncer 1.19.
+        processes: Count = "processes",
+        /// How it knows what clients must prove: "userlist", a file that apply writes (the default), or "query": it asks the server.
+        auth: PoolerAuth = "auth",
+        /// Limits by role.
+        users: Named<PoolUser> = "users",
         /// The pools by name: "rw" is reached under the database's name, "x" under DATABASE_x.
         pools: Named<Pool> = "pools",
     }
@@ -267,6 +274,24 @@ record! {
         max_lag: Duration = "max-lag",
         /// "primary": use it when no standby can be used.
         fallback: ThePrimary = "fallback",
+        /// When a server connection goes back to this pool, if not as in the others.
+        mode: PoolMode = "mode",
+        /// The nodes that it may lead to, most wanted first; all if it is not said.
+        of: Vec<Spanned<Text>> = "of",
+    }
+}
+
+record! {
+    /// What one role may take of every PgBouncer.
+    PoolUser {
+        /// When a server connection of its goes back to the pool.
+        mode: PoolMode = "mode",
+        /// Server connections in all its pools together.
+        connections: Count = "connections",
+        /// Server connections in each of its pools, in place of the pool's; needs PgBouncer 1.23.
+        size: Count = "size",
+        /// Client connections; needs PgBouncer 1.24.
+        clients: Count = "clients",
     }
 }
 

@@ -50,6 +50,8 @@ pub struct PgbouncerIni {
     pub databases: Vec<Setting>,
     /// Section [users], left out if it is empty.
     pub users: Vec<Setting>,
+    /// Section [peers].
+    pub peers: Vec<Setting>,
     /// Section [pgbouncer].
     pub settings: Vec<Setting>,
 }

@@ -6,7 +6,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use crate::ops::drill::{self, Held, Judged, Proof};
 use crate::ops::health::{Finding, Health, Status, Subject};
-use crate::ui::health::{Ended, Failed};
+use crate::ui::ended::{Ended, Failed};
 use crate::units::human_duration;
 
 /// Writes drills as one document.

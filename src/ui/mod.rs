@@ -12,6 +12,7 @@ mod told;
 
 pub mod backup;
 pub mod drill;
+pub mod ended;
 pub mod error;
 pub mod exit;
 pub mod explain;
@@ -21,6 +22,7 @@ pub mod journal;
 pub mod junit;
 pub mod operation;
 pub mod plan;
+pub mod pooler;
 pub mod restore;
 pub mod status;
 pub mod templates;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use crate::ops::health::{CheckName, Finding, Health, Measured, Status, Subject};
 use crate::topology::checks::{Limits, Measure, Worse};
 use crate::ui::Verbosity;
-use crate::ui::health::Ended;
+use crate::ui::ended::Ended;
 
 /// What agents and databases of Nagios take without cutting it.
 const WHOLE: usize = 4096;
@@ -204,7 +204,7 @@ mod tests {
 
     use super::*;
     use crate::topology::checks::Check;
-    use crate::ui::health::Failed;
+    use crate::ui::ended::Failed;
     use crate::ui::health::tests::{finding, health};
 
     fn told_in_full(health: &Health) -> String {

@@ -54,13 +54,17 @@ struct Document<'a> {
     add: usize,
     change: usize,
     interrupt: usize,
+    remove: usize,
     clusters: &'a [ClusterPlan],
 }
 
 impl<'a> Document<'a> {
     fn new(herd: &'a str, clusters: &'a [ClusterPlan]) -> Self {
-        let (add, change, interrupt) = totals(&once(clusters));
-        Self { herd, changes: clusters.iter().any(|plan| !plan.is_empty()), add, change, interrupt, clusters }
+        let plans = once(clusters);
+        let (add, change, interrupt) = totals(&plans);
+        let remove = removed(&plans);
+        let changes = clusters.iter().any(|plan| !plan.is_empty());
+        Self { herd, changes, add, change, interrupt, remove, clusters }
     }
 }
 
@@ -69,6 +73,10 @@ fn totals(plans: &[ClusterPlan]) -> (usize, usize, usize) {
         .iter()
         .map(ClusterPlan::counts)
         .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+}
+
+fn removed(plans: &[ClusterPlan]) -> usize {
+    plans.iter().flat_map(ClusterPlan::steps).filter(|planned| planned.sign == Sign::Remove).count()
 }
 
 fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
@@ -104,7 +112,12 @@ pub fn summary(plans: &[ClusterPlan]) -> String {
         1 => "1 step interrupts clients: it needs --allow-restart.".to_owned(),
         more => format!("{more} steps interrupt clients: they need --allow-restart."),
     };
-    format!("Plan: {add} to add, {change} to change, 0 to destroy. {cost}")
+    // What is removed is old and of pgherd's own: data goes by its name only, which no plan does.
+    let remove = match removed(plans) {
+        0 => String::new(),
+        some => format!("{some} to remove, "),
+    };
+    format!("Plan: {add} to add, {change} to change, {remove}0 to destroy. {cost}")
 }
 
 /// Returns the steps, with a line of its own where the one that `is_pivot` stands.

@@ -13,7 +13,7 @@ use crate::ops::health::{CheckName, Finding, Health, Measured, Status, Subject};
 #[cfg(test)]
 use crate::topology::checks::Check;
 use crate::topology::checks::Measure;
-use crate::ui::health::Ended;
+use crate::ui::ended::Ended;
 
 /// Families that every run has.
 pub const STATUS: &str = "pgherd_check_status";
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_run_that_failed_is_unknown_and_says_when() {
-        let failed = crate::ui::health::Failed::from(&crate::error::Error::failed("x"));
+        let failed = crate::ui::ended::Failed::from(&crate::error::Error::failed("x"));
         let text = text(Ended::Failed(&failed));
         assert!(
             text.contains("\npgherd_status 3\n") && text.contains("\npgherd_last_run_timestamp_seconds "),

@@ -89,13 +89,13 @@ fn a_run_that_fails_is_unknown_to_the_plugin_and_to_the_file() {
     let herd = with_topology(&HERD.replace("disk", "dsk"));
     let nagios = pgherd(herd.path(), &["health", "--format", "nagios"]);
     assert_eq!(nagios.status.code(), Some(3));
-    let line = "PGHERD UNKNOWN: pgherd.yml:4:21: unknown check \"dsk\" in clusters.inventory.health";
+    let line = "PGHERD UNKNOWN: pgherd.yml:8:14: unknown check \"dsk\" in clusters.inventory.health";
     assert!(text(&nagios.stdout).starts_with(line), "{}", text(&nagios.stdout));
     for (format, says) in [
         ("prometheus", "\npgherd_status 3\n"),
         ("junit", "errors=\"1\""),
         ("json", "\"status\": \"unknown\""),
-        ("human", "ERROR:  pgherd.yml:4:21: unknown check"),
+        ("human", "ERROR:  pgherd.yml:8:14: unknown check"),
         ("nagios", "PGHERD UNKNOWN: "),
     ] {
         let ran = pgherd(herd.path(), &["health", "--format", format, "--output", "out"]);

@@ -197,7 +197,7 @@ fn refuses_an_unknown_key_and_says_what_was_meant() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -266,7 +266,7 @@ fn refuses_an_unknown_key_that_is_taken_away() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -616,7 +616,7 @@ fn refuses_a_key_that_a_later_version_brings() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "partitions" in clusters.inventory
-DETAIL: Its keys are: backups, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   This version of pgherd does not have "partitions" yet. Remove it."#,
     );
 }
@@ -1753,6 +1753,18 @@ fn refuses_checks_of_ones_own_that_say_too_little() {
       odd: {sql: select 1, crit: 5 s, measure: size}
       patient: {sql: select 1, crit: 5, timeout: 5 min}
 "#,
-        "",
+        r#"
+ERROR:  pgherd.yml:10:7: clusters.inventory.checks.lag has the name of a check of pgherd's own
+HINT:   Give it another one; thresholds of "lag" belong under "health".
+ERROR:  pgherd.yml:11:7: clusters.inventory.checks.silent has no "crit"
+HINT:   Add it: crit: 10, or "warn".
+ERROR:  pgherd.yml:12:7: clusters.inventory.checks.nothing has no "sql"
+HINT:   Add it: sql: "select count(*) from SCHEMA.TABLE".
+ERROR:  pgherd.yml:13:53: unknown database "nowhere" in clusters.inventory.checks.elsewhere
+DETAIL: Declared: inventory.
+HINT:   Write one of them, or declare it first.
+ERROR:  pgherd.yml:14:34: clusters.inventory.checks.odd.crit: "5 s" has the unknown unit "s", expected a size such as 64 MiB or 32 GiB
+HINT:   "measure" says what it is written in: share (80 %), time (30 s), size (64 MiB) or count (12).
+ERROR:  pgherd.yml:15:50: clusters.inventory.checks.patient.timeout must be above 0 and at most 1m00s"#,
     );
 }

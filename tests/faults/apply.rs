@@ -51,7 +51,7 @@ enum Kind {
     Back,
     /// A standby for a primary that runs.
     Add,
-    /// A pair whose WAL is to be archived.
+    /// A pair whose WAL is to be archived, on a host with two builds of pgherd of before: one of them goes.
     Archive,
     /// A standby whose data directory is gone, made anew.
     Replace,
@@ -69,7 +69,7 @@ enum Kind {
     InPlace,
     /// The same, failing right before its pivot: what befalls the way back.
     InPlaceBack,
-    /// The removal of a pair.
+    /// The removal of a pair whose WAL was archived, and of the program that did it.
     Destroy,
 }
 
@@ -111,10 +111,10 @@ impl Kind {
     /// What the topology declares when the operation begins.
     fn shape(self) -> Shape {
         match self {
-            Self::Birth | Self::Back | Self::Archive | Self::InPlace | Self::InPlaceBack => Shape::Archived,
-            Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Rotate | Self::Destroy => {
-                Shape::Pair
+            Self::Birth | Self::Back | Self::Archive | Self::InPlace | Self::InPlaceBack | Self::Destroy => {
+                Shape::Archived
             }
+            Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Rotate => Shape::Pair,
             Self::Restart => Shape::Larger,
             Self::Encrypt => Shape::Encrypted,
         }
@@ -125,15 +125,14 @@ impl Kind {
         match self {
             Self::Birth | Self::Back => None,
             Self::Add => Some(Shape::Single),
-            Self::InPlace | Self::InPlaceBack => Some(Shape::Archived),
+            Self::InPlace | Self::InPlaceBack | Self::Destroy => Some(Shape::Archived),
             Self::Archive
             | Self::Replace
             | Self::Reboot
             | Self::Mend
             | Self::Restart
             | Self::Rotate
-            | Self::Encrypt
-            | Self::Destroy => Some(Shape::Pair),
+            | Self::Encrypt => Some(Shape::Pair),
         }
     }
 }
@@ -333,7 +332,8 @@ impl Gate for Faulty {
 
 /// A call that only looks: to lose its answer and to hang are one and the same.
 fn only_looks(call: &str) -> bool {
-    const LOOKS: [&str; 13] = [
+    const LOOKS: [&str; 14] = [
+        ": find",
         ": read ",
         ": readlink",
         ": look ",
@@ -424,10 +424,10 @@ impl Bench {
                     self.site.stop(NODES[0]);
                 }
                 Kind::InPlace | Kind::InPlaceBack => have_an_accident(&self.site, &herd).await,
+                Kind::Archive => self.site.have_older_builds(),
                 Kind::Birth
                 | Kind::Back
                 | Kind::Add
-                | Kind::Archive
                 | Kind::Restart
                 | Kind::Rotate
                 | Kind::Encrypt
@@ -860,7 +860,8 @@ impl Scene<'_> {
         if self.case.kind.before().is_none() && self.site.has_wal() {
             return Err("WAL is left in the repository".to_owned());
         }
-        // A grant or a login that was put right stays right, and a certificate that nobody shows yet is in nobody's way.
+        // A grant or a login that was put right stays right, and so does the record of who is primary; a certificate that nobody shows yet
+        // is in nobody's way.
         let steps = |plan: &ClusterPlan| -> Vec<ApplyStep> {
             let lasting = |step: &&ApplyStep| {
                 !matches!(
@@ -868,6 +869,7 @@ impl Scene<'_> {
                     ApplyStep::Mend { .. }
                         | ApplyStep::Logins { .. }
                         | ApplyStep::Repository { .. }
+                        | ApplyStep::Record { .. }
                         | ApplyStep::Authority { .. }
                         | ApplyStep::Certificate { .. }
                 )
@@ -885,6 +887,9 @@ impl Scene<'_> {
     async fn nothing_left(&self) -> Result<(), String> {
         let left = self.site.picture(self.cluster()).await;
         // The directory above the data directories is the operator's.
+        if self.site.has_program() {
+            return Err("removed, and pgherd's own copies are left".to_owned());
+        }
         if left == "data: " { Ok(()) } else { Err(format!("removed, and there is left:\n{left}")) }
     }
 

@@ -106,6 +106,20 @@ impl Site {
         systems.map(|system| system.path().join(&below)).any(|file| file.exists())
     }
 
+    /// Puts two builds of before on the host.
+    pub fn have_older_builds(&self) {
+        for hash in ["0000000000000001", "0000000000000002"] {
+            let copy = self.places.copy(hash);
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::write(copy, hash).unwrap();
+        }
+    }
+
+    /// Tells whether anything of the program is on the host.
+    pub fn has_program(&self) -> bool {
+        self.places.lib().exists()
+    }
+
     /// Tells whether the repository has a folder of a system identifier.
     pub fn has_wal(&self) -> bool {
         let systems = fs::read_dir(self.repository().join(CLUSTER)).into_iter().flatten().flatten();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
@@ -115,7 +115,7 @@ fn clusters_share_a_repository_and_the_installed_program() {
 
     // And from nothing without a saved plan.
     fs::remove_dir_all(herd.repository()).expect("removable");
-    fs::remove_dir_all(herd.path("lib")).expect("removable");
+    assert!(!herd.path("lib").exists());
     herd.apply().ends_with(0);
     herd.is_as_declared();
 }
@@ -229,6 +229,111 @@ fn archiving_goes_on_when_the_program_that_ran_apply_is_rebuilt_or_removed() {
     assert_eq!(failures(&herd), "0");
 }
 
+#[test]
+fn older_builds_go_when_nobody_uses_them_and_the_one_before_stays() {
+    let herd = declared(&newest_or_15(1), &SINGLE);
+    let [one, two, three] = ["one", "two", "three"].map(|name| herd.build(name));
+    herd.run_by(&one, &["apply", "--yes"]).ends_with(0);
+    let first = herd.build_in_use();
+    herd.run_by(&two, &["plan"]).ends_with(0).does_not_say("remove");
+    herd.run_by(&two, &["apply", "--yes"]).ends_with(0);
+    let second = herd.build_in_use();
+    // A station that still has the build before works on, and sends it to nobody.
+    herd.run_by(&one, &["wal", "list"]).ends_with(0);
+    herd.run_by(&two, &["plan"]).ends_with(0).says(&["No changes."]);
+    let mut both = vec![first.clone(), second.clone()];
+    both.sort();
+    assert_eq!(herd.builds(), both);
+
+    // Somebody runs the first one, and a directory that is not pgherd's has such a name.
+    let mut command = Command::new(herd.path("lib").join(&first).join("pgherd"));
+    let mut runs =
+        command.arg("node").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts");
+    let foreign = herd.path("lib/0123456789abcdef");
+    fs::create_dir(&foreign).expect("a directory");
+    fs::write(foreign.join("notes.txt"), "of somebody").expect("writable");
+    herd.run_by(&three, &["apply", "--yes"]).ends_with(0);
+    let third = herd.build_in_use();
+    herd.run_by(&three, &["plan"]).ends_with(0).says(&["No changes."]);
+    assert!(herd.path("lib").join(&first).join("pgherd").is_file());
+    drop(runs.stdin.take());
+    runs.wait().expect("it ends");
+    let plan = herd.run_by(&three, &["plan", "--detailed-exitcode"]).ends_with(2);
+    plan.says(&[
+        "- local",
+        "remove 1 older build of pgherd",
+        &first[..6],
+        "Plan: 0 to add, 0 to change, 1 to remove, 0 to destroy.",
+    ]);
+    herd.run_by(&three, &["apply", "--yes"]).ends_with(0);
+    herd.run_by(&three, &["plan"]).ends_with(0).says(&["No changes."]);
+    let mut left = vec![second, third, "0123456789abcdef".to_owned()];
+    left.sort();
+    assert_eq!(herd.builds(), left);
+
+    // With the last cluster all of it goes, but for what is not pgherd's.
+    arrives(&herd);
+    herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
+    herd.nothing_is_left();
+    assert_eq!(herd.builds(), ["0123456789abcdef"]);
+    assert!(!herd.path("lib/pgherd").exists() && !herd.path("config").exists());
+    assert_eq!(fs::read_to_string(foreign.join("notes.txt")).expect("readable"), "of somebody");
+}
+
+#[test]
+fn the_program_stays_as_long_as_a_cluster_or_a_server_needs_it() {
+    let mut herd = declared(&newest_or_15(0), &SINGLE);
+    herd.add_cluster("orders");
+    herd.apply().ends_with(0);
+    let wrong = ["destroy", "inventory", "--confirm", "no"];
+    herd.run(&wrong).ends_with(4).tells(&["(orders-a): stays"]);
+    herd.run(&["destroy", "orders", "--confirm", "orders"]).ends_with(0).tells(&["(inventory-a): stays"]);
+    assert!(herd.path("lib/pgherd").exists());
+
+    // A copy as restores made them before they brought a program of their own, and one of today.
+    herd.run(&["--cluster", "inventory", "backup", "create"]).ends_with(0);
+    let copies = herd.path("copies");
+    fs::create_dir(&copies).expect("a directory");
+    if is_root() {
+        let mut chown = Command::new("chown");
+        chown.arg("postgres").arg(&copies);
+        text_of(chown).expect("root may");
+    }
+    let [old_copy, copy] = ["old", "r"].map(|name| copies.join(name));
+    for copy in [&old_copy, &copy] {
+        herd.run(&["restore", "inventory", "--to-dir", text(copy), "--no-start"]).ends_with(0);
+    }
+    let settings = old_copy.join("pgherd.node.conf");
+    let own = fs::read_to_string(&settings).expect("readable");
+    let beside = format!("{}-pgherd/pgherd wal fetch", old_copy.display());
+    assert!(own.contains(&beside), "{own}");
+    let build = herd.path("lib").join(herd.build_in_use()).join("pgherd");
+    let old = own.replace(&beside, &format!("{} wal fetch", build.display()));
+    fs::write(&settings, old).expect("writable");
+    let log = copies.join("log");
+    let start = |copy: &Path| herd.program("pg_ctl", &["-D", text(copy), "-l", text(&log), "-w", "start"]);
+    let stop = |copy: &Path| herd.program("pg_ctl", &["-D", text(copy), "-m", "fast", "-w", "stop"]);
+    start(&old_copy);
+    herd.run(&wrong).ends_with(4).tells(&[&format!("(the server in {}): stays", old_copy.display())]);
+    stop(&old_copy);
+
+    // Without a cluster and without the program that was installed the copy of today finds its WAL.
+    herd.run(&["destroy", "inventory", "--confirm", "inventory"])
+        .ends_with(0)
+        .tells(&["and the directories that are empty then"]);
+    herd.nothing_is_left();
+    assert!(!herd.path("lib").exists());
+    let archived_before = archived(&herd).len();
+    start(&copy);
+    let log_of = herd.path("copies/r-pgherd/log");
+    let fetched = |file: &PathBuf| {
+        fs::read_to_string(file).is_ok_and(|text| text.contains("restored log file \"0000000"))
+    };
+    until("it fetches WAL", || files_below(&log_of).iter().any(fetched).then_some(()));
+    stop(&copy);
+    assert_eq!(archived(&herd).len(), archived_before);
+}
+
 /// Writes and ends segments, several a second, until it is dropped.
 struct Load(std::process::Child);
 
@@ -300,10 +405,11 @@ fn wal_that_does_not_arrive_is_told_with_the_servers_words_and_everything_is_und
 }
 
 /// Has the installed copy fail at WAL and do everything else; returns where it is.
-fn break_the_copy(herd: &Herd) -> PathBuf {
-    let link = fs::read_link(herd.path("lib/pgherd")).expect("a link");
-    let copy = herd.path("lib").join(link);
-    fs::remove_file(&copy).expect("it is ours");
+fn break_the_copy(herd: &Herd, build: &str) -> PathBuf {
+    let copy = herd.path("lib").join(build).join("pgherd");
+    fs::create_dir_all(herd.path("lib").join(build)).expect("a directory");
+    // A program that runs is not written over.
+    fs::remove_file(&copy).ok();
     let script = format!(
         "#!/bin/sh\ncase \"$1\" in wal) echo 'ERROR:  the disk is on fire' >&2; exit 1;; esac\nexec {} \"$@\"\n",
         text(binary())
@@ -323,11 +429,13 @@ fn archived(herd: &Herd) -> Vec<PathBuf> {
 fn a_birth_whose_wal_is_refused_says_what_the_server_said_and_leaves_nothing() {
     let herd = declared(&newest_or_15(0), &SINGLE);
     herd.apply().ends_with(0);
+    let build = herd.build_in_use();
     let gone = herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
-    gone.tells(&["WAL and backups of inventory in repository main, file://", "pgherd in", "stays"]);
+    gone.tells(&["WAL and backups of inventory in repository main, file://", "stays"]);
+    assert!(!herd.path("lib").exists());
     let kept = archived(&herd);
     assert!(!kept.is_empty());
-    let copy = break_the_copy(&herd);
+    let copy = break_the_copy(&herd, &build);
     let apply = herd.apply().ends_with(1);
     apply.tells(&[
         "ERROR:  the WAL of inventory-a does not arrive in repository main",
@@ -513,7 +621,7 @@ fn status_tells_backup_archive_and_window_and_says_unknown_when_it_cannot_look()
     }
 
     // An archiver that fails is told with the file and what waits.
-    let copy = break_the_copy(&herd);
+    let copy = break_the_copy(&herd, &herd.build_in_use());
     finish_segment(&herd);
     until("the archiver fails", || (failures(&herd) != "0").then_some(()));
     herd.status().ends_with(0).says(&[

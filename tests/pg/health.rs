@@ -5,10 +5,11 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::herd::{Frozen, Herd, PAIR, Port, Shape, WHOLE, newest_or_15, text, until};
+use crate::pooler_verb::console;
 use crate::server::installations;
 
 /// Judges the herd and returns the finding of one check of one thing.
@@ -118,7 +119,7 @@ fn what_only_the_topology_makes_sense_of_fires_and_clears() {
         let text = finding(&herd, "operations", "-")["text"].as_str()?.to_owned();
         text.contains("apply runs since").then_some(())
     });
-    apply.signal(rustix::process::Signal::KILL);
+    apply.signal(Signal::KILL);
     apply.end();
     let report = herd.run(&["--format", "json", "health"]).json();
     let findings = report["findings"].as_array().expect("a list").clone();
@@ -145,6 +146,47 @@ fn two_primaries_and_what_only_one_of_them_has_are_told() {
         says.contains("of timeline 1, which the primary left at") && says.contains("that only it has"),
         "{says}"
     );
+}
+
+#[test]
+fn a_pooler_that_is_frozen_paused_misled_or_stopped_is_told() {
+    let herd = Herd::up(&newest_or_15(1), &PAIR);
+    let sound = becomes(&herd, "routes", "local", "ok");
+    assert_eq!(sound["text"], "inventory to a; inventory_ro to b");
+
+    let frozen = Frozen::new(herd.pgbouncer().expect("it runs"));
+    becomes(&herd, "poolers", "local", "unknown");
+    assert_eq!(finding(&herd, "pool-wait", "local")["follows"], "poolers");
+    drop(frozen);
+
+    console(&herd, "PAUSE inventory");
+    let paused = becomes(&herd, "routes", "local", "critical");
+    assert_eq!(paused["text"], "inventory is paused");
+    console(&herd, "RESUME inventory");
+    becomes(&herd, "routes", "local", "ok");
+
+    let ini = herd.pooler().join("pgbouncer.ini");
+    let good = std::fs::read_to_string(&ini).expect("readable");
+    let (a, b) = (format!("port={} ", herd.port("a")), format!("port={} ", herd.port("b")));
+    std::fs::write(&ini, good.replace(&a, &b)).expect("writable");
+    console(&herd, "RELOAD");
+    let wrong = becomes(&herd, "routes", "local", "critical");
+    assert!(wrong["text"].as_str().unwrap().starts_with("inventory: it leads to b"), "{wrong:#}");
+    herd.run(&["pooler", "apply", "--yes"]).ends_with(0);
+    becomes(&herd, "routes", "local", "ok");
+
+    kill_process(herd.pgbouncer().expect("it runs"), Signal::KILL).expect("it runs");
+    assert_eq!(becomes(&herd, "poolers", "local", "critical")["text"], "it is stopped");
+    herd.apply().ends_with(0);
+    becomes(&herd, "poolers", "local", "ok");
+
+    // A server that was given fewer connections than the poolers may open.
+    assert_eq!(finding(&herd, "budget", "-")["status"], "ok");
+    herd.sql("b", "ALTER SYSTEM SET superuser_reserved_connections = 36");
+    herd.stop("b", "fast");
+    herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
+    let over = becomes(&herd, "budget", "-", "critical");
+    assert!(over["text"].as_str().unwrap().contains("b (today):"), "{over:#}");
 }
 
 /// Asks an HTTP server, and returns the status and the body.
@@ -189,7 +231,8 @@ fn one_herd_is_told_in_every_form_that_monitoring_reads() {
 
     let writes = finding(&herd, "writes", "cluster");
     assert_eq!(writes["status"], "unknown");
-    assert_eq!(writes["text"], "cannot execute INSERT in a read-only transaction (SQLSTATE 25006)");
+    // The server calls the statement by its last part.
+    assert_eq!(writes["text"], "cannot execute SELECT in a read-only transaction (SQLSTATE 25006)");
     let stock = finding(&herd, "stock", "cluster");
     assert_eq!(
         (&stock["status"], &stock["text"]),
@@ -215,7 +258,7 @@ fn one_herd_is_told_in_every_form_that_monitoring_reads() {
     );
     prometheus_takes(&metrics);
     let junit = herd.run(&["--format", "junit", "health"]).ends_with(3);
-    junit.says(&["<testsuite name=\"shop/inventory\"", "<error message=\"cannot execute INSERT"]);
+    junit.says(&["<testsuite name=\"shop/inventory\"", "<error message=\"cannot execute SELECT"]);
 
     // A breach counts from the second look in a row on, over runs.
     herd.edit("      writes: {sql: 'INSERT INTO public.t VALUES (1) RETURNING 1', crit: 1}\n", "");

@@ -299,7 +299,11 @@ impl Herd {
 
     /// Prepares a run of pgherd.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        self.command_of(binary(), args)
+    }
+
+    fn command_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args)
             .current_dir(self.root())
@@ -318,6 +322,41 @@ impl Herd {
     #[track_caller]
     pub fn run(&self, args: &[&str]) -> Ran {
         self.start(args).end()
+    }
+
+    /// Makes another build of pgherd, which behaves the same.
+    pub fn build(&self, name: &str) -> PathBuf {
+        let program = self.path("built").join(name).join("pgherd");
+        fs::create_dir_all(program.parent().expect("a directory")).expect("a directory");
+        // Without what a debugger wants of it, since it is copied again and again.
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(&program).arg(binary());
+        text_of(strip).expect("binutils are there");
+        let mut file = OpenOptions::new().append(true).open(&program).expect("writable");
+        std::io::Write::write_all(&mut file, name.as_bytes()).expect("writable");
+        program
+    }
+
+    /// Runs another build.
+    #[track_caller]
+    pub fn run_by(&self, program: &Path, args: &[&str]) -> Ran {
+        Running::start(self.command_of(program, args), args).end()
+    }
+
+    /// Returns the builds that are installed, by their hashes.
+    pub fn builds(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("lib")).into_iter().flatten();
+        let names = entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned());
+        let mut builds: Vec<String> = names.filter(|name| name != "pgherd").collect();
+        builds.sort();
+        builds
+    }
+
+    /// Returns the build that the link leads to.
+    #[track_caller]
+    pub fn build_in_use(&self) -> String {
+        let link = fs::read_link(self.path("lib/pgherd")).expect("a link");
+        link.parent().expect("HASH/pgherd").display().to_string()
     }
 
     /// Starts pgherd and does not wait.

@@ -30,6 +30,7 @@ mod in_place;
 mod objects;
 mod plan_file;
 mod pooler;
+mod pooler_verb;
 mod queries;
 mod repository_lock;
 mod restore;

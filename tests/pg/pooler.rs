@@ -103,6 +103,7 @@ impl House {
         render(&Declared {
             cluster: &self.cluster,
             host: "local",
+            process: 1,
             os_user: self.host.os_user(),
             program: &self.pgbouncer,
             listen: Ipv4Addr::LOCALHOST.into(),
@@ -116,7 +117,10 @@ impl House {
 
     async fn start(&self, files: &PoolerFiles) -> u32 {
         self.door().install(files, &self.observe().await).await.unwrap();
-        self.door().ensure_started(&self.pgbouncer, files).await.unwrap_or_else(|error| panic!("{error:?}"))
+        self.door()
+            .ensure_started(&self.pgbouncer, files, false)
+            .await
+            .unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     async fn observe(&self) -> PoolerObserved {
@@ -176,7 +180,7 @@ fn standby(node: &str, port: u16) -> Standby {
 
 /// A layout whose nodes do not exist, for what only PgBouncer itself is asked.
 fn of_nobody() -> Layout {
-    Layout { primary: target("a", 1), standbys: vec![standby("b", 2)] }
+    Layout::new(target("a", 1), vec![standby("b", 2)])
 }
 
 fn pid(observed: &PoolerObserved) -> u32 {
@@ -202,7 +206,7 @@ async fn clients_reach_both_aliases_and_a_reload_leads_them_elsewhere() {
     house.verifiers.insert("app".to_owned(), verifier);
 
     let (a, b) = (primary.port(), replica.port());
-    let mut layout = Layout { primary: target("a", a), standbys: vec![standby("b", b)] };
+    let mut layout = Layout::new(target("a", a), vec![standby("b", b)]);
     let files = house.files(&layout);
     house.start(&files).await;
     assert_eq!(house.leads_to("shop").await, a);
@@ -255,7 +259,7 @@ async fn a_transaction_may_end_before_pgbouncer_does() {
         .unwrap();
     let verifier = Verifier::parse(rows[0]["v"].as_ref().unwrap()).unwrap();
     house.verifiers.insert("app".to_owned(), verifier);
-    let files = house.files(&Layout { primary: target("a", server.port()), standbys: Vec::new() });
+    let files = house.files(&Layout::new(target("a", server.port()), Vec::new()));
     house.start(&files).await;
 
     let client = house.login("shop").await.unwrap();
@@ -337,7 +341,7 @@ async fn a_killed_pgbouncer_is_seen_and_started_again() {
     let house = House::build().await;
     let files = house.files(&of_nobody());
     let first = house.start(&files).await;
-    assert_eq!(house.door().ensure_started(&house.pgbouncer, &files).await.unwrap(), first);
+    assert_eq!(house.door().ensure_started(&house.pgbouncer, &files, false).await.unwrap(), first);
     let victim = rustix::process::Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
     rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -372,7 +376,7 @@ async fn a_pgbouncer_without_its_pidfile_is_unknown_and_not_started_twice() {
     let pidfile = std::fs::read(house.paths.pidfile()).unwrap();
     std::fs::remove_file(house.paths.pidfile()).unwrap();
     assert!(matches!(house.observe().await.process, PoolerProcess::Unknown { .. }));
-    let error = house.door().ensure_started(&house.pgbouncer, &files).await.unwrap_err();
+    let error = house.door().ensure_started(&house.pgbouncer, &files, false).await.unwrap_err();
     assert!(error.what().starts_with("could not tell whether PgBouncer"), "{error:?}");
     assert!(house.door().stop(Duration::ZERO).await.is_err());
     std::fs::write(house.paths.pidfile(), pidfile).unwrap();
@@ -399,7 +403,7 @@ async fn a_port_that_somebody_else_has_is_told_with_the_program() {
     let files = house.files(&of_nobody());
     let taken = TcpListener::bind(("127.0.0.1", house.port())).unwrap();
     house.door().install(&files, &house.observe().await).await.unwrap();
-    let error = house.door().ensure_started(&house.pgbouncer, &files).await.unwrap_err();
+    let error = house.door().ensure_started(&house.pgbouncer, &files, false).await.unwrap_err();
     assert_eq!(error.what(), format!("cannot start PgBouncer: 127.0.0.1:{} is in use", house.port()));
     let detail = error.detail_text().unwrap();
     assert!(detail.contains(&format!("(process {})", std::process::id())), "{detail}");
@@ -415,7 +419,51 @@ async fn a_file_that_pgbouncer_does_not_take_is_told_in_its_own_words() {
     house.door().install(&files, &house.observe().await).await.unwrap();
     std::fs::write(house.paths.ini(), files.ini.replace("[databases]\n", "[databases]\n\"a b\" = host=x\n"))
         .unwrap();
-    let error = house.door().ensure_started(&house.pgbouncer, &files).await.unwrap_err();
+    let error = house.door().ensure_started(&house.pgbouncer, &files, false).await.unwrap_err();
     assert!(error.detail_text().unwrap().contains("syntax error in configuration"), "{error:?}");
     assert_eq!(house.observe().await.process, PoolerProcess::Stopped);
+}
+
+#[tokio::test]
+async fn a_wrong_file_never_replaces_a_good_one() {
+    let house = House::build().await;
+    let good = house.files(&of_nobody());
+    let first = house.start(&good).await;
+    let installed = || {
+        [house.paths.ini(), house.paths.hba(), house.paths.userlist()]
+            .map(|path| std::fs::read_to_string(path).unwrap())
+    };
+    let before = installed();
+    let with_ini = |from: &str, to: &str| PoolerFiles { ini: good.ini.replace(from, to), ..good.clone() };
+    let broken_userlist = format!("{}\"app\n", good.userlist.reveal());
+    let wrong = [
+        (with_ini("[pgbouncer]\n", "[pgbouncer]\nno_such_key = 1\n"), "no_such_key"),
+        (with_ini("pool_mode = transaction", "pool_mode = sometimes"), "pool_mode"),
+        (with_ini("pool_size=8", "pool_size=9"), "pool_size 9 -> 8"),
+        (with_ini("[databases]\n", "[databases]\n= host\n"), "syntax error"),
+        (PoolerFiles { hba: "host all all everywhere trust\n".to_owned(), ..good.clone() }, "hba"),
+        (PoolerFiles { userlist: Secret::new(broken_userlist), ..good.clone() }, "userlist"),
+    ];
+    for (files, why) in wrong {
+        let observed = house.observe().await;
+        let tried = house.door().replace(&house.pgbouncer, &files, &observed).await;
+        let Err(error) = tried else { panic!("{why} was taken: {}", files.ini) };
+        let told = format!("{} {}", error.what(), error.detail_text().unwrap_or_default());
+        assert!(told.contains("would not do"), "{why}: {told}");
+        assert_eq!(installed(), before, "{why}");
+        assert_eq!(pid(&house.observe().await), first, "{why}");
+        assert!(!house.paths.directory().join("trial").exists(), "{why}");
+    }
+    assert_eq!(house.drift(&good).await, Vec::<String>::new());
+
+    let mut other = house;
+    other.cluster.poolers.as_mut().unwrap().max_clients = 77;
+    let better = other.files(&of_nobody());
+    let observed = other.observe().await;
+    assert_eq!(
+        other.door().replace(&other.pgbouncer, &better, &observed).await.unwrap(),
+        Vec::<Drift>::new()
+    );
+    assert_eq!(other.drift(&better).await, Vec::<String>::new());
+    assert_eq!(pid(&other.observe().await), first);
 }

@@ -121,6 +121,24 @@ fn a_backup_is_made_and_restored_on_the_node_s_own_host() {
     herd.run(&["restore", "inventory", "--to-dir", copy.to_str().unwrap()]).ends_with(0);
     assert!(copy.join("PG_VERSION").exists());
     herd.is_as_declared();
+
+    // Other builds come and the oldest one goes, on a host of its own as on the station; the copy runs on with a program of its own.
+    let first = herd.build_in_use();
+    let [one, two] = ["one", "two"].map(|name| herd.build(name));
+    herd.run_by(&one, &["apply", "--yes"]).ends_with(0);
+    assert!(herd.builds().contains(&first));
+    herd.run_by(&two, &["plan"]).ends_with(0).says(&["remove 1 older build of pgherd", &first[..6]]);
+    herd.run_by(&two, &["apply", "--yes"]).ends_with(0);
+    assert!(!herd.builds().contains(&first) && herd.builds().len() == 2, "{:?}", herd.builds());
+    herd.run_by(&two, &["plan"]).ends_with(0).says(&["No changes."]);
+    // A station that knows nothing of that brings its build along.
+    herd.run(&["wal", "list"]).ends_with(0);
+    assert!(herd.builds().contains(&first));
+    herd.run_by(&two, &["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
+    for place in ["lib", "config", "state/run", "state/log"] {
+        assert!(!herd.path(place).exists(), "{place}");
+    }
+    herd.program("pg_ctl", &["-D", copy.to_str().unwrap(), "-m", "fast", "-w", "stop"]);
 }
 
 /// Opens the door to db1 as the caller, in this process.

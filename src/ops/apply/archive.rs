@@ -11,12 +11,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::db::queries::{self, Archiver};
 use crate::engine::step::Found;
+use crate::engine::store::Store;
 use crate::error::{Error, Result};
 use crate::host::{Command, Host, HostError};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::logins;
 use crate::ops::apply::world::World;
 use crate::ops::binary::{self, Build, Installed};
+use crate::ops::builds::{self, Copy};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{self, Doors};
 use crate::ops::plan::{ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen, SHARE};
@@ -43,7 +45,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 const OWN: [&str; 2] = [dir::UNFINISHED, dir::LOCK];
 
 /// Looks at both ends of the archive on every host of the cluster's nodes; `None` where the cluster declares no backups.
-pub(super) async fn look(doors: &Doors, cluster: &Cluster, build: &Build) -> Result<Option<ArchiveSeen>> {
+pub(super) async fn look(
+    doors: &Doors,
+    cluster: &Cluster,
+    build: &Build,
+    store: &Store,
+) -> Result<Option<ArchiveSeen>> {
     let Some(backups) = &cluster.backups else { return Ok(None) };
     let mut hosts = BTreeMap::new();
     for name in cluster.nodes.iter().map(|node| &node.host).collect::<BTreeSet<_>>() {
@@ -54,7 +61,13 @@ pub(super) async fn look(doors: &Doors, cluster: &Cluster, build: &Build) -> Res
             Err(error) => RepositorySeen::Unknown { why: error.to_string() },
         };
         let installed = binary::look(host, doors.places(name)).await?;
-        hosts.insert(name.clone(), ArchiveHost { installed, repository });
+        let asker = Asker { host, places: doors.places(name), store, own: None };
+        // What cannot be told may be needed.
+        let older = unneeded(&asker, &installed, build.hash()?).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, host = name, "older copies of pgherd are left alone");
+            Vec::new()
+        });
+        hosts.insert(name.clone(), ArchiveHost { installed, older, repository });
     }
     let primary = look_at_record(doors.host(&cluster.preferred().host), cluster, &backups.repository).await;
     let (version, hash) = (build.version().to_owned(), build.hash()?.to_owned());
@@ -153,6 +166,9 @@ pub(super) async fn install(world: &World, wanted: Install<'_>) -> Result<Eviden
             .hint("Go on with the build that began it, or undo the operation and plan again."));
     }
     binary::ensure_copy(host, places, &world.build).await?;
+    if let Some(before) = wanted.before {
+        binary::mark_used(host, places, before).await?;
+    }
     binary::link(host, places, &binary::target(wanted.hash)).await?;
     Ok(Evidence::Installed { hash: wanted.hash.to_owned() })
 }
@@ -170,6 +186,51 @@ pub(super) async fn uninstall(world: &World, wanted: Install<'_>) -> Result<()> 
         None if others_archive(host, places, &world.input.cluster).await? => Ok(()),
         None => binary::unlink(host, places).await,
     }
+}
+
+/// Whose copies are looked at, and for whom.
+struct Asker<'a> {
+    host: &'a dyn Host,
+    places: &'a Places,
+    store: &'a Store,
+    /// The operation that asks.
+    own: Option<&'a str>,
+}
+
+/// Finds the copies that nobody needs when `wanted` is in use. Who needs one is only looked for where one is to spare.
+async fn unneeded(asker: &Asker<'_>, installed: &Installed, wanted: &str) -> Result<Vec<Copy>> {
+    let copies = builds::copies(asker.host, asker.places).await?;
+    let spare = builds::spare(&copies, installed, wanted, Timestamp::now());
+    if spare.is_empty() {
+        return Ok(Vec::new());
+    }
+    let needed = builds::needed(asker.host, asker.places, asker.store, asker.own, &[]).await?;
+    Ok(spare.into_iter().filter(|copy| !needed.builds.contains_key(&copy.hash)).cloned().collect())
+}
+
+/// Looks whether every copy is gone.
+pub(super) async fn look_at_pruned(world: &World, host: &str, wanted: &[String]) -> Result<Found<Evidence>> {
+    let copies = builds::copies(world.doors.host(host), world.doors.places(host)).await?;
+    Ok(if copies.iter().any(|copy| wanted.contains(&copy.hash)) {
+        Found::NotDone
+    } else {
+        Found::Done(Evidence::Pruned { gone: wanted.to_vec(), kept: Vec::new() })
+    })
+}
+
+/// Removes those copies of `wanted` that nobody needs at this moment.
+pub(super) async fn prune(world: &World, host: &str, wanted: &[String]) -> Result<Evidence> {
+    let (door, places) = (world.doors.host(host), world.doors.places(host));
+    let installed = binary::look(door, places).await?;
+    let own = Some(world.operation.as_str());
+    let asker = Asker { host: door, places, store: &world.store, own };
+    let unneeded = unneeded(&asker, &installed, world.build.hash()?).await?;
+    for copy in unneeded.iter().filter(|copy| wanted.contains(&copy.hash)) {
+        builds::remove(door, places, &copy.hash).await?;
+    }
+    let left = builds::copies(door, places).await?;
+    let (kept, gone) = wanted.iter().cloned().partition(|hash| left.iter().any(|copy| copy.hash == *hash));
+    Ok(Evidence::Pruned { gone, kept })
 }
 
 /// Tells whether a server of another cluster on the host may call the link.

@@ -54,4 +54,6 @@ pub enum Evidence {
     PoolerAnswers { aliases: Vec<String> },
     /// The row was read on these nodes.
     Proved { nodes: Vec<String>, milliseconds: u64 },
+    /// These copies of pgherd are gone; somebody needs those that are `kept`, or did when it was their turn.
+    Pruned { gone: Vec<String>, kept: Vec<String> },
 }

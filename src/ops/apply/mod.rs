@@ -13,7 +13,7 @@ pub mod step;
 mod tls;
 pub mod world;
 
-pub(crate) use pooler::{observe_pooler, remove as remove_pooler};
+pub(crate) use pooler::remove as remove_pooler;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -68,6 +68,8 @@ pub struct Wishes {
     pub rotate: Option<Purpose>,
     /// Nodes that may be taken over as they run, by their names within the cluster.
     pub adopt: BTreeSet<String>,
+    /// Nothing but the poolers.
+    pub only_poolers: bool,
 }
 
 /// As [`prepare`], with something besides.
@@ -118,9 +120,10 @@ pub async fn prepare_wishing(
     let cluster = &cluster.with_adopted(&fixed.adopted);
     let seen =
         look_closer(&doors, cluster, &observed, &adoption, &passwords).await.map_err(|error| vec![error])?;
-    let archive = archive::look(&doors, cluster, &context.build).await.map_err(|error| vec![error])?;
+    let archive =
+        archive::look(&doors, cluster, &context.build, &context.store).await.map_err(|error| vec![error])?;
     let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
-    plan::plan(&Situation {
+    let plan = plan::plan(&Situation {
         cluster,
         places: &context.places,
         fixed: &fixed,
@@ -132,7 +135,8 @@ pub async fn prepare_wishing(
         tls: tls.as_ref(),
         rotate: wishes.rotate,
         adoption: &adoption,
-    })
+    })?;
+    if wishes.only_poolers { plan.only_poolers().map_err(|error| vec![error]) } else { Ok(plan) }
 }
 
 /// What only a primary that answers can tell.
@@ -449,7 +453,7 @@ impl ConfirmedPlan {
         let rotate = self.0.steps().find_map(|planned| {
             if let ApplyStep::StagePassword { login } = planned.step { Some(login) } else { None }
         });
-        Wishes { rotate, adopt: self.0.adopt.clone() }
+        Wishes { rotate, adopt: self.0.adopt.clone(), only_poolers: self.0.only_poolers }
     }
 
     /// Compares it with a plan that was made just now, under the lock.
@@ -462,13 +466,20 @@ impl ConfirmedPlan {
         let is_own = |planned: &PlannedStep| {
             !planned.step.is_common() && !matches!(planned.step, ApplyStep::Archive { .. })
         };
-        let is_agreed = |planned: &PlannedStep| agreed.steps().any(|one| one == planned);
+        let same = |one: &PlannedStep, other: &PlannedStep| match one.step.prunes() {
+            Some(host) => other.step.prunes() == Some(host),
+            None => one == other,
+        };
+        // Copies that were needed when the plan was shown are left for the next one.
+        let is_agreed = |planned: &PlannedStep| {
+            planned.step.prunes().is_some() || agreed.steps().any(|one| one == planned)
+        };
         if fresh.keeping(is_own) == agreed.keeping(is_own)
             && fresh.steps().all(|planned| is_own(planned) || is_agreed(planned))
             && fresh.fingerprint == agreed.fingerprint
             && fresh.primary == agreed.primary
         {
-            let is_left = |planned: &PlannedStep| fresh.steps().any(|one| one == planned);
+            let is_left = |planned: &PlannedStep| fresh.steps().any(|one| same(planned, one));
             let stages = agreed.keeping(|planned| !planned.step.is_common() || is_left(planned));
             return Ok(ClusterPlan { stages, ..fresh });
         }
@@ -560,14 +571,14 @@ mod tests {
     fn the_golden_plan_reads_and_writes_byte_for_byte() {
         let golden = include_str!("../../../tests/golden/plan-v1.json");
         let saved: SavedPlan = serde_json::from_str(golden).unwrap();
-        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 10, 3, 1]);
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 11, 3, 1]);
         // Every kind of step is in it.
         let kinds = saved
             .plans
             .iter()
             .flat_map(ClusterPlan::steps)
             .map(|planned| std::mem::discriminant(&planned.step));
-        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 24);
+        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 25);
         assert_eq!(saved.text(), golden);
     }
 

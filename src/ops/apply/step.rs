@@ -50,6 +50,10 @@ impl Step for ApplyStep {
             Self::Keep {} => "keep what is done".to_owned(),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Prove { .. } => "prove a write".to_owned(),
+            Self::Prune { host, builds } => match builds.len() {
+                1 => format!("remove 1 older build of pgherd from {host}"),
+                more => format!("remove {more} older builds of pgherd from {host}"),
+            },
         }
     }
 
@@ -78,9 +82,12 @@ impl Step for ApplyStep {
             | Self::Archive { .. }
             | Self::Record { .. }
             | Self::Prove { .. } => Reversal::NothingToUndo,
-            Self::Open { .. } | Self::ForgetPassword { .. } | Self::Keep {} | Self::Pooler { .. } => {
-                Reversal::ForwardOnly
-            }
+            // A copy that could not be removed is no reason to take back what is done.
+            Self::Open { .. }
+            | Self::ForgetPassword { .. }
+            | Self::Keep {}
+            | Self::Pooler { .. }
+            | Self::Prune { .. } => Reversal::ForwardOnly,
         }
     }
 
@@ -111,7 +118,8 @@ impl Step for ApplyStep {
             | Self::ForgetPassword { .. }
             | Self::Keep {}
             | Self::Pooler { .. }
-            | Self::Prove { .. } => Duration::from_secs(300),
+            | Self::Prove { .. }
+            | Self::Prune { .. } => Duration::from_secs(300),
         }
     }
 
@@ -142,7 +150,8 @@ impl Step for ApplyStep {
             | Self::StagePassword { .. }
             | Self::RotatePassword { .. }
             | Self::ForgetPassword { .. }
-            | Self::Keep {} => Retry::NEVER,
+            | Self::Keep {}
+            | Self::Prune { .. } => Retry::NEVER,
         }
     }
 
@@ -208,6 +217,7 @@ impl Step for ApplyStep {
             Self::Pooler { host } => pooler::look(world, host).await?,
             // A proof is of its own moment: what was proved before the crash is proved again.
             Self::Prove { .. } => Found::NotDone,
+            Self::Prune { host, builds } => archive::look_at_pruned(world, host, builds).await?,
         })
     }
 
@@ -308,6 +318,7 @@ impl Step for ApplyStep {
             Self::Keep {} => Evidence::Kept {},
             Self::Pooler { host } => pooler::ensure(world, host).await.map_err(maybe_passing)?,
             Self::Prove { nodes } => proof::prove(world, nodes).await.map_err(maybe_passing)?,
+            Self::Prune { host, builds } => archive::prune(world, host, builds).await?,
         })
     }
 
@@ -355,7 +366,8 @@ impl Step for ApplyStep {
             | Self::Prove { .. }
             | Self::Open { .. }
             | Self::Keep {}
-            | Self::Pooler { .. } => {}
+            | Self::Pooler { .. }
+            | Self::Prune { .. } => {}
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::store::Store;
 use crate::error::{Error, Result};
 use crate::host::programs::Programs;
 use crate::ops::binary::Build;
@@ -35,6 +36,8 @@ pub struct World {
     programs: BTreeMap<String, Programs>,
     /// The program that is installed.
     pub build: Build,
+    /// The journals of this station.
+    pub store: Store,
     /// Resolved passwords of declared roles, by role.
     pub passwords: BTreeMap<String, Secret>,
 }
@@ -55,8 +58,8 @@ impl World {
         for node in &input.cluster.nodes {
             programs.insert(node.name.clone(), doors.programs(&input.cluster, &node.host).await?.clone());
         }
-        let build = context.build.clone();
-        Ok(Self { operation, input, doors, programs, build, passwords })
+        let (build, store) = (context.build.clone(), context.store.clone());
+        Ok(Self { operation, input, doors, programs, build, store, passwords })
     }
 
     /// Returns a node of the cluster that a step names.

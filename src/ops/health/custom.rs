@@ -1,14 +1,11 @@
-//! Checks that the topology declares: a query, its first column held against thresholds, the rest told.
+//! What the checks are answered that the topology declares.
 
 use futures_util::future::join_all;
 
 use super::asked::{Asked, Why};
-use super::report::{CheckName, Finding, Measured, Status, Subject};
-use super::seen::Seen;
 use crate::db::custom::{self as ask, Column};
 use crate::ops::observe::{ClusterObserved, Doors, PATIENCE};
 use crate::ops::roles::Lead;
-use crate::topology::checks::{Check, Measure, Worse};
 use crate::topology::custom::{CustomCheck, On};
 use crate::topology::model::{Cluster, Node};
 
@@ -74,163 +71,5 @@ async fn one(doors: &Doors, cluster: &Cluster, node: &Node, check: &CustomCheck)
         Ok(Ok(columns)) => Ok(columns),
         Ok(Err(why)) => Err(Why::Failed(why)),
         Err(error) => Err(Why::Failed(error.to_string())),
-    }
-}
-
-/// Judges what the nodes answered.
-pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
-    seen.custom
-        .iter()
-        .filter_map(|told| {
-            let check = seen.cluster.checks.iter().find(|check| check.name == told.check)?;
-            Some(finding(seen.cluster, check, told))
-        })
-        .collect()
-}
-
-fn finding(cluster: &Cluster, check: &CustomCheck, seen: &CustomSeen) -> Finding {
-    // Whoever is primary now: the finding is the cluster's, so that it goes on across a switchover.
-    let subject = match (&seen.node, check.on) {
-        (Some(node), On::Standbys | On::All) => Subject::Node(node.clone()),
-        (Some(_) | None, On::Primary) | (None, On::Standbys | On::All) => Subject::Cluster,
-    };
-    let says = |status, text: String| Finding {
-        check: CheckName::Custom { name: check.name.clone(), worse: check.worse() },
-        cluster: cluster.name.clone(),
-        subject: subject.clone(),
-        status,
-        text,
-        next: None,
-        follows: None,
-        damped: None,
-        measured: Vec::new(),
-    };
-    let columns = match &seen.told {
-        Ok(columns) => columns,
-        Err(Why::NotUp) => {
-            let text = "not known: the server does not answer".to_owned();
-            return Finding { follows: Some(Check::Connect), ..says(Status::Unknown, text) };
-        }
-        Err(_) if seen.node.is_none() => {
-            let text = "the primary is not known".to_owned();
-            return Finding { follows: Some(Check::Primary), ..says(Status::Unknown, text) };
-        }
-        Err(Why::NotGranted { role, grant }) => {
-            let text = format!("role {role} may not see it");
-            return Finding { next: Some(grant.clone()), ..says(Status::Unknown, text) };
-        }
-        Err(Why::Failed(why)) => {
-            let next = Some(format!("see \"checks.{}\" of {} in the topology", check.name, cluster.name));
-            return Finding { next, ..says(Status::Unknown, why.clone()) };
-        }
-    };
-    let Some((_, Some(value))) = columns.first() else {
-        return says(Status::Unknown, "its first column is no number".to_owned());
-    };
-    let (status, at) = judged(check, *value);
-    let mut text = match (columns.first(), check.measure) {
-        (Some((name, _)), Measure::Count) => format!("{name} {}", check.measure.written(*value)),
-        (_, measure) => measure.written(*value),
-    };
-    if let Some((at, word)) = at {
-        let side = if check.worse() == Worse::Above { "from" } else { "down from" };
-        text = format!("{text}, {word} {side} {} on", check.measure.written(at));
-    }
-    let measured = columns.iter().enumerate().filter_map(|(index, (name, value))| {
-        Some(Measured {
-            name: name.clone(),
-            value: (*value)?,
-            // What the others are measured in nobody has said.
-            measure: if index == 0 { check.measure } else { Measure::Count },
-            limits: (index == 0).then_some(check.limits),
-            max: None,
-        })
-    });
-    Finding { measured: measured.collect(), ..says(status, text) }
-}
-
-fn judged(check: &CustomCheck, value: f64) -> (Status, Option<(f64, &'static str)>) {
-    let beyond = |limit: Option<f64>| {
-        limit.filter(|limit| match check.worse() {
-            Worse::Above => value >= *limit,
-            Worse::Below => value <= *limit,
-        })
-    };
-    match (beyond(check.limits.crit), beyond(check.limits.warn)) {
-        (Some(at), _) => (Status::Critical, Some((at, "critical"))),
-        (None, Some(at)) => (Status::Warning, Some((at, "warning"))),
-        (None, None) => (Status::Ok, None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    const HERD: &str = "
-pgherd: 1
-herd: shop
-regions: {here: {hosts: {local: local}}}
-clusters:
-  inventory:
-    postgres: {version: 15, tune: {memory: 512 MiB}}
-    checks:
-      open-orders: {sql: select 1, warn: 10, crit: 20}
-      money-left: {sql: select 1, warn: 100 MiB, crit: 10 MiB, measure: size, on: standbys}
-    nodes:
-      a: {host: local, port: 5441, data-directory: /srv/a, prefer: primary}
-      b: {host: local, port: 5442, data-directory: /srv/b}
-    poolers: none
-";
-
-    fn judge_one(check: &str, node: Option<&str>, told: Asked<Vec<Column>>) -> Finding {
-        let herd = crate::topology::load_text(Path::new("pgherd.yml"), HERD, Path::new("/")).unwrap();
-        let cluster = &herd.clusters[0];
-        let declared = cluster.checks.iter().find(|declared| declared.name == check).unwrap();
-        finding(
-            cluster,
-            declared,
-            &CustomSeen { check: check.to_owned(), node: node.map(str::to_owned), told },
-        )
-    }
-
-    fn column(name: &str, value: f64) -> Column {
-        (name.to_owned(), Some(value))
-    }
-
-    #[test]
-    fn the_first_column_is_judged_and_the_others_are_told() {
-        let told = vec![column("open", 12.0), ("note".to_owned(), None), column("oldest", 3.5)];
-        let found = judge_one("open-orders", Some("a"), Ok(told));
-        assert_eq!((found.status, found.subject), (Status::Warning, Subject::Cluster));
-        assert_eq!(found.text, "open 12, warning from 10 on");
-        let measured: Vec<(&str, f64, bool)> =
-            found.measured.iter().map(|one| (one.name.as_str(), one.value, one.limits.is_some())).collect();
-        assert_eq!(measured, [("open", 12.0, true), ("oldest", 3.5, false)]);
-    }
-
-    #[test]
-    fn a_value_that_should_be_large_is_worse_below() {
-        let found = |value| judge_one("money-left", Some("b"), Ok(vec![column("left", value)]));
-        assert_eq!(found(2e8).status, Status::Ok);
-        assert_eq!(found(5e7).status, Status::Warning);
-        let critical = found(1e6);
-        assert_eq!((critical.status, critical.subject), (Status::Critical, Subject::Node("b".to_owned())));
-    }
-
-    #[test]
-    fn what_cannot_be_asked_is_unknown_and_says_why() {
-        let refused =
-            judge_one("open-orders", Some("a"), Err(Why::Failed("cannot execute INSERT".to_owned())));
-        assert_eq!((refused.status, refused.text.as_str()), (Status::Unknown, "cannot execute INSERT"));
-        assert!(refused.is_trouble() && refused.next.is_some());
-        let down = judge_one("money-left", Some("b"), Err(Why::NotUp));
-        assert_eq!(down.follows, Some(Check::Connect));
-        let nobody = judge_one("open-orders", None, Err(Why::Failed("x".to_owned())));
-        assert_eq!((nobody.status, nobody.follows), (Status::Unknown, Some(Check::Primary)));
-        let text = judge_one("open-orders", Some("a"), Ok(vec![("x".to_owned(), None)]));
-        assert_eq!(text.status, Status::Unknown);
     }
 }

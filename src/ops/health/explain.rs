@@ -67,6 +67,7 @@ const EACH_STANDBY: &str = "each standby that answers";
 const EACH_DATABASE: &str = "each declared database of the primary";
 const THE_STATION: &str = "the machine that pgherd runs on";
 const THE_REPOSITORY: &str = "the repository";
+const EACH_POOLER: &str = "each pooler process";
 
 /// Explains a check.
 pub fn explained(check: Check) -> Explained {
@@ -495,96 +496,177 @@ pub fn explained(check: Check) -> Explained {
             asks: vec![
                 facts(),
                 Ask::Look {
-                    of: "each node",
-                    what: "its timeline history, and pg_control where it is stopped",
+                    of: THE_PRIMARY,
+                    what: "the history file of its timeline in pg_wal: where each timeline was left",
                 },
+                Ask::Look { of: "each other node", what: "pg_control (pg_controldata)" },
             ],
             needs: Needs::Nothing,
-            remark: Some("It can follow only after pg_rewind."),
-            act: "\"pgherd plan\" shows what becomes of it. What it alone has is lost then: keep it if it is worth something.",
-            source: "https://www.postgresql.org/docs/current/app-pgrewind.html",
+            remark: Some(
+                "A node is past the point where the primary left its timeline: it can follow only after pg_rewind, or cloned anew. \
+                 Numbers of timelines alone say nothing.",
+            ),
+            act: "Save what only that node has before it is made anew.",
+            source: "https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES",
         },
         Check::Settings => Explained {
-            title: "whether each standby has what the primary has of the five settings that replay needs",
+            title: "whether each standby is as high as the primary in the five settings that must match",
             asks: vec![Ask::Sql { of: EACH, sql: ask::herd::FIVE }],
             needs: Needs::Nothing,
-            remark: Some(
-                "max_connections, max_worker_processes, max_wal_senders, max_prepared_transactions, max_locks_per_transaction.",
-            ),
-            act: "Raise it on standbys first.",
+            remark: Some("A standby that is lower stops to replay, and does not start again."),
+            act: "\"pgherd plan\" shows what is not as declared, and in which order it is put right.",
             source: "https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-ADMIN",
         },
         Check::Version => Explained {
             title: "whether all nodes run the same version",
             asks: vec![facts()],
             needs: Needs::Nothing,
-            remark: None,
-            act: "Bring those that are behind to the newest minor version, standbys first.",
-            source: "https://www.postgresql.org/support/versioning/",
+            remark: Some(
+                "Another major version than declared is critical, several minor ones are a warning.",
+            ),
+            act: "Install the same packages on every host and restart, standbys first.",
+            source: "https://www.postgresql.org/docs/current/warm-standby.html#STANDBY-PLANNING",
         },
         Check::Collation => Explained {
-            title: "whether text is sorted as it was when indexes were made",
-            asks: vec![Ask::Sql { of: EACH_DATABASE, sql: ask::herd::COLLATIONS }],
+            title: "whether each host sorts as the databases were built",
+            asks: vec![Ask::Sql { of: EACH, sql: ask::herd::COLLATIONS }],
             needs: Needs::Nothing,
-            remark: None,
-            act: "REINDEX what is sorted by it, then ALTER COLLATION or ALTER DATABASE REFRESH VERSION.",
-            source: "https://www.postgresql.org/docs/current/sql-altercollation.html",
+            remark: Some("PostgreSQL 14 does not record it for databases, and C needs none."),
+            act: "Another version of the library can sort otherwise, and an index finds rows no more: REINDEX, then ALTER DATABASE … REFRESH COLLATION VERSION.",
+            source: "https://www.postgresql.org/docs/current/sql-alterdatabase.html",
         },
         Check::Failover => Explained {
             title: "whether somebody could take over now",
-            asks: vec![facts()],
+            asks: vec![facts(), Ask::Sql { of: THE_PRIMARY, sql: queries::REPLICATION }],
             needs: Needs::Monitor,
-            remark: Some("As far as it can be seen without trying."),
-            act: "Mend what is named, before it is needed.",
+            remark: Some(
+                "Standbys that stream and replay, are not \"by-hand\", a primary that could be rewound, and enough synchronous standbys \
+                 after the loss of one. What only a trial shows, it does not.",
+            ),
+            act: "\"pgherd status\" shows which standby does not stream.",
             source: "https://www.postgresql.org/docs/current/warm-standby-failover.html",
         },
         Check::Rpo => Explained {
-            title: "what would be lost now, against what is declared",
-            asks: vec![facts(), Ask::Sql { of: THE_PRIMARY, sql: queries::ARCHIVER }],
+            title: "what each loss that an objective names would cost now",
+            asks: vec![
+                facts(),
+                Ask::Sql { of: THE_PRIMARY, sql: queries::REPLICATION },
+                Ask::Look { of: THE_REPOSITORY, what: "up to which commit WAL is archived without a gap" },
+            ],
             needs: Needs::Monitor,
-            remark: Some("The threshold is the declared \"rpo\" of each scenario."),
-            act: "See who is behind: a standby or the archiver.",
+            remark: Some(
+                "The threshold is the declared rpo. Of lose-region only standbys in another region count: where a repository stands is not declared.",
+            ),
+            act: "See which standby is behind, or why WAL does not get into the repository: \"pgherd status\".",
             source: "https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION",
         },
         Check::Window => Explained {
-            title: "whether every second of the declared window can be restored",
-            asks: vec![Ask::Look { of: THE_REPOSITORY, what: "backups, and WAL without a gap between them" }],
+            title: "how far back every second can be restored",
+            asks: vec![Ask::Look {
+                of: THE_REPOSITORY,
+                what: "the backups, and the archived WAL behind each without a gap",
+            }],
             needs: Needs::Nothing,
-            remark: Some("The threshold is the declared window."),
-            act: "\"pgherd backup create\" begins a new one; a hole in it does not close.",
+            remark: Some(
+                "WAL that is missing is critical; a window that has not grown to what is declared yet is a warning.",
+            ),
+            act: "A new backup begins a window without the gap: \"pgherd backup create\". \"pgherd wal list\" names what is missing.",
             source: "https://www.postgresql.org/docs/current/continuous-archiving.html",
         },
         Check::Drill => Explained {
-            title: "when a restore was last rehearsed, and how it ended",
-            asks: vec![Ask::Look { of: THE_STATION, what: "the reports of drills" }],
+            title: "when a restore was rehearsed last, and how it ended",
+            asks: vec![Ask::Look { of: THE_STATION, what: "the reports of its drills" }],
             needs: Needs::Nothing,
             remark: None,
-            act: "\"pgherd drill run\".",
+            act: "\"pgherd drill list\" shows them, \"pgherd drill run restore\" rehearses.",
             source: "https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-PITR-RECOVERY",
         },
         Check::Runway => Explained {
-            title: "how long until WAL fills the disk if nobody takes it away",
-            asks: vec![Ask::Sql { of: THE_PRIMARY, sql: ask::herd::WAL }],
-            needs: Needs::Monitor,
-            remark: Some("At the pace since the last look."),
-            act: "Free space, grow the disk, or mend the archiver and the slots before.",
-            source: "https://www.postgresql.org/docs/current/disk-full.html",
+            title: "how long until WAL fills the primary's disk, if nothing takes it away",
+            asks: vec![
+                Ask::Sql { of: EACH, sql: ask::herd::WAL },
+                Ask::Look {
+                    of: "the host of the primary",
+                    what: "the file system of the data directory (statvfs)",
+                },
+            ],
+            needs: Needs::Nothing,
+            remark: Some("The rate is the mean since the server's statistics were reset."),
+            act: "Free space, grow the disk, or bound what slots keep: max_slot_wal_keep_size.",
+            source: "https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-WAL-VIEW",
         },
         Check::Expiry => Explained {
-            title: "which certificates and passwords end soon",
-            asks: vec![Ask::Sql { of: THE_PRIMARY, sql: ask::herd::LOGINS }],
-            needs: Needs::Monitor,
+            title: "when certificates and passwords end",
+            asks: vec![
+                Ask::Sql { of: THE_PRIMARY, sql: ask::herd::LOGINS },
+                Ask::Look {
+                    of: "each server and pooler that runs",
+                    what: "the certificate that it shows over the wire",
+                },
+            ],
+            needs: Needs::Nothing,
             remark: None,
-            act: "\"pgherd plan\" renews certificates; ALTER ROLE ... VALID UNTIL.",
+            act: "\"pgherd plan\" renews the herd's own certificates; a role is given a new password, or ALTER ROLE … VALID UNTIL.",
             source: "https://www.postgresql.org/docs/current/sql-createrole.html",
         },
         Check::Operations => Explained {
-            title: "whether an operation was left half done",
-            asks: vec![Ask::Look { of: THE_STATION, what: "the journals of operations" }],
+            title: "whether an operation was left unfinished",
+            asks: vec![Ask::Look { of: THE_STATION, what: "the journals of its operations" }],
+            needs: Needs::Nothing,
+            remark: Some("It keeps its cluster locked, and something may be half done."),
+            act: "\"pgherd operation show\" tells how far it is; resume it or undo it.",
+            source: "https://www.postgresql.org/docs/current/high-availability.html",
+        },
+        Check::Poolers => Explained {
+            title: "whether every declared PgBouncer runs, answers, and reads the files that pgherd wrote",
+            asks: vec![Ask::Look {
+                of: EACH_POOLER,
+                what: "its process, its files, and SHOW CONFIG on its console",
+            }],
             needs: Needs::Nothing,
             remark: None,
-            act: "\"pgherd operation list\", then resume or undo.",
-            source: "https://www.postgresql.org/docs/current/index.html",
+            act: "\"pgherd pooler status\" shows what differs, \"pgherd pooler apply\" puts it right.",
+            source: "https://www.pgbouncer.org/usage.html#admin-console",
+        },
+        Check::Routes => Explained {
+            title: "whether every alias leads where it should: to the live primary, to live standbys",
+            asks: vec![Ask::Look { of: EACH_POOLER, what: "SHOW DATABASES and SHOW SERVERS on its console" }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "What it should be is decided by who is primary now, never by the file. A paused or disabled alias is told, too.",
+            ),
+            act: "\"pgherd pooler apply\" leads them to where they should.",
+            source: "https://www.pgbouncer.org/usage.html#show-databases",
+        },
+        Check::PoolWait => Explained {
+            title: "how long the first client in any queue has waited for a server connection",
+            asks: vec![Ask::Look { of: EACH_POOLER, what: "SHOW POOLS on its console: maxwait" }],
+            needs: Needs::Nothing,
+            remark: Some("While an alias is paused its clients wait on purpose, and do not count."),
+            act: "Find what holds the server connections (long transactions), or give the pool more.",
+            source: "https://www.pgbouncer.org/usage.html#show-pools",
+        },
+        Check::PoolClients => Explained {
+            title: "how many of the clients that a PgBouncer takes are connected",
+            asks: vec![Ask::Look { of: EACH_POOLER, what: "SHOW POOLS and max_client_conn" }],
+            needs: Needs::Nothing,
+            remark: None,
+            act: "Raise max-clients, within the limit of open files, or find who keeps connections that it does not use.",
+            source: "https://www.pgbouncer.org/config.html#max_client_conn",
+        },
+        Check::Budget => Explained {
+            title: "whether the poolers fit into max_connections, today and after each failover",
+            asks: vec![
+                facts(),
+                Ask::Look {
+                    of: "the topology",
+                    what: "sizes of all pools, for each node that could be promoted",
+                },
+            ],
+            needs: Needs::Nothing,
+            remark: Some("What is in effect on each server counts, not what the file says it should be."),
+            act: "Make pools smaller or raise max_connections: a failover into a full server is an outage of its own.",
+            source: "https://www.pgbouncer.org/config.html#max_db_connections",
         },
     }
 }

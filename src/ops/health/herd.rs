@@ -12,7 +12,7 @@ use crate::ops::certificate::Holder;
 use crate::ops::context::Context;
 use crate::ops::drill::{self, Verdict};
 use crate::ops::observe::{ClusterObserved, Doors, NodeObserved};
-use crate::ops::pooler::{PoolerObserved, PoolerProcess};
+use crate::ops::pooler::{PoolerProcess, PoolerSeen};
 use crate::ops::status::{self, OperationStatus, TlsStatus};
 use crate::pg::history::TimelineHistory;
 use crate::pg::timeline::TimelineId;
@@ -94,13 +94,14 @@ pub async fn look(
     cluster: &Cluster,
     observed: &ClusterObserved,
     primary: Option<&NodeObserved>,
-    poolers: &[(String, Asked<PoolerObserved>)],
+    poolers: &[PoolerSeen],
 ) -> HerdSeen {
     let runs = |holder: &Holder<'_>| match holder {
         Holder::Node(node) => observed.node(&node.name).is_some_and(|seen| seen.running().is_some()),
-        Holder::Pooler(host) => poolers.iter().any(|(name, seen)| {
-            name == host
-                && seen.as_ref().is_ok_and(|seen| matches!(seen.process, PoolerProcess::Running { .. }))
+        Holder::Pooler(host) => poolers.iter().any(|seen| {
+            let observed = seen.observed.as_ref().ok();
+            seen.host == *host
+                && observed.is_some_and(|seen| matches!(seen.process, PoolerProcess::Running { .. }))
         }),
     };
     let history = async {

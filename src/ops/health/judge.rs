@@ -6,9 +6,11 @@ mod activity;
 mod archive;
 mod configuration;
 mod counters;
+mod custom;
 mod databases;
 mod herd;
 mod nodes;
+mod poolers;
 mod promises;
 mod replication;
 #[cfg(test)]
@@ -34,6 +36,8 @@ pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     findings.extend(configuration::judge(seen));
     findings.extend(herd::judge(seen));
     findings.extend(promises::judge(seen));
+    findings.extend(poolers::judge(seen));
+    findings.extend(custom::judge(seen));
     findings.retain(|finding| called(seen.cluster, finding).is_none_or(|report| report != Report::Never));
     for finding in &mut findings {
         if called(seen.cluster, finding) == Some(Report::Warning) && finding.status > Status::Warning {

@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use super::asked::{Asked, Why};
+use super::before::Before;
 use super::custom::{self, CustomSeen};
 use super::herd::{self, HerdSeen, NodeFacts};
-use super::memory::Before;
 use crate::db::health::activity::{self, Horizon, LockWait, Longest, Prepared, Vitals};
 use crate::db::health::configuration::{self, BadLine};
 use crate::db::health::databases::{self, Counters, DeadRows, InvalidIndex, Sequences, Statements, Unfrozen};
@@ -19,11 +19,10 @@ use crate::db::health::{self as ask, Asker};
 use crate::db::queries::{self, Archiver};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
-use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE, Running};
-use crate::ops::pooler::PoolerObserved;
+use crate::ops::pooler::{self, PoolerSeen};
 use crate::ops::roles::{self, Lead};
 use crate::pg::ident::quote_identifier;
 use crate::pg::lsn::Lsn;
@@ -38,8 +37,8 @@ pub struct Seen<'a> {
     pub lead: Lead,
     /// In the order of the file.
     pub nodes: Vec<NodeSeen>,
-    /// By host, in the order of the file.
-    pub poolers: Vec<(String, Asked<PoolerObserved>)>,
+    /// One of each process, in the order of the file.
+    pub poolers: Vec<PoolerSeen>,
     /// `None` where no backups are declared.
     pub kept: Option<Asked<Kept>>,
     pub herd: HerdSeen,
@@ -186,7 +185,7 @@ pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> R
     };
     let (observed, poolers, kept) = tokio::join!(
         observe::observe(&doors, cluster, Depth::Servers),
-        poolers(&doors, cluster),
+        pooler::status::look(&doors, cluster),
         repository(&doors, context, cluster),
     );
     let nodes = ask(&doors, cluster, &observed).await;
@@ -400,14 +399,6 @@ impl NeedsMonitor<'_> {
 
 fn why(error: DbError) -> Why {
     Why::Failed(error.to_string())
-}
-
-async fn poolers(doors: &Doors, cluster: &Cluster) -> Vec<(String, Asked<PoolerObserved>)> {
-    let looks = cluster.pooler_hosts().map(|host| async move {
-        let look = tokio::time::timeout(WHOLE, apply::observe_pooler(doors, cluster, host));
-        (host.clone(), told(look.await))
-    });
-    join_all(looks).await
 }
 
 async fn repository(doors: &Doors, context: &Context, cluster: &Cluster) -> Option<Asked<Kept>> {

@@ -25,7 +25,7 @@ use crate::ops::observe::{
     self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
 };
 use crate::ops::plan::step::{PlannedStep, Sign};
-use crate::ops::pooler::{ConsoleSeen, PoolerProcess};
+use crate::ops::pooler::{self, ConsoleSeen, PoolerProcess};
 use crate::ops::restore::survey::Survey;
 use crate::ops::restore::target::Choice;
 use crate::ops::roles::{self, Lead};
@@ -408,31 +408,37 @@ async fn poolers(
     let mut held = Vec::new();
     let mut obstacles = Vec::new();
     for host in cluster.pooler_hosts() {
-        let seen = match apply::observe_pooler(doors, cluster, host).await {
+        let seen = match pooler::observe_poolers(doors, cluster, host).await {
             Ok(seen) => seen,
             Err(error) => {
                 obstacles.push(error);
                 continue;
             }
         };
-        match (&seen.process, &seen.console) {
-            (PoolerProcess::Running { .. }, ConsoleSeen::Answered(_)) => held.push(host.clone()),
-            (PoolerProcess::Stopped, _) => {
-                notes.push(format!("the pooler on {host} does not run; it is started at the end"));
-            }
-            (PoolerProcess::Unknown { why }, _)
-            | (PoolerProcess::Running { .. }, ConsoleSeen::Unknown { why }) => {
-                obstacles.push(
-                    Error::new(
-                        ErrorKind::NotFound,
-                        format!(
-                            "cannot hold back the clients of {}: the pooler on {host} does not answer",
-                            cluster.name
-                        ),
-                    )
-                    .detail(format!("{why}. Nothing was changed."))
-                    .hint("Stop that PgBouncer, or see why its console is silent, and try again."),
-                );
+        for seen in seen {
+            match (&seen.process, &seen.console) {
+                (PoolerProcess::Running { .. }, ConsoleSeen::Answered(_)) => {
+                    if held.last() != Some(host) {
+                        held.push(host.clone());
+                    }
+                }
+                (PoolerProcess::Stopped, _) => {
+                    notes.push(format!("the pooler on {host} does not run; it is started at the end"));
+                }
+                (PoolerProcess::Unknown { why }, _)
+                | (PoolerProcess::Running { .. }, ConsoleSeen::Unknown { why }) => {
+                    obstacles.push(
+                        Error::new(
+                            ErrorKind::NotFound,
+                            format!(
+                                "cannot hold back the clients of {}: the pooler on {host} does not answer",
+                                cluster.name
+                            ),
+                        )
+                        .detail(format!("{why}. Nothing was changed."))
+                        .hint("Stop that PgBouncer, or see why its console is silent, and try again."),
+                    );
+                }
             }
         }
     }

@@ -22,7 +22,7 @@ pub use repository::{RepoCall, RepoReply, repository, serve};
 
 use crate::engine::record::Failure;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Command, Effect, Host, LineSink, RunAs, Stdin};
+use crate::host::{Command, Effect, Host, HostError, LineSink, Output, RunAs, Stdin};
 use crate::ops::binary::{self, Build};
 use crate::ops::observe::Doors;
 use crate::pg::lsn::Lsn;
@@ -30,6 +30,7 @@ use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::Label;
 use crate::repo::manifest::Tablespace;
+use crate::topology::places::Places;
 use crate::units::ByteCount;
 
 /// What a child can be asked for.
@@ -216,6 +217,8 @@ const LONG: Duration = Duration::from_secs(60 * 86_400);
 pub struct NodeDoor {
     host: Arc<dyn Host>,
     program: PathBuf,
+    /// What is put there again when it is gone; `None` where nothing may be put.
+    source: Option<(Places, Build)>,
 }
 
 impl NodeDoor {
@@ -235,7 +238,7 @@ impl NodeDoor {
         let places = doors.places(host);
         let host = doors.shared_host(host);
         let program = binary::ensure_copy(&*host, places, build).await?;
-        Ok(Self { host, program })
+        Ok(Self { host, program, source: Some((places.clone(), build.clone())) })
     }
 
     /// Opens it without putting anything there.
@@ -247,7 +250,7 @@ impl NodeDoor {
         let host = doors.shared_host(host);
         let program = places.copy(build.hash()?);
         match host.stat(&program).await? {
-            Some(_) => Ok(Self { host, program }),
+            Some(_) => Ok(Self { host, program, source: None }),
             None => Err(Error::new(
                 ErrorKind::NotFound,
                 format!("this build of pgherd is not installed on host {}", host.name()),
@@ -273,24 +276,11 @@ impl NodeDoor {
         priority: Priority,
         told: Told,
     ) -> Result<T> {
-        let last: Arc<Mutex<Option<Message>>> = Arc::default();
-        let heard = Arc::clone(&last);
-        let lines: LineSink = Arc::new(move |is_stderr, line| {
-            if is_stderr {
-                return;
-            }
-            match serde_json::from_str(line) {
-                Ok(Message::Started { pid }) => tracing::debug!(pid, "a child has started"),
-                Ok(Message::Progress(progress)) => told(progress),
-                Ok(message @ (Message::Report(_) | Message::Error(_))) => {
-                    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
-                }
-                Err(error) => tracing::warn!(%error, line, "a child said what we do not understand"),
-            }
-        });
-        let ended = self.host.stream(&self.command(request, priority), lines).await;
-        let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (last, ended) {
+        let mut heard = self.stream(request, priority, &told).await;
+        if heard.nothing_began() && self.bring_again().await? {
+            heard = self.stream(request, priority, &told).await;
+        }
+        match (heard.last, heard.ended) {
             (Some(Message::Report(report)), Ok(_)) => serde_json::from_value(report).map_err(|error| {
                 Error::failed(format!("could not read the report from host {}", self.host.name()))
                     .source(error)
@@ -304,6 +294,39 @@ impl NodeDoor {
         }
     }
 
+    async fn stream(&self, request: &NodeRequest, priority: Priority, told: &Told) -> Heard {
+        let said: Arc<Mutex<(bool, Option<Message>)>> = Arc::default();
+        let (hears, told) = (Arc::clone(&said), Arc::clone(told));
+        let lines: LineSink = Arc::new(move |is_stderr, line| {
+            if is_stderr {
+                return;
+            }
+            let hears = || hears.lock().unwrap_or_else(PoisonError::into_inner);
+            match serde_json::from_str(line) {
+                Ok(Message::Started { pid }) => {
+                    hears().0 = true;
+                    tracing::debug!(pid, "a child has started");
+                }
+                Ok(Message::Progress(progress)) => told(progress),
+                Ok(message @ (Message::Report(_) | Message::Error(_))) => hears().1 = Some(message),
+                Err(error) => tracing::warn!(%error, line, "a child said what we do not understand"),
+            }
+        });
+        let ended = self.host.stream(&self.command(request, priority), lines).await;
+        let (started, last) = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
+        Heard { started, last, ended }
+    }
+
+    /// Puts the program there again if it is gone: another station that knew nothing of this work may have removed it as an older build.
+    async fn bring_again(&self) -> Result<bool> {
+        let Some((places, build)) = &self.source else { return Ok(false) };
+        if self.host.stat(&self.program).await?.is_some() {
+            return Ok(false);
+        }
+        binary::ensure_copy(&*self.host, places, build).await?;
+        Ok(true)
+    }
+
     fn command(&self, request: &NodeRequest, priority: Priority) -> Command {
         let program = self.program.display().to_string();
         let command = match priority {
@@ -314,6 +337,21 @@ impl NodeDoor {
         let mut command = command.arg("node").stdin(Stdin::Line(input)).user(RunAs::OsUser).timeout(LONG);
         command.effect = request.effect();
         command
+    }
+}
+
+/// What came of a child.
+struct Heard {
+    started: bool,
+    last: Option<Message>,
+    ended: Result<Output, HostError>,
+}
+
+impl Heard {
+    /// Tells whether the child certainly did nothing: it says that it has started before it does anything, and it was waited for.
+    fn nothing_began(&self) -> bool {
+        let waited = matches!(self.ended, Err(HostError::NotStarted { .. } | HostError::Exited { .. }));
+        waited && !self.started && self.last.is_none()
     }
 }
 
@@ -386,5 +424,69 @@ impl Reporter {
     /// Tells whether nobody listens any more.
     pub fn is_alone(&self) -> bool {
         self.alone.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::host::local::LocalHost;
+
+    /// A program that answers with its report, and one that says nothing; each writes down that it ran.
+    const ANSWERS: &str = "echo '{\"started\":{\"pid\":1}}'; echo '{\"report\":7}'";
+    const SILENT: &str = "exit 3";
+
+    fn door(directory: &std::path::Path, does: &str) -> (NodeDoor, Places) {
+        let at = |name: &str| Some(directory.join(name).display().to_string());
+        let places = Places::decide(true, |variable| match variable {
+            "PGHERD_LIB_DIR" => at("lib"),
+            "PGHERD_CONFIG_DIR" => at("config"),
+            "PGHERD_STATE_DIR" => at("state"),
+            _ => None,
+        })
+        .unwrap();
+        let file = directory.join("program");
+        let ran = directory.join("ran");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --version ] && echo 'pgherd 1.2.3' && exit\necho ran >>{}\n{does}\n",
+            ran.display()
+        );
+        std::fs::write(&file, script).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let build = Build::of(file, "1.2.3");
+        let program = places.copy(build.hash().unwrap());
+        let host = Arc::new(LocalHost::own("here"));
+        (NodeDoor { host, program, source: Some((places.clone(), build)) }, places)
+    }
+
+    async fn call(door: &NodeDoor, priority: Priority) -> Result<u32> {
+        let request = NodeRequest::LookAtKept(LookAtKept { url: String::new(), cluster: String::new() });
+        door.call(&request, priority, Arc::new(|_| ())).await
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_was_removed_in_the_middle_of_the_work_is_put_there_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (door, places) = door(directory.path(), ANSWERS);
+        for priority in [Priority::Normal, Priority::Low] {
+            assert_eq!(call(&door, priority).await.unwrap(), 7);
+            std::fs::remove_dir_all(places.lib()).unwrap();
+        }
+        let only_looks = NodeDoor { source: None, ..door };
+        assert!(call(&only_looks, Priority::Normal).await.is_err());
+        assert!(!places.lib().exists());
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ends_without_a_word_is_not_asked_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (door, _) = door(directory.path(), SILENT);
+        assert!(call(&door, Priority::Normal).await.is_err());
+        let ran = || std::fs::read_to_string(directory.path().join("ran")).unwrap().lines().count();
+        assert_eq!(ran(), 1);
+        assert!(call(&door, Priority::Normal).await.is_err());
+        assert_eq!(ran(), 2);
     }
 }

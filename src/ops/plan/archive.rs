@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::ops::binary::{self, Installed};
+use crate::ops::builds::Copy;
 use crate::ops::observe::{Files, NodeObserved};
 use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, SHARE, Situation};
@@ -9,6 +10,7 @@ use crate::ops::roles;
 use crate::repo::primary::Primary;
 use crate::topology::claim::{self, Archive, Profile};
 use crate::topology::model::{Backups, Node};
+use crate::units::ByteCount;
 
 /// Adds what archiving needs before a server is told of it: on each host the program, then the repository.
 pub(super) fn prepare(situation: &Situation<'_>, plan: &mut ClusterPlan) {
@@ -142,8 +144,39 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
         | ApplyStep::ForgetPassword { .. }
         | ApplyStep::Keep {}
         | ApplyStep::Pooler { .. }
-        | ApplyStep::Prove { .. } => false,
+        | ApplyStep::Prove { .. }
+        | ApplyStep::Prune { .. } => false,
     }
+}
+
+/// Removes the copies of pgherd that nobody needs any more, when everything else is done: what fails before may lead the link back.
+pub(super) fn prune(situation: &Situation<'_>) -> Vec<PlannedStep> {
+    let Some((seen, _)) = declared(situation) else { return Vec::new() };
+    let unneeded = seen.hosts.iter().filter(|(_, at)| !at.older.is_empty());
+    unneeded
+        .map(|(host, at)| PlannedStep {
+            sign: Sign::Remove,
+            subject: host.clone(),
+            text: prune_text(&at.older),
+            reason: Some("no process, server or operation uses it, and it is not the one before".to_owned()),
+            impact: None,
+            undo: "none; whoever needs one brings it along".to_owned(),
+            step: ApplyStep::Prune {
+                host: host.clone(),
+                builds: at.older.iter().map(|copy| copy.hash.clone()).collect(),
+            },
+        })
+        .collect()
+}
+
+/// `remove 2 older builds of pgherd (8c1f02…, a07b11…, 22 MiB)`
+fn prune_text(older: &[Copy]) -> String {
+    let short = |copy: &Copy| format!("{}…", copy.hash.chars().take(6).collect::<String>());
+    let names: Vec<String> = older.iter().map(short).collect();
+    let size = ByteCount(older.iter().map(|copy| copy.size.0).sum());
+    let builds =
+        if older.len() == 1 { "1 older build".to_owned() } else { format!("{} older builds", older.len()) };
+    format!("remove {builds} of pgherd ({}, {size})", super::few(&names))
 }
 
 /// Shows that a segment of the primary arrives.

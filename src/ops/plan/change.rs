@@ -171,7 +171,8 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::RotatePassword { .. }
         | ApplyStep::ForgetPassword { .. }
         | ApplyStep::Keep {}
-        | ApplyStep::Prove { .. } => false,
+        | ApplyStep::Prove { .. }
+        | ApplyStep::Prune { .. } => false,
     }
 }
 

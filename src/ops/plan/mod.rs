@@ -24,6 +24,7 @@ use crate::db::logins::Purpose;
 use crate::db::queries::{Slot, SlotKind};
 use crate::error::Error;
 use crate::ops::binary::Installed;
+use crate::ops::builds::Copy;
 use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
@@ -107,6 +108,8 @@ pub enum RecordSeen {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveHost {
     pub installed: Installed,
+    /// Copies of pgherd that nobody needs: neither the one to be in use nor the one before it.
+    pub older: Vec<Copy>,
     pub repository: RepositorySeen,
 }
 
@@ -201,12 +204,57 @@ pub struct ClusterPlan {
     /// Nodes that were asked to be taken over.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub adopt: BTreeSet<String>,
+    /// Whether it was asked for the poolers alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub only_poolers: bool,
     /// Changes when the world that the plan was made for moves.
     pub fingerprint: String,
     pub fixed: Fixed,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 impl ClusterPlan {
+    /// Leaves out everything but the poolers and the proof that goes through them.
+    ///
+    /// # Errors
+    /// Refused while nodes are to come or to be started: where the aliases then lead is not known yet.
+    pub fn only_poolers(mut self) -> Result<Self, Error> {
+        let moves = |planned: &&PlannedStep| {
+            matches!(
+                planned.step,
+                ApplyStep::Initdb { .. }
+                    | ApplyStep::Adopt { .. }
+                    | ApplyStep::Clone { .. }
+                    | ApplyStep::Start { .. }
+                    | ApplyStep::Follow { .. }
+            )
+        };
+        if let Some(first) = self.steps().find(moves) {
+            return Err(Error::refused(format!(
+                "cannot put the poolers of {} right alone: nodes are to be made or started too",
+                self.cluster
+            ))
+            .detail(format!("The first of them is {}. Nothing was changed.", first.subject))
+            .hint("Everything at once: pgherd plan, then pgherd apply."));
+        }
+        let is_part = |planned: &PlannedStep| {
+            matches!(planned.step, ApplyStep::Pooler { .. } | ApplyStep::Keep {} | ApplyStep::Prove { .. })
+        };
+        let left = self.steps().filter(|planned| !is_part(planned)).count();
+        let any = self.steps().any(|planned| matches!(planned.step, ApplyStep::Pooler { .. }));
+        self.stages = if any { self.keeping(is_part) } else { Vec::new() };
+        if left > 0 {
+            self.notes
+                .push(format!("left out, since not the poolers': {left} steps that \"pgherd plan\" shows"));
+        }
+        (self.more, self.only_poolers) = (false, true);
+        Ok(self)
+    }
+
     /// Returns the steps in order.
     pub fn steps(&self) -> impl Iterator<Item = &PlannedStep> {
         self.stages.iter().flatten()
@@ -275,6 +323,7 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
         // What pgherd's own roles need is seen when they are there.
         more: matches!(lead, Lead::StoppedPrimary(_)) || !situation.adoption.candidates.is_empty(),
         adopt: situation.adoption.asked.clone(),
+        only_poolers: false,
         fingerprint: fingerprint(situation),
         fixed: situation.fixed.clone(),
     };
@@ -284,6 +333,7 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
             change::plan(situation, primary_node, &mut plan)?;
         }
     }
+    plan.stages.push(archive::prune(situation));
     plan.stages.retain(|stage| !stage.is_empty());
     Ok(plan)
 }

@@ -92,12 +92,23 @@ pub enum ApplyStep {
     Pooler { host: String },
     /// A row written through the pooler and read on these standbys.
     Prove { nodes: Vec<String> },
+    /// Remove copies of pgherd from a host, by their hashes: those that are still needed by nobody when it is their turn.
+    Prune { host: String, builds: Vec<String> },
 }
 
 impl ApplyStep {
     /// Tells whether the step is one of a host's or of the herd's and not of a cluster: what one operation did of it, others find done.
     pub fn is_common(&self) -> bool {
-        matches!(self, Self::Install { .. } | Self::Repository { .. } | Self::Authority { .. })
+        matches!(
+            self,
+            Self::Install { .. } | Self::Repository { .. } | Self::Authority { .. } | Self::Prune { .. }
+        )
+    }
+
+    /// Returns the host that the step clears of copies of pgherd. Which of them may go changes from moment to moment, and the step looks for
+    /// itself: it is the same step all the same.
+    pub fn prunes(&self) -> Option<&str> {
+        if let Self::Prune { host, .. } = self { Some(host) } else { None }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::db::queries::{
 use crate::error::{Error, ErrorKind};
 use crate::ops::adopt::{Candidate, Listens, Told};
 use crate::ops::binary::Installed;
+use crate::ops::builds::Copy;
 use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
@@ -446,6 +447,7 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::ForgetPassword { login } => format!("forget {}", login.whose()),
             ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
             ApplyStep::Prove { .. } => "prove".to_owned(),
+            ApplyStep::Prune { host, builds } => format!("prune {} on {host}", builds.join(",")),
         })
         .collect()
 }
@@ -725,7 +727,10 @@ fn with_backups(world: &mut World, installed: Installed, repository: RepositoryS
     world.archive = Some(ArchiveSeen {
         version: "0.1.0".to_owned(),
         hash: HASH.to_owned(),
-        hosts: BTreeMap::from([("local".to_owned(), ArchiveHost { installed, repository })]),
+        hosts: BTreeMap::from([(
+            "local".to_owned(),
+            ArchiveHost { installed, older: Vec::new(), repository },
+        )]),
         primary: RecordSeen::Missing,
     });
 }
@@ -874,6 +879,34 @@ fn another_build_is_a_step_and_what_it_archives_is_seen() {
 }
 
 #[test]
+fn what_nobody_needs_goes_last_and_alone_if_nothing_else_is_to_do() {
+    let older = |hash: &str, mib: u64| Copy {
+        hash: hash.to_owned(),
+        size: ByteCount(mib << 20),
+        used: Timestamp::UNIX_EPOCH,
+        is_whole: true,
+    };
+    let with = |installed: Installed, copies: &[Copy]| {
+        let mut world = archiving(installed, ready());
+        world.archive.as_mut().unwrap().hosts.get_mut("local").unwrap().older = copies.to_vec();
+        world.plan().unwrap()
+    };
+    let plan = with(ours(), &[older("8c1f5e9a01234567", 11)]);
+    assert_eq!(lines(&plan), ["- local: remove 1 older build of pgherd (8c1f5e…, 11 MiB)"]);
+    assert!(plan.steps().all(|step| step.step.is_common()));
+    let two = [older("8c1f5e9a01234567", 11), older("a07b11223344aabb", 12)];
+    let plan = with(Installed::Build { hash: "fedcba9876543210".to_owned() }, &two);
+    assert_eq!(
+        lines(&plan),
+        [
+            "~ local: install pgherd 0.1.0 (0123456789abcdef) in /usr/local/lib/pgherd",
+            ". inventory-a: switch the WAL segment, see it arrive in repository main",
+            "- local: remove 2 older builds of pgherd (8c1f5e…, a07b11…, 23 MiB)",
+        ]
+    );
+}
+
+#[test]
 fn a_repository_that_was_there_is_never_made_anew() {
     for seen in [
         RepositorySeen::Missing { directory: false },
@@ -910,7 +943,7 @@ fn a_repository_that_is_another_one_on_another_host_is_refused() {
     let with = |repository| {
         let mut world = archiving(ours(), ready());
         let hosts = &mut world.archive.as_mut().unwrap().hosts;
-        hosts.insert("other".to_owned(), ArchiveHost { installed: ours(), repository });
+        hosts.insert("other".to_owned(), ArchiveHost { installed: ours(), older: Vec::new(), repository });
         world
     };
     assert!(with(ready()).plan().unwrap().is_empty());
@@ -922,7 +955,11 @@ fn a_repository_that_is_another_one_on_another_host_is_refused() {
     // One that is not there is not mounted, once nodes archive to it; before, it is not shared.
     let mut unborn = World::unborn();
     with_backups(&mut unborn, ours(), ready());
-    let missing = ArchiveHost { installed: ours(), repository: RepositorySeen::Missing { directory: true } };
+    let missing = ArchiveHost {
+        installed: ours(),
+        older: Vec::new(),
+        repository: RepositorySeen::Missing { directory: true },
+    };
     unborn.archive.as_mut().unwrap().hosts.insert("other".to_owned(), missing);
     assert_eq!(
         unborn.refusal().what(),

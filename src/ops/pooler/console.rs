@@ -27,6 +27,8 @@ pub struct Console {
     pub databases: Vec<DatabaseRow>,
     /// SHOW POOLS, without the console itself.
     pub pools: Vec<PoolRow>,
+    /// SHOW SERVERS: its connections to servers.
+    pub servers: Vec<ServerRow>,
     /// SHOW CONFIG by name.
     pub settings: BTreeMap<String, SettingRow>,
 }
@@ -41,6 +43,8 @@ pub struct DatabaseRow {
     pub reserve: u32,
     pub max_connections: u32,
     pub current_connections: u32,
+    /// Its own mode, if it has one.
+    pub mode: Option<String>,
     pub paused: bool,
     pub disabled: bool,
 }
@@ -53,8 +57,24 @@ pub struct PoolRow {
     pub clients_waiting: u32,
     pub servers_active: u32,
     pub servers_idle: u32,
-    /// How long the first client in the queue has waited, in whole seconds.
+    /// Idle for a while, to be checked before they are used again.
+    pub servers_used: u32,
+    pub servers_tested: u32,
+    pub servers_login: u32,
+    /// How long the first client in the queue has waited.
     pub longest_wait: Duration,
+    pub mode: String,
+}
+
+/// A connection to a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRow {
+    pub alias: String,
+    pub user: String,
+    pub address: String,
+    pub port: u16,
+    /// Whether it is closed as soon as it is not in use.
+    pub closes: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +107,7 @@ impl Line<'_> {
     pub(super) async fn show(&self) -> Result<Console, ConsoleError> {
         let mut command = self.psql();
         for (index, statement) in
-            ["SHOW VERSION", "SHOW DATABASES", "SHOW POOLS", "SHOW CONFIG"].iter().enumerate()
+            ["SHOW VERSION", "SHOW DATABASES", "SHOW POOLS", "SHOW SERVERS", "SHOW CONFIG"].iter().enumerate()
         {
             if index > 0 {
                 command = command.args(["-c".to_owned(), format!("\\echo {TABLE}")]);
@@ -96,6 +116,13 @@ impl Line<'_> {
         }
         let output = self.host.run(&command.reads()).await?;
         parse(&output.text())
+    }
+
+    /// Returns the names of the roles that it knows.
+    pub(super) async fn users(&self) -> Result<Vec<String>, HostError> {
+        let output = self.host.run(&self.psql().args(["-c", "SHOW USERS"]).reads()).await?;
+        let rows = rows(&output.text()).unwrap_or_default();
+        Ok(rows.into_iter().filter_map(|mut row| row.remove("name")).collect())
     }
 
     /// Gives the console a command that changes something, such as RELOAD.
@@ -125,8 +152,13 @@ impl Line<'_> {
 fn parse(text: &str) -> Result<Console, ConsoleError> {
     let mut tables = text.split(TABLE).map(rows);
     let mut next = |statement| tables.next().flatten().ok_or(ConsoleError::Answer(statement));
-    let (version, databases, pools, config) =
-        (next("SHOW VERSION")?, next("SHOW DATABASES")?, next("SHOW POOLS")?, next("SHOW CONFIG")?);
+    let (version, databases, pools, servers, config) = (
+        next("SHOW VERSION")?,
+        next("SHOW DATABASES")?,
+        next("SHOW POOLS")?,
+        next("SHOW SERVERS")?,
+        next("SHOW CONFIG")?,
+    );
     let version = version
         .first()
         .and_then(|row| PgBouncerVersion::from_version_line(row.get("version")?))
@@ -141,11 +173,15 @@ fn parse(text: &str) -> Result<Console, ConsoleError> {
         .filter(|row| row.get("database").is_none_or(|name| name != "pgbouncer"))
         .map(|row| pool(row).ok_or(ConsoleError::Answer("SHOW POOLS")))
         .collect::<Result<_, _>>()?;
+    let servers = servers
+        .iter()
+        .map(|row| server(row).ok_or(ConsoleError::Answer("SHOW SERVERS")))
+        .collect::<Result<_, _>>()?;
     let settings = config
         .iter()
         .map(|row| setting(row).ok_or(ConsoleError::Answer("SHOW CONFIG")))
         .collect::<Result<_, _>>()?;
-    Ok(Console { version, databases, pools, settings })
+    Ok(Console { version, databases, pools, servers, settings })
 }
 
 type Row = BTreeMap<String, String>;
@@ -176,6 +212,7 @@ fn database(row: &Row) -> Option<DatabaseRow> {
         reserve: number("reserve_pool_size").or_else(|| number("reserve_pool"))?,
         max_connections: number("max_connections")?,
         current_connections: number("current_connections")?,
+        mode: row.get("pool_mode").filter(|mode| !mode.is_empty()).cloned(),
         paused: number("paused")? != 0,
         disabled: number("disabled")? != 0,
     })
@@ -190,7 +227,22 @@ fn pool(row: &Row) -> Option<PoolRow> {
         clients_waiting: number("cl_waiting")?,
         servers_active: number("sv_active")?,
         servers_idle: number("sv_idle")?,
-        longest_wait: Duration::from_secs(row.get("maxwait")?.parse().ok()?),
+        servers_used: number("sv_used")?,
+        servers_tested: number("sv_tested")?,
+        servers_login: number("sv_login")?,
+        longest_wait: Duration::from_secs(row.get("maxwait")?.parse().ok()?)
+            + Duration::from_micros(row.get("maxwait_us")?.parse().ok()?),
+        mode: row.get("pool_mode")?.clone(),
+    })
+}
+
+fn server(row: &Row) -> Option<ServerRow> {
+    Some(ServerRow {
+        alias: row.get("database")?.clone(),
+        user: row.get("user")?.clone(),
+        address: row.get("addr")?.clone(),
+        port: row.get("port")?.parse().ok()?,
+        closes: row.get("close_needed")? != "0",
     })
 }
 
@@ -213,7 +265,11 @@ mod tests {
         [
             table(&["version", "PgBouncer 1.18.0"]),
             table(&databases),
-            table(&["database|user|cl_active|cl_waiting|sv_active|sv_idle|maxwait", "app|app|1|2|3|4|5"]),
+            table(&[
+                "database|user|cl_active|cl_waiting|sv_active|sv_idle|sv_used|sv_tested|sv_login|maxwait|maxwait_us|pool_mode",
+                "app|app|1|2|3|4|0|0|0|5|250000|transaction",
+            ]),
+            table(&["type|user|database|state|addr|port|close_needed", "S|app|app|active|127.0.0.1|5441|0"]),
             table(&[
                 "key|value|default|changeable",
                 "listen_port|6441|6432|no",
@@ -233,7 +289,8 @@ pgbouncer||6441|pgbouncer|pgbouncer|2|0|0|statement|0|0|0|0";
         assert_eq!(console.version.to_string(), "1.18.0");
         let [app] = console.databases.as_slice() else { panic!("{console:?}") };
         assert_eq!((app.alias.as_str(), app.port, app.reserve, app.max_connections), ("app", 5441, 4, 20));
-        assert_eq!(console.pools[0].longest_wait, Duration::from_secs(5));
+        assert_eq!(console.pools[0].longest_wait, Duration::from_millis(5250));
+        assert_eq!((console.servers[0].address.as_str(), console.servers[0].port), ("127.0.0.1", 5441));
         assert!(!console.settings["listen_port"].reloads && console.settings["pool_mode"].reloads);
     }
 

@@ -107,6 +107,44 @@ fn file_drift(file: &str, declared: &str, found: Option<&str>) -> Vec<Drift> {
     if differences.is_empty() { vec![Drift::Wording { file: file.to_owned() }] } else { differences }
 }
 
+/// Shows two texts as a diff does: a line that is there and should not be with `-`, one that should be there with `+`, each below the
+/// section that it is in. Lines that both have are left out.
+pub(super) fn diff(found: &str, declared: &str) -> Vec<String> {
+    let lines = |text: &str| -> Vec<(String, String)> {
+        let mut section = String::new();
+        let mut lines = Vec::new();
+        for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+            if line.starts_with('[') {
+                section = line.to_owned();
+            } else {
+                lines.push((section.clone(), line.to_owned()));
+            }
+        }
+        lines
+    };
+    let (found, declared) = (lines(found), lines(declared));
+    let mut sections: Vec<&String> = Vec::new();
+    for (section, _) in declared.iter().chain(&found) {
+        if !sections.contains(&section) {
+            sections.push(section);
+        }
+    }
+    let mut shown = Vec::new();
+    for section in sections {
+        let only = |of: &[(String, String)], other: &[(String, String)], mark: char| -> Vec<String> {
+            let own = of.iter().filter(|line| line.0 == *section && !other.contains(line));
+            own.map(|(_, line)| format!("{mark} {line}")).collect()
+        };
+        let mut changed = only(&found, &declared, '-');
+        changed.extend(only(&declared, &found, '+'));
+        if !changed.is_empty() && !section.is_empty() {
+            shown.push(format!("  {section}"));
+        }
+        shown.extend(changed);
+    }
+    shown
+}
+
 /// Reads `[section] key` with its last value, and a line without an equals sign as something that is there.
 fn entries(text: &str) -> BTreeMap<String, String> {
     let mut section = String::new();
@@ -148,6 +186,11 @@ pub(super) fn running_drift(files: &PoolerFiles, console: &Console) -> Vec<Drift
         differs("database", route.database.clone(), row.database.clone());
         differs("pool_size", route.pool_size.to_string(), row.pool_size.to_string());
         differs("reserve_pool", route.reserve.to_string(), row.reserve.to_string());
+        differs(
+            "pool_mode",
+            route.mode.word().to_owned(),
+            row.mode.clone().unwrap_or_else(|| mode_of(files)),
+        );
         differs("max_db_connections", route.max_connections().to_string(), row.max_connections.to_string());
         let accepts = |disabled: bool| if disabled { "refused" } else { "accepted" }.to_owned();
         differs("clients", accepts(route.to.is_empty()), accepts(row.disabled));
@@ -179,6 +222,12 @@ pub(super) fn running_drift(files: &PoolerFiles, console: &Console) -> Vec<Drift
     found
 }
 
+/// The mode of an alias that has none of its own.
+fn mode_of(files: &PoolerFiles) -> String {
+    let general = files.settings.iter().find(|(name, _)| name == "pool_mode");
+    general.map(|(_, mode)| mode.clone()).unwrap_or_default()
+}
+
 /// PgBouncer shows the mode of its socket in decimal (448 for 0700).
 fn plain(name: &str, value: &str) -> String {
     match (name, value.strip_prefix('0')) {
@@ -205,6 +254,7 @@ mod tests {
             reserve: route.reserve,
             max_connections: route.max_connections(),
             current_connections: 0,
+            mode: None,
             paused: false,
             disabled: route.to.is_empty(),
         });
@@ -222,6 +272,7 @@ mod tests {
                 version: V1_18,
                 databases: databases.collect(),
                 pools: Vec::new(),
+                servers: Vec::new(),
                 settings: settings.collect(),
             }),
         }
@@ -313,6 +364,17 @@ mod tests {
         let shown = shown(&files, &observed);
         assert_eq!(shown[0], "alias inventory: is missing -> there");
         assert_eq!(shown[2], "alias old: is leading to 127.0.0.1:5442 -> not there");
+    }
+
+    #[test]
+    fn a_diff_shows_what_is_there_and_what_should_be_below_its_section() {
+        let files = rendered(&cluster(), &layout()).unwrap();
+        let edited = files.ini.replace("max_client_conn = 1000", "max_client_conn = 50") + "verbose = 1\n";
+        assert_eq!(
+            diff(&edited, &files.ini),
+            ["  [pgbouncer]", "- max_client_conn = 50", "- verbose = 1", "+ max_client_conn = 1000"]
+        );
+        assert!(diff(&files.ini, &files.ini).is_empty());
     }
 
     #[test]

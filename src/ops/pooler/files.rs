@@ -10,15 +10,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::keys::{self, Line, Section};
 use crate::error::Error;
 use crate::host::programs::PgBouncerVersion;
 use crate::pg::scram::Verifier;
 use crate::secret::Secret;
+use crate::topology::budget::serves;
 use crate::topology::declared::PROBE_ROLE;
-use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, Poolers, Service};
+use crate::topology::model::{Cluster, Pool, PoolMode, PoolTarget, PoolUser, Poolers, Service};
 use crate::topology::render::{PgbouncerIni, Setting, Template, render as fill};
 use crate::topology::unit::{self, PoolerService};
 
+/// How long a client's query may wait for a server connection: longer than any pause that pgherd makes.
+pub const QUERY_WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The longest path of a Unix socket, without the final NUL (`sockaddr_un`).
 const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -88,6 +92,13 @@ impl PoolerPaths {
         self.directory.join("pgbouncer.log")
     }
 
+    /// Returns the directory of another process of the same host; `own` is the number of this one.
+    fn of_process(&self, own: u32, other: u32) -> PathBuf {
+        let first = if own == 1 { Some(self.directory.as_path()) } else { self.directory.parent() };
+        let first = first.unwrap_or(&self.directory);
+        if other == 1 { first.to_owned() } else { first.join(other.to_string()) }
+    }
+
     /// A socket directory that nobody makes: where an alias leads that has no node.
     fn nowhere(&self) -> PathBuf {
         self.directory.join("nowhere")
@@ -98,8 +109,17 @@ impl PoolerPaths {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     pub primary: Target,
-    /// The ones to be taken first come first.
+    /// In the order of the file.
     pub standbys: Vec<Standby>,
+    /// Where each alias leads now: host and port.
+    pub kept: BTreeMap<String, (String, u16)>,
+}
+
+impl Layout {
+    /// A layout of which no alias is there yet.
+    pub fn new(primary: Target, standbys: Vec<Standby>) -> Self {
+        Self { primary, standbys, kept: BTreeMap::new() }
+    }
 }
 
 /// A node as PgBouncer connects to it.
@@ -120,12 +140,19 @@ pub struct Standby {
     pub behind: Option<Duration>,
 }
 
+/// Returns how one of several processes of a host is called: the first one like the host.
+pub(super) fn named(host: &str, process: u32) -> String {
+    if process == 1 { host.to_owned() } else { format!("{host}.{process}") }
+}
+
 /// Everything that the files of one PgBouncer follow from.
 #[derive(Debug)]
 pub struct Declared<'a> {
     pub cluster: &'a Cluster,
     /// The host that this PgBouncer runs on: one of the cluster's poolers.
     pub host: &'a str,
+    /// Which one of the processes there, from 1.
+    pub process: u32,
     /// Who runs it there.
     pub os_user: &'a str,
     /// The address that clients reach that host at.
@@ -151,6 +178,8 @@ pub struct Route {
     /// Server connections for each user.
     pub pool_size: u32,
     pub reserve: u32,
+    /// When a server connection goes back to the pool.
+    pub mode: PoolMode,
 }
 
 impl Route {
@@ -176,6 +205,44 @@ pub struct PoolerFiles {
     pub unit: Option<String>,
 }
 
+impl PoolerFiles {
+    /// Returns the same files for another directory, with no port opened: what a trial reads. Certificates stay where they are.
+    pub(super) fn moved(&self, from: &PoolerPaths, to: &PoolerPaths) -> Self {
+        let text = |path: &Path| path.display().to_string();
+        let (was, is) = (|path: PathBuf| text(&path), |path: PathBuf| text(&path));
+        let changes = [
+            ("unix_socket_dir", was(from.directory.clone()), is(to.directory.clone())),
+            ("logfile", was(from.log()), is(to.log())),
+            ("pidfile", was(from.pidfile()), is(to.pidfile())),
+            ("auth_hba_file", was(from.hba()), is(to.hba())),
+            ("auth_file", was(from.userlist()), is(to.userlist())),
+        ];
+        let mut files = self.clone();
+        for (name, value) in &mut files.settings {
+            let changed = match name.as_str() {
+                "listen_addr" => Some(String::new()),
+                _ => changes
+                    .iter()
+                    .find(|(key, old, _)| key == name && old == value)
+                    .map(|(_, _, new)| new.clone()),
+            };
+            if let Some(changed) = changed {
+                files.ini =
+                    files.ini.replace(&format!("\n{name} = {value}\n"), &format!("\n{name} = {changed}\n"));
+                *value = changed;
+            }
+        }
+        files.unit = None;
+        files
+    }
+
+    /// Returns the userlist with its names and no secret.
+    pub fn redacted_userlist(&self) -> String {
+        let lines = read_userlist(self.userlist.reveal()).unwrap_or_default();
+        lines.iter().map(|(name, _)| format!("\"{}\" \"...\"\n", name.replace('"', "\"\""))).collect()
+    }
+}
+
 /// Decides what the files of a PgBouncer say.
 ///
 /// # Errors
@@ -187,39 +254,88 @@ pub fn render(declared: &Declared<'_>) -> Result<PoolerFiles, Error> {
         .as_ref()
         .ok_or_else(|| Error::failed(format!("cluster {} declares no poolers", cluster.name)))?;
     let share = Share::of(declared, poolers)?;
+    supported(declared, poolers)?;
     let mut routes = Vec::new();
     for (index, database) in cluster.databases.iter().enumerate() {
         for pool in &poolers.pools {
             routes.push(route(declared, poolers, pool, database, &share.of_database(index))?);
         }
     }
-    let users = limits(cluster, &share)?;
+    let users = limits(declared, poolers, &share)?;
     let settings = settings(declared, poolers);
-    let databases = routes
-        .iter()
-        .map(|route| Setting { name: route.alias.clone(), value: connection_string(route) })
-        .collect();
-    let as_setting = |(name, value): &(String, String)| Setting { name: name.clone(), value: value.clone() };
+    let entry = |(name, value): (String, String)| Setting { name, value };
     let ini = fill(
         Template::PgbouncerIni,
         &PgbouncerIni {
             cluster: cluster.name.clone(),
-            databases,
-            users: users.iter().map(as_setting).collect(),
-            settings: settings.iter().map(as_setting).collect(),
+            databases: routes
+                .iter()
+                .map(|route| entry((route.alias.clone(), connection_string(declared, poolers, route))))
+                .collect(),
+            users: users.into_iter().map(entry).collect(),
+            peers: peers(declared, poolers, &share).into_iter().map(entry).collect(),
+            settings: settings.iter().cloned().map(entry).collect(),
         },
     )?;
     let (hba, userlist) = (access(declared, poolers), userlist(declared)?);
     Ok(PoolerFiles { routes, settings, ini, hba, userlist, unit: wanted_unit(declared)? })
 }
 
+/// Refuses what is declared and the installed version has no key for.
+fn supported(declared: &Declared<'_>, poolers: &Poolers) -> Result<(), Error> {
+    let needs = |section, key, wish: &str| keys::require(declared.version, section, key, wish, declared.host);
+    if (declared.version.major, declared.version.minor) < keys::OLDEST {
+        let (major, minor) = keys::OLDEST;
+        return Err(Error::refused(format!(
+            "cannot write files for PgBouncer {} on host {}",
+            declared.version, declared.host
+        ))
+        .detail(format!("The oldest version that pgherd knows is {major}.{minor}."))
+        .hint("Install a newer PgBouncer there."));
+    }
+    if poolers.processes > 1 {
+        // Without peers a cancel request that reaches another process is lost.
+        needs(Section::Pgbouncer, "peer_id", &format!("processes: {}", poolers.processes))?;
+    }
+    for user in &poolers.users {
+        if let Some(size) = user.size {
+            needs(Section::User, "pool_size", &format!("users.{}.size: {size}", user.name))?;
+        }
+        if let Some(clients) = user.clients {
+            let wish = format!("users.{}.clients: {clients}", user.name);
+            needs(Section::User, "max_user_client_connections", &wish)?;
+        }
+    }
+    Ok(())
+}
+
+/// Section [peers]: the other processes of the same host, which hand one another's cancel requests on.
+fn peers(declared: &Declared<'_>, poolers: &Poolers, share: &Share) -> Vec<(String, String)> {
+    if poolers.processes < 2 {
+        return Vec::new();
+    }
+    let first = share.first_of_host(declared.process);
+    let numbers = 1..=poolers.processes;
+    numbers
+        .map(|process| {
+            let line = Line::new(Section::Peer, declared.version)
+                .with(
+                    "host",
+                    quote(&declared.paths.of_process(declared.process, process).display().to_string()),
+                )
+                .with("port", poolers.port);
+            ((first + process).to_string(), line.text())
+        })
+        .collect()
+}
+
 fn wanted_unit(declared: &Declared<'_>) -> Result<Option<String>, Error> {
-    let Declared { cluster, host, os_user, program, paths, .. } = *declared;
+    let Declared { cluster, host, process, os_user, program, paths, .. } = *declared;
     match cluster.postgres.service {
         Service::PgCtl | Service::Debian => Ok(None),
         Service::Systemd => unit::render_pooler(PoolerService {
             cluster: &cluster.name,
-            host,
+            host: &named(host, process),
             os_user,
             pgbouncer: program,
             ini: &paths.ini(),
@@ -243,11 +359,17 @@ impl Share {
             Error::failed(format!("host {} runs no pooler of {}", declared.host, declared.cluster.name))
         })?;
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let processes = poolers.processes.max(1);
         Ok(Self {
-            parts: count(poolers.hosts.len()),
-            index: count(index),
+            parts: count(poolers.hosts.len()) * processes,
+            index: count(index) * processes + declared.process.saturating_sub(1),
             databases: count(declared.cluster.databases.len()),
         })
+    }
+
+    /// Returns how many processes stand before the first one of this host.
+    fn first_of_host(self, process: u32) -> u32 {
+        (self.index + 1).saturating_sub(process)
     }
 
     fn of_database(self, index: usize) -> Self {
@@ -278,7 +400,7 @@ fn route(
         ))
         .hint("Raise its size: each database needs one connection through each pooler."));
     }
-    let to = targets(pool, declared.layout);
+    let to = targets(pool, &alias, declared.layout);
     let (host, port) = match to.first() {
         Some(first) => {
             let hosts: Vec<&str> = to.iter().map(|target| target.host.as_str()).collect();
@@ -294,14 +416,16 @@ fn route(
         port,
         pool_size,
         reserve: share.take(pool.reserve),
+        mode: poolers.mode_of(pool),
     })
 }
 
-/// Chooses the nodes of a pool: the primary, or the standbys that stream and are near enough.
+/// Chooses the nodes of a pool: the primary, or the standbys that stream and are near enough; of those that the pool names the first one,
+/// else the one that the alias leads to already, else the first one of the file.
 ///
 /// PgBouncer takes several hosts for an alias, in turn and without looking at their health, but only one port; of standbys with
 /// different ports it gets those that share the first one's.
-fn targets(pool: &Pool, layout: &Layout) -> Vec<Target> {
+pub(super) fn targets(pool: &Pool, alias: &str, layout: &Layout) -> Vec<Target> {
     match pool.to {
         PoolTarget::Primary => vec![layout.primary.clone()],
         PoolTarget::Standbys => {
@@ -310,11 +434,25 @@ fn targets(pool: &Pool, layout: &Layout) -> Vec<Target> {
                 (Some(limit), Some(behind)) => behind <= limit,
                 (Some(_), None) => false,
             };
+            let mut fit: Vec<&Standby> = layout
+                .standbys
+                .iter()
+                .filter(|standby| standby.streams && serves(pool, &standby.target.node))
+                .filter(near)
+                .collect();
+            let kept = layout.kept.get(alias);
+            fit.sort_by_key(|standby| {
+                let at = (&standby.target.host, standby.target.port);
+                let wanted = pool.of.iter().position(|name| *name == standby.target.node);
+                (wanted, kept.is_none_or(|(host, port)| (host, *port) != at))
+            });
             let mut chosen: Vec<Target> = Vec::new();
-            for standby in layout.standbys.iter().filter(|standby| standby.streams).filter(near) {
-                let fits = chosen
-                    .iter()
-                    .all(|other| other.port == standby.target.port && other.host != standby.target.host);
+            for standby in fit {
+                // A pool that names its nodes has one at a time, the most wanted that is there.
+                let fits = (pool.of.is_empty() || chosen.is_empty())
+                    && chosen
+                        .iter()
+                        .all(|other| other.port == standby.target.port && other.host != standby.target.host);
                 if fits {
                     chosen.push(standby.target.clone());
                 }
@@ -327,28 +465,39 @@ fn targets(pool: &Pool, layout: &Layout) -> Vec<Target> {
     }
 }
 
-fn connection_string(route: &Route) -> String {
-    format!(
-        "host={} port={} dbname={} pool_size={} reserve_pool={} max_db_connections={}",
-        quote(&route.host),
-        route.port,
-        quote(&route.database),
-        route.pool_size,
-        route.reserve,
-        route.max_connections()
-    )
+fn connection_string(declared: &Declared<'_>, poolers: &Poolers, route: &Route) -> String {
+    // An alias without a mode of its own has the general one.
+    let own_mode = (route.mode != poolers.mode).then(|| route.mode.word());
+    Line::new(Section::Database, declared.version)
+        .with("host", quote(&route.host))
+        .with("port", route.port)
+        .with("dbname", quote(&route.database))
+        .with("pool_size", route.pool_size)
+        .with("reserve_pool", route.reserve)
+        .with("max_db_connections", route.max_connections())
+        .with_some("pool_mode", own_mode)
+        .text()
 }
 
-/// Section [users]: a role that has a limit on the server must not be sent there more often than that.
-fn limits(cluster: &Cluster, share: &Share) -> Result<Vec<(String, String)>, Error> {
+/// Section [users]: a role that has a limit on the server must not be sent there more often than that, and what the file says of it.
+fn limits(declared: &Declared<'_>, poolers: &Poolers, share: &Share) -> Result<Vec<(String, String)>, Error> {
     let mut users = Vec::new();
-    for role in clients(cluster) {
-        if let Some(connections) = role.connections {
+    for role in clients(declared.cluster) {
+        let stated: Option<&PoolUser> = poolers.users.iter().find(|user| user.name == role.name);
+        let connections = match (role.connections, stated.and_then(|user| user.connections)) {
+            (Some(of_server), Some(of_pooler)) => Some(of_server.min(of_pooler)),
+            (one, other) => one.or(other),
+        };
+        let part = |total: Option<u32>| total.map(|total| share.take(total).max(1));
+        let line = Line::new(Section::User, declared.version)
+            .with_some("pool_mode", stated.and_then(|user| user.mode).map(PoolMode::word))
+            .with_some("pool_size", part(stated.and_then(|user| user.size)))
+            .with_some("max_user_connections", part(connections))
+            .with_some("max_user_client_connections", part(stated.and_then(|user| user.clients)))
+            .text();
+        if !line.is_empty() {
             check_name("role", role.name)?;
-            users.push((
-                role.name.to_owned(),
-                format!("max_user_connections={}", share.take(connections).max(1)),
-            ));
+            users.push((role.name.to_owned(), line));
         }
     }
     Ok(users)
@@ -357,11 +506,6 @@ fn limits(cluster: &Cluster, share: &Share) -> Result<Vec<(String, String)>, Err
 fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)> {
     let paths = declared.paths;
     let path = |path: &Path| path.display().to_string();
-    let mode = match poolers.mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
-        PoolMode::Statement => "statement",
-    };
     let mut settings = vec![
         ("listen_addr", listen_addresses(declared.listen)),
         ("listen_port", poolers.port.to_string()),
@@ -373,11 +517,19 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
         ("auth_type", "hba".to_owned()),
         ("auth_hba_file", path(&paths.hba())),
         ("auth_file", path(&paths.userlist())),
-        ("pool_mode", mode.to_owned()),
+        ("pool_mode", poolers.mode.word().to_owned()),
         ("max_client_conn", poolers.max_clients.to_string()),
         // The default of 15 s makes a one-second switch of the primary an outage of 15 s for new clients.
         ("server_login_retry", "1".to_owned()),
-        ("query_wait_timeout", "120".to_owned()),
+        // A host that swallows packets is given up in 5 s and not in 15 s, so that what RELOAD says next is tried soon.
+        ("server_connect_timeout", "5".to_owned()),
+        // A session is not kept for ever: what a long life leaves in a backend (memory, plans) goes within the hour.
+        ("server_lifetime", "3600".to_owned()),
+        ("server_idle_timeout", "600".to_owned()),
+        // Who logs in while the pooler is paused waits as long as this.
+        ("client_login_timeout", "60".to_owned()),
+        // Longer than any planned pause: a client that has waited so long is told.
+        ("query_wait_timeout", QUERY_WAIT_TIMEOUT.as_secs().to_string()),
         // A node that vanished without a word is noticed after about 20 s, not after the system's two hours.
         ("tcp_keepalive", "1".to_owned()),
         ("tcp_keepidle", "10".to_owned()),
@@ -403,16 +555,34 @@ fn settings(declared: &Declared<'_>, poolers: &Poolers) -> Vec<(String, String)>
     if declared.cluster.has_tls() {
         // Who must and who may is said line by line in the access file; one file holds certificate and key.
         settings.push(("client_tls_sslmode", "prefer".to_owned()));
-        settings.push(("client_tls_cert_file", path(&paths.certificate())));
-        settings.push(("client_tls_key_file", path(&paths.certificate())));
-        settings.push(("server_tls_ca_file", path(&paths.authorities())));
+        // All processes of a host show the same one.
+        let first = PoolerPaths { directory: paths.of_process(declared.process, 1) };
+        settings.push(("client_tls_cert_file", path(&first.certificate())));
+        settings.push(("client_tls_key_file", path(&first.certificate())));
+        settings.push(("server_tls_ca_file", path(&first.authorities())));
     }
-    // An unknown key keeps PgBouncer from starting, so each one that is newer than 1.18 is asked for its version.
-    let version = (declared.version.major, declared.version.minor);
-    if version >= (1, 21) && poolers.mode != PoolMode::Session {
-        settings.push(("max_prepared_statements", "200".to_owned()));
+    if poolers.pools.iter().any(|pool| poolers.mode_of(pool) == PoolMode::Session)
+        || poolers.users.iter().any(|user| user.mode == Some(PoolMode::Session))
+    {
+        // A session whose alias was led elsewhere ends with its transaction, and does not go on at a node that was demoted.
+        settings.push(("server_fast_close", "1".to_owned()));
     }
-    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    if poolers.processes > 1 {
+        settings.push(("so_reuseport", "1".to_owned()));
+        settings.push(("peer_id", peer_id(declared, poolers).to_string()));
+    }
+    settings.push(("max_prepared_statements", "200".to_owned()));
+    settings
+        .into_iter()
+        .filter(|(name, _)| keys::takes(declared.version, Section::Pgbouncer, name))
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+/// The number of a process among those of all hosts, from 1: a cancel key names it.
+fn peer_id(declared: &Declared<'_>, poolers: &Poolers) -> u32 {
+    let host = poolers.hosts.iter().position(|host| host == declared.host).unwrap_or_default();
+    u32::try_from(host).unwrap_or_default() * poolers.processes + declared.process
 }
 
 fn serves_tls(cluster: &Cluster) -> bool {
@@ -506,6 +676,12 @@ fn userlist(declared: &Declared<'_>) -> Result<Secret, Error> {
     Ok(Secret::new(lines))
 }
 
+/// Returns the names of the roles in a userlist.
+pub(super) fn userlist_names(files: &PoolerFiles) -> Vec<String> {
+    let lines = read_userlist(files.userlist.reveal()).unwrap_or_default();
+    lines.into_iter().map(|(name, _)| name).collect()
+}
+
 /// Returns a userlist with another verifier for a role; `None` if it cannot be read, or has no such role.
 pub(super) fn with_verifier(userlist: &str, role: &str, verifier: &Verifier) -> Option<Secret> {
     let mut lines = read_userlist(userlist)?;
@@ -569,8 +745,8 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::topology::model::{PoolerAuth, Role, Tls};
     use crate::topology::model::{Postgres, SecretReference};
-    use crate::topology::model::{Role, Tls};
 
     pub(in crate::ops::pooler) const V1_18: PgBouncerVersion =
         PgBouncerVersion { major: 1, minor: 18, patch: 0 };
@@ -583,6 +759,8 @@ pub(super) mod tests {
             reserve,
             max_lag: None,
             fallback_to_primary: false,
+            mode: None,
+            of: Vec::new(),
         };
         let role = |name: &str, connections| Role {
             name: name.to_owned(),
@@ -613,6 +791,9 @@ pub(super) mod tests {
                 port: 6441,
                 mode: PoolMode::Transaction,
                 max_clients: 1000,
+                processes: 1,
+                auth: PoolerAuth::Userlist,
+                users: Vec::new(),
                 pools: vec![pool("rw", PoolTarget::Primary, 16, 4), pool("ro", PoolTarget::Standbys, 20, 0)],
             }),
             objectives: BTreeMap::new(),
@@ -631,10 +812,10 @@ pub(super) mod tests {
     }
 
     pub(in crate::ops::pooler) fn layout() -> Layout {
-        Layout {
-            primary: target("a", "127.0.0.1", 5441),
-            standbys: vec![standby("b", "127.0.0.1", 5442), standby("c", "127.0.0.1", 5443)],
-        }
+        Layout::new(
+            target("a", "127.0.0.1", 5441),
+            vec![standby("b", "127.0.0.1", 5442), standby("c", "127.0.0.1", 5443)],
+        )
     }
 
     fn verifier(password: &str) -> Verifier {
@@ -658,6 +839,7 @@ pub(super) mod tests {
         render(&Declared {
             cluster,
             host,
+            process: 1,
             os_user: "postgres",
             listen,
             layout,
@@ -846,6 +1028,7 @@ host \"inventory_ro\" \"pgherd_probe\" 0.0.0.0/0 scram-sha-256
             program: Path::new("/usr/sbin/pgbouncer"),
             cluster: &cluster,
             host: "local",
+            process: 1,
             listen: Ipv4Addr::LOCALHOST.into(),
             layout: &layout(),
             paths: &paths,

@@ -20,8 +20,8 @@ use crate::engine::journal::hex;
 use crate::engine::lease::{Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
-use crate::host::{FileKind, Host};
-use crate::ops::binary::Build;
+use crate::host::{Command, FileKind, Host, HostError};
+use crate::ops::binary::{self, Build};
 use crate::ops::context::Context;
 use crate::ops::node::restore::{Claim, CopyForRestore, Dressing, Restored, Wish};
 use crate::ops::node::{NodeRequest, Priority, Progress};
@@ -218,6 +218,8 @@ impl Saved {
 const FORMAT: u32 = 1;
 /// The file that holds [`Saved`].
 const SAVED: &str = "restore.json";
+/// The program that the copy's restore_command calls.
+const PROGRAM: &str = "pgherd";
 
 /// Says what a restore would do.
 ///
@@ -421,7 +423,8 @@ struct Copy<'a> {
     id: String,
     doors: Doors,
     programs: Programs,
-    program: PathBuf,
+    /// This build in `LIB/HASH`, from which the copy gets its own.
+    installed: PathBuf,
     users: Vec<String>,
 }
 
@@ -473,10 +476,10 @@ impl<'a> Copy<'a> {
             _ => None,
         })?;
         let doors = Doors::open(&own, places, &context.gate)?;
-        let program = on_host.copy(Build::own().hash()?);
+        let installed = on_host.copy(Build::own().hash()?);
         let mut users = vec![begun.host.os_user().to_owned(), begun.host.caller().to_owned()];
         users.dedup();
-        let copy = Self { herd, cluster: own, request, begun, id, doors, programs, program, users };
+        let copy = Self { herd, cluster: own, request, begun, id, doors, programs, installed, users };
         copy.refuse_long_socket()?;
         Ok(copy)
     }
@@ -512,9 +515,11 @@ impl<'a> Copy<'a> {
     async fn run(&self, tell: &Tell, all: Instant) -> Result<Report> {
         let site = self.site();
         self.make_beside(&site).await?;
+        let (program, note) = self.own_program(&site).await?;
         tell(Event::Phase(Phase::Copies));
         let copying = Instant::now();
-        let copied = self.copy(tell).await?;
+        let mut copied = self.copy(tell, &program).await?;
+        copied.notes.extend(note);
         let mut seconds = Seconds {
             choose: self.begun.chosen_in.as_secs_f64(),
             copy: copying.elapsed().as_secs_f64(),
@@ -603,6 +608,49 @@ impl<'a> Copy<'a> {
         provision::write(site, &places.profile, &claim::write(&profile), 0o640).await
     }
 
+    /// Gives the copy a program of its own beside it, for its restore_command, and returns where that is; with a note if it has to be
+    /// another one.
+    ///
+    /// A copy may be stopped for months and then be started again. `LIB/HASH` is removed when no operation needs that build any more, and
+    /// `LIB/pgherd` leads to a build that may know another format, or to nothing: where nobody has run `apply` there is no link, and
+    /// `destroy` takes it. What lies beside the copy is left alone by all three, and moves and goes together with the profile that it reads.
+    async fn own_program(&self, site: &Site<'_>) -> Result<(PathBuf, Option<String>)> {
+        let (host, own) = (site.host(), facts_of(&self.request.directory).join(PROGRAM));
+        let [from, to, beside] = [self.installed.clone(), own.clone(), own.with_extension("new")]
+            .map(|path| path.display().to_string());
+        let run = async |program: &str, args: &[&str]| {
+            let command = Command::new(program).args(args.iter().copied()).timeout(binary::SEND);
+            host.run(&command).await
+        };
+        let compare = Command::new("cmp").args(["-s", "--", &from, &to]).reads();
+        if host.run(&compare).await.is_err() {
+            let could_not = |error: HostError| {
+                Error::failed(format!("could not put pgherd beside {}", self.request.directory.display()))
+                    .hint("Its restore_command calls it there. Make room, then run the same restore again.")
+                    .source(error)
+            };
+            run("cp", &["--reflink=auto", "--", &from, &beside]).await.map_err(could_not)?;
+            run("chmod", &["0755", "--", &beside]).await.map_err(could_not)?;
+            run("sync", &["--", &beside]).await.map_err(could_not)?;
+            run("mv", &["-f", "-T", "--", &beside, &to]).await.map_err(could_not)?;
+        }
+        let version = Command::new(&own).arg("--version").reads();
+        match host.run(&version).await {
+            Ok(_) => Ok((own, None)),
+            Err(error @ (HostError::Lost { .. } | HostError::File { .. })) => Err(error.into()),
+            // A file system for data may be mounted noexec.
+            Err(HostError::NotStarted { .. } | HostError::Exited { .. }) => {
+                host.remove_file(&own).await?;
+                let note = format!(
+                    "no program can run beside {}, so its restore_command names {from}: before that build is removed, let the copy reach its \
+                     target",
+                    self.request.directory.display()
+                );
+                Ok((self.installed.clone(), Some(note)))
+            }
+        }
+    }
+
     fn memory(&self) -> ByteCount {
         self.cluster.postgres.tune_memory.map_or(MEMORY, |stated| stated.min(MEMORY))
     }
@@ -619,10 +667,10 @@ impl<'a> Copy<'a> {
     }
 
     /// Returns the content of the copy's `pgherd.node.conf`.
-    fn settings(&self) -> Vec<Setting> {
+    fn settings(&self, program: &Path) -> Vec<Setting> {
         let site = self.site();
         let mut places = site.places();
-        places.program.clone_from(&self.program);
+        program.clone_into(&mut places.program);
         let wish = NodeWish { upstream: None, synchronous: String::new(), memory: self.memory() };
         let mut settings = declared::node_settings(&self.cluster, self.node(), &wish, &places);
         let mut set = |name: &str, value: &str| {
@@ -639,9 +687,9 @@ impl<'a> Copy<'a> {
         settings
     }
 
-    async fn copy(&self, tell: &Tell) -> Result<Restored> {
+    async fn copy(&self, tell: &Tell, program: &Path) -> Result<Restored> {
         let prepared = &self.begun.prepared;
-        let settings = self.settings();
+        let settings = self.settings(program);
         let mut neutral: Vec<String> = OLD_PLACE.iter().map(|name| (*name).to_owned()).collect();
         neutral.extend(settings.iter().map(|(name, _)| name.clone()));
         let request = NodeRequest::CopyForRestore(Box::new(CopyForRestore {

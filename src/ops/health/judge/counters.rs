@@ -2,7 +2,7 @@
 //!
 //! Since the last look where enough has happened since, else since the counters were reset, which the text says.
 
-use super::super::memory::Counted;
+use super::super::before::Counted;
 use super::super::report::{Finding, Subject};
 use super::super::seen::{NodeSeen, Seen};
 use super::{Of, Status, limits, number, to_f64};
