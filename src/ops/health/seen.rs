@@ -19,6 +19,7 @@ use crate::db::health::{self as ask, Asker};
 use crate::db::queries::{self, Archiver};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
+use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE, Running};
