@@ -6,8 +6,8 @@ use std::path::Path;
 use jiff::{SignedDuration, Timestamp};
 
 use super::super::asked::Why;
+use super::super::before::{Before, Counted, NodeBefore};
 use super::super::herd::{Drills, HerdSeen, NodeFacts};
-use super::super::memory::{Before, Counted, NodeBefore};
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::{Clock, Inside, NodeSeen, Position, Seen};
 use super::judge;
