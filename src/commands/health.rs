@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::{App, Failure, Outcome};
 use crate::error::{Error, Result};
 use crate::net::http;
+use crate::ops::context::Context;
 use crate::ops::health::{self, Board, Health, Looked, Memory, Status};
 use crate::topology;
 use crate::topology::checks::Check;
@@ -30,6 +31,10 @@ use crate::units;
 /// collector of node_exporter) and junit (for CI). --output writes a file in place of standard output, as a whole or not at all; it is
 /// also written where the run fails, and then says UNKNOWN.
 ///
+/// With --role the servers are asked as that role, over the Unix socket: a member of pg_monitor that pg_hba.conf lets in there, by the
+/// password that is declared for it under "roles" or by none (peer, trust); .pgpass is not read. What it may not see is UNKNOWN, with the
+/// GRANT that shows it.
+///
 /// Exit codes: as a plugin of Nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN or bad usage; the worst of all checks counts, and what is not
 /// known counts more than a warning.
 ///
@@ -48,6 +53,9 @@ pub struct HealthArgs {
     /// Look again and again until interrupted, every 10 s or as often as given; after the first look only changes are printed
     #[arg(long, value_name = "EVERY", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "10s")]
     watch: Option<Duration>,
+    /// Ask the servers as this role in place of the superuser
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -93,6 +101,9 @@ struct ServeArgs {
     /// How often to look
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = units::parse_duration)]
     every: Duration,
+    /// Ask the servers as this role in place of the superuser
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
 }
 
 /// Print alert rules for Prometheus
@@ -185,7 +196,7 @@ fn judge(args: &HealthArgs, app: &mut App) -> Outcome {
 
 async fn look(args: &HealthArgs, app: &App) -> Result<Health, Failure> {
     let herd = app.herd()?;
-    let context = app.context()?;
+    let context = Context { role: args.role.clone(), ..app.context()? };
     let clusters = app.clusters(&herd)?;
     Ok(app.within(health::examine(&context, &herd, &clusters, args.sample)).await?.health)
 }
@@ -199,7 +210,7 @@ async fn watch(args: &HealthArgs, every: Duration, app: &mut App) -> Outcome {
             .into());
     }
     let mut herd = app.herd()?;
-    let context = app.context()?;
+    let context = Context { role: args.role.clone(), ..app.context()? };
     let interrupt = app.interrupt()?;
     let mut memory = Memory::default();
     let mut before: Option<Health> = None;
@@ -253,7 +264,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// Looks for ever, and shows each look when it is over.
 async fn look_on(args: &ServeArgs, app: &App, mut herd: Herd, board: &Mutex<Option<Board>>) -> Outcome {
-    let context = app.context()?;
+    let context = Context { role: args.role.clone(), ..app.context()? };
     let file = app.topology_file()?;
     let mut memory = Memory::default();
     let mut remark = None;

@@ -172,7 +172,7 @@ impl App {
         let root = rustix::process::geteuid().is_root();
         let places = Places::decide(root, |name| std::env::var(name).ok())?;
         let store = Store::new(places.state());
-        Ok(Context { places, gate: gate::open(), store, build: Build::own() })
+        Ok(Context { places, gate: gate::open(), store, build: Build::own(), role: None })
     }
 
     /// Reads and checks the topology.

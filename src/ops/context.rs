@@ -17,6 +17,8 @@ pub struct Context {
     pub store: Store,
     /// The program that is installed where PostgreSQL's commands call one.
     pub build: Build,
+    /// The role that a look asks servers as, in place of the superuser.
+    pub role: Option<String>,
 }
 
 impl Context {

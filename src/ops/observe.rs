@@ -23,6 +23,7 @@ use crate::host::ssh::{SshHost, Target};
 use crate::host::{Command, DiskSpace, Host, HostError};
 use crate::ops::service::{self, UnitSeen};
 use crate::pg::control_file::ControlFile;
+use crate::secret::Secret;
 use crate::topology::claim::{self, Marker, Profile};
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node, Reach};
@@ -46,6 +47,8 @@ pub struct Doors {
     places: BTreeMap<String, Places>,
     hosts: BTreeMap<String, Arc<dyn Host>>,
     pub connector: Connector,
+    /// Who asks in place of the superuser; for looks alone.
+    asker: Option<(String, Option<Secret>)>,
     /// The programs of each host, looked for once.
     programs: Arc<BTreeMap<String, OnceCell<Programs>>>,
 }
@@ -92,6 +95,7 @@ impl Doors {
             places: places_of,
             hosts,
             connector: Connector::new(Arc::clone(gate)),
+            asker: None,
             programs,
         })
     }
@@ -113,6 +117,13 @@ impl Doors {
         self
     }
 
+    /// Returns the same doors with another role that asks the servers, by its password where one is known.
+    #[must_use]
+    pub fn asking_as(mut self, role: &str, password: Option<Secret>) -> Self {
+        self.asker = Some((role.to_owned(), password));
+        self
+    }
+
     /// Returns the door of a host that the cluster uses.
     pub fn host(&self, name: &str) -> &dyn Host {
         &**self.hosts.get(name).expect("Doors::open opens every host that the cluster names")
@@ -123,16 +134,20 @@ impl Doors {
         Arc::clone(self.hosts.get(name).expect("Doors::open opens every host that the cluster names"))
     }
 
-    /// Returns how pgherd's own work logs in to a node: as the superuser, over the Unix socket.
+    /// Returns how pgherd's own work logs in to a node: as the superuser, or as whoever asks in its place, over the Unix socket.
     pub fn superuser(&self, cluster: &Cluster, node: &Node, database: &str) -> Login {
         let name = cluster.full_name(&node.name);
+        let (user, password) = match &self.asker {
+            Some((role, password)) => (role.clone(), password.clone()),
+            None => (declared::SUPERUSER.to_owned(), None),
+        };
         Login {
             endpoint: Endpoint::Socket { directory: self.node_places(cluster, node).socket, port: node.port },
             tunnel: self.host(&node.host).tunnel(),
             server: name,
-            user: declared::SUPERUSER.to_owned(),
+            user,
             database: database.to_owned(),
-            password: None,
+            password,
             tls: None,
             session: Session::Tool,
         }

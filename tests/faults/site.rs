@@ -239,7 +239,7 @@ regions: {{here: {{hosts: {{local: local}}}}}}
     }
 
     pub fn context(&self, gate: std::sync::Arc<dyn Gate>, store: Store) -> Context {
-        Context { places: self.places.clone(), gate, store, build: self.build.clone() }
+        Context { places: self.places.clone(), gate, store, build: self.build.clone(), role: None }
     }
 
     pub fn store(&self) -> Store {

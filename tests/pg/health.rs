@@ -16,7 +16,7 @@ use crate::server::installations;
 pub fn finding(herd: &Herd, check: &str, subject: &str) -> Value {
     let report = herd.run(&["--format", "json", "health"]).json();
     let of = |finding: &Value| match &finding["subject"] {
-        Value::String(word) => word == "cluster" && subject == "-",
+        Value::String(word) => word == "cluster" && ["-", "cluster"].contains(&subject),
         named => ["node", "pooler", "part"].iter().any(|kind| named[kind] == subject),
     };
     let findings = report["findings"].as_array().expect("a list");

@@ -250,6 +250,18 @@ pub(crate) async fn passwords(
     if errors.is_empty() { Ok(found) } else { Err(errors) }
 }
 
+/// Resolves the password of one declared role; `None` if the topology has none for it.
+///
+/// # Errors
+/// When it cannot be had.
+pub(crate) async fn password(context: &Context, cluster: &Cluster, role: &str) -> Result<Option<Secret>> {
+    let reference = cluster.roles.iter().find(|declared| declared.name == role);
+    let Some(reference) = reference.and_then(|declared| declared.password.as_ref()) else { return Ok(None) };
+    let here = observe::open_own_door(&context.gate);
+    let resolved = resolve(&*here, reference).await;
+    resolved.map(Some).map_err(|error| error.context(format!("resolve the password of role {role}")))
+}
+
 async fn resolve(here: &dyn Host, reference: &SecretReference) -> Result<Secret> {
     if let SecretReference::Vault(vault) = reference {
         return out_of_vault(here, vault).await;

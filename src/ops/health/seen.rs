@@ -19,6 +19,7 @@ use crate::db::health::{self as ask, Asker};
 use crate::db::queries::{self, Archiver};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
+use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE, Running};
@@ -179,6 +180,10 @@ impl<'a> Seen<'a> {
 /// When a door cannot be opened at all.
 pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> Result<Seen<'a>> {
     let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
+    let doors = match &context.role {
+        Some(role) => doors.asking_as(role, apply::password(context, cluster, role).await?),
+        None => doors,
+    };
     let (observed, poolers, kept) = tokio::join!(
         observe::observe(&doors, cluster, Depth::Servers),
         pooler::status::look(&doors, cluster),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::super::asked::Why;
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::{NodeSeen, Seen};
+use super::replication::hidden;
 use super::{Of, command};
 use crate::db::queries::ServerRole;
 use crate::ops::observe::{NodeObserved, Running};
@@ -228,6 +229,11 @@ fn failover(seen: &Seen<'_>) -> Option<Finding> {
     let Some(leading) = primary.running() else {
         return Some(of.unknown(Subject::Cluster, &Why::NotUp));
     };
+    for (_, observed, asked) in seen.each() {
+        if let (true, Err(why)) = (observed.running().is_some_and(hidden), &asked.replay) {
+            return Some(of.unknown(Subject::Cluster, why));
+        }
+    }
     let mut ready: Vec<&str> = Vec::new();
     let mut doubts: Vec<String> = Vec::new();
     for (node, observed, _) in seen.each().filter(|(node, _, _)| node.name != primary.node) {

@@ -19,7 +19,7 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
         if seen.primary().is_some_and(|primary| primary.node == node.name) {
             continue;
         }
-        found.push(streams(seen, node, observed));
+        found.push(streams(seen, node, observed, asked));
         let behind = behind(seen, node, observed, asked);
         found.push(lag(seen, node, &behind, asked));
         found.push(lag_bytes(seen, node, &behind));
@@ -48,11 +48,15 @@ fn primary(seen: &Seen<'_>) -> Finding {
 }
 
 /// A declared standby streams. It is known by its name, not by its address.
-fn streams(seen: &Seen<'_>, node: &Node, observed: &NodeObserved) -> Finding {
+fn streams(seen: &Seen<'_>, node: &Node, observed: &NodeObserved, asked: &NodeSeen) -> Finding {
     let of = Of::new(seen.cluster, Check::Standbys);
     let subject = Subject::Node(node.name.clone());
     let Some(running) = observed.running() else { return of.unknown(subject, &Why::NotUp) };
     let says = |status, text: String| of.says(subject.clone(), status, text);
+    // The row of a receiver is full of NULLs for a role that may not see it.
+    if let (true, Err(why)) = (hidden(running), &asked.replay) {
+        return of.unknown(subject, why);
+    }
     match &running.facts.role {
         ServerRole::Primary { .. } => {
             says(Status::Critical, "it is a primary and receives nothing".to_owned())
@@ -69,6 +73,14 @@ fn streams(seen: &Seen<'_>, node: &Node, observed: &NodeObserved) -> Finding {
         }
     }
     .next(command(seen.cluster, "plan"))
+}
+
+/// Tells whether there is a WAL receiver of which the role that asks sees nothing.
+pub(super) fn hidden(running: &Running) -> bool {
+    match &running.facts.role {
+        ServerRole::Standby { receiver: Some(receiver), .. } => receiver.status.is_empty(),
+        ServerRole::Standby { receiver: None, .. } | ServerRole::Primary { .. } => false,
+    }
 }
 
 /// How far behind a standby is, and by what that is known.
