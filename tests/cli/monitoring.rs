@@ -35,8 +35,8 @@ fn pgherd(directory: &Path, args: &[&str]) -> Output {
 }
 
 fn with_topology(text: &str) -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join("pgherd.yml"), text).unwrap();
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("pgherd.yml"), text).expect("writable");
     directory
 }
 

@@ -89,11 +89,8 @@ fn since_text(rows: &[Counters]) -> String {
 fn share(seen: &Seen<'_>, node: &Node, asked: &NodeSeen, old: Option<Old<'_>>, check: Check) -> Finding {
     let of = Of::new(seen.cluster, check);
     let hit = check == Check::CacheHit;
-    let (part, rest): (fn(&Counted) -> u64, fn(&Counted) -> u64) = if hit {
-        (|counted| counted.blocks_hit, |counted| counted.blocks_read)
-    } else {
-        (|counted| counted.rollbacks, |counted| counted.commits)
-    };
+    let part = |counted: &Counted| if hit { counted.blocks_hit } else { counted.rollbacks };
+    let rest = |counted: &Counted| if hit { counted.blocks_read } else { counted.commits };
     let (enough, what) = if hit {
         (BLOCKS, "of the blocks in shared buffers")
     } else {

@@ -34,11 +34,9 @@ fn both<'t, A, B>(a: &'t Asked<A>, b: &'t Asked<B>) -> Asked<(&'t A, &'t B)> {
 fn age(seen: &Seen<'_>, check: Check) -> Finding {
     let of = Of::new(seen.cluster, check);
     let multi = check == Check::MultixactAge;
-    let (age_of, failsafe, what): (fn(&Counters) -> u64, fn(&Vitals) -> u64, &str) = if multi {
-        (|row| row.multixact_age, |vitals| vitals.multixact_failsafe_age, "multixacts")
-    } else {
-        (|row| row.xid_age, |vitals| vitals.failsafe_age, "transactions")
-    };
+    let age_of = |row: &Counters| if multi { row.multixact_age } else { row.xid_age };
+    let failsafe = |vitals: &Vitals| if multi { vitals.multixact_failsafe_age } else { vitals.failsafe_age };
+    let what = if multi { "multixacts" } else { "transactions" };
     of.of_primary(seen, |_, asked| {
         of.told(Subject::Cluster, &both(&asked.counters, &asked.vitals), |subject, (rows, vitals)| {
             let oldest = rows.iter().filter(|row| row.database.is_some()).max_by_key(|row| age_of(row));

@@ -117,7 +117,10 @@ impl World {
     fn running(&mut self, node: usize) -> &mut Running {
         match &mut self.observed.nodes[node].server {
             Server::Up(running) => running,
-            other => panic!("{other:?}"),
+            other
+            @ (Server::Starting | Server::Stopped | Server::Foreign { .. } | Server::Unknown { .. }) => {
+                panic!("{other:?}")
+            }
         }
     }
 
