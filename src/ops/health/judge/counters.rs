@@ -85,11 +85,14 @@ fn since_text(rows: &[Counters]) -> String {
     since(rows).map_or_else(|| "since it was made".to_owned(), |at| format!("since {at:.0}"))
 }
 
+/// One of what is counted.
+type Pick = fn(&Counted) -> u64;
+
 /// Tells part of whole: blocks that were found in shared buffers, transactions that were rolled back.
 fn share(seen: &Seen<'_>, node: &Node, asked: &NodeSeen, old: Option<Old<'_>>, check: Check) -> Finding {
     let of = Of::new(seen.cluster, check);
     let hit = check == Check::CacheHit;
-    let (part, rest): (fn(&Counted) -> u64, fn(&Counted) -> u64) = if hit {
+    let (part, rest): (Pick, Pick) = if hit {
         (|counted| counted.blocks_hit, |counted| counted.blocks_read)
     } else {
         (|counted| counted.rollbacks, |counted| counted.commits)

@@ -30,11 +30,14 @@ fn both<'t, A, B>(a: &'t Asked<A>, b: &'t Asked<B>) -> Asked<(&'t A, &'t B)> {
     }
 }
 
+/// One number of a row.
+type Pick<T> = fn(&T) -> u64;
+
 /// How far the oldest row of a database is from the newest transaction. Beyond the failsafe's age VACUUM leaves everything else.
 fn age(seen: &Seen<'_>, check: Check) -> Finding {
     let of = Of::new(seen.cluster, check);
     let multi = check == Check::MultixactAge;
-    let (age_of, failsafe, what): (fn(&Counters) -> u64, fn(&Vitals) -> u64, &str) = if multi {
+    let (age_of, failsafe, what): (Pick<Counters>, Pick<Vitals>, &str) = if multi {
         (|row| row.multixact_age, |vitals| vitals.multixact_failsafe_age, "multixacts")
     } else {
         (|row| row.xid_age, |vitals| vitals.failsafe_age, "transactions")
