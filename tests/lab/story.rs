@@ -1,5 +1,7 @@
 //! The whole story of a herd on hosts of its own: three in two regions, one that joins later, and an ordinary user's station.
 
+use std::process::Child;
+
 use super::lab::{Lab, eventually, say, told};
 use super::services::newest_server;
 use super::station::{OPS, PORT, Station, Way, ended};
@@ -43,9 +45,14 @@ fn declare(station: &Station<'_>, more: &str) {
     station.write("/home/oncall/pgherd.yml", &topology);
 }
 
-/// Waits until a file is on a host.
-fn appears(lab: &Lab, host: &str, path: &str) {
-    assert!(eventually(|| lab.console(host, &["test", "-e", path]).status.success()), "{host}: no {path}");
+/// Waits until a command that was begun has made a file on a host.
+fn appears(lab: &Lab, host: &str, path: &str, mut begun: Child) -> Child {
+    let there = || lab.console(host, &["test", "-e", path]).status.success();
+    if !eventually(there) {
+        begun.kill().ok();
+        panic!("{host}: no {path}\n{}", told(&ended(begun)));
+    }
+    begun
 }
 
 /// What a cut leaves: the code that the command ended with, and that it said what is not known.
@@ -133,7 +140,7 @@ fn a_host_joins_and_is_cut_off_meanwhile(station: &Station<'_>) {
     let lab = station.lab;
     declare(station, "      d: {host: db4, data-directory: /srv/inventory-d}\n");
     let apply = station.begin(&["apply", "--yes"]);
-    appears(lab, "db4", "/srv/inventory-d/base");
+    let apply = appears(lab, "db4", "/srv/inventory-d/base", apply);
     lab.slow("db4", 2_000);
     lab.cut_pair("db4", OPS);
     unknown(&ended(apply), &[6]);
@@ -212,8 +219,7 @@ fn a_copy_has_what_was_lost(station: &Station<'_>, moment: &str) {
     let shown = station.done(&[&copy[..], &["--preview"]].concat());
     assert!(shown.contains("/srv/rescue"), "{shown}");
     if std::env::var_os("PGHERD_SOAK").is_some() {
-        let restore = station.begin(&copy);
-        appears(lab, "db1", "/srv/rescue/base");
+        let restore = appears(lab, "db1", "/srv/rescue/base", station.begin(&copy));
         lab.cut_pair("db1", OPS);
         unknown(&ended(restore), &[1]);
         station.mend();

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::herd::{Herd, SINGLE, files_below, until};
 use crate::server::{Installation, Server, installations, newest};
+use crate::sshd::{Login, Sshd};
 
 /// A primary and its standby as somebody made them by hand, and a topology that declares them.
 struct Found {
@@ -253,6 +254,25 @@ fn a_cluster_that_was_made_by_hand_is_adopted_without_a_restart_on_every_major()
             works_as_any_other(found);
         }
     }
+}
+
+#[test]
+fn a_pair_on_hosts_behind_ssh_is_adopted_as_it_runs() {
+    let mut found = Found::pair(&newest());
+    let sshd = Sshd::start(&found.herd, "sshd", Login::Caller);
+    sshd.reaches(&mut found.herd);
+    found.herd.edit(" a: {host: local", " a: {host: db1");
+    found.herd.edit(" b: {host: local", " b: {host: db2");
+    let (started, before, herd) = (found.started(), found.configuration(), &found.herd);
+    herd.plan().ends_with(4).tells(&["it holds a cluster that pgherd did not make"]);
+    herd.run(&["plan", "--adopt", "inventory"]).ends_with(0).says(&["primary a, 2 of 2 nodes answer"]);
+    assert_eq!(found.configuration(), before);
+    herd.run(&["apply", "--adopt", "inventory", "--yes"]).ends_with(0);
+    assert_eq!(found.started(), started);
+    until("it streams under its new name", || (found.sql("a", STREAMING) == "inventory-b").then_some(()));
+    herd.run(&["apply", "--adopt", "inventory", "--yes"]).ends_with(0).says(&["No changes."]);
+    herd.status().ends_with(0).says(&["a     primary  up", "b     standby  streaming"]);
+    herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(4).tells(&["was adopted"]);
 }
 
 /// What was adopted is restarted, backed up and restored.
