@@ -1,6 +1,7 @@
 //! The whole story of a herd on hosts of its own: three in two regions, one that joins later, and an ordinary user's station.
 
 use std::process::Child;
+use std::time::{Duration, Instant};
 
 use super::lab::{Lab, eventually, say, told};
 use super::services::newest_server;
@@ -45,12 +46,19 @@ fn declare(station: &Station<'_>, more: &str) {
     station.write("/home/oncall/pgherd.yml", &topology);
 }
 
-/// Waits until a command that was begun has made a file on a host.
+/// Waits until a command that was begun has made a file on a host: however long it takes, unless it ends without it.
 fn appears(lab: &Lab, host: &str, path: &str, mut begun: Child) -> Child {
     let there = || lab.console(host, &["test", "-e", path]).status.success();
-    if !eventually(there) {
-        begun.kill().ok();
-        panic!("{host}: no {path}\n{}", told(&ended(begun)));
+    let begins = Instant::now();
+    while !there() {
+        let over = begins.elapsed() > Duration::from_secs(180);
+        if over {
+            begun.kill().expect("a child");
+        }
+        if over || begun.try_wait().expect("a child").is_some() {
+            panic!("{host}: no {path}\n{}", told(&ended(begun)));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
     begun
 }

@@ -398,8 +398,10 @@ fn a_cluster_that_is_down_and_cannot_start_is_restored_too() {
     let scene = Scene::up(&newest_or_15(0), &PAIR);
     let herd = &scene.herd;
     let before = scene.accident("1001, 1300");
-    scene.sql("SELECT pg_switch_wal()");
+    let segment = scene.sql("SELECT pg_walfile_name(pg_switch_wal())");
     scene.sql("INSERT INTO inventory.ticks DEFAULT VALUES");
+    let archived = format!("SELECT coalesce(last_archived_wal, '') >= '{segment}' FROM pg_stat_archiver");
+    until("the accident is archived", || (scene.sql(&archived) == "t").then_some(()));
     for node in ["a", "b"] {
         kill_process(herd.postmaster(node).expect("it runs"), Signal::KILL).expect("it runs");
     }
