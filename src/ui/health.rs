@@ -132,8 +132,29 @@ fn human(
     fine.retain(|name| {
         of.iter().all(|finding| finding.check.name() != *name || finding.status == Status::Ok)
     });
-    if !fine.is_empty() {
-        lines.push(format!("  fine      {}", fine.join(", ")));
+    let mut label = "  fine      ";
+    for line in wrapped(&fine) {
+        lines.push(format!("{label}{line}"));
+        label = "            ";
+    }
+    lines
+}
+
+/// How much of a line names may take.
+const WIDTH: usize = 100;
+
+/// Writes names as lines that fit a screen.
+fn wrapped(names: &[&str]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let word = if index + 1 < names.len() { format!("{name},") } else { (*name).to_owned() };
+        match lines.last_mut().filter(|line| line.len() + word.len() < WIDTH) {
+            Some(line) => {
+                line.push(' ');
+                line.push_str(&word);
+            }
+            None => lines.push(word),
+        }
     }
     lines
 }
@@ -212,6 +233,17 @@ pub(in crate::ui) mod tests {
 
     fn shown(asked: Asked, ended: Ended<'_>) -> String {
         render(asked, Verbosity::Normal, ended, |_, text| text.to_owned())
+    }
+
+    #[test]
+    fn names_that_do_not_fit_a_line_go_on_in_the_next() {
+        assert_eq!(wrapped(&[]), Vec::<String>::new());
+        assert_eq!(wrapped(&["connect", "lag"]), ["connect, lag"]);
+        let names = ["invalid-indexes"; 9];
+        let lines = wrapped(&names);
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|line| line.len() <= WIDTH), "{lines:?}");
+        assert_eq!(lines.join(" "), names.join(", "));
     }
 
     #[test]
