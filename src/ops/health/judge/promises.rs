@@ -217,7 +217,8 @@ fn window(seen: &Seen<'_>, backups: &Backups) -> Option<Finding> {
             ),
             Some(_) | None => of.says(Subject::Cluster, Status::Ok, since),
         }
-        .with(measured),
+        .with(measured)
+        .next(command(seen.cluster, "backup list")),
     )
 }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::asked::Why;
+use super::super::asked::{Asked, Why};
 use super::super::before::{Before, Counted, NodeBefore};
-use super::super::herd::{Drills, HerdSeen, NodeFacts};
+use super::super::herd::{Drill, Drills, HerdSeen, NodeFacts};
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::{Clock, Inside, NodeSeen, Position, Seen};
 use super::judge;
@@ -16,17 +17,21 @@ use crate::db::health::configuration::BadLine;
 use crate::db::health::databases::{
     Counters, DeadRows, InvalidIndex, Sequence, Sequences, Statement, Statements, Unfrozen,
 };
+use crate::db::health::herd::WalGenerated;
 use crate::db::health::wal::{Directory as WalDirectory, Pause, Replay, Sender, SlotSeen, Subscription};
 use crate::db::queries::{Archiver, ServerFacts, ServerRole, TimelineSource, WalReceiver};
+use crate::ops::drill::Verdict;
+use crate::ops::kept::Kept;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Disk, NodeObserved, Running, Server};
 use crate::ops::roles;
+use crate::ops::wal::Window;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
 use crate::topology::checks::Check;
 use crate::topology::load_text;
-use crate::topology::model::Cluster;
+use crate::topology::model::{Cluster, Objective};
 use crate::units::ByteCount;
 
 const HERD: &str = "
@@ -53,6 +58,8 @@ struct World {
     observed: ClusterObserved,
     nodes: Vec<NodeSeen>,
     before: Option<Before>,
+    kept: Asked<Kept>,
+    drills: Drills,
 }
 
 impl World {
@@ -77,7 +84,38 @@ impl World {
             nodes: vec![asked(true), asked(false)],
             cluster,
             before: None,
+            kept: Err(Why::Failed("nobody looked".to_owned())),
+            drills: Drills::default(),
         }
+    }
+
+    /// Declares what may be lost, in seconds.
+    fn may_lose(&mut self, scenario: &str, seconds: u64) {
+        let rpo = Duration::from_secs(seconds);
+        self.cluster.objectives.insert(scenario.to_owned(), Objective { rpo, rto: rpo });
+    }
+
+    /// Has the repository hold backups from which one can go to any second since so many seconds.
+    fn restorable(&mut self, since: i64, ends_before: Option<&str>) {
+        let window = Window {
+            timeline: TimelineId::new(1).unwrap(),
+            backup: "20260531T120000Z-full".parse().unwrap(),
+            first: ago(since),
+            last: ago(120),
+            last_lsn: Lsn::new(END - 0x1000),
+            ends_before: ends_before.map(|name| name.parse().unwrap()),
+        };
+        let system = SystemIdentifier::new(7).unwrap();
+        let (running, unreadable) = (Vec::new(), Vec::new());
+        self.kept = Ok(Kept { last: None, running, unreadable, windows: vec![(system, vec![window])] });
+    }
+
+    /// Returns the one finding about a part of the cluster.
+    #[track_caller]
+    fn of_part(&self, check: Check, part: &str) -> Finding {
+        let subject = Subject::Part(part.to_owned());
+        let found = self.judged().into_iter().find(|found| found.check == check && found.subject == subject);
+        found.unwrap_or_else(|| panic!("no {check:?} of {part}"))
     }
 
     fn a(&mut self) -> &mut NodeSeen {
@@ -132,7 +170,6 @@ impl World {
     }
 
     fn judged(&self) -> Vec<Finding> {
-        let why = Why::Failed("nobody looked".to_owned());
         judge(&Seen {
             cluster: &self.cluster,
             at: now(),
@@ -140,10 +177,10 @@ impl World {
             lead: roles::lead(&self.observed),
             nodes: self.nodes.clone(),
             poolers: Vec::new(),
-            kept: Some(Err(why.clone())),
+            kept: Some(self.kept.clone()),
             herd: HerdSeen {
                 history: None,
-                drills: Some(Ok(Drills::default())),
+                drills: Some(Ok(self.drills.clone())),
                 tls: None,
                 operations: Vec::new(),
                 regions: BTreeMap::new(),
@@ -823,4 +860,106 @@ fn counters_are_judged_since_the_last_look_where_enough_has_happened_since() {
     world.says(Check::TempFiles, "a", Status::Warning, "11 GiB of temporary files an hour");
     world.replay().conflicts = 480;
     world.says(Check::Conflicts, "b", Status::Warning, "20 queries cancelled an hour");
+}
+
+#[test]
+fn several_minor_versions_are_a_warning_and_another_major_one_is_critical() {
+    let mut world = World::sound();
+    world.says(Check::Version, "-", Status::Ok, "15.4 on a, b");
+    world.running(1).facts.version = PgVersion::from_number(150_003);
+    world.says(Check::Version, "-", Status::Warning, "15.4 on a; 15.3 on b");
+    world.running(1).facts.version = PgVersion::from_number(160_001);
+    world.says(Check::Version, "-", Status::Critical, "15 is declared");
+}
+
+#[test]
+fn a_window_with_a_hole_is_critical_and_one_that_grows_a_warning() {
+    let mut world = World::sound();
+    world.finds(Check::Window, "-");
+    world.restorable(3 * 86_400, None);
+    world.says(Check::Window, "-", Status::Ok, "every second since 2026-05-29T12:00:00Z");
+    world.cluster.backups.as_mut().unwrap().window = Some(Duration::from_secs(7 * 86_400));
+    world.says(Check::Window, "-", Status::Warning, "7 d are declared: it grows");
+    world.restorable(30 * 86_400, Some("000000010000000000000009"));
+    let hole = "WAL is missing from 000000010000000000000009 on";
+    world.says(Check::Window, "-", Status::Critical, hole);
+    world.kept.as_mut().unwrap().windows.clear();
+    world.says(Check::Window, "-", Status::Critical, "nothing can be restored");
+}
+
+#[test]
+fn a_drill_that_did_not_pass_counts_although_one_before_it_did() {
+    let drill = |days: i64, verdict| Drill {
+        id: "0a1b2c3d".to_owned(),
+        ended: ago(days * 86_400),
+        verdict,
+        rto_seconds: Some(336.0),
+    };
+    let mut world = World::sound();
+    world.says(Check::Drill, "-", Status::Warning, "no drill has passed on this station yet");
+    let passed = drill(3, Verdict::Passed);
+    world.drills = Drills { last: Some(passed.clone()), passed: Some(passed.clone()) };
+    world.says(Check::Drill, "-", Status::Ok, "passed 3 d ago, restored in 5m36s");
+    world.drills.last = Some(drill(1, Verdict::Failed));
+    world.says(Check::Drill, "-", Status::Critical, "did not pass");
+    let old = drill(40, Verdict::Passed);
+    world.drills = Drills { last: Some(old.clone()), passed: Some(old) };
+    world.says(Check::Drill, "-", Status::Warning, "warning from");
+}
+
+#[test]
+fn the_disk_lasts_as_long_as_wal_comes_at_its_rate() {
+    let mut world = World::sound();
+    world.a().facts.wal = Ok(WalGenerated { bytes: ByteCount(10 << 30), since: ago(36_000), now: now() });
+    let mut free = |gib: u64, status| {
+        world.observed.nodes[0].disk = Some(Disk { total: ByteCount(100 << 30), free: ByteCount(gib << 30) });
+        world.says(Check::Runway, "a", status, "1 GiB of WAL an hour");
+    };
+    free(50, Status::Ok);
+    free(10, Status::Warning);
+    free(3, Status::Critical);
+    world.a().facts.wal = Ok(WalGenerated { bytes: ByteCount(10 << 30), since: ago(30), now: now() });
+    world.says(Check::Runway, "a", Status::Ok, "not enough WAL was written yet");
+}
+
+#[test]
+fn what_a_loss_would_cost_is_what_the_best_that_is_left_does_not_have() {
+    let mut world = World::sound();
+    world.may_lose("lose-primary", 5);
+    assert_eq!(world.of_part(Check::Rpo, "lose-primary").text, "nothing would be lost (b would take over)");
+    if let ServerRole::Standby { received_lsn, replayed_lsn, receiver, .. } = &mut world.running(1).facts.role
+    {
+        *received_lsn = Some(Lsn::new(END - 4096));
+        *replayed_lsn = Some(Lsn::new(END - 4096));
+        receiver.as_mut().unwrap().last_message_at = Some(ago(30));
+    }
+    let missed = world.of_part(Check::Rpo, "lose-primary");
+    assert_eq!(missed.status, Status::Critical, "{missed:#?}");
+    assert_eq!(missed.text, "30.0 s and 4 KiB would be lost (b would take over); 5.0 s may be");
+
+    // Nobody knows where a repository stands, so that a region without a standby elsewhere is not known.
+    world.may_lose("lose-region", 300);
+    assert_eq!(world.of_part(Check::Rpo, "lose-region").status, Status::Unknown);
+
+    world.may_lose("undo-mistake", 60);
+    world.restorable(86_400, None);
+    assert_eq!(world.of_part(Check::Rpo, "undo-mistake").status, Status::Ok);
+    world.a().archiver.as_mut().unwrap().waiting = 3;
+    assert_eq!(world.of_part(Check::Rpo, "undo-mistake").status, Status::Ok, "a minute is what may be");
+    world.a().archiver.as_mut().unwrap().last_archived =
+        Some(("000000010000000000000003".to_owned(), ago(90)));
+    let stale = world.of_part(Check::Rpo, "undo-mistake");
+    assert_eq!(stale.status, Status::Critical, "{stale:#?}");
+}
+
+#[test]
+fn who_could_take_over_is_told_with_what_stands_in_the_way() {
+    let mut world = World::sound();
+    world.says(Check::Failover, "-", Status::Ok, "b could take over");
+    world.running(0).facts.data_checksums = false;
+    world.says(Check::Failover, "-", Status::Warning, "pg_rewind needs wal_log_hints or checksums");
+    if let ServerRole::Standby { replay_paused, .. } = &mut world.running(1).facts.role {
+        *replay_paused = true;
+    }
+    world.says(Check::Failover, "-", Status::Critical, "nobody could take over: b: its replay is paused");
 }
