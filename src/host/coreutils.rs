@@ -195,14 +195,15 @@ pub(super) async fn disk(host: &dyn Host, path: &Path) -> Result<DiskSpace, Host
     let doing = format!("measure the disk of {}", path.display());
     let mut nearest = path;
     loop {
-        let df = tool("df").args(["-B1", "--output=size,avail", "--", text(host, &doing, nearest)?]).reads();
+        let df = tool("df").args(["-B1", "--output=used,avail", "--", text(host, &doing, nearest)?]).reads();
         match (run(host, &doing, &df).await, nearest.parent()) {
             (Ok(table), _) => {
                 let shown = String::from_utf8_lossy(&table);
                 let mut numbers = shown.lines().nth(1).unwrap_or("").split_whitespace().map(str::parse);
                 return match (numbers.next(), numbers.next()) {
-                    (Some(Ok(total)), Some(Ok(free))) => {
-                        Ok(DiskSpace { total: ByteCount(total), free: ByteCount(free) })
+                    (Some(Ok(used)), Some(Ok(free))) => {
+                        let used: u64 = used;
+                        Ok(DiskSpace { total: ByteCount(used.saturating_add(free)), free: ByteCount(free) })
                     }
                     _ => Err(unreadable_answer(host, &doing, "df", &table)),
                 };

@@ -219,6 +219,7 @@ pub struct FileStat {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSpace {
+    /// What is used and what is free; not what is kept for root or by a quota, which `Use%` of df(1) leaves out as well.
     pub total: ByteCount,
     /// What the os-user may still use.
     pub free: ByteCount,

@@ -158,7 +158,7 @@ pub fn explained(check: Check) -> Explained {
                 what: "the file system of the data directory (statvfs)",
             }],
             needs: Needs::Nothing,
-            remark: Some("What is reserved for root counts as taken: the server cannot write there."),
+            remark: Some("As Use% of df: what is kept for root, or by a quota, is neither used nor free."),
             act: "Free space or grow the disk. Never remove files from pg_wal by hand.",
             source: "https://www.postgresql.org/docs/current/disk-full.html",
         },
