@@ -848,7 +848,13 @@ impl Scene<'_> {
 
     /// What holds when nothing happened or everything was undone.
     async fn same_as_before(&self, initial: &Initial) -> Result<(), String> {
-        let now = self.site.picture(self.cluster()).await;
+        let mut now = self.site.picture(self.cluster()).await;
+        // The readers of a look that was broken off by another one's error end a moment later.
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while now != initial.picture && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            now = self.site.picture(self.cluster()).await;
+        }
         if now != initial.picture {
             return Err(format!("it is not as before:\n{}", differences(&initial.picture, &now)));
         }
