@@ -780,11 +780,11 @@ impl Scene<'_> {
         let plan = apply::prepare(&context, &self.herd, self.cluster())
             .await
             .map_err(|errors| format!("no plan can be made: {errors:?}"))?;
-        if !plan.is_empty() || !plan.notes.is_empty() {
-            let steps: Vec<String> = plan
-                .steps()
-                .map(|step| format!("{} {}: {:?}", step.subject, step.text, step.reason))
-                .collect();
+        // What could not be told while it was planned keeps an older build until the next apply: also a server of another test's.
+        let left = || plan.steps().filter(|step| !matches!(step.step, ApplyStep::Prune { .. }));
+        if left().next().is_some() || !plan.notes.is_empty() {
+            let steps: Vec<String> =
+                left().map(|step| format!("{} {}: {:?}", step.subject, step.text, step.reason)).collect();
             return Err(format!("done, and there is more to do: {steps:?}, notes {:?}", plan.notes));
         }
         let expected = ["pgbouncer", "postgres a", "postgres b"];
