@@ -7,8 +7,6 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 target := $(or $(CARGO_TARGET_DIR),target)
 # The servers that the tests run against; asked for only after scripts/setup has installed them.
 with-servers = servers=$$(scripts/setup --print-env) && eval "$$servers"
-# Tests on servers wait more than they work: with one a core half of the machine would be idle.
-test-threads = $(shell echo $$(($$(nproc) * 3 / 2)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down build test soak bench bench-backup lint install
@@ -30,7 +28,7 @@ build: ## build the release binary
 test: ## install what is missing, lint, and run every test against PostgreSQL of the system, the oldest and the newest
 	scripts/setup --test
 	$(MAKE) --no-print-directory lint
-	$(with-servers) && RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(test-threads)} cargo test --locked --no-fail-fast
+	$(with-servers) && cargo test --locked --no-fail-fast
 
 soak: ## run the tests with their full counts of faults and kills
 	scripts/setup --test
