@@ -14,6 +14,9 @@ use super::model::{Cluster, Node, Pool, PoolTarget, Postgres, Role};
 const DEFAULT_MAX_CONNECTIONS: u32 = 100;
 const DEFAULT_SUPERUSER_RESERVED: u32 = 3;
 
+/// The settings of a server that are counted.
+pub const SETTINGS: [&str; 3] = ["max_connections", "superuser_reserved_connections", "reserved_connections"];
+
 /// What a server has for connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -33,9 +36,9 @@ impl Limits {
         let setting =
             |name: &str, default| value(name).and_then(|value| value.parse::<u32>().ok()).unwrap_or(default);
         Self {
-            max_connections: setting("max_connections", DEFAULT_MAX_CONNECTIONS),
-            superuser_reserved: setting("superuser_reserved_connections", DEFAULT_SUPERUSER_RESERVED),
-            reserved: setting("reserved_connections", 0),
+            max_connections: setting(SETTINGS[0], DEFAULT_MAX_CONNECTIONS),
+            superuser_reserved: setting(SETTINGS[1], DEFAULT_SUPERUSER_RESERVED),
+            reserved: setting(SETTINGS[2], 0),
         }
     }
 
@@ -72,8 +75,23 @@ impl Budget {
     }
 }
 
+/// Returns each node in the layout in which the poolers may open most to it, in the order of `layouts`: the first of several.
+pub fn at_most(layouts: &[Layout]) -> Vec<(&Layout, &NodeBudget)> {
+    let mut most: Vec<(&Layout, &NodeBudget)> = Vec::new();
+    for (layout, node) in
+        layouts.iter().flat_map(|layout| layout.nodes.iter().map(move |node| (layout, node)))
+    {
+        match most.iter_mut().find(|(_, other)| other.node == node.node) {
+            Some(known) if node.demand > known.1.demand => *known = (layout, node),
+            Some(_) => {}
+            None => most.push((layout, node)),
+        }
+    }
+    most
+}
+
 /// Who leads, and what then falls to each node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// `today`, `b promoted`, `b alone`.
     pub name: String,
@@ -84,7 +102,7 @@ pub struct Layout {
 }
 
 /// One node in one layout.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeBudget {
     pub node: String,
     pub primary: bool,
@@ -102,8 +120,15 @@ pub struct NodeBudget {
     pub fits: bool,
 }
 
+impl NodeBudget {
+    /// Returns what the poolers may open to it at most.
+    pub fn cap(&self) -> u32 {
+        self.stated.map_or(self.usable, |stated| stated.min(self.usable))
+    }
+}
+
 /// What one pool may open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolDemand {
     pub pool: String,
     pub size: u32,

@@ -4,6 +4,8 @@ use serde::Serialize;
 
 use crate::ops::plan::ClusterPlan;
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
+use crate::topology::budget::at_most;
+use crate::ui::pooler::budget_table;
 use crate::ui::{Format, Tone, Ui, Verbosity};
 
 const WIDEST_TEXT: usize = 72;
@@ -97,8 +99,30 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
                 ui.paint(Tone::Warning, "note")
             ));
         }
+        if !plan.is_empty() || ui.verbosity == Verbosity::Verbose {
+            for warning in &plan.warnings {
+                ui.remark(format!("  {} {warning}", ui.paint(Tone::Warning, "warning")));
+            }
+        }
+        for line in connections(ui, plan) {
+            ui.remark(format!("  {line}"));
+        }
     }
     ui.remark(summary(plans));
+}
+
+/// Returns the table of the connections, if the plan changes any: each node when most fall to it; with -v always, in each layout.
+fn connections(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
+    let Some(planned) = &plan.budget else { return Vec::new() };
+    if ui.verbosity == Verbosity::Verbose {
+        let rows =
+            planned.layouts.iter().flat_map(|layout| layout.nodes.iter().map(move |node| (layout, node)));
+        return budget_table(ui, "connections when", rows);
+    }
+    if plan.is_empty() || !planned.changes {
+        return Vec::new();
+    }
+    budget_table(ui, "connections, at most when", at_most(&planned.layouts))
 }
 
 /// Returns the last line: what the plans come to.
@@ -196,6 +220,15 @@ fn markdown(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
         }
         for note in &plan.notes {
             ui.line(format!("\n- note: {note}"));
+        }
+        if !plan.is_empty() || ui.verbosity == Verbosity::Verbose {
+            for warning in &plan.warnings {
+                ui.line(format!("\n- warning: {warning}"));
+            }
+        }
+        let table = connections(ui, plan);
+        if !table.is_empty() {
+            ui.line(format!("\n```text\n{}\n```", table.join("\n")));
         }
         ui.line("");
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::ops::pooler::status::{PoolersStatus, ProcessState, ProcessStatus};
 use crate::ops::pooler::{PoolerFiles, PoolerPaths, RouteTruth, Truth};
-use crate::topology::budget::Budget;
+use crate::topology::budget::{Budget, Layout, NodeBudget};
 use crate::topology::model::Cluster;
 use crate::ui::{Format, Tone, Ui, Verbosity};
 
@@ -248,9 +248,21 @@ pub fn print_budgets(ui: &mut Ui, herd: &str, budgets: &[Budget]) {
 
 /// Prints what the poolers may open to each node in each layout, against what the node has.
 pub fn budget(ui: &mut Ui, budget: &Budget) {
+    let rows = budget.layouts.iter().flat_map(|layout| layout.nodes.iter().map(move |node| (layout, node)));
+    for line in budget_table(ui, "connections when", rows) {
+        ui.line(format!("  {line}"));
+    }
+}
+
+/// Returns a table of nodes in layouts, a line each.
+pub fn budget_table<'b>(
+    ui: &Ui,
+    when: &str,
+    rows: impl IntoIterator<Item = (&'b Layout, &'b NodeBudget)>,
+) -> Vec<String> {
     let mut table = plain();
     table.set_header([
-        "connections when",
+        when,
         "node",
         "as",
         "max",
@@ -261,30 +273,25 @@ pub fn budget(ui: &mut Ui, budget: &Budget) {
         "",
         "of",
     ]);
-    for layout in &budget.layouts {
-        for node in &layout.nodes {
-            let cap = node.stated.map_or(node.usable, |stated| stated.min(node.usable));
-            let verdict = if node.fits { ui.paint(Tone::Good, "fits") } else { ui.paint(Tone::Bad, "OVER") };
-            table.add_row([
-                layout.name.clone(),
-                node.node.clone(),
-                if node.primary { "primary" } else { "standby" }.to_owned(),
-                node.limits.max_connections.to_string(),
-                (node.limits.superuser_reserved + node.limits.reserved).to_string(),
-                node.direct.to_string(),
-                cap.to_string(),
-                node.demand.to_string(),
-                verdict,
-                node.pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            ]);
-        }
+    for (layout, node) in rows {
+        let verdict = if node.fits { ui.paint(Tone::Good, "fits") } else { ui.paint(Tone::Bad, "OVER") };
+        table.add_row([
+            layout.name.clone(),
+            node.node.clone(),
+            if node.primary { "primary" } else { "standby" }.to_owned(),
+            node.limits.max_connections.to_string(),
+            (node.limits.superuser_reserved + node.limits.reserved).to_string(),
+            node.direct.to_string(),
+            node.cap().to_string(),
+            node.demand.to_string(),
+            verdict,
+            node.pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        ]);
     }
     for column in 3..8 {
         right(&mut table, column);
     }
-    for line in table.lines() {
-        ui.line(format!("  {}", line.trim_end()));
-    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
 fn plain() -> Table {

@@ -27,7 +27,7 @@ fn holds_back(herd: &Herd) -> bool {
 
 #[test]
 fn what_is_done_to_a_pooler_by_hand_is_seen_told_as_a_diff_and_mended() {
-    let herd = Herd::up(&newest_or_15(0), &PAIR);
+    let mut herd = Herd::up(&newest_or_15(0), &PAIR);
     let ini = herd.pooler().join("pgbouncer.ini");
     let good = fs::read_to_string(&ini).unwrap();
 
@@ -40,6 +40,22 @@ fn what_is_done_to_a_pooler_by_hand_is_seen_told_as_a_diff_and_mended() {
     }
     assert_eq!(cluster["budget"]["layouts"][0]["today"], true);
     herd.run(&["pooler", "apply", "--yes"]).ends_with(0).says(&["No changes."]);
+
+    // A plan that changes a pool adds the connections up and repeats what validate warns of.
+    herd.edit("standbys, size: 8", "standbys, size: 9");
+    herd.edit("max-clients: 50", "max-clients: 9");
+    herd.plan().ends_with(0).says(&[
+        "warning pool rw never fills: it has 10 connections for at most 9 clients",
+        "connections, at most when",
+        "37              19  fits  rw 8 + 2, ro 9",
+    ]);
+    let plan = herd.run(&["plan", "--format", "json"]).ends_with(0).json();
+    assert_eq!(plan["clusters"][0]["budget"]["changes"], true);
+    assert_eq!(plan["clusters"][0]["warnings"].as_array().unwrap().len(), 1);
+    herd.edit("standbys, size: 9", "standbys, size: 8");
+    herd.edit("max-clients: 9", "max-clients: 50");
+    herd.plan().ends_with(0).says(&["No changes."]).does_not_say("connections, at most");
+    herd.run(&["plan", "-v"]).ends_with(0).says(&["connections when", "as planned", "b alone"]);
 
     // What pgherd would write is what is there; no verifier is printed.
     let rendered = herd.run(&["pooler", "render"]).ends_with(0).says(&[&good, "\"app\" \"...\""]);

@@ -89,6 +89,7 @@ async fn one_drift(
         PoolerDrift::Differs {
             what: told,
             restart: all.iter().any(|one| matches!(one, Drift::Setting { restart: true, .. })),
+            connections: all.iter().any(Drift::is_of_connections),
         }
     })
 }

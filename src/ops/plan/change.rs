@@ -407,7 +407,7 @@ fn pooler_and_proof(
             PoolerDrift::Right | PoolerDrift::Foreign { .. } => None,
             PoolerDrift::Missing => Some((host, "it is not there".to_owned(), false)),
             PoolerDrift::Stopped => Some((host, "it is stopped".to_owned(), false)),
-            PoolerDrift::Differs { what, restart } => Some((host, what.join("\n"), *restart)),
+            PoolerDrift::Differs { what, restart, .. } => Some((host, what.join("\n"), *restart)),
             PoolerDrift::Unknown { why } => Some((host, format!("unknown: {why}"), false)),
         })
         .collect();

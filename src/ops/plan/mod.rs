@@ -5,6 +5,7 @@
 mod adopt;
 mod archive;
 mod change;
+mod connections;
 mod crossing;
 mod rotation;
 mod service;
@@ -37,6 +38,7 @@ use crate::topology::places::{NodePlaces, Places};
 use crate::units::ByteCount;
 
 pub use adopt::Adoption;
+pub use connections::PlannedBudget;
 
 /// The format of a saved plan.
 pub const FORMAT: u32 = 1;
@@ -176,6 +178,8 @@ pub enum PoolerDrift {
     Differs {
         what: Vec<String>,
         restart: bool,
+        /// Whether a pool is given another number of connections.
+        connections: bool,
     },
     /// Something that is not our pooler has its port.
     Foreign {
@@ -199,6 +203,12 @@ pub struct ClusterPlan {
     pub stages: Vec<Vec<PlannedStep>>,
     /// What was seen and is not changed.
     pub notes: Vec<String>,
+    /// What is allowed and seldom meant, as `validate` tells it, and pools that a server has no room for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// `None` for a cluster without poolers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<PlannedBudget>,
     /// Whether more may be found once the primary answers.
     pub more: bool,
     /// Nodes that were asked to be taken over.
@@ -320,6 +330,8 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
         primary: primary.clone(),
         stages: Vec::new(),
         notes: notes(situation),
+        warnings: Vec::new(),
+        budget: None,
         // What pgherd's own roles need is seen when they are there.
         more: matches!(lead, Lead::StoppedPrimary(_)) || !situation.adoption.candidates.is_empty(),
         adopt: situation.adoption.asked.clone(),
@@ -335,6 +347,7 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
     }
     plan.stages.push(archive::prune(situation));
     plan.stages.retain(|stage| !stage.is_empty());
+    connections::add(situation, &primary, &mut plan)?;
     Ok(plan)
 }
 

@@ -28,6 +28,7 @@ use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
 use crate::repo::primary::PrimaryRecord;
+use crate::topology::budget::at_most;
 use crate::topology::claim::{self, Archive, FORMAT, Marker, Profile};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::load_text;
@@ -1259,4 +1260,82 @@ fn a_cluster_with_tls_as_declared_has_nothing_to_do_and_a_certificate_is_renewed
     let plan = world.plan().unwrap();
     assert_eq!(kinds(&plan), ["certificate b"]);
     assert!(plan.restarts().is_empty());
+}
+
+/// A cluster with a pooler that is as declared, and servers with room for 20 connections.
+fn pooled() -> World {
+    let poolers = "poolers: {hosts: [local], pools: {rw: {to: primary, size: 12}, ro: {to: standbys, size: 8, of: [b, c]}}}
+    ports: {pooler: 6441}
+    roles: {auditor: {password: {env: PW}}, app: {password: {env: PW}, pools: [rw, ro]}}";
+    let herd = HERD.replace("poolers: none", poolers).replace("max_connections: 60, ", "");
+    let mut world = World::unborn();
+    let herd = load_text(Path::new("/pgherd.yml"), &herd, Path::new("/")).unwrap();
+    world.cluster = herd.cluster("inventory").unwrap().clone();
+    for name in ["a", "b", "c"] {
+        world.make(name);
+        let row = setting("max_connections", "20", "/etc/own.conf");
+        world.server(name).settings.insert(row.name.clone(), row);
+    }
+    world.poolers.insert("local".to_owned(), PoolerDrift::Right);
+    world
+}
+
+fn resized() -> PoolerDrift {
+    PoolerDrift::Differs { what: vec!["pool_size 10 -> 12".to_owned()], restart: false, connections: true }
+}
+
+#[test]
+fn a_plan_that_changes_pools_or_nodes_says_so_and_adds_connections_up() {
+    let mut world = pooled();
+    let plan = world.plan().unwrap();
+    assert!(plan.is_empty(), "{:?}", lines(&plan));
+    assert_eq!(
+        plan.warnings,
+        [
+            "role auditor connects past the poolers and has no limit: its connections are in no budget; give it \"connections\""
+        ]
+    );
+    let budget = plan.budget.unwrap();
+    assert!(!budget.changes);
+    let most: Vec<String> = at_most(&budget.layouts)
+        .iter()
+        .map(|(layout, node)| format!("{} {} {}/{}", layout.name, node.node, node.demand, node.cap()))
+        .collect();
+    assert_eq!(most, ["as planned a 12/17", "b primary b 12/17", "c primary c 12/17"]);
+
+    world.poolers.insert("local".to_owned(), resized());
+    assert!(world.plan().unwrap().budget.unwrap().changes);
+    let other = vec!["max_client_conn 5 -> 50".to_owned()];
+    let other = PoolerDrift::Differs { what: other, restart: false, connections: false };
+    world.poolers.insert("local".to_owned(), other);
+    let plan = world.plan().unwrap();
+    assert!(!plan.is_empty() && !plan.budget.unwrap().changes);
+
+    world.poolers.insert("local".to_owned(), PoolerDrift::Right);
+    world.node("c").server = Server::Stopped;
+    world.node("c").directory = Directory::Missing;
+    assert!(world.plan().unwrap().budget.unwrap().changes);
+}
+
+#[test]
+fn pools_that_a_server_has_no_room_for_are_refused_and_do_not_keep_a_standby_away() {
+    let mut world = pooled();
+    for name in ["a", "b", "c"] {
+        world.server(name).settings.get_mut("max_connections").unwrap().setting = "14".to_owned();
+    }
+    world.poolers.insert("local".to_owned(), resized());
+    let refused = world.refusal();
+    assert_eq!(
+        refused.what(),
+        "cannot plan inventory: the pools may open 12 connections to inventory-a (as planned), it has 11 for them"
+    );
+    let why = refused.detail_text().unwrap();
+    assert!(why.starts_with("rw 12; max_connections 14 - superuser_reserved_connections 3 - "), "{why}");
+
+    world.poolers.insert("local".to_owned(), PoolerDrift::Right);
+    world.node("c").server = Server::Stopped;
+    let plan = world.plan().unwrap();
+    assert!(!plan.is_empty());
+    let told = "the pools may open 12 connections to inventory-a (as planned), it has 11 for them";
+    assert!(plan.warnings.iter().any(|warning| warning.starts_with(told)), "{:?}", plan.warnings);
 }

@@ -11,6 +11,9 @@ use super::files::PoolerFiles;
 use super::{Console, ConsoleSeen, PoolerObserved, PoolerProcess, fingerprint};
 use crate::ops::service::UnitSeen;
 
+/// What an alias may open to a server.
+const SIZES: [&str; 3] = ["pool_size", "reserve_pool", "max_db_connections"];
+
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -35,6 +38,33 @@ pub enum Drift {
     Route { alias: String, what: String, declared: String, found: String },
     /// A setting of the running process.
     Setting { name: String, declared: String, found: String, restart: bool },
+}
+
+impl Drift {
+    /// Tells whether it is a difference in how many connections to a server may be opened, or through which aliases.
+    pub fn is_of_connections(&self) -> bool {
+        match self {
+            Self::Entry { entry, declared, found, .. } => {
+                let sizes = |value: &Option<String>| -> Vec<String> {
+                    let words = value.as_deref().unwrap_or_default().split_whitespace();
+                    words
+                        .filter(|word| SIZES.iter().any(|size| word.starts_with(size)))
+                        .map(str::to_owned)
+                        .collect()
+                };
+                entry.starts_with("[databases]") && sizes(declared) != sizes(found)
+            }
+            Self::Route { what, .. } => what == "is" || SIZES.contains(&what.as_str()),
+            Self::Stopped
+            | Self::Unknown { .. }
+            | Self::Wording { .. }
+            | Self::Unit { .. }
+            | Self::Userlist
+            | Self::Certificate { .. }
+            | Self::Login { .. }
+            | Self::Setting { .. } => false,
+        }
+    }
 }
 
 impl fmt::Display for Drift {
@@ -291,6 +321,21 @@ mod tests {
                 settings: settings.collect(),
             }),
         }
+    }
+
+    #[test]
+    fn only_what_may_be_opened_is_a_difference_in_connections() {
+        let files = rendered(&cluster(), &layout()).unwrap();
+        let of = |seen: &PoolerObserved| drift(&files, seen).iter().any(Drift::is_of_connections);
+        let mut seen = as_declared(&files);
+        seen.ini = seen.ini.map(|ini| ini.replace("max_client_conn = 100", "max_client_conn = 9"));
+        assert!(!drift(&files, &seen).is_empty() && !of(&seen));
+        let size = format!("pool_size={}", files.routes[0].pool_size);
+        let elsewhere = format!("port={}", files.routes[0].port);
+        seen.ini = Some(files.ini.replace(&elsewhere, "port=1"));
+        assert!(!drift(&files, &seen).is_empty() && !of(&seen));
+        seen.ini = Some(files.ini.replace(&size, "pool_size=9"));
+        assert!(of(&seen), "{:?}", drift(&files, &seen));
     }
 
     #[test]

@@ -333,7 +333,7 @@ fn problems(processes: &[ProcessStatus], routes: &[RouteTruth], budget: &Budget)
         }
     }
     for (layout, node) in budget.over() {
-        let cap = node.stated.map_or(node.usable, |stated| stated.min(node.usable));
+        let cap = node.cap();
         found.push(format!(
             "the pools may open {} connections to {} when {}, which has {cap} for them",
             node.demand,
