@@ -1,5 +1,7 @@
 //! What a pooler asks a server: the verifier of a role, through a function of pgherd's and a login that may do nothing else.
 
+use std::time::Duration;
+
 use tokio_postgres::types::Type;
 
 use super::connect::{Conn, DbError};
@@ -57,6 +59,68 @@ pub async fn why_it_cannot_ask(conn: &Conn, role: &str) -> Result<Option<String>
     }
     let may: Option<bool> = conn.field(WHAT, row, "may")?;
     Ok((may != Some(true)).then(|| format!("{role} may not call pgherd.pooler_login in database {database}")))
+}
+
+/// The server's side of a pooled connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRow {
+    pub pid: i32,
+    /// As pg_stat_activity calls it.
+    pub state: String,
+    /// How long it has been in that state.
+    pub since: Duration,
+    pub advisory_locks: u32,
+    /// The beginning of what it runs, or has run last.
+    pub statement: String,
+}
+
+/// Looks at the sessions with these process numbers; those that have ended are left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn sessions(conn: &Conn, pids: &[i32]) -> Result<Vec<SessionRow>, DbError> {
+    const WHAT: &str = "look at pooled sessions";
+    let sql = "SELECT a.pid, coalesce(a.state, '') AS state, left(coalesce(a.query, ''), 500) AS statement,
+                      greatest(extract(epoch FROM clock_timestamp() - a.state_change), 0)::bigint AS seconds,
+                      (SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted) AS locks
+                 FROM pg_stat_activity a
+                WHERE a.pid = ANY ($1)
+                ORDER BY a.pid";
+    let rows = conn.query(WHAT, sql, &[(&pids, Type::INT4_ARRAY)]).await?;
+    let read = |row| {
+        let (seconds, locks): (Option<i64>, i64) =
+            (conn.field(WHAT, row, "seconds")?, conn.field(WHAT, row, "locks")?);
+        Ok(SessionRow {
+            pid: conn.field(WHAT, row, "pid")?,
+            state: conn.field(WHAT, row, "state")?,
+            since: Duration::from_secs(u64::try_from(seconds.unwrap_or(0)).unwrap_or(0)),
+            advisory_locks: u32::try_from(locks).unwrap_or(u32::MAX),
+            statement: conn.field(WHAT, row, "statement")?,
+        })
+    };
+    rows.iter().map(read).collect()
+}
+
+/// Counts the temporary tables of this database that outlive their transactions, by their owner: of roles whose sessions here are all in `pids`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn temporary_tables(conn: &Conn, pids: &[i32]) -> Result<Vec<(String, u32)>, DbError> {
+    const WHAT: &str = "look for temporary tables of pooled sessions";
+    let sql = "SELECT r.rolname::text AS role, count(*) AS tables
+                 FROM pg_class c
+                 JOIN pg_roles r ON r.oid = c.relowner
+                WHERE c.relpersistence = 't' AND c.relkind = 'r'
+                  AND (SELECT coalesce(bool_and(a.pid = ANY ($1)), false)
+                         FROM pg_stat_activity a
+                        WHERE a.datname = current_database() AND a.usesysid = c.relowner)
+                GROUP BY 1 ORDER BY 1";
+    let rows = conn.query(WHAT, sql, &[(&pids, Type::INT4_ARRAY)]).await?;
+    let read = |row| {
+        let tables: i64 = conn.field(WHAT, row, "tables")?;
+        Ok((conn.field(WHAT, row, "role")?, u32::try_from(tables).unwrap_or(u32::MAX)))
+    };
+    rows.iter().map(read).collect()
 }
 
 /// Makes the login of a pooler or puts it right. The session should be a `Quiet` one.

@@ -9,6 +9,7 @@ mod console;
 mod drift;
 pub mod expiry;
 mod files;
+mod habits;
 mod keys;
 mod place;
 mod routes;
@@ -28,6 +29,7 @@ pub use drift::{Drift, drift, must_restart};
 pub use files::{
     Declared, Layout, PoolerFiles, PoolerPaths, QUERY_WAIT_TIMEOUT, Route, Standby, Target, render,
 };
+pub use habits::{Habit, HabitKind};
 pub use place::{Place, layout, observe_poolers, processes, render_offline, streams};
 pub use routes::{PoolerSeen, RouteTruth, Truth, routes};
 

@@ -115,6 +115,11 @@ pub fn print_status(ui: &mut Ui, herd: &str, clusters: &[PoolersStatus]) {
             let word = ui.paint(Tone::Warning, "WARNING");
             ui.line(format!("{word}  {problem}."));
         }
+        if ui.verbosity == Verbosity::Verbose {
+            for note in &cluster.notes {
+                ui.line(format!("note     {note}."));
+            }
+        }
     }
 }
 
@@ -135,6 +140,9 @@ fn process_line(ui: &Ui, process: &ProcessStatus, several: bool) -> String {
         } else {
             format!("waiting {} for up to {:.1} s", process.waiting, process.max_wait_seconds)
         });
+    }
+    if process.held_back == Some(true) && process.resumes_in_seconds.is_none() {
+        parts.push("held back".to_owned());
     }
     parts.extend(process.resumes_in_seconds.map(|seconds| format!("held back, goes on in {seconds} s")));
     parts.extend(process.why.clone());

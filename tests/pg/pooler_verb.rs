@@ -73,6 +73,44 @@ fn what_is_done_to_a_pooler_by_hand_is_seen_told_as_a_diff_and_mended() {
     assert_eq!(fs::read_to_string(&ini).unwrap(), good);
     herd.run(&["pooler", "status"]).ends_with(0).does_not_say("WARNING");
 
+    // What clients left in a connection that others get next: seen, told, and gone with the connection.
+    let asks = |sql: &str| herd.client("pooler", "app", APP_PASSWORD, "inventory", sql).unwrap();
+    asks("CREATE TEMP TABLE kept_by_nobody AS SELECT 1");
+    asks("SELECT pg_advisory_lock(4711)");
+    asks("SET work_mem = '7MB'");
+    let status = herd.run(&["pooler", "status"]).ends_with(0).says(&[
+        "WARNING  1 advisory locks of app through inventory are held by connections that nobody uses on a: ",
+        "WARNING  app through inventory gave SET work_mem on a: ",
+        "WARNING  1 temporary tables of app are left in inventory on a: ",
+    ]);
+    assert!(!status.stdout.contains("7MB"), "no value is shown: {}", status.stdout);
+    asks("LISTEN orders");
+    let status = herd.run(&["pooler", "status", "--format", "json"]).ends_with(0).json();
+    let kinds = |status: &serde_json::Value| -> Vec<String> {
+        let habits = status["clusters"][0]["habits"].as_array().unwrap();
+        habits.iter().map(|habit| habit["kind"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(kinds(&status), ["advisory_lock", "listen", "temporary_table"]);
+    // A session of the role's own may have made a table: nothing is said of it.
+    console(&herd, "RECONNECT");
+    asks("SELECT 1");
+    let status = herd.run(&["pooler", "status", "--format", "json"]).ends_with(0).json();
+    assert_eq!(kinds(&status), [""; 0]);
+
+    // A PAUSE that was given by hand: PgBouncer 1.18 says nothing of it, and clients that wait beside idle connections do.
+    console(&herd, "PAUSE");
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| asks("SELECT 1"));
+        until("a client waits for a second", || holds_back(&herd).then_some(()));
+        herd.run(&["pooler", "status"]).ends_with(0).says(&[
+            "clients of the pooler on local may be held back by a PAUSE that was given by hand: ",
+            "pgherd pooler resume lets them go on",
+        ]);
+        herd.run(&["pooler", "resume"]).ends_with(0);
+        client.join().unwrap();
+    });
+    herd.run(&["pooler", "status"]).ends_with(0).does_not_say("WARNING");
+
     // An alias that leads to another node than it says is false, whatever the process answers.
     let elsewhere = good.replace(&format!("port={} ", herd.port("a")), &format!("port={} ", herd.port("b")));
     fs::write(&ini, &elsewhere).unwrap();

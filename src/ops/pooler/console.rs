@@ -31,6 +31,8 @@ pub struct Console {
     pub servers: Vec<ServerRow>,
     /// SHOW CONFIG by name.
     pub settings: BTreeMap<String, SettingRow>,
+    /// SHOW STATE: whether the whole process holds its clients back; `None` before 1.19, which has no word for it.
+    pub held_back: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,8 @@ pub struct ServerRow {
     pub port: u16,
     /// Whether it is closed as soon as it is not in use.
     pub closes: bool,
+    /// The server's process behind it, as the server says.
+    pub pid: Option<i32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +119,13 @@ impl Line<'_> {
             command = command.args(["-c", statement]);
         }
         let output = self.host.run(&command.reads()).await?;
-        parse(&output.text())
+        let mut console = parse(&output.text())?;
+        // An older one would write into its log that it does not know the question.
+        if (console.version.major, console.version.minor) >= (1, 19) {
+            let output = self.host.run(&self.psql().args(["-c", "SHOW STATE"]).reads()).await?;
+            console.held_back = Some(held_back(&output.text()).ok_or(ConsoleError::Answer("SHOW STATE"))?);
+        }
+        Ok(console)
     }
 
     /// Returns the names of the roles that it knows.
@@ -181,7 +191,17 @@ fn parse(text: &str) -> Result<Console, ConsoleError> {
         .iter()
         .map(|row| setting(row).ok_or(ConsoleError::Answer("SHOW CONFIG")))
         .collect::<Result<_, _>>()?;
-    Ok(Console { version, databases, pools, servers, settings })
+    Ok(Console { version, databases, pools, servers, settings, held_back: None })
+}
+
+/// Reads the states, each with yes or no: active, paused, suspended.
+fn held_back(text: &str) -> Option<bool> {
+    let rows = rows(text)?;
+    let is = |state: &str| {
+        let row = rows.iter().find(|row| row.get("key").is_some_and(|key| key == state))?;
+        Some(row.get("value")? == "yes")
+    };
+    Some(is("paused")? || is("suspended")?)
 }
 
 type Row = BTreeMap<String, String>;
@@ -243,6 +263,7 @@ fn server(row: &Row) -> Option<ServerRow> {
         address: row.get("addr")?.clone(),
         port: row.get("port")?.parse().ok()?,
         closes: row.get("close_needed")? != "0",
+        pid: row.get("remote_pid").and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0),
     })
 }
 
@@ -269,7 +290,10 @@ mod tests {
                 "database|user|cl_active|cl_waiting|sv_active|sv_idle|sv_used|sv_tested|sv_login|maxwait|maxwait_us|pool_mode",
                 "app|app|1|2|3|4|0|0|0|5|250000|transaction",
             ]),
-            table(&["type|user|database|state|addr|port|close_needed", "S|app|app|active|127.0.0.1|5441|0"]),
+            table(&[
+                "type|user|database|state|addr|port|close_needed|remote_pid",
+                "S|app|app|active|127.0.0.1|5441|0|4711",
+            ]),
             table(&[
                 "key|value|default|changeable",
                 "listen_port|6441|6432|no",
@@ -291,6 +315,7 @@ pgbouncer||6441|pgbouncer|pgbouncer|2|0|0|statement|0|0|0|0";
         assert_eq!((app.alias.as_str(), app.port, app.reserve, app.max_connections), ("app", 5441, 4, 20));
         assert_eq!(console.pools[0].longest_wait, Duration::from_millis(5250));
         assert_eq!((console.servers[0].address.as_str(), console.servers[0].port), ("127.0.0.1", 5441));
+        assert_eq!((console.servers[0].pid, console.held_back), (Some(4711), None));
         assert!(!console.settings["listen_port"].reloads && console.settings["pool_mode"].reloads);
     }
 
@@ -301,6 +326,14 @@ pgbouncer||6441|pgbouncer|pgbouncer|2|0|0|statement|0|0|0|0";
             .replace("|4||20", "|4|0||20");
         let newer = newer.replace("|2|0|0|statement", "|2|0|0|0|statement");
         assert_eq!(parse(&answer(&newer)).unwrap().databases[0].reserve, 4);
+    }
+
+    #[test]
+    fn reads_whether_all_clients_are_held_back() {
+        let states = |states: &str| table(&["key|value", states, "suspended|no"]);
+        assert_eq!(held_back(&states("paused|yes")), Some(true));
+        assert_eq!(held_back(&states("paused|no")), Some(false));
+        assert_eq!(held_back(&states("halted|no")), None);
     }
 
     #[test]

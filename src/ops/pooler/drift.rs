@@ -319,6 +319,7 @@ mod tests {
                 pools: Vec::new(),
                 servers: Vec::new(),
                 settings: settings.collect(),
+                held_back: None,
             }),
         }
     }

@@ -5,12 +5,13 @@
 
 use serde::Serialize;
 
+use super::habits::{self, Habit};
 use super::routes::{PoolerSeen, RouteTruth, Truth, routes};
 use super::{ConsoleSeen, Drift, Place, PoolerObserved, PoolerProcess, drift, expiry};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::roles::{self, Lead};
 use crate::topology::budget::{self, Budget, Known, Limits};
-use crate::topology::model::Cluster;
+use crate::topology::model::{Cluster, PoolMode};
 
 /// The poolers of one cluster. `docs/formats/pooler.md` describes it as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -21,8 +22,12 @@ pub struct PoolersStatus {
     pub processes: Vec<ProcessStatus>,
     pub routes: Vec<RouteTruth>,
     pub budget: Budget,
+    /// What clients left in connections that are lent for transactions; `None` where no node could be asked.
+    pub habits: Option<Vec<Habit>>,
     /// What is wrong, most urgent first.
     pub problems: Vec<String>,
+    /// What is right, and worth knowing.
+    pub notes: Vec<String>,
 }
 
 impl PoolersStatus {
@@ -50,6 +55,10 @@ pub struct ProcessStatus {
     /// How long the client that waits longest has waited.
     pub max_wait_seconds: f64,
     pub pools: Vec<PoolStatus>,
+    /// Whether it says that it holds all its clients back; `None` before 1.19, which does not say it.
+    pub held_back: Option<bool>,
+    /// Why clients that wait look as if somebody held them back, where PgBouncer does not say it.
+    pub may_be_held_back: Option<String>,
     /// How it differs from what is declared; `None` where that could not be told.
     pub drift: Option<Vec<DriftStatus>>,
     /// When the clients that are held back go on by themselves, at the latest; in seconds from now.
@@ -114,8 +123,22 @@ pub async fn status(doors: &Doors, cluster: &Cluster) -> PoolersStatus {
     }
     let routes = routes(cluster, &observed, &seen);
     let budget = budget_of(cluster, &observed, primary.as_deref());
-    let problems = problems(&processes, &routes, &budget);
-    PoolersStatus { cluster: cluster.name.clone(), primary, processes, routes, budget, problems }
+    let habits = habits::look(doors, cluster, &observed, &seen, &routes).await;
+    for process in &mut processes {
+        process.may_be_held_back = may_be_held_back(process, &routes);
+    }
+    let problems = problems(&processes, &routes, habits.as_deref().unwrap_or_default(), &budget);
+    let notes = notes(cluster, &seen);
+    PoolersStatus {
+        cluster: cluster.name.clone(),
+        primary,
+        processes,
+        routes,
+        budget,
+        habits,
+        problems,
+        notes,
+    }
 }
 
 /// Looks at every process of every pooler host, side by side.
@@ -171,6 +194,8 @@ fn process_status(cluster: &Cluster, seen: &PoolerSeen) -> ProcessStatus {
         max_clients: declared.map_or(0, |poolers| poolers.max_clients),
         max_wait_seconds: 0.0,
         pools: Vec::new(),
+        held_back: None,
+        may_be_held_back: None,
         drift: None,
         resumes_in_seconds: None,
     };
@@ -187,6 +212,7 @@ fn process_status(cluster: &Cluster, seen: &PoolerSeen) -> ProcessStatus {
     }
     let ConsoleSeen::Answered(console) = &observed.console else { return status };
     status.version = Some(console.version.to_string());
+    status.held_back = console.held_back;
     for row in &console.pools {
         let database = console.databases.iter().find(|database| database.alias == row.alias);
         let pool = PoolStatus {
@@ -274,7 +300,70 @@ async fn drift_of(
     Some(found.collect())
 }
 
-fn problems(processes: &[ProcessStatus], routes: &[RouteTruth], budget: &Budget) -> Vec<String> {
+/// How long a client waits at least where somebody may hold it back; a pool that is merely busy lends again before.
+const SUSPICIOUS: f64 = 1.0;
+
+/// Says why the clients of a process look as if they were held back. PgBouncer 1.18 has no word for a PAUSE of the whole process: its
+/// aliases are not called paused, and what can be seen is that clients wait although there are connections to be had.
+fn may_be_held_back(process: &ProcessStatus, routes: &[RouteTruth]) -> Option<String> {
+    if process.held_back.is_some() || process.resumes_in_seconds.is_some() {
+        return None;
+    }
+    let waits =
+        |pool: &&PoolStatus| pool.clients_waiting > 0 && pool.max_wait_seconds >= SUSPICIOUS && !pool.paused;
+    process.pools.iter().filter(waits).find_map(|pool| {
+        let lent = pool.servers_active + pool.servers_tested + pool.servers_login;
+        let at_hand = pool.servers_idle + pool.servers_used;
+        let leads = routes.iter().any(|route| {
+            route.alias == pool.alias && route.host == process.host && route.truth == Truth::True
+        });
+        // Without any connection at hand it may also be that no server lets PgBouncer in.
+        let free = at_hand > 0 || (lent == 0 && leads);
+        free.then(|| {
+            let how = match at_hand {
+                0 => format!("none of its {} connections is open, and the node answers", pool.pool_size),
+                _ => format!("{at_hand} of its connections are idle"),
+            };
+            format!(
+                "{} clients of {} wait for up to {:.1} s although {how}",
+                pool.clients_waiting, pool.alias, pool.max_wait_seconds
+            )
+        })
+    })
+}
+
+/// What the installed version does not do for applications.
+fn notes(cluster: &Cluster, seen: &[PoolerSeen]) -> Vec<String> {
+    let Some(poolers) = &cluster.poolers else { return Vec::new() };
+    if poolers.pools.iter().all(|pool| poolers.mode_of(pool) == PoolMode::Session) {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for pooler in seen {
+        let Ok(PoolerObserved { console: ConsoleSeen::Answered(console), .. }) = &pooler.observed else {
+            continue;
+        };
+        let kept = console.settings.get("max_prepared_statements").is_some_and(|row| row.value != "0");
+        if !kept {
+            let note = format!(
+                "PgBouncer {} on {} does not carry prepared statements from one transaction to the next (since 1.21): drivers must not \
+                 prepare, such as prepareThreshold=0 of JDBC",
+                console.version, pooler.host
+            );
+            if !found.contains(&note) {
+                found.push(note);
+            }
+        }
+    }
+    found
+}
+
+fn problems(
+    processes: &[ProcessStatus],
+    routes: &[RouteTruth],
+    habits: &[Habit],
+    budget: &Budget,
+) -> Vec<String> {
     let mut found = Vec::new();
     let named = |host: &str, process: u32| {
         let several = processes.iter().any(|other| other.process > 1);
@@ -310,13 +399,19 @@ fn problems(processes: &[ProcessStatus], routes: &[RouteTruth], budget: &Budget)
         let name = named(&process.host, process.process);
         let paused: Vec<&str> =
             process.pools.iter().filter(|pool| pool.paused).map(|pool| pool.alias.as_str()).collect();
-        let held = !paused.is_empty() || process.resumes_in_seconds.is_some();
+        let held =
+            !paused.is_empty() || process.resumes_in_seconds.is_some() || process.held_back == Some(true);
         if held {
             let until = process.resumes_in_seconds.map(|seconds| format!("; they go on in {seconds} s"));
             let until = until.unwrap_or_default();
             found.push(format!("clients of the pooler on {name} are held back (PAUSE){until}"));
         }
-        if process.waiting > 0 && !held {
+        if let Some(why) = &process.may_be_held_back {
+            found.push(format!(
+                "clients of the pooler on {name} may be held back by a PAUSE that was given by hand: {why}; \
+                 if so, pgherd pooler resume lets them go on"
+            ));
+        } else if process.waiting > 0 && !held {
             found.push(format!(
                 "{} clients of the pooler on {name} wait for a server connection, the longest for {:.1} s",
                 process.waiting, process.max_wait_seconds
@@ -332,6 +427,7 @@ fn problems(processes: &[ProcessStatus], routes: &[RouteTruth], budget: &Budget)
             ));
         }
     }
+    found.extend(habits.iter().map(|habit| habit.what.clone()));
     for (layout, node) in budget.over() {
         let cap = node.cap();
         found.push(format!(
