@@ -116,6 +116,9 @@ struct PauseArgs {
     /// How long transactions that run may take to end
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
     grace: Duration,
+    /// Wait so long for another operation of the same cluster to end
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    wait_lock: Option<Duration>,
 }
 
 /// Let the clients of a cluster go on
@@ -127,7 +130,11 @@ struct PauseArgs {
 ///
 /// Example: pgherd pooler resume --cluster inventory
 #[derive(Debug, clap::Args)]
-struct ResumeArgs {}
+struct ResumeArgs {
+    /// Wait so long for another operation of the same cluster to end
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    wait_lock: Option<Duration>,
+}
 
 /// Reads `1.25` or `1.25.1`.
 fn version(text: &str) -> Result<PgBouncerVersion, String> {
@@ -143,9 +150,10 @@ pub fn run(args: &PoolerArgs, app: &mut App) -> Outcome {
         Verb::Apply(args) => super::block_on(execute(args, app))?,
         Verb::Pause(args) => {
             let grace = args.grace.min(args.time);
-            super::block_on(hold(app, Wish::Pause { time: args.time, grace }))?
+            let wait = args.wait_lock.unwrap_or_default();
+            super::block_on(hold(app, Wish::Pause { time: args.time, grace }, wait))?
         }
-        Verb::Resume(_) => super::block_on(hold(app, Wish::Resume))?,
+        Verb::Resume(args) => super::block_on(hold(app, Wish::Resume, args.wait_lock.unwrap_or_default()))?,
     }
 }
 
@@ -296,7 +304,7 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
 }
 
 /// Holds back or lets go, cluster by cluster.
-async fn hold(app: &mut App, wish: Wish) -> Outcome {
+async fn hold(app: &mut App, wish: Wish, wait: Duration) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;
     if let Wish::Pause { time, .. } = wish
@@ -305,9 +313,10 @@ async fn hold(app: &mut App, wish: Wish) -> Outcome {
         return Err(Error::usage("cannot hold clients back for less than a second").into());
     }
     for cluster in pooled(app, &herd)? {
+        lock::until_free(&context.store, &cluster.name, wait).await?;
         if let (Wish::Resume, Some(id)) = (wish, hold::left(&context, cluster)?) {
             // A pause that was killed on its way: taking it back is what is asked for.
-            super::operation::go_on(app, id.as_str(), &Claim::Wait(Duration::ZERO), Way::Back).await?;
+            super::operation::go_on(app, id.as_str(), &Claim::Wait(wait), Way::Back).await?;
             continue;
         }
         let topology = apply::topology_file(&herd.file)?;
@@ -315,7 +324,7 @@ async fn hold(app: &mut App, wish: Wish) -> Outcome {
         let (events, stream) = event::channel();
         let (ended, ()) = tokio::join!(
             async {
-                let ended = hold::run(&context, cluster, topology, wish, &events, &interrupt).await;
+                let ended = hold::run(&context, cluster, topology, (wish, wait), &events, &interrupt).await;
                 drop(events);
                 ended
             },

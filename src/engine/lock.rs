@@ -227,7 +227,12 @@ fn open(path: &Path) -> std::io::Result<File> {
 }
 
 fn unopened(path: &Path, error: std::io::Error) -> Error {
-    Error::failed(format!("could not open the lock {}", path.display())).source(error)
+    let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+    let failed = Error::failed(format!("could not open the lock {}", path.display())).source(error);
+    match path.parent().filter(|_| denied) {
+        Some(locks) => failed.hint(format!("Run pgherd as the user that {} belongs to.", locks.display())),
+        None => failed,
+    }
 }
 
 /// Returns the locked file, or `None` if another process holds it.

@@ -163,7 +163,7 @@ pub fn left(context: &Context, cluster: &Cluster) -> Result<Option<OperationId>>
     }))
 }
 
-/// Holds the clients of a cluster back, or lets them go on.
+/// Holds the clients of a cluster back, or lets them go on, once another operation has ended within the time to wait.
 ///
 /// # Errors
 /// [`ErrorKind::Locked`] beside another operation, and as [`operation::run`].
@@ -171,11 +171,11 @@ pub async fn run(
     context: &Context,
     cluster: &Cluster,
     topology: TopologyFile,
-    wish: Wish,
+    (wish, wait): (Wish, Duration),
     events: &EventSink,
     interrupt: &Interrupt,
 ) -> Result<(OperationId, Outcome)> {
-    let lock = context.locker(cluster).take(Duration::ZERO).await?;
+    let lock = context.locker(cluster).take(wait).await?;
     let checked = match wish {
         Wish::Pause { time, .. } => check(context, cluster, time).await,
         Wish::Resume => Ok(()),
@@ -309,7 +309,7 @@ impl Step for HoldStep {
 
     async fn undo(&self, cx: &Cx<'_, Self>) -> Result<(), StepError> {
         match self {
-            Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => Ok(resume(cx.world, hosts).await?),
+            Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => Ok(take_back(cx.world, hosts).await?),
             Self::Resume { .. } => Ok(()),
         }
     }
@@ -351,6 +351,27 @@ async fn resume(world: &World, hosts: &[String]) -> Result<()> {
         }
     }
     all(hosts, answers, "let its clients go on")
+}
+
+/// Lets everybody go on after a pause that did not come about. A pooler that does not answer has its own process beside it that goes on
+/// trying, so that nothing is left for the operator to finish.
+async fn take_back(world: &World, hosts: &[String]) -> Result<()> {
+    let asked = hosts.iter().map(|host| apply::pooler::resume(&world.doors, &world.cluster, host));
+    let answers = join_all(asked).await;
+    for (host, answer) in hosts.iter().zip(answers) {
+        match answer {
+            Ok(()) => expiry::disarm(&world.doors, &world.cluster, host).await?,
+            Err(error) => {
+                let place = crate::ops::pooler::Place::find(&world.doors, &world.cluster, host, 1).await?;
+                let stands =
+                    expiry::held(&place).await?.is_some_and(|hold| hold.operation == world.operation);
+                if !stands {
+                    return Err(error.context(format!("let its clients go on, on {host}")));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Tells the first error, with its host; all were asked before.

@@ -45,6 +45,17 @@ pub fn lints(cluster: &Cluster) -> Vec<String> {
             ));
         }
     }
+    for role in cluster.roles.iter().filter(|role| !role.pools.is_empty() && role.password.is_some()) {
+        let may = cluster.schemas.iter().any(|schema| {
+            schema.owner == role.name || schema.write.contains(&role.name) || schema.read.contains(&role.name)
+        });
+        if !may {
+            found.push(format!(
+                "role {} may use pools and no schema lets it in: unless a GRANT of yours does, each database refuses it; name it under \"schemas\"",
+                role.name
+            ));
+        }
+    }
     for role in uncounted(&cluster.roles) {
         found.push(format!(
             "role {role} connects past the poolers and has no limit: its connections are in no budget; give it \"connections\""
@@ -98,6 +109,7 @@ clusters:
                 "pool odd is of mode statement: a transaction of several statements is refused",
                 "no role may use pool odd",
                 "role app may have 3 connections, and 4 PgBouncers may open one each: some are refused by the server",
+                "role app may use pools and no schema lets it in: unless a GRANT of yours does, each database refuses it; name it under \"schemas\"",
                 "role auditor connects past the poolers and has no limit: its connections are in no budget; give it \"connections\"",
             ]
         );

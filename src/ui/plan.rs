@@ -4,8 +4,7 @@ use serde::Serialize;
 
 use crate::ops::plan::ClusterPlan;
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
-use crate::topology::budget::at_most;
-use crate::ui::pooler::budget_table;
+use crate::ui::pooler::{budget_table, each, most};
 use crate::ui::{Format, Tone, Ui, Verbosity};
 
 const WIDEST_TEXT: usize = 72;
@@ -115,14 +114,12 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
 fn connections(ui: &Ui, plan: &ClusterPlan) -> Vec<String> {
     let Some(planned) = &plan.budget else { return Vec::new() };
     if ui.verbosity == Verbosity::Verbose {
-        let rows =
-            planned.layouts.iter().flat_map(|layout| layout.nodes.iter().map(move |node| (layout, node)));
-        return budget_table(ui, "connections when", rows);
+        return budget_table(ui, "connections when", each(&planned.layouts));
     }
     if plan.is_empty() || !planned.changes {
         return Vec::new();
     }
-    budget_table(ui, "connections, at most when", at_most(&planned.layouts))
+    budget_table(ui, "connections, at most when", most(&planned.layouts))
 }
 
 /// Returns the last line: what the plans come to.

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::ops::pooler::status::{PoolersStatus, ProcessState, ProcessStatus};
 use crate::ops::pooler::{PoolerFiles, PoolerPaths, RouteTruth, Truth};
-use crate::topology::budget::{Budget, Layout, NodeBudget};
+use crate::topology::budget::{Budget, Layout, NodeBudget, at_most};
 use crate::topology::model::Cluster;
 use crate::ui::{Format, Tone, Ui, Verbosity};
 
@@ -256,18 +256,48 @@ pub fn print_budgets(ui: &mut Ui, herd: &str, budgets: &[Budget]) {
 
 /// Prints what the poolers may open to each node in each layout, against what the node has.
 pub fn budget(ui: &mut Ui, budget: &Budget) {
-    let rows = budget.layouts.iter().flat_map(|layout| layout.nodes.iter().map(move |node| (layout, node)));
-    for line in budget_table(ui, "connections when", rows) {
+    for line in budget_table(ui, "connections when", each(&budget.layouts)) {
         ui.line(format!("  {line}"));
     }
 }
 
+/// One line of a budget.
+#[derive(Debug, PartialEq)]
+pub struct BudgetLine<'b> {
+    when: String,
+    nodes: String,
+    of: &'b NodeBudget,
+}
+
+/// Returns a line for each node in each layout.
+pub fn each(layouts: &[Layout]) -> Vec<BudgetLine<'_>> {
+    let nodes = layouts.iter().flat_map(|layout| layout.nodes.iter().map(move |node| (layout, node)));
+    nodes.map(|(layout, of)| BudgetLine { when: layout.name.clone(), nodes: of.node.clone(), of }).collect()
+}
+
+/// Returns a line for each node in the layout in which most falls to it; nodes that are alike in it share one.
+pub fn most(layouts: &[Layout]) -> Vec<BudgetLine<'_>> {
+    let mut lines: Vec<BudgetLine<'_>> = Vec::new();
+    for (layout, of) in at_most(layouts) {
+        let alike =
+            |line: &&mut BudgetLine<'_>| NodeBudget { node: of.node.clone(), ..line.of.clone() } == *of;
+        // "b alone" of a line for several is "alone".
+        let when = layout.name.strip_prefix(&format!("{} ", of.node)).unwrap_or(&layout.name);
+        match lines.iter_mut().find(alike) {
+            Some(line) => {
+                line.nodes = format!("{}, {}", line.nodes, of.node);
+                if !line.when.split(" or ").any(|word| word == when) {
+                    line.when = format!("{} or {when}", line.when);
+                }
+            }
+            None => lines.push(BudgetLine { when: when.to_owned(), nodes: of.node.clone(), of }),
+        }
+    }
+    lines
+}
+
 /// Returns a table of nodes in layouts, a line each.
-pub fn budget_table<'b>(
-    ui: &Ui,
-    when: &str,
-    rows: impl IntoIterator<Item = (&'b Layout, &'b NodeBudget)>,
-) -> Vec<String> {
+pub fn budget_table(ui: &Ui, when: &str, lines: Vec<BudgetLine<'_>>) -> Vec<String> {
     let mut table = plain();
     table.set_header([
         when,
@@ -281,11 +311,11 @@ pub fn budget_table<'b>(
         "",
         "of",
     ]);
-    for (layout, node) in rows {
+    for BudgetLine { when, nodes, of: node } in lines {
         let verdict = if node.fits { ui.paint(Tone::Good, "fits") } else { ui.paint(Tone::Bad, "OVER") };
         table.add_row([
-            layout.name.clone(),
-            node.node.clone(),
+            when,
+            nodes,
             if node.primary { "primary" } else { "standby" }.to_owned(),
             node.limits.max_connections.to_string(),
             (node.limits.superuser_reserved + node.limits.reserved).to_string(),
@@ -311,5 +341,41 @@ fn plain() -> Table {
 fn right(table: &mut Table, column: usize) {
     if let Some(column) = table.column_mut(column) {
         column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::budget::Limits;
+
+    #[test]
+    fn nodes_that_are_alike_share_a_line() {
+        let node = |name: &str, primary, demand| NodeBudget {
+            node: name.to_owned(),
+            primary,
+            pools: Vec::new(),
+            demand,
+            limits: Limits { max_connections: 40, superuser_reserved: 3, reserved: 0 },
+            direct: 0,
+            usable: 37,
+            stated: None,
+            fits: true,
+        };
+        let layout = |name: &str, primary: &str, nodes| Layout {
+            name: name.to_owned(),
+            primary: primary.to_owned(),
+            today: name == "as planned",
+            nodes,
+        };
+        let layouts = [
+            layout("as planned", "a", vec![node("a", true, 10), node("b", false, 8), node("c", false, 12)]),
+            layout("b primary", "b", vec![node("a", false, 8), node("b", true, 10), node("c", false, 12)]),
+        ];
+        let told: Vec<String> = most(&layouts)
+            .iter()
+            .map(|line| format!("{}: {} {}", line.when, line.nodes, line.of.demand))
+            .collect();
+        assert_eq!(told, ["as planned or primary: a, b 10", "as planned: c 12"]);
     }
 }

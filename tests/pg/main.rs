@@ -30,6 +30,8 @@ mod in_place;
 mod objects;
 mod plan_file;
 mod pooler;
+mod pooler_newer;
+mod pooler_routes;
 mod pooler_verb;
 mod queries;
 mod repository_lock;

@@ -47,7 +47,7 @@ fn what_is_done_to_a_pooler_by_hand_is_seen_told_as_a_diff_and_mended() {
     herd.plan().ends_with(0).says(&[
         "warning pool rw never fills: it has 10 connections for at most 9 clients",
         "connections, at most when",
-        "37              19  fits  rw 8 + 2, ro 9",
+        "alone                      a, b  primary   40         3       0         37              19  fits  rw 8 + 2, ro 9",
     ]);
     let plan = herd.run(&["plan", "--format", "json"]).ends_with(0).json();
     assert_eq!(plan["clusters"][0]["budget"]["changes"], true);

@@ -77,13 +77,17 @@ fn connector() -> Connector {
 
 /// Logs in without TLS and from another address than the loopback one, and returns what the other end says.
 fn plain_from_elsewhere(herd: &Herd, port: &str) -> String {
-    let (port, password) = (herd.port(port), APP_PASSWORD);
+    plain_from(ADDRESS, herd.port(port), "inventory")
+}
+
+/// Logs in without TLS from one of this machine's addresses to the same one, and returns what the other end says.
+pub fn plain_from(address: &str, port: u16, database: &str) -> String {
     runtime().block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind(format!("{ADDRESS}:0").parse::<SocketAddr>().unwrap()).unwrap();
-        let stream = socket.connect(format!("{ADDRESS}:{port}").parse().unwrap()).await.unwrap();
+        socket.bind(format!("{address}:0").parse::<SocketAddr>().unwrap()).unwrap();
+        let stream = socket.connect(format!("{address}:{port}").parse().unwrap()).await.unwrap();
         let mut config = tokio_postgres::Config::new();
-        config.user("app").dbname("inventory").password(password);
+        config.user("app").dbname(database).password(APP_PASSWORD);
         match config.connect_raw(stream, tokio_postgres::NoTls).await {
             Ok(_) => "let in".to_owned(),
             Err(error) => error.as_db_error().map_or(error.to_string(), |said| said.message().to_owned()),

@@ -97,7 +97,10 @@ pub async fn prepare_wishing(
         missing.extend(found.err().filter(|error| !missing.iter().any(|m| m.what() == error.what())));
     }
     for host in cluster.pooler_hosts().filter(open) {
-        missing.extend(programs::find_pgbouncer(doors.host(host)).await.err());
+        let found = programs::find_pgbouncer(doors.host(host)).await;
+        let possible =
+            found.and_then(|(_, version)| pooler::obstacle(cluster, host, version, &context.places));
+        missing.extend(possible.err());
     }
     missing.extend(certificate::obstacles(cluster));
     let passwords = match passwords(context, cluster).await {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::db::{Endpoint, Login, Session};
 use crate::engine::step::Found;
 use crate::error::{Error, Result};
-use crate::host::programs;
+use crate::host::programs::{self, PgBouncerVersion};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
 use crate::ops::certificate::{self, Holder};
@@ -22,12 +22,26 @@ use crate::secret::Secret;
 use crate::topology::claim::{self, PoolerProfile};
 use crate::topology::declared::LOOPBACK;
 use crate::topology::model::{Cluster, Node};
+use crate::topology::places::Places;
 
 /// How long the transactions of a pooler that is restarted may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a standby may take to find its upstream again: longer than `wal_retrieve_retry_interval` by default.
 const SETTLE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Refuses what no PgBouncer of this version can be, before anything is made that would have to wait for it.
+pub(super) fn obstacle(
+    cluster: &Cluster,
+    host: &str,
+    version: PgBouncerVersion,
+    places: &Places,
+) -> Result<()> {
+    for process in 1..=pooler::processes(cluster) {
+        pooler::render_offline(cluster, host, process, version, places)?;
+    }
+    Ok(())
+}
 
 /// Compares every pooler of the cluster with what is declared and with where the nodes are now.
 pub(super) async fn drift(

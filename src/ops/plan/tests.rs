@@ -1266,6 +1266,7 @@ fn a_cluster_with_tls_as_declared_has_nothing_to_do_and_a_certificate_is_renewed
 fn pooled() -> World {
     let poolers = "poolers: {hosts: [local], pools: {rw: {to: primary, size: 12}, ro: {to: standbys, size: 8, of: [b, c]}}}
     ports: {pooler: 6441}
+    schemas: {inventory: {owner: inventory_owner, write: [app]}}
     roles: {auditor: {password: {env: PW}}, app: {password: {env: PW}, pools: [rw, ro]}}";
     let herd = HERD.replace("poolers: none", poolers).replace("max_connections: 60, ", "");
     let mut world = World::unborn();

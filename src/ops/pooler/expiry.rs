@@ -118,6 +118,10 @@ pub async fn run(request: &ExpirePause) -> Result<()> {
     }
     // One that was left by an earlier run is not taken for the new one.
     host.remove_file(&file(directory)).await?;
+    // The other process can tell nobody why it cannot write its own: a full disk shows here, and at once.
+    let trial = directory.join("hold.trial");
+    host.write_atomic(&trial, &[b' '; 1024], 0o600).await?;
+    host.remove_file(&trial).await?;
     let program = std::env::current_exe()
         .map_err(|error| Error::failed("could not find the program of pgherd").source(error))?;
     let apart = NodeRequest::ExpirePause(Box::new(ExpirePause { detached: true, ..request.clone() }));
@@ -194,5 +198,26 @@ async fn resume(host: &LocalHost, request: &ExpirePause, directory: &Path) -> Re
         Ok(()) => Ok(()),
         Err(HostError::Exited { stderr, .. }) if stderr.contains(NOT_PAUSED) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_that_takes_no_file_is_named_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let request = ExpirePause {
+            operation: "7f3a".to_owned(),
+            directories: vec![directory.path().join("gone")],
+            psql: "/bin/false".into(),
+            port: 1,
+            time: Duration::from_secs(1),
+            detached: false,
+        };
+        let began = Instant::now();
+        let error = run(&request).await.unwrap_err();
+        assert!(began.elapsed() < STANDS && error.what().contains("hold.trial"), "{error:?}");
     }
 }
