@@ -1,19 +1,32 @@
-//! File operations with the caller's own rights: what a door uses whose os-user is the caller.
+//! File operations of this machine, with the rights of the thread that they are called on ([`super::acting`]).
 //!
-//! Blocking; called from a thread that may block. Knows no processes. [`hand_over_directory`] is the one thing that root does for
+//! Blocking. Knows no processes. [`hand_over_directory`] is the one thing that root does for
 //! another user, and only below directories that nobody but root can change.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use super::FileKind;
+use super::{DiskSpace, FileKind};
+use crate::units::ByteCount;
 
+/// Reads a file; what would make the reader wait for somebody else, a pipe, is none.
 pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    absent_is_none(fs::read(path))
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
+    let Some(mut file) = absent_is_none(opened)? else { return Ok(None) };
+    let kind = file.metadata()?.file_type();
+    if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// What `lstat` says, with the owner as a number.
@@ -73,7 +86,8 @@ pub(super) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
 
 /// Appends to a file of this length under its lock, and returns the length that it had.
 pub(super) fn append(path: &Path, at: u64, bytes: &[u8]) -> io::Result<u64> {
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    let opened = OpenOptions::new().append(true).create(at == 0).mode(0o600).open(path);
+    let Some(mut file) = absent_is_none(opened)? else { return Ok(0) };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     let length = file.metadata()?.len();
     if length == at {
@@ -177,9 +191,32 @@ fn make_parents(mut at: PathBuf, names: &[PathBuf]) -> io::Result<PathBuf> {
 }
 
 /// Makes one directory with exactly this mode, whatever the umask.
-fn make_with_mode(path: &Path, mode: u32) -> io::Result<()> {
+pub(super) fn make_with_mode(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(mode & 0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Tells whether `path`, after following links, is a directory that may be entered.
+pub(super) fn can_enter(path: &Path) -> bool {
+    // To find the name "." in a directory takes the right to search it.
+    fs::metadata(path.join(".")).is_ok_and(|found| found.is_dir())
+}
+
+/// Measures the file system of `path`, or of its nearest parent that is there, as df(1) does.
+pub(super) fn disk(path: &Path) -> io::Result<DiskSpace> {
+    let mut nearest = path;
+    loop {
+        match (rustix::fs::statvfs(nearest).map_err(io::Error::from), nearest.parent()) {
+            (Ok(found), _) => {
+                let bytes = |blocks: u64| ByteCount(blocks.saturating_mul(found.f_frsize));
+                let used = found.f_blocks.saturating_sub(found.f_bfree);
+                let total = bytes(used.saturating_add(found.f_bavail));
+                return Ok(DiskSpace { total, free: bytes(found.f_bavail) });
+            }
+            (Err(error), Some(parent)) if error.kind() == ErrorKind::NotFound => nearest = parent,
+            (Err(error), _) => return Err(error),
+        }
+    }
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

@@ -1,0 +1,171 @@
+//! Blocking file operations off the threads that drive everything else, and as which user they are done.
+//!
+//! What root does with the files of an os-user runs on a thread that has laid root's rights down: that user's effective ids, its groups, no
+//! capability. So the kernel judges every directory, link and file on the way as if that user opened it. The thread's real and saved user
+//! stay root, without which the os-user could signal it (kill(2)) or look into it (ptrace(2), "Ptrace access mode checking"). It starts no
+//! program, which would inherit those, and ends with its operation.
+
+use std::io;
+use std::thread;
+
+use rustix::process::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use tokio::sync::{Semaphore, oneshot};
+
+/// How many operations run at once, so that a look at a large herd takes no thread a file.
+const AT_ONCE: usize = 64;
+static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
+
+/// A user as the kernel knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// All of its groups.
+    pub(super) groups: Vec<u32>,
+}
+
+/// Runs `operation` on a thread of its own, as somebody else where that is asked for.
+///
+/// One that hangs (a disk that does not answer) holds up nobody but who waits for it, and not the end of pgherd either.
+///
+/// # Errors
+/// That of the operation; [`io::ErrorKind::PermissionDenied`], and nothing is done, where the caller may not become that user.
+pub(super) async fn run<T: Send + 'static>(
+    identity: Option<Identity>,
+    operation: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    // Who stops waiting gives its turn away, also while its thread hangs.
+    let _turn = TURNS.acquire().await.map_err(io::Error::other)?;
+    let (told, ended) = oneshot::channel();
+    thread::Builder::new().name("file".to_owned()).spawn(move || {
+        let done = identity.as_ref().map_or(Ok(()), become_user).and_then(|()| operation());
+        // Nobody may wait any more.
+        told.send(done).ok();
+    })?;
+    ended.await.map_err(|_| io::Error::other("the thread that did it has ended"))?
+}
+
+/// Lays down root's rights on this thread alone: the calls of libc would do it on all of them (nptl(7), "Handling of user and group ID
+/// changes"), these are the kernel's own.
+fn become_user(identity: &Identity) -> io::Result<()> {
+    let (root, uid, gid) = (Uid::ROOT, Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+    rustix::thread::set_thread_groups(&groups)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(root, uid, root)?;
+    // They go with the effective user already, but for a caller with SECBIT_NO_SETUID_FIXUP (capabilities(7)).
+    let none = CapabilitySet::empty();
+    let nothing = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, nothing)?;
+    if rustix::process::geteuid() != uid || rustix::thread::capabilities(None)? != nothing {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::process::Command;
+
+    use super::*;
+
+    /// The lines of a thread's status (proc_pid_status(5)).
+    fn status() -> io::Result<BTreeMap<String, String>> {
+        let text = fs::read_to_string("/proc/thread-self/status")?;
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok(text
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(key, value)| (key.to_owned(), words(value)))
+            .collect())
+    }
+
+    fn said(program: &str, args: &[&str]) -> String {
+        let output = Command::new(program).args(args).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The user of the tests' servers, where the caller is root.
+    fn postgres() -> Option<Identity> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let id = |flag: &str| said("id", &[flag, "postgres"]);
+        let groups = id("-G").split_whitespace().map(|group| group.parse().unwrap()).collect();
+        Some(Identity { uid: id("-u").parse().unwrap(), gid: id("-g").parse().unwrap(), groups })
+    }
+
+    #[tokio::test]
+    async fn only_the_thread_of_the_operation_lays_its_rights_down() {
+        let Some(postgres) = postgres() else { return };
+        let before = status().unwrap();
+        let during = run(Some(postgres.clone()), status).await.unwrap();
+        let Identity { uid, gid, .. } = postgres;
+        assert_eq!(during["Uid"], format!("0 {uid} 0 {uid}"));
+        assert_eq!(during["Gid"], format!("{gid} {gid} {gid} {gid}"));
+        let mut groups: Vec<&str> = during["Groups"].split(' ').collect();
+        groups.sort_unstable();
+        let all = said("id", &["-G", "postgres"]);
+        let mut all: Vec<&str> = all.split(' ').collect();
+        all.sort_unstable();
+        assert_eq!(groups, all);
+        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+            assert_eq!(during[set].trim_start_matches('0'), "", "{set}");
+        }
+        let (after, other) = (status().unwrap(), run(None, status).await.unwrap());
+        for key in ["Uid", "Gid", "Groups", "CapEff"] {
+            assert_eq!((&after[key], &other[key]), (&before[key], &before[key]), "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_os_user_can_neither_signal_the_thread_nor_look_into_it() {
+        let Some(postgres) = postgres() else { return };
+        let (tell, told) = std::sync::mpsc::channel();
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let operation = tokio::spawn(run(Some(postgres), move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            gone.recv().ok();
+            Ok(())
+        }));
+        let thread = tokio::task::spawn_blocking(move || told.recv().unwrap()).await.unwrap().to_string();
+        let as_postgres = |args: &[&str]| {
+            Command::new("setpriv")
+                .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"])
+                .args(args)
+                .output()
+                .unwrap()
+        };
+        let signalled = as_postgres(&["sh", "-c", "kill -0 \"$1\"", "sh", &thread]);
+        assert!(String::from_utf8_lossy(&signalled.stderr).contains("not permitted"), "{signalled:?}");
+        for file in ["environ", "mem", "maps"] {
+            let path = format!("/proc/{thread}/{file}");
+            let read = as_postgres(&["head", "-c", "1", &path]);
+            assert!(String::from_utf8_lossy(&read.stderr).contains("Permission denied"), "{read:?}");
+        }
+        drop(go);
+        operation.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_operation_that_hangs_holds_up_no_other() {
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let gone = std::sync::Arc::new(std::sync::Mutex::new(gone));
+        let hang = || {
+            let gone = std::sync::Arc::clone(&gone);
+            run(None, move || {
+                gone.lock().unwrap().recv().ok();
+                Ok(())
+            })
+        };
+        // Whoever waits gives up, one after the other, more often than there are turns.
+        for _ in 0..AT_ONCE + 1 {
+            assert!(tokio::time::timeout(std::time::Duration::from_millis(1), hang()).await.is_err());
+        }
+        assert_eq!(run(None, || Ok(7)).await.unwrap(), 7);
+        drop(go);
+    }
+}
