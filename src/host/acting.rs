@@ -88,9 +88,12 @@ mod tests {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// The user of the tests' servers, where the caller is root.
-    fn postgres() -> Option<Identity> {
+    /// The user of the tests' servers, where the caller is root; who is not becomes nobody else.
+    async fn postgres() -> Option<Identity> {
         if !rustix::process::geteuid().is_root() {
+            let root = Identity { uid: 0, gid: 0, groups: vec![0] };
+            let refused = run(Some(root), || Ok(())).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
             return None;
         }
         let id = |flag: &str| said("id", &[flag, "postgres"]);
@@ -100,7 +103,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_thread_of_the_operation_lays_its_rights_down() {
-        let Some(postgres) = postgres() else { return };
+        let Some(postgres) = postgres().await else { return };
         let before = status().unwrap();
         let during = run(Some(postgres.clone()), status).await.unwrap();
         let Identity { uid, gid, .. } = postgres;
@@ -123,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_os_user_can_neither_signal_the_thread_nor_look_into_it() {
-        let Some(postgres) = postgres() else { return };
+        let Some(postgres) = postgres().await else { return };
         let (tell, told) = std::sync::mpsc::channel();
         let (go, gone) = std::sync::mpsc::channel::<()>();
         let operation = tokio::spawn(run(Some(postgres), move || {

@@ -101,6 +101,10 @@ pub(super) fn append(path: &Path, at: u64, bytes: &[u8]) -> io::Result<u64> {
 }
 
 pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    // What unlink(2) says of a directory depends on who asks.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        return Err(ErrorKind::IsADirectory.into());
+    }
     match (absent_is_none(fs::remove_file(path))?, path.parent()) {
         (Some(()), Some(directory)) => sync_directory(directory),
         _ => Ok(()),

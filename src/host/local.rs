@@ -741,6 +741,82 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_link_of_the_os_user_leads_to_what_only_root_may_see() {
+        for door in doors().await {
+            let closed = door.base.path().join("closed");
+            std::fs::create_dir(&closed).unwrap();
+            let secret = closed.join("secret");
+            std::fs::write(&secret, "of root").unwrap();
+            std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let link = |to: &Path, name: &str| {
+                let link = door.own.join(name);
+                std::os::unix::fs::symlink(to, &link).unwrap();
+                std::os::unix::fs::lchown(&link, Some(door.host.os_user.uid), None).unwrap();
+                link
+            };
+            let (to_file, to_directory) = (link(&secret, "file"), link(&closed, "directory"));
+            let host = &door.host;
+            // First a file that may be reached and not read, then a directory that may not even be entered.
+            for mode in [0o755, 0o700] {
+                std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(mode)).unwrap();
+                let through = to_directory.join("secret");
+                let told = [
+                    host.read(&to_file).await.map(drop),
+                    host.read(&through).await.map(drop),
+                    host.append(&to_file, 7, b"x").await.map(drop),
+                    host.write_atomic(&to_directory.join("new"), b"x", 0o600).await,
+                    host.write_atomic(&through, b"x", 0o600).await,
+                    host.make_directory(&to_directory.join("sub"), 0o700).await,
+                    host.remove_file(&through).await,
+                ];
+                if host.other.is_none() {
+                    continue;
+                }
+                for told in told {
+                    let refused =
+                        matches!(&told, Err(HostError::File { kind: io::ErrorKind::PermissionDenied, .. }));
+                    assert!(refused, "{told:?}");
+                }
+                assert_eq!(std::fs::read_to_string(&secret).unwrap(), "of root");
+            }
+            if host.other.is_some() {
+                assert!(host.list(&to_directory).await.is_err());
+                assert!(host.stat(&to_directory.join("secret")).await.is_err());
+                let names = std::fs::read_dir(&closed).unwrap().count();
+                assert_eq!(names, 1);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_the_place_of_a_file_holds_nobody_up() {
+        for door in doors().await {
+            let pipe = door.own.join("pipe");
+            door.host.run(&Command::new("mkfifo").arg(pipe.to_str().unwrap())).await.unwrap();
+            let error = door.host.read(&pipe).await.unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("could not read {} on host here: it is not a file", pipe.display())
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_appended_goes_to_a_file_of_that_length_alone() {
+        for door in doors().await {
+            let path = door.own.join("log");
+            assert_eq!(door.host.append(&path, 3, b"x").await.unwrap(), 0);
+            assert_eq!(door.host.read(&path).await.unwrap(), None);
+            assert_eq!(door.host.append(&path, 0, b"one").await.unwrap(), 0);
+            assert_eq!(door.host.append(&path, 0, b"two").await.unwrap(), 3);
+            assert_eq!(door.host.append(&path, 3, b"two").await.unwrap(), 3);
+            assert_eq!(door.host.read(&path).await.unwrap().as_deref(), Some(b"onetwo".as_slice()));
+            let stat = door.host.stat(&path).await.unwrap().unwrap();
+            assert_eq!((stat.mode, stat.owner.as_str()), (0o600, door.host.os_user()));
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_not_there_is_none_and_may_be_removed() {
         for door in doors().await {
             let absent = door.own.join("absent");
