@@ -125,15 +125,15 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Makes `path` for another user and its missing parents for the caller.
 ///
-/// Returns `false`, and does nothing, where somebody else than the caller could change the directories above: there the other
-/// user has to make it itself. The new directory gets its name only when it has its owner and mode, so that a crash leaves
+/// Returns `false`, and does nothing, where somebody else than the caller could change the directories above, or has made a link on
+/// the way there: there the other user has to make it itself. The new directory gets its name only when it has its owner and mode, so that a crash leaves
 /// none that is half made.
 pub(super) fn hand_over_directory(path: &Path, mode: u32, uid: u32, gid: u32) -> io::Result<bool> {
     let (ancestor, mut missing) = nearest(path)?;
     if missing.is_empty() {
         return Err(ErrorKind::AlreadyExists.into());
     }
-    if !only_callers(&ancestor)? {
+    if !only_callers(path)? || !only_callers(&ancestor)? {
         return Ok(false);
     }
     let name = missing.pop().unwrap_or_default();
@@ -173,13 +173,14 @@ pub(super) fn nearest(path: &Path) -> io::Result<(PathBuf, Vec<PathBuf>)> {
     }
 }
 
-/// Tells whether nobody but the caller can rename what is in `canonical` and above it.
-fn only_callers(canonical: &Path) -> io::Result<bool> {
+/// Tells whether nobody but the caller can rename what is on the way to `path`, links and all, as far as that is there.
+fn only_callers(path: &Path) -> io::Result<bool> {
     let caller = rustix::process::geteuid().as_raw();
-    for directory in canonical.ancestors() {
-        let found = fs::symlink_metadata(directory)?;
+    for above in path.ancestors() {
+        let Some(found) = absent_is_none(fs::symlink_metadata(above))? else { continue };
         let (others_write, sticky) = (found.mode() & 0o022 != 0, found.mode() & 0o1000 != 0);
-        if found.uid() != caller || (others_write && !sticky) {
+        // Nobody writes to a link, whatever its mode says.
+        if found.uid() != caller || (others_write && !sticky && !found.is_symlink()) {
             return Ok(false);
         }
     }
