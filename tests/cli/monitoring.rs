@@ -144,7 +144,7 @@ fn silent_host() -> u16 {
 }
 
 #[test]
-fn silent_hosts_behind_ssh_are_unknown_in_five_seconds_and_hide_nobody() {
+fn silent_hosts_behind_ssh_are_unknown_within_five_seconds() {
     let ports: Vec<u16> = (0..6).map(|_| silent_host()).collect();
     let mut herd = "pgherd: 1\nherd: far\nregions:\n  there:\n    hosts:\n".to_owned();
     for (number, port) in ports.iter().enumerate() {
@@ -163,6 +163,9 @@ fn silent_hosts_behind_ssh_are_unknown_in_five_seconds_and_hide_nobody() {
     let took = begun.elapsed();
     assert_eq!(judged.status.code(), Some(3), "{}", text(&judged.stderr));
     let json = text(&judged.stdout);
-    assert_eq!(json.matches("did not answer within 3.5 s").count(), 6, "{json}");
+    for host in 0..6 {
+        let told = format!("\"host h{host} did not answer within 3.5 s\"");
+        assert!(json.contains(&told), "{json}");
+    }
     assert!(took < std::time::Duration::from_secs(5), "{took:?}");
 }
