@@ -8,69 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{ByteCount, UnitError, human_duration, parse_duration};
 
-/// A question about the herd that `health` answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Check {
-    Connect,
-    Primary,
-    SystemIdentifier,
-    Standbys,
-    Lag,
-    Connections,
-    Disk,
-    Archive,
-    BackupAge,
-    Uptime,
-    Crash,
-    Clock,
-    IdleInTransaction,
-    LongQuery,
-    LongTransaction,
-    LockWait,
-    LockTable,
-    PreparedTransactions,
-    LagBytes,
-    Receiver,
-    Replay,
-    Conflicts,
-    Slots,
-    MissingSlots,
-    Subscriptions,
-    WalSize,
-    XidAge,
-    MultixactAge,
-    Freeze,
-    XminHorizon,
-    DeadRows,
-    Checksums,
-    InvalidIndexes,
-    Sequences,
-    PendingRestart,
-    Configuration,
-    CacheHit,
-    Rollbacks,
-    Deadlocks,
-    TempFiles,
-    SlowQueries,
-    Divergence,
-    Settings,
-    Version,
-    Collation,
-    Failover,
-    Rpo,
-    Window,
-    Drill,
-    Runway,
-    Expiry,
-    Operations,
-    Poolers,
-    Routes,
-    PoolWait,
-    PoolClients,
-    Budget,
-}
-
 /// What the thresholds of a check are measured in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -125,128 +62,128 @@ pub enum Report {
 /// What the file says of checks, by check.
 pub type DeclaredChecks = BTreeMap<Check, Declared>;
 
-impl Check {
-    pub const ALL: [Self; 57] = [
-        Self::Connect,
-        Self::Primary,
-        Self::SystemIdentifier,
-        Self::Standbys,
-        Self::Lag,
-        Self::Connections,
-        Self::Disk,
-        Self::Archive,
-        Self::BackupAge,
-        Self::Uptime,
-        Self::Crash,
-        Self::Clock,
-        Self::IdleInTransaction,
-        Self::LongQuery,
-        Self::LongTransaction,
-        Self::LockWait,
-        Self::LockTable,
-        Self::PreparedTransactions,
-        Self::LagBytes,
-        Self::Receiver,
-        Self::Replay,
-        Self::Conflicts,
-        Self::Slots,
-        Self::MissingSlots,
-        Self::Subscriptions,
-        Self::WalSize,
-        Self::XidAge,
-        Self::MultixactAge,
-        Self::Freeze,
-        Self::XminHorizon,
-        Self::DeadRows,
-        Self::Checksums,
-        Self::InvalidIndexes,
-        Self::Sequences,
-        Self::PendingRestart,
-        Self::Configuration,
-        Self::CacheHit,
-        Self::Rollbacks,
-        Self::Deadlocks,
-        Self::TempFiles,
-        Self::SlowQueries,
-        Self::Divergence,
-        Self::Settings,
-        Self::Version,
-        Self::Collation,
-        Self::Failover,
-        Self::Rpo,
-        Self::Window,
-        Self::Drill,
-        Self::Runway,
-        Self::Expiry,
-        Self::Operations,
-        Self::Poolers,
-        Self::Routes,
-        Self::PoolWait,
-        Self::PoolClients,
-        Self::Budget,
-    ];
+/// What holds for a check wherever it is made.
+#[derive(Debug, Clone, Copy)]
+struct About {
+    name: &'static str,
+    measure: Option<Measure>,
+    worse: Worse,
+    limits: Limits,
+}
 
+/// A question of yes or no.
+const fn holds(name: &'static str) -> About {
+    About { name, measure: None, worse: Worse::Above, limits: Limits { warn: None, crit: None } }
+}
+
+/// A value that is worse the larger it is.
+const fn above(name: &'static str, measure: Measure, warn: Option<f64>, crit: Option<f64>) -> About {
+    About { name, measure: Some(measure), worse: Worse::Above, limits: Limits { warn, crit } }
+}
+
+/// A value that is worse the smaller it is: what is left, or how long something has gone well.
+const fn below(name: &'static str, measure: Measure, warn: Option<f64>, crit: Option<f64>) -> About {
+    About { name, measure: Some(measure), worse: Worse::Below, limits: Limits { warn, crit } }
+}
+
+/// Declares [`Check`] and what holds for each; the name is that of the variant in kebab case.
+macro_rules! checks {
+    ($($(#[$note:meta])* $check:ident = $about:expr,)+) => {
+        /// A question about the herd that `health` answers.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum Check {
+            $($(#[$note])* $check,)+
+        }
+
+        impl Check {
+            pub const ALL: [Self; [$(Self::$check),+].len()] = [$(Self::$check),+];
+
+            const fn about(self) -> About {
+                match self {
+                    $(Self::$check => $about,)+
+                }
+            }
+        }
+    };
+}
+
+const MINUTE: f64 = 60.0;
+const HOUR: f64 = 60.0 * MINUTE;
+const DAY: f64 = 24.0 * HOUR;
+const MIB: f64 = 1_048_576.0;
+const GIB: f64 = 1024.0 * MIB;
+
+// The thresholds, a warning and what is critical, are those where the file says nothing.
+checks! {
+    Connect = holds("connect"),
+    Primary = holds("primary"),
+    SystemIdentifier = holds("system-identifier"),
+    Standbys = holds("standbys"),
+    /// Of a standby that nobody reads from and no commit waits for.
+    Lag = above("lag", Measure::Time, Some(30.0), Some(300.0)),
+    Connections = above("connections", Measure::Share, Some(80.0), Some(90.0)),
+    Disk = above("disk", Measure::Share, Some(80.0), Some(90.0)),
+    Archive = above("archive", Measure::Count, Some(10.0), Some(50.0)),
+    BackupAge = above("backup-age", Measure::Time, Some(26.0 * HOUR), Some(50.0 * HOUR)),
+    /// Without thresholds: a restart is what an operator does.
+    Uptime = below("uptime", Measure::Time, None, None),
+    Crash = below("crash", Measure::Time, Some(10.0 * MINUTE), None),
+    Clock = above("clock", Measure::Time, Some(2.0), Some(5.0)),
+    IdleInTransaction = above("idle-in-transaction", Measure::Time, Some(5.0 * MINUTE), Some(15.0 * MINUTE)),
+    LongQuery = above("long-query", Measure::Time, Some(HOUR), Some(12.0 * HOUR)),
+    LongTransaction = above("long-transaction", Measure::Time, Some(HOUR), Some(12.0 * HOUR)),
+    LockWait = above("lock-wait", Measure::Time, Some(30.0), Some(2.0 * MINUTE)),
+    LockTable = above("lock-table", Measure::Share, Some(50.0), Some(80.0)),
+    PreparedTransactions = above("prepared-transactions", Measure::Time, Some(MINUTE), Some(5.0 * MINUTE)),
+    LagBytes = above("lag-bytes", Measure::Size, Some(64.0 * MIB), Some(GIB)),
+    Receiver = above("receiver", Measure::Time, Some(MINUTE), None),
+    /// From the first moment on: nobody pauses it for good.
+    Replay = above("replay", Measure::Time, Some(0.0), Some(HOUR)),
+    Conflicts = above("conflicts", Measure::Count, Some(10.0), None),
+    Slots = above("slots", Measure::Time, Some(10.0 * MINUTE), None),
+    MissingSlots = holds("missing-slots"),
+    Subscriptions = above("subscriptions", Measure::Count, Some(1.0), None),
+    WalSize = above("wal-size", Measure::Share, Some(200.0), Some(400.0)),
+    XidAge = above("xid-age", Measure::Count, Some(500e6), Some(1e9)),
+    MultixactAge = above("multixact-age", Measure::Count, Some(500e6), Some(1e9)),
+    Freeze = above("freeze", Measure::Share, Some(125.0), Some(200.0)),
+    XminHorizon = above("xmin-horizon", Measure::Count, Some(10e6), Some(100e6)),
+    DeadRows = above("dead-rows", Measure::Share, Some(30.0), None),
+    Checksums = above("checksums", Measure::Count, None, Some(1.0)),
+    InvalidIndexes = above("invalid-indexes", Measure::Count, Some(1.0), None),
+    Sequences = above("sequences", Measure::Share, Some(75.0), Some(90.0)),
+    PendingRestart = above("pending-restart", Measure::Count, Some(1.0), None),
+    Configuration = above("configuration", Measure::Count, None, Some(1.0)),
+    CacheHit = below("cache-hit", Measure::Share, Some(90.0), None),
+    Rollbacks = above("rollbacks", Measure::Share, Some(10.0), None),
+    Deadlocks = above("deadlocks", Measure::Count, Some(10.0), None),
+    TempFiles = above("temp-files", Measure::Size, Some(10.0 * GIB), None),
+    SlowQueries = above("slow-queries", Measure::Time, Some(0.5), Some(2.0)),
+    Divergence = holds("divergence"),
+    Settings = holds("settings"),
+    Version = holds("version"),
+    Collation = holds("collation"),
+    Failover = holds("failover"),
+    /// What is declared under `objectives` is the threshold.
+    Rpo = above("rpo", Measure::Time, None, None),
+    /// What is declared under `backups` is the threshold.
+    Window = above("window", Measure::Time, None, None),
+    Drill = above("drill", Measure::Time, Some(35.0 * DAY), Some(95.0 * DAY)),
+    Runway = below("runway", Measure::Time, Some(DAY), Some(4.0 * HOUR)),
+    Expiry = below("expiry", Measure::Time, Some(30.0 * DAY), Some(7.0 * DAY)),
+    Operations = holds("operations"),
+    Poolers = holds("poolers"),
+    Routes = holds("routes"),
+    PoolWait = above("pool-wait", Measure::Time, Some(1.0), Some(10.0)),
+    PoolClients = above("pool-clients", Measure::Share, Some(80.0), Some(95.0)),
+    Budget = holds("budget"),
+}
+
+impl Check {
     /// Returns its name in the topology and in every report.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Primary => "primary",
-            Self::SystemIdentifier => "system-identifier",
-            Self::Standbys => "standbys",
-            Self::Lag => "lag",
-            Self::Connections => "connections",
-            Self::Disk => "disk",
-            Self::Archive => "archive",
-            Self::BackupAge => "backup-age",
-            Self::Uptime => "uptime",
-            Self::Crash => "crash",
-            Self::Clock => "clock",
-            Self::IdleInTransaction => "idle-in-transaction",
-            Self::LongQuery => "long-query",
-            Self::LongTransaction => "long-transaction",
-            Self::LockWait => "lock-wait",
-            Self::LockTable => "lock-table",
-            Self::PreparedTransactions => "prepared-transactions",
-            Self::LagBytes => "lag-bytes",
-            Self::Receiver => "receiver",
-            Self::Replay => "replay",
-            Self::Conflicts => "conflicts",
-            Self::Slots => "slots",
-            Self::MissingSlots => "missing-slots",
-            Self::Subscriptions => "subscriptions",
-            Self::WalSize => "wal-size",
-            Self::XidAge => "xid-age",
-            Self::MultixactAge => "multixact-age",
-            Self::Freeze => "freeze",
-            Self::XminHorizon => "xmin-horizon",
-            Self::DeadRows => "dead-rows",
-            Self::Checksums => "checksums",
-            Self::InvalidIndexes => "invalid-indexes",
-            Self::Sequences => "sequences",
-            Self::PendingRestart => "pending-restart",
-            Self::Configuration => "configuration",
-            Self::CacheHit => "cache-hit",
-            Self::Rollbacks => "rollbacks",
-            Self::Deadlocks => "deadlocks",
-            Self::TempFiles => "temp-files",
-            Self::SlowQueries => "slow-queries",
-            Self::Divergence => "divergence",
-            Self::Settings => "settings",
-            Self::Version => "version",
-            Self::Collation => "collation",
-            Self::Failover => "failover",
-            Self::Rpo => "rpo",
-            Self::Window => "window",
-            Self::Drill => "drill",
-            Self::Runway => "runway",
-            Self::Expiry => "expiry",
-            Self::Operations => "operations",
-            Self::Poolers => "poolers",
-            Self::Routes => "routes",
-            Self::PoolWait => "pool-wait",
-            Self::PoolClients => "pool-clients",
-            Self::Budget => "budget",
-        }
+        self.about().name
     }
 
     /// Finds a check by its name.
@@ -256,188 +193,17 @@ impl Check {
 
     /// Returns what its thresholds are measured in; `None` for a question of yes or no.
     pub const fn measure(self) -> Option<Measure> {
-        match self {
-            Self::Connect
-            | Self::Primary
-            | Self::SystemIdentifier
-            | Self::Standbys
-            | Self::Divergence
-            | Self::Settings
-            | Self::Version
-            | Self::Collation
-            | Self::Failover
-            | Self::Operations
-            | Self::Poolers
-            | Self::Routes
-            | Self::Budget
-            | Self::MissingSlots => None,
-            Self::Lag
-            | Self::PoolWait
-            | Self::BackupAge
-            | Self::Rpo
-            | Self::Window
-            | Self::Drill
-            | Self::Runway
-            | Self::Expiry
-            | Self::Uptime
-            | Self::Crash
-            | Self::Clock
-            | Self::IdleInTransaction
-            | Self::LongQuery
-            | Self::LongTransaction
-            | Self::LockWait
-            | Self::PreparedTransactions
-            | Self::Receiver
-            | Self::Replay
-            | Self::Slots
-            | Self::SlowQueries => Some(Measure::Time),
-            Self::Connections
-            | Self::Disk
-            | Self::PoolClients
-            | Self::LockTable
-            | Self::WalSize
-            | Self::Freeze
-            | Self::DeadRows
-            | Self::Sequences
-            | Self::CacheHit
-            | Self::Rollbacks => Some(Measure::Share),
-            Self::Archive
-            | Self::Conflicts
-            | Self::Subscriptions
-            | Self::XidAge
-            | Self::MultixactAge
-            | Self::XminHorizon
-            | Self::Checksums
-            | Self::InvalidIndexes
-            | Self::PendingRestart
-            | Self::Configuration
-            | Self::Deadlocks => Some(Measure::Count),
-            Self::LagBytes | Self::TempFiles => Some(Measure::Size),
-        }
+        self.about().measure
     }
 
     /// Returns on which side of its thresholds a value is worse.
     pub const fn worse(self) -> Worse {
-        match self {
-            // What is left: of a disk, of a certificate; and how long something has gone well.
-            Self::Runway | Self::Expiry | Self::Uptime | Self::Crash | Self::CacheHit => Worse::Below,
-            Self::Connect
-            | Self::Primary
-            | Self::SystemIdentifier
-            | Self::Standbys
-            | Self::Lag
-            | Self::Connections
-            | Self::Disk
-            | Self::Archive
-            | Self::BackupAge
-            | Self::Divergence
-            | Self::Settings
-            | Self::Version
-            | Self::Collation
-            | Self::Failover
-            | Self::Rpo
-            | Self::Window
-            | Self::Drill
-            | Self::Operations
-            | Self::Poolers
-            | Self::Routes
-            | Self::PoolWait
-            | Self::PoolClients
-            | Self::Budget
-            | Self::Clock
-            | Self::IdleInTransaction
-            | Self::LongQuery
-            | Self::LongTransaction
-            | Self::LockWait
-            | Self::LockTable
-            | Self::PreparedTransactions
-            | Self::LagBytes
-            | Self::Receiver
-            | Self::Replay
-            | Self::Conflicts
-            | Self::Slots
-            | Self::MissingSlots
-            | Self::Subscriptions
-            | Self::WalSize
-            | Self::XidAge
-            | Self::MultixactAge
-            | Self::Freeze
-            | Self::XminHorizon
-            | Self::DeadRows
-            | Self::Checksums
-            | Self::InvalidIndexes
-            | Self::Sequences
-            | Self::PendingRestart
-            | Self::Configuration
-            | Self::Rollbacks
-            | Self::Deadlocks
-            | Self::TempFiles
-            | Self::SlowQueries => Worse::Above,
-        }
+        self.about().worse
     }
 
     /// Returns its thresholds where the file says nothing.
     pub const fn limits(self) -> Limits {
-        const MINUTE: f64 = 60.0;
-        const HOUR: f64 = 60.0 * MINUTE;
-        const MIB: f64 = 1_048_576.0;
-        const GIB: f64 = 1024.0 * MIB;
-        match self {
-            // Of `rpo` and `window` what is declared under `objectives` and `backups` is the threshold; a restart is what an operator does.
-            Self::Connect
-            | Self::Primary
-            | Self::SystemIdentifier
-            | Self::Standbys
-            | Self::Divergence
-            | Self::Settings
-            | Self::Version
-            | Self::Collation
-            | Self::Failover
-            | Self::Operations
-            | Self::Poolers
-            | Self::Routes
-            | Self::Budget
-            // What is declared under `objectives` and `backups` is the threshold.
-            | Self::Rpo
-            | Self::Window
-            | Self::Uptime
-            | Self::MissingSlots => Limits { warn: None, crit: None },
-            // Of a standby that nobody reads from and no commit waits for.
-            Self::Lag => Limits { warn: Some(30.0), crit: Some(300.0) },
-            Self::Connections | Self::Disk => Limits { warn: Some(80.0), crit: Some(90.0) },
-            Self::PoolClients => Limits { warn: Some(80.0), crit: Some(95.0) },
-            Self::PoolWait => Limits { warn: Some(1.0), crit: Some(10.0) },
-            Self::Archive => Limits { warn: Some(10.0), crit: Some(50.0) },
-            Self::BackupAge => Limits { warn: Some(26.0 * HOUR), crit: Some(50.0 * HOUR) },
-            Self::Drill => Limits { warn: Some(35.0 * 24.0 * HOUR), crit: Some(95.0 * 24.0 * HOUR) },
-            Self::Runway => Limits { warn: Some(24.0 * HOUR), crit: Some(4.0 * HOUR) },
-            Self::Expiry => Limits { warn: Some(30.0 * 24.0 * HOUR), crit: Some(7.0 * 24.0 * HOUR) },
-            Self::Crash | Self::Slots => Limits { warn: Some(10.0 * MINUTE), crit: None },
-            Self::Clock => Limits { warn: Some(2.0), crit: Some(5.0) },
-            Self::IdleInTransaction => Limits { warn: Some(5.0 * MINUTE), crit: Some(15.0 * MINUTE) },
-            Self::LongQuery | Self::LongTransaction => Limits { warn: Some(HOUR), crit: Some(12.0 * HOUR) },
-            Self::LockWait => Limits { warn: Some(30.0), crit: Some(2.0 * MINUTE) },
-            Self::LockTable => Limits { warn: Some(50.0), crit: Some(80.0) },
-            Self::PreparedTransactions => Limits { warn: Some(MINUTE), crit: Some(5.0 * MINUTE) },
-            Self::LagBytes => Limits { warn: Some(64.0 * MIB), crit: Some(1024.0 * MIB) },
-            Self::Receiver => Limits { warn: Some(MINUTE), crit: None },
-            // Since nobody pauses it for good.
-            Self::Replay => Limits { warn: Some(0.0), crit: Some(HOUR) },
-            Self::Conflicts | Self::Rollbacks | Self::Deadlocks => Limits { warn: Some(10.0), crit: None },
-            Self::Subscriptions | Self::InvalidIndexes | Self::PendingRestart => {
-                Limits { warn: Some(1.0), crit: None }
-            }
-            Self::WalSize => Limits { warn: Some(200.0), crit: Some(400.0) },
-            Self::XidAge | Self::MultixactAge => Limits { warn: Some(500e6), crit: Some(1000e6) },
-            Self::Freeze => Limits { warn: Some(125.0), crit: Some(200.0) },
-            Self::XminHorizon => Limits { warn: Some(10e6), crit: Some(100e6) },
-            Self::DeadRows => Limits { warn: Some(30.0), crit: None },
-            Self::Checksums | Self::Configuration => Limits { warn: None, crit: Some(1.0) },
-            Self::Sequences => Limits { warn: Some(75.0), crit: Some(90.0) },
-            Self::CacheHit => Limits { warn: Some(90.0), crit: None },
-            Self::TempFiles => Limits { warn: Some(10.0 * GIB), crit: None },
-            Self::SlowQueries => Limits { warn: Some(0.5), crit: Some(2.0) },
-        }
+        self.about().limits
     }
 }
 

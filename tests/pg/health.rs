@@ -234,10 +234,7 @@ fn one_herd_is_told_in_every_form_that_monitoring_reads() {
     // The server calls the statement by its last part.
     assert_eq!(writes["text"], "cannot execute SELECT in a read-only transaction (SQLSTATE 25006)");
     let stock = finding(&herd, "stock", "-");
-    assert_eq!(
-        (&stock["status"], &stock["text"]),
-        (&"warning".into(), &"pieces 7, warning down from 10 on".into())
-    );
+    assert_eq!((&stock["status"], &stock["text"]), (&"warning".into(), &"pieces 7, warning up to 10".into()));
     assert_eq!(stock["measured"][1]["name"], "pallets");
     assert_eq!(herd.sql_in("a", "inventory", "SELECT count(*) FROM public.t"), "0");
 

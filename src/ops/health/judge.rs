@@ -18,9 +18,10 @@ mod tests;
 mod wal;
 
 use super::asked::{Asked, Why};
-use super::report::{Finding, Measured, Status, Subject};
+use super::report::{CheckName, Finding, Measured, Status, Subject};
 use super::seen::{NodeSeen, Seen};
 use crate::topology::checks::{Check, Limits, Measure, Report, Worse};
+use crate::topology::custom::CustomCheck;
 use crate::topology::model::{Cluster, Node};
 
 /// Judges everything that was seen of a cluster.
@@ -72,22 +73,56 @@ fn limits(cluster: &Cluster, node: Option<&Node>, check: Check) -> Limits {
     limits_or(cluster, node, check, check.limits())
 }
 
+/// One of pgherd's own checks, or one that the file declares.
+#[derive(Debug, Clone, Copy)]
+enum Question<'c> {
+    Own(Check),
+    Custom(&'c CustomCheck),
+}
+
+impl Question<'_> {
+    fn name(self) -> CheckName {
+        match self {
+            Self::Own(check) => check.into(),
+            Self::Custom(check) => CheckName::Custom { name: check.name.clone(), worse: check.worse() },
+        }
+    }
+
+    fn measure(self) -> Option<Measure> {
+        match self {
+            Self::Own(check) => check.measure(),
+            Self::Custom(check) => Some(check.measure),
+        }
+    }
+
+    fn worse(self) -> Worse {
+        match self {
+            Self::Own(check) => check.worse(),
+            Self::Custom(check) => check.worse(),
+        }
+    }
+}
+
 /// Makes the findings of one cluster.
 #[derive(Debug, Clone, Copy)]
-struct Of<'a> {
-    cluster: &'a Cluster,
-    check: Check,
+struct Of<'c> {
+    cluster: &'c Cluster,
+    question: Question<'c>,
 }
 
 impl<'c> Of<'c> {
     fn new(cluster: &'c Cluster, check: Check) -> Self {
-        Self { cluster, check }
+        Self { cluster, question: Question::Own(check) }
+    }
+
+    fn custom(cluster: &'c Cluster, check: &'c CustomCheck) -> Self {
+        Self { cluster, question: Question::Custom(check) }
     }
 
     /// What holds or does not, without a number.
     fn says(self, subject: Subject, status: Status, text: impl Into<String>) -> Finding {
         Finding {
-            check: self.check.into(),
+            check: self.question.name(),
             cluster: self.cluster.name.clone(),
             subject,
             status,
@@ -101,27 +136,39 @@ impl<'c> Of<'c> {
 
     /// What is judged by its number.
     fn measures(self, subject: Subject, value: f64, limits: Limits, text: impl Into<String>) -> Finding {
-        let measure = self.check.measure().expect("a check that is judged by a number has a measure");
+        let name = self.question.name().name().replace('-', "_");
+        self.measures_as(name, subject, value, limits, text.into())
+    }
+
+    /// What is judged by its number, which has a name of its own.
+    fn measures_as(
+        self,
+        name: String,
+        subject: Subject,
+        value: f64,
+        limits: Limits,
+        mut text: String,
+    ) -> Finding {
+        let measure = self.question.measure().expect("a check that is judged by a number has a measure");
+        let worse = self.question.worse();
         let beyond = |limit: Option<f64>| {
-            limit.is_some_and(|limit| match self.check.worse() {
-                Worse::Above => value >= limit,
-                Worse::Below => value <= limit,
+            limit.filter(|limit| match worse {
+                Worse::Above => value >= *limit,
+                Worse::Below => value <= *limit,
             })
         };
-        let (status, at) = match (beyond(limits.crit), beyond(limits.warn)) {
-            (true, _) => (Status::Critical, limits.crit),
-            (false, true) => (Status::Warning, limits.warn),
-            (false, false) => (Status::Ok, None),
+        let (status, reached) = match (beyond(limits.crit), beyond(limits.warn)) {
+            (Some(at), _) => (Status::Critical, Some(("critical", at))),
+            (None, Some(at)) => (Status::Warning, Some(("warning", at))),
+            (None, None) => (Status::Ok, None),
         };
-        let mut text = text.into();
-        if let Some(at) = at {
-            let word = if status == Status::Critical { "critical" } else { "warning" };
-            text = match self.check.worse() {
-                Worse::Above => format!("{text}, {word} from {} on", measure.written(at)),
-                Worse::Below => format!("{text}, {word} up to {}", measure.written(at)),
+        if let Some((word, at)) = reached {
+            let at = measure.written(at);
+            text = match worse {
+                Worse::Above => format!("{text}, {word} from {at} on"),
+                Worse::Below => format!("{text}, {word} up to {at}"),
             };
         }
-        let name = self.check.name().replace('-', "_");
         let measured = vec![Measured { name, value, measure, limits: Some(limits), max: None }];
         Finding { measured, ..self.says(subject, status, text) }
     }
@@ -147,10 +194,15 @@ impl<'c> Of<'c> {
     ) -> Finding {
         match seen.primary_asked() {
             Some((node, asked)) => judge(node, asked),
-            None => Finding {
-                follows: Some(Check::Primary),
-                ..self.says(Subject::Cluster, Status::Unknown, "the primary is not known")
-            },
+            None => self.nobody_leads(),
+        }
+    }
+
+    /// What nobody can tell while the primary is not known.
+    fn nobody_leads(self) -> Finding {
+        Finding {
+            follows: Some(Check::Primary),
+            ..self.says(Subject::Cluster, Status::Unknown, "the primary is not known")
         }
     }
 

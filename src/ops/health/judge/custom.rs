@@ -2,9 +2,10 @@
 
 use super::super::asked::Why;
 use super::super::custom::CustomSeen;
-use super::super::report::{CheckName, Finding, Measured, Status, Subject};
+use super::super::report::{Finding, Status, Subject};
 use super::super::seen::Seen;
-use crate::topology::checks::{Check, Measure, Worse};
+use super::{Of, number};
+use crate::topology::checks::Measure;
 use crate::topology::custom::{CustomCheck, On};
 use crate::topology::model::Cluster;
 
@@ -25,73 +26,27 @@ fn finding(cluster: &Cluster, check: &CustomCheck, seen: &CustomSeen) -> Finding
         (Some(node), On::Standbys | On::All) => Subject::Node(node.clone()),
         (Some(_) | None, On::Primary) | (None, On::Standbys | On::All) => Subject::Cluster,
     };
-    let says = |status, text: String| Finding {
-        check: CheckName::Custom { name: check.name.clone(), worse: check.worse() },
-        cluster: cluster.name.clone(),
-        subject: subject.clone(),
-        status,
-        text,
-        next: None,
-        follows: None,
-        damped: None,
-        measured: Vec::new(),
-    };
+    let of = Of::custom(cluster, check);
     let columns = match &seen.told {
         Ok(columns) => columns,
-        Err(Why::NotUp) => {
-            let text = "not known: the server does not answer".to_owned();
-            return Finding { follows: Some(Check::Connect), ..says(Status::Unknown, text) };
+        Err(Why::Failed(_) | Why::NotGranted { .. }) if seen.node.is_none() => return of.nobody_leads(),
+        Err(why @ Why::Failed(_)) => {
+            let place = format!("see \"checks.{}\" of {} in the topology", check.name, cluster.name);
+            return of.unknown(subject, why).next(place);
         }
-        Err(_) if seen.node.is_none() => {
-            let text = "the primary is not known".to_owned();
-            return Finding { follows: Some(Check::Primary), ..says(Status::Unknown, text) };
-        }
-        Err(Why::NotGranted { role, grant }) => {
-            let text = format!("role {role} may not see it");
-            return Finding { next: Some(grant.clone()), ..says(Status::Unknown, text) };
-        }
-        Err(Why::Failed(why)) => {
-            let next = Some(format!("see \"checks.{}\" of {} in the topology", check.name, cluster.name));
-            return Finding { next, ..says(Status::Unknown, why.clone()) };
-        }
+        Err(why @ (Why::NotUp | Why::NotGranted { .. })) => return of.unknown(subject, why),
     };
-    let Some((_, Some(value))) = columns.first() else {
-        return says(Status::Unknown, "its first column is no number".to_owned());
+    let Some(((name, Some(value)), others)) = columns.split_first() else {
+        return of.says(subject, Status::Unknown, "its first column is no number");
     };
-    let (status, at) = judged(check, *value);
-    let mut text = match (columns.first(), check.measure) {
-        (Some((name, _)), Measure::Count) => format!("{name} {}", check.measure.written(*value)),
-        (_, measure) => measure.written(*value),
-    };
-    if let Some((at, word)) = at {
-        let side = if check.worse() == Worse::Above { "from" } else { "down from" };
-        text = format!("{text}, {word} {side} {} on", check.measure.written(at));
-    }
-    let measured = columns.iter().enumerate().filter_map(|(index, (name, value))| {
-        Some(Measured {
-            name: name.clone(),
-            value: (*value)?,
-            // What the others are measured in nobody has said.
-            measure: if index == 0 { check.measure } else { Measure::Count },
-            limits: (index == 0).then_some(check.limits),
-            max: None,
-        })
-    });
-    Finding { measured: measured.collect(), ..says(status, text) }
-}
-
-fn judged(check: &CustomCheck, value: f64) -> (Status, Option<(f64, &'static str)>) {
-    let beyond = |limit: Option<f64>| {
-        limit.filter(|limit| match check.worse() {
-            Worse::Above => value >= *limit,
-            Worse::Below => value <= *limit,
-        })
-    };
-    match (beyond(check.limits.crit), beyond(check.limits.warn)) {
-        (Some(at), _) => (Status::Critical, Some((at, "critical"))),
-        (None, Some(at)) => (Status::Warning, Some((at, "warning"))),
-        (None, None) => (Status::Ok, None),
-    }
+    let written = check.measure.written(*value);
+    let text = if check.measure == Measure::Count { format!("{name} {written}") } else { written };
+    let finding = of.measures_as(name.clone(), subject, *value, check.limits, text);
+    // What the others are measured in nobody has said.
+    others.iter().fold(finding, |finding, (name, value)| match value {
+        Some(value) => finding.with(number(name, Measure::Count, *value)),
+        None => finding,
+    })
 }
 
 #[cfg(test)]
@@ -102,6 +57,7 @@ mod tests {
     use crate::db::custom::Column;
 
     use crate::ops::health::Asked;
+    use crate::topology::checks::Check;
 
     const HERD: &str = "
 pgherd: 1

@@ -34,7 +34,7 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
 /// A node that is past the point where the primary left its timeline has WAL that the primary never had: it can follow only after
 /// pg_rewind, and what it alone has is lost (facts/health.md T2).
 fn divergence(seen: &Seen<'_>, node: &Node, observed: &NodeObserved) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::Divergence };
+    let of = Of::new(seen.cluster, Check::Divergence);
     let says = |status, text: String| of.says(Subject::Node(node.name.clone()), status, text);
     let history = match &seen.herd.history {
         Some(Ok(history)) => history,
@@ -129,7 +129,7 @@ fn positions(observed: &NodeObserved) -> Vec<Position> {
 /// A standby whose value of one of five settings is below the primary's does not start again, or pauses replay while it runs
 /// (PostgreSQL docs, "Hot Standby", "Administrator's Overview").
 fn settings(seen: &Seen<'_>, node: &Node, asked: &NodeSeen) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::Settings };
+    let of = Of::new(seen.cluster, Check::Settings);
     let subject = Subject::Node(node.name.clone());
     let own = match &asked.facts.five {
         Ok(own) => own,
@@ -162,7 +162,7 @@ fn primary_facts<'s>(seen: &'s Seen<'_>) -> Option<&'s NodeSeen> {
 
 /// All nodes run the same version: a physical copy needs the same major one, and a minor one that is behind lacks repairs.
 fn version(seen: &Seen<'_>) -> Option<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Version };
+    let of = Of::new(seen.cluster, Check::Version);
     let mut versions: BTreeMap<PgVersion, Vec<&str>> = BTreeMap::new();
     for (node, observed, _) in seen.each() {
         if let Some(running) = observed.running() {
@@ -189,7 +189,7 @@ fn version(seen: &Seen<'_>) -> Option<Finding> {
 
 /// An index on text that was sorted by another version of the collation library finds rows no more.
 fn collation(seen: &Seen<'_>, node: &Node, asked: &NodeSeen) -> Option<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Collation };
+    let of = Of::new(seen.cluster, Check::Collation);
     let subject = Subject::Node(node.name.clone());
     let collations = match asked.facts.collations.as_ref()? {
         Ok(collations) => collations,
@@ -219,7 +219,7 @@ fn failover(seen: &Seen<'_>) -> Option<Finding> {
     if seen.cluster.nodes.len() < 2 {
         return None;
     }
-    let of = Of { cluster: seen.cluster, check: Check::Failover };
+    let of = Of::new(seen.cluster, Check::Failover);
     let Some(primary) = seen.primary() else {
         return Some(Finding {
             follows: Some(Check::Primary),

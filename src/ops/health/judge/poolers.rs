@@ -24,7 +24,7 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
                 found.push(clients(seen, console, declared, &name));
             }
             None => found.extend([Check::PoolWait, Check::PoolClients].map(|check| {
-                let of = Of { cluster: seen.cluster, check };
+                let of = Of::new(seen.cluster, check);
                 Finding {
                     follows: Some(Check::Poolers),
                     ..of.says(Subject::Pooler(name.clone()), Status::Unknown, "its console does not answer")
@@ -48,7 +48,7 @@ fn console(one: &PoolerSeen) -> Option<&Console> {
 }
 
 fn answers(seen: &Seen<'_>, one: &PoolerSeen, name: &str) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::Poolers };
+    let of = Of::new(seen.cluster, Check::Poolers);
     let subject = Subject::Pooler(name.to_owned());
     let observed = match &one.observed {
         Ok(observed) => observed,
@@ -70,7 +70,7 @@ fn answers(seen: &Seen<'_>, one: &PoolerSeen, name: &str) -> Finding {
 
 /// What an alias should lead to is decided by who is primary now (facts/health.md T6).
 fn routes(seen: &Seen<'_>, truths: &[&RouteTruth], name: &str) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::Routes };
+    let of = Of::new(seen.cluster, Check::Routes);
     let subject = Subject::Pooler(name.to_owned());
     let told = |truth: &&&RouteTruth| {
         let why = truth.why.clone().unwrap_or_else(|| format!("leads to {}", truth.to.join(", ")));
@@ -102,7 +102,7 @@ fn routes(seen: &Seen<'_>, truths: &[&RouteTruth], name: &str) -> Finding {
 
 /// While an alias is paused its clients wait on purpose: the wait grows, and the pause is told by the routes (facts/health.md A1 row 39).
 fn waits(seen: &Seen<'_>, console: &Console, name: &str) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::PoolWait };
+    let of = Of::new(seen.cluster, Check::PoolWait);
     let paused = |alias: &str| console.databases.iter().any(|row| row.alias == alias && row.paused);
     let waiting = console.pools.iter().filter(|pool| !paused(&pool.alias) && pool.clients_waiting > 0);
     let longest = waiting.max_by_key(|pool| pool.longest_wait);
@@ -120,7 +120,7 @@ fn waits(seen: &Seen<'_>, console: &Console, name: &str) -> Finding {
 }
 
 fn clients(seen: &Seen<'_>, console: &Console, declared: &Poolers, name: &str) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::PoolClients };
+    let of = Of::new(seen.cluster, Check::PoolClients);
     let connected: u32 = console.pools.iter().map(|pool| pool.clients_active + pool.clients_waiting).sum();
     let in_effect = console.settings.get("max_client_conn").and_then(|row| row.value.parse().ok());
     let most: u32 = in_effect.unwrap_or(declared.max_clients).max(1);
@@ -139,7 +139,7 @@ fn clients(seen: &Seen<'_>, console: &Console, declared: &Poolers, name: &str) -
 
 /// The arithmetic for today and for each failover (facts/health.md T7, facts/pgbouncer.md C4).
 fn budget(seen: &Seen<'_>) -> Finding {
-    let of = Of { cluster: seen.cluster, check: Check::Budget };
+    let of = Of::new(seen.cluster, Check::Budget);
     let primary = seen.primary().map(|primary| primary.node.as_str());
     let budget = budget_of(seen.cluster, &seen.observed, primary);
     let over: Vec<String> = budget

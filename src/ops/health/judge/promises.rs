@@ -41,7 +41,7 @@ const NOTHING: Loss = Loss { seconds: 0.0, bytes: 0 };
 
 /// The declared loss of each scenario beside what would be lost now (facts/health.md T9).
 fn rpo(seen: &Seen<'_>, scenario: &str, objective: &Objective) -> Option<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Rpo };
+    let of = Of::new(seen.cluster, Check::Rpo);
     let subject = Subject::Part(scenario.to_owned());
     let Some(primary) = seen.primary() else {
         return Some(Finding {
@@ -184,7 +184,7 @@ fn newest_window<'s>(seen: &'s Seen<'_>) -> Asked<Option<&'s Window>> {
 
 /// Every second of the declared window can be restored. One that grows is a warning, one with a hole in it is critical (facts/health.md T12).
 fn window(seen: &Seen<'_>, backups: &Backups) -> Option<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Window };
+    let of = Of::new(seen.cluster, Check::Window);
     let declared = backups.window;
     let newest = match newest_window(seen) {
         Ok(newest) => newest,
@@ -224,7 +224,7 @@ fn window(seen: &Seen<'_>, backups: &Backups) -> Option<Finding> {
 
 /// A backup is worth what the last rehearsal says (facts/health.md T10).
 fn drill(seen: &Seen<'_>) -> Option<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Drill };
+    let of = Of::new(seen.cluster, Check::Drill);
     let drills = match seen.herd.drills.as_ref()? {
         Ok(drills) => drills,
         Err(why) => return Some(of.unknown(Subject::Cluster, why)),
@@ -250,7 +250,7 @@ fn drill(seen: &Seen<'_>) -> Option<Finding> {
 
 /// How long until WAL fills the disk of the primary if nothing takes it away: neither the archiver nor a standby (facts/health.md T13).
 fn runway(seen: &Seen<'_>) -> Option<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Runway };
+    let of = Of::new(seen.cluster, Check::Runway);
     let primary = seen.primary()?;
     let (node, observed, asked) = seen.each().find(|(node, _, _)| node.name == primary.node)?;
     let subject = Subject::Node(node.name.clone());
@@ -280,7 +280,7 @@ fn runway(seen: &Seen<'_>) -> Option<Finding> {
 
 /// Certificates and passwords that end (facts/health.md T14).
 fn expiry(seen: &Seen<'_>) -> Vec<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Expiry };
+    let of = Of::new(seen.cluster, Check::Expiry);
     let limits = limits(seen.cluster, None, Check::Expiry);
     let ends = |what: String, at: Timestamp, next: &str| {
         let left = at.duration_since(seen.at).as_secs_f64();
@@ -331,7 +331,7 @@ fn expiry(seen: &Seen<'_>) -> Vec<Finding> {
 
 /// An operation that nobody drives keeps its cluster locked, and something may be half done.
 fn operations(seen: &Seen<'_>) -> Vec<Finding> {
-    let of = Of { cluster: seen.cluster, check: Check::Operations };
+    let of = Of::new(seen.cluster, Check::Operations);
     let unfinished = seen.herd.operations.iter().filter(|operation| !operation.running);
     let found: Vec<Finding> = unfinished
         .map(|operation| {
