@@ -13,8 +13,8 @@ use std::time::Duration;
 use super::acting::{self, Identity};
 use super::process::{self, End, Input};
 use super::{
-    BoxFuture, Command, DiskSpace, FileStat, Host, HostError, LineSink, Output, RunAs, Tunnel, coreutils,
-    direct,
+    BoxFuture, Command, DiskSpace, Effect, FileStat, Host, HostError, LineSink, Output, RunAs, Tunnel,
+    coreutils, direct,
 };
 use crate::error::{Error, ErrorKind};
 use crate::units::{ByteCount, human_duration};
@@ -144,7 +144,7 @@ impl LocalHost {
     /// Does a file operation with the rights of one of the door's users.
     async fn file<T: Send + 'static>(
         &self,
-        user: RunAs,
+        (user, effect): (RunAs, Effect),
         doing: String,
         operation: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, HostError> {
@@ -153,7 +153,7 @@ impl LocalHost {
             RunAs::Caller => None,
         };
         let host = self.name.clone();
-        match tokio::time::timeout(FILE_LIMIT, acting::run(identity, operation)).await {
+        match tokio::time::timeout(FILE_LIMIT, acting::run(effect, &doing, identity, operation)).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => {
                 Err(HostError::File { host, what: doing, kind: error.kind(), why: message(&error) })
@@ -171,11 +171,15 @@ impl LocalHost {
         let what = format!("{doing} {}", path.display());
         let make_one = async |path: &Path, mode: u32| {
             let target = path.to_owned();
-            self.file(RunAs::OsUser, what.clone(), move || direct::make_with_mode(&target, mode)).await
+            self.file((RunAs::OsUser, Effect::Changes), what.clone(), move || {
+                direct::make_with_mode(&target, mode)
+            })
+            .await
         };
         let can_enter = async |path: &Path| {
             let target = path.to_owned();
-            self.file(RunAs::OsUser, what.clone(), move || Ok(direct::can_enter(&target))).await
+            self.file((RunAs::OsUser, Effect::Reads), what.clone(), move || Ok(direct::can_enter(&target)))
+                .await
         };
         match make_one(path, mode).await {
             Ok(()) => return Ok(()),
@@ -193,14 +197,16 @@ impl LocalHost {
         }
         let target = path.to_owned();
         let (ancestor, missing) =
-            self.file(RunAs::Caller, what.clone(), move || direct::nearest(&target)).await?;
+            self.file((RunAs::Caller, Effect::Reads), what.clone(), move || direct::nearest(&target)).await?;
         if !can_enter(&ancestor).await? {
             let why = format!("{} may not be entered by {}", ancestor.display(), self.os_user.name);
             return Err(coreutils::refused(self, doing, path, io::ErrorKind::PermissionDenied, &why));
         }
         let (target, uid, gid) = (path.to_owned(), self.os_user.uid, self.os_user.gid);
         let handed_over = self
-            .file(RunAs::Caller, what.clone(), move || direct::hand_over_directory(&target, mode, uid, gid))
+            .file((RunAs::Caller, Effect::Changes), what.clone(), move || {
+                direct::hand_over_directory(&target, mode, uid, gid)
+            })
             .await?;
         if handed_over {
             return Ok(());
@@ -219,7 +225,8 @@ impl LocalHost {
             return Ok(user.name.clone());
         }
         // Whoever runs a program does it as the caller.
-        let found = self.file(RunAs::Caller, doing, move || lookup(&uid.to_string())).await?;
+        let found =
+            self.file((RunAs::Caller, Effect::Reads), doing, move || lookup(&uid.to_string())).await?;
         Ok(found.map_or_else(|| uid.to_string(), |user| user.name))
     }
 }
@@ -265,7 +272,10 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "read", path)?;
             let target = path.to_owned();
-            self.file(RunAs::OsUser, format!("read {}", path.display()), move || direct::read(&target)).await
+            self.file((RunAs::OsUser, Effect::Reads), format!("read {}", path.display()), move || {
+                direct::read(&target)
+            })
+            .await
         })
     }
 
@@ -278,7 +288,7 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "write", path)?;
             let (target, bytes) = (path.to_owned(), bytes.to_vec());
-            self.file(RunAs::OsUser, format!("write {}", path.display()), move || {
+            self.file((RunAs::OsUser, Effect::Changes), format!("write {}", path.display()), move || {
                 direct::write_atomic(&target, &bytes, mode)
             })
             .await
@@ -294,7 +304,7 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "append to", path)?;
             let (target, bytes) = (path.to_owned(), bytes.to_vec());
-            self.file(RunAs::OsUser, format!("append to {}", path.display()), move || {
+            self.file((RunAs::OsUser, Effect::Changes), format!("append to {}", path.display()), move || {
                 direct::append(&target, at, &bytes)
             })
             .await
@@ -308,9 +318,11 @@ impl Host for LocalHost {
                 return self.make_directory_for_the_os_user(path, mode).await;
             }
             let target = path.to_owned();
-            self.file(RunAs::OsUser, format!("make the directory {}", path.display()), move || {
-                direct::make_directory(&target, mode)
-            })
+            self.file(
+                (RunAs::OsUser, Effect::Changes),
+                format!("make the directory {}", path.display()),
+                move || direct::make_directory(&target, mode),
+            )
             .await
         })
     }
@@ -319,7 +331,7 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "remove", path)?;
             let target = path.to_owned();
-            self.file(RunAs::OsUser, format!("remove {}", path.display()), move || {
+            self.file((RunAs::OsUser, Effect::Changes), format!("remove {}", path.display()), move || {
                 direct::remove_file(&target)
             })
             .await
@@ -345,7 +357,9 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "look at", path)?;
             let (doing, target) = (format!("look at {}", path.display()), path.to_owned());
-            let found = self.file(RunAs::OsUser, doing.clone(), move || direct::stat(&target)).await?;
+            let found = self
+                .file((RunAs::OsUser, Effect::Reads), doing.clone(), move || direct::stat(&target))
+                .await?;
             let Some(found) = found else { return Ok(None) };
             let owner = self.owner(doing, found.owner).await?;
             Ok(Some(FileStat { kind: found.kind, mode: found.mode, size: ByteCount(found.size), owner }))
@@ -356,7 +370,10 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "list", path)?;
             let target = path.to_owned();
-            self.file(RunAs::OsUser, format!("list {}", path.display()), move || direct::list(&target)).await
+            self.file((RunAs::OsUser, Effect::Reads), format!("list {}", path.display()), move || {
+                direct::list(&target)
+            })
+            .await
         })
     }
 
@@ -364,7 +381,7 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "measure the disk of", path)?;
             let (doing, target) = (format!("measure the disk of {}", path.display()), path.to_owned());
-            self.file(RunAs::OsUser, doing, move || direct::disk(&target)).await
+            self.file((RunAs::OsUser, Effect::Reads), doing, move || direct::disk(&target)).await
         })
     }
 
