@@ -91,11 +91,13 @@ fn what_only_the_topology_makes_sense_of_fires_and_clears() {
         "{low:#}"
     );
     // It has stopped to replay at the record that tells of it, does not start again, and goes on only as high as the primary.
+    let paused = "SELECT pg_get_wal_replay_pause_state()";
+    until("b has stopped to replay", || (herd.sql("b", paused) == "paused").then_some(()));
     herd.stop("b", "fast");
     let mut start = crate::herd::as_server(&herd.installation().bin().join("pg_ctl"));
-    start.args(["-D", text(&herd.data("b")), "-l", text(&herd.path("data/refuses.log")), "-w", "start"]);
+    start.args(["-D", text(&herd.data("b")), "-l", text(&herd.data("b").join("refuses.log")), "-w", "start"]);
     text_of(start).expect_err("it is lower than the primary");
-    let said = std::fs::read_to_string(herd.path("data/refuses.log")).expect("a log");
+    let said = std::fs::read_to_string(herd.data("b").join("refuses.log")).expect("a log");
     assert!(said.contains("insufficient parameter settings"), "{said}");
     assert_eq!(becomes(&herd, "connect", "b", "critical")["text"], "it is stopped");
     let conf = herd.data("b").join("postgresql.auto.conf");

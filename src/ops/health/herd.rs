@@ -79,7 +79,7 @@ pub struct HerdSeen {
     pub drills: Option<Asked<Drills>>,
     /// `None` where no TLS is declared.
     pub tls: Option<TlsStatus>,
-    pub operations: Vec<OperationStatus>,
+    pub operations: Asked<Vec<OperationStatus>>,
     /// By host.
     pub regions: BTreeMap<String, String>,
 }
@@ -129,7 +129,8 @@ pub async fn look(
         history,
         drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
         tls,
-        operations: status::operations(context, cluster),
+        operations: status::operations(context, cluster)
+            .map_err(|error| Why::Failed(error.what().to_owned())),
         regions: herd.hosts.iter().map(|host| (host.name.clone(), host.region.clone())).collect(),
     }
 }

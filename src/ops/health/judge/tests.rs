@@ -24,6 +24,7 @@ use crate::ops::drill::Verdict;
 use crate::ops::kept::{Kept, LastBackup, MadeNow};
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Disk, NodeObserved, Running, Server};
 use crate::ops::roles;
+use crate::ops::status::OperationStatus;
 use crate::ops::wal::Window;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -61,6 +62,7 @@ struct World {
     before: Option<Before>,
     kept: Asked<Kept>,
     drills: Drills,
+    operations: Asked<Vec<OperationStatus>>,
 }
 
 impl World {
@@ -87,6 +89,7 @@ impl World {
             before: None,
             kept: Err(Why::Failed("nobody looked".to_owned())),
             drills: Drills::default(),
+            operations: Ok(Vec::new()),
         }
     }
 
@@ -183,7 +186,7 @@ impl World {
                 history: None,
                 drills: Some(Ok(self.drills.clone())),
                 tls: None,
-                operations: Vec::new(),
+                operations: self.operations.clone(),
                 regions: BTreeMap::new(),
             },
             before: self.before.clone(),
@@ -892,6 +895,14 @@ fn databases_that_grow_on_fill_the_smallest_disk_in_so_many_days() {
     assert_eq!(grown(99 << 30, 24, 40 << 30).status, Status::Ok);
     assert_eq!(grown(101 << 30, 24, 40 << 30).text, "100 GiB, which has not grown in 24h");
     assert!(grown(1 << 30, 0, 40 << 30).text.ends_with("nothing is known of an hour ago"));
+}
+
+#[test]
+fn journals_that_nobody_may_read_tell_of_no_operation_that_there_is_none() {
+    let mut world = World::sound();
+    world.says(Check::Operations, "-", Status::Ok, "nothing is unfinished");
+    world.operations = Err(Why::Failed("could not list the journals in /srv/operations".to_owned()));
+    world.says(Check::Operations, "-", Status::Unknown, "could not list the journals");
 }
 
 #[test]
