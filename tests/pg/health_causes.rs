@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::health::finding;
 use crate::health_nodes::{Session, append, without_last_line};
 use crate::herd::{
-    APP_PASSWORD, Frozen, Herd, PAIR, SINGLE, as_server, files_below, is_root, text, text_of, until,
+    APP_PASSWORD, Frozen, Herd, PAIR, SINGLE, Shape, as_server, files_below, is_root, text, text_of, until,
 };
 use crate::server::{Installation, installations, newest};
 
@@ -696,4 +696,102 @@ fn skewed(herd: &Herd) -> Vec<Value> {
 fn is_segment(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.len() >= 24 && name.as_bytes()[..24].iter().all(u8::is_ascii_hexdigit)
+}
+
+/// What check_pgactivity calls it, and what `health` does.
+const SAME: [(&str, &str, &str); 9] = [
+    ("backends -w 80% -c 90%", "connections", "a"),
+    ("longest_query -w 1s -c 1h", "long-query", "a"),
+    ("oldest_idlexact -w 1s -c 1h", "idle-in-transaction", "a"),
+    ("oldest_2pc -w 1s -c 1h", "prepared-transactions", "cluster"),
+    ("invalid_indexes", "invalid-indexes", "cluster"),
+    ("sequences_exhausted -w 75% -c 90%", "sequences", "cluster"),
+    ("max_freeze_age -w 500000000 -c 1000000000", "xid-age", "cluster"),
+    ("archiver -w 10 -c 50", "archive", "cluster"),
+    ("replication_slots", "slots", "a"),
+];
+
+/// Returns the exit code of check_pgactivity, and its first line.
+fn check_pgactivity(herd: &Herd, nodes: &[&str], service: &str) -> (Option<i32>, String) {
+    let of =
+        |each: &dyn Fn(&str) -> String| nodes.iter().map(|node| each(node)).collect::<Vec<_>>().join(",");
+    let socket = |node: &str| herd.path(&format!("state/run/inventory-{node}")).display().to_string();
+    let mut words = service.split(' ');
+    let mut plugin = as_server(Path::new("/usr/lib/nagios/plugins/check_pgactivity"));
+    plugin.args(["-U", "postgres", "-h", &of(&socket), "-p", &of(&|node| herd.port(node).to_string())]);
+    plugin.args(["-d", &of(&|_| "postgres".to_owned()), "-P", text(&herd.installation().bin().join("psql"))]);
+    plugin.args(["--status-file", text(&herd.path("other/status")), "-s", words.next().unwrap()]).args(words);
+    let output = plugin.output().expect("it is there: \"scripts/setup --test\" installs it");
+    let said = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+    (output.status.code(), said)
+}
+
+#[test]
+fn check_pgactivity_agrees_where_it_asks_the_same_and_where_it_does_not_it_is_wrong() {
+    let mut herd = Herd::declare(&fifteen(), &Shape { pooler: false, ..PAIR });
+    herd.keep_backups();
+    let soon = "    health: {long-query: {warn: 1 s}, idle-in-transaction: {warn: 1 s}, prepared-transactions: {warn: 1 s}, slots: {warn: 1 s}}\n    nodes:\n";
+    herd.edit("    nodes:\n", soon);
+    herd.edit("        work_mem: 4 MiB\n", "        max_prepared_transactions: 5\n");
+    herd.apply().ends_with(0);
+    fs::create_dir(herd.path("other")).unwrap();
+    fs::set_permissions(herd.path("other"), fs::Permissions::from_mode(0o777)).unwrap();
+    let sql = |sql: &str| herd.sql_in("a", "inventory", sql);
+    fine(&herd, &SAME.map(|(_, check, subject)| (check, subject)));
+    for (service, _, _) in SAME {
+        let (code, said) = check_pgactivity(&herd, &["a"], service);
+        assert_eq!(code, Some(0), "{said}");
+    }
+
+    let crowd: Vec<Session> = (0..33).map(|_| Session::open(&herd, "a", "SELECT 1;")).collect();
+    told(&herd, &[("connections", "a", "warning", "of 37 connections")]);
+    let (code, said) = check_pgactivity(&herd, &["a"], SAME[0].0);
+    assert_eq!(code, Some(1), "{said}");
+    drop(crowd);
+    sql("CREATE TABLE public.item (id serial PRIMARY KEY, n int)");
+    sql("INSERT INTO public.item (n) SELECT 1 FROM generate_series(1, 100)");
+    sql("ALTER SEQUENCE public.item_id_seq AS bigint");
+    sql("SELECT setval('public.item_id_seq', 2000000000)");
+    herd.try_sql("a", "inventory", "CREATE UNIQUE INDEX CONCURRENTLY item_n ON public.item (n)")
+        .expect_err("not unique");
+    sql("BEGIN; UPDATE public.item SET n = 2 WHERE id = 2; PREPARE TRANSACTION 'order-7'");
+    let idle = Session::open(&herd, "a", "BEGIN; SELECT 1;");
+    let query = Session::open(&herd, "a", "SELECT pg_sleep(100);");
+    sql("ALTER SYSTEM SET archive_command = '/bin/false'");
+    sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
+    sql("ALTER SYSTEM SET max_wal_size = '32MB'");
+    sql("ALTER SYSTEM SET min_wal_size = '32MB'");
+    sql("SELECT pg_reload_conf()");
+    sql("SELECT pg_create_physical_replication_slot('left_behind', true)");
+    for _ in 0..4 {
+        sql("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'x', 'x')");
+    }
+    sql("CHECKPOINT");
+    herd.sql("b", "ALTER SYSTEM SET primary_slot_name = 'nobodys'");
+    herd.sql("b", "SELECT pg_reload_conf()");
+    told(
+        &herd,
+        &[
+            ("long-query", "a", "warning", ""),
+            ("idle-in-transaction", "a", "warning", ""),
+            ("prepared-transactions", "cluster", "warning", ""),
+            ("invalid-indexes", "cluster", "warning", ""),
+            ("sequences", "cluster", "critical", ""),
+            ("archive", "cluster", "critical", " failed at "),
+            ("slots", "a", "critical", "left_behind is "),
+            ("standbys", "b", "critical", "it has no WAL receiver"),
+        ],
+    );
+    // The one that is left out has no age yet.
+    for (service, _, _) in SAME.iter().filter(|(_, check, _)| !["connections", "xid-age"].contains(check)) {
+        let (code, said) = check_pgactivity(&herd, &["a"], service);
+        assert!(matches!(code, Some(1 | 2)), "{said}");
+    }
+
+    // Here it is wrong: a standby that is cut off has a delta of nothing, one that is missing is unknown, and nothing waits for the archiver.
+    let (code, said) = check_pgactivity(&herd, &["a", "b"], "hot_standby_delta -w 64MB -c 1GB");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = check_pgactivity(&herd, &["a"], "streaming_delta -w 64MB -c 1GB");
+    assert_eq!((code, said.as_str()), (Some(3), "POSTGRES_STREAMING_DELTA UNKNOWN: No slaves connected"));
+    drop((idle, query));
 }
