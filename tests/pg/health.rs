@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use crate::herd::{APP_PASSWORD, Frozen, Herd, PAIR, Port, Shape, newest_or_15, text, text_of, until};
+use crate::herd::{
+    APP_PASSWORD, Frozen, Herd, PAIR, Port, Shape, files_below, newest_or_15, text, text_of, until,
+};
 use crate::pooler_verb::console;
 
 /// Judges the herd and returns the finding of one check of one thing.
@@ -95,9 +97,10 @@ fn what_only_the_topology_makes_sense_of_fires_and_clears() {
     until("b has stopped to replay", || (herd.sql("b", paused) == "paused").then_some(()));
     herd.stop("b", "fast");
     let mut start = crate::herd::as_server(&herd.installation().bin().join("pg_ctl"));
-    start.args(["-D", text(&herd.data("b")), "-l", text(&herd.data("b").join("refuses.log")), "-w", "start"]);
+    start.args(["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
     text_of(start).expect_err("it is lower than the primary");
-    let said = std::fs::read_to_string(herd.data("b").join("refuses.log")).expect("a log");
+    let logs = files_below(&herd.path("state/log/inventory-b")).into_iter();
+    let said: String = logs.map(|path| std::fs::read_to_string(path).expect("readable")).collect();
     assert!(said.contains("insufficient parameter settings"), "{said}");
     assert_eq!(becomes(&herd, "connect", "b", "critical")["text"], "it is stopped");
     let conf = herd.data("b").join("postgresql.auto.conf");

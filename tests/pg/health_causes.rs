@@ -116,6 +116,7 @@ const PRIMARY_SETTINGS: &str = "        work_mem: 4 MiB
         max_locks_per_transaction: 10
         shared_preload_libraries: pg_stat_statements
         autovacuum_naptime: 1s
+        vacuum_multixact_freeze_min_age: 0
         deadlock_timeout: 100ms
         max_wal_size: 64 MiB
         min_wal_size: 32 MiB
