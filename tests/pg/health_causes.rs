@@ -744,7 +744,7 @@ fn check_pgactivity_agrees_where_it_asks_the_same_and_where_it_does_not_it_is_wr
         assert_eq!(code, Some(0), "{said}");
     }
 
-    let crowd: Vec<Session> = (0..33).map(|_| Session::open(&herd, "a", "SELECT 1;")).collect();
+    let crowd: Vec<Session> = (0..30).map(|_| Session::open(&herd, "a", "SELECT 1;")).collect();
     told(&herd, &[("connections", "a", "warning", "of 37 connections")]);
     let (code, said) = check_pgactivity(&herd, &["a"], SAME[0].0);
     assert_eq!(code, Some(1), "{said}");
