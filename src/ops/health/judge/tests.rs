@@ -888,12 +888,12 @@ fn databases_that_grow_on_fill_the_smallest_disk_in_so_many_days() {
         (day.status, day.text.as_str()),
         (
             Status::Warning,
-            "100 GiB, growing by 5 GiB a day over 24h: the 40 GiB that are free on b last 192h, warning up to 336h"
+            "100 GiB, growing by 5 GiB a day over 24h00m: the 40 GiB that are free on b last 8 d, warning up to 14 d"
         )
     );
     assert_eq!(grown(95 << 30, 12, 20 << 30).status, Status::Critical);
     assert_eq!(grown(99 << 30, 24, 40 << 30).status, Status::Ok);
-    assert_eq!(grown(101 << 30, 24, 40 << 30).text, "100 GiB, which has not grown in 24h");
+    assert_eq!(grown(101 << 30, 24, 40 << 30).text, "100 GiB, which has not grown in 24h00m");
     assert!(grown(1 << 30, 0, 40 << 30).text.ends_with("nothing is known of an hour ago"));
 }
 
@@ -950,7 +950,7 @@ fn a_backup_that_takes_twice_as_long_as_the_last_one_is_stuck() {
         (late.status, late.text.as_str()),
         (
             Status::Warning,
-            "20260601T115000Z-full is being made by root@db1 since 20m, 1 GiB of 4 GiB; the last one took 10m, warning from 200 % on"
+            "20260601T115000Z-full is being made by root@db1 since 20m00s, 1 GiB of 4 GiB; the last one took 10m00s, warning from 200 % on"
         )
     );
     assert_eq!(since(599, Some(2)).status, Status::Ok, "a short one is no measure");
