@@ -1,13 +1,13 @@
 //! File operations done by the coreutils and findutils of a host, as its os-user, one argv each and no shell.
 //!
-//! What a door uses that may not open files itself: root in front of somebody else's node. Starts nothing but through
-//! [`Host::run`], so it serves every kind of host. Reads error messages, which LANG=C.UTF-8 keeps to one wording.
+//! What a door uses that cannot open files itself, since the machine is another one; removing a tree is the same on this one. Starts
+//! nothing but through [`Host::run`], so it serves every kind of host. Reads error messages, which LANG=C.UTF-8 keeps to one wording.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Command, DiskSpace, FileKind, FileStat, Host, HostError, RunAs, Stdin};
+use super::{Command, DiskSpace, FileKind, FileStat, Host, HostError, RunAs};
 use crate::units::ByteCount;
 
 /// Removing a large data directory takes its time.
@@ -77,54 +77,6 @@ pub(super) async fn list(host: &dyn Host, path: &Path) -> Result<Option<Vec<Stri
         .collect();
     names.sort();
     Ok(Some(names))
-}
-
-pub(super) async fn write_atomic(
-    host: &dyn Host,
-    path: &Path,
-    bytes: &[u8],
-    mode: u32,
-) -> Result<(), HostError> {
-    let doing = format!("write {}", path.display());
-    let target = text(host, &doing, path)?;
-    let (directory, name) = split(host, &doing, path)?;
-    // mktemp makes the file with mode 0600 and never opens one that is there, so a secret is at no time readable by others.
-    let template = format!("{directory}/.{name}.pgherd-XXXXXXXX");
-    let made = run(host, &doing, &tool("mktemp").args(["--", &template])).await?;
-    let temporary = String::from_utf8_lossy(&made).trim_end_matches('\n').to_owned();
-    let of = format!("of={temporary}");
-    let steps = [
-        tool("dd")
-            .args([of.as_str(), "bs=64K", "conv=notrunc,nocreat,fsync", "status=none"])
-            .stdin(Stdin::Bytes(bytes.to_vec())),
-        tool("chmod").args([format!("{mode:o}"), "--".to_owned(), temporary.clone()]),
-        tool("mv").args(["-f", "-T", "--", &temporary, target]),
-    ];
-    for step in &steps {
-        if let Err(error) = run(host, &doing, step).await {
-            // The first error is the one to tell; a temporary file that stays behind is only litter.
-            run(host, &doing, &tool("rm").args(["-f", "--", &temporary])).await.ok();
-            return Err(error);
-        }
-    }
-    sync(host, &doing, &[directory, target]).await
-}
-
-/// Appends to a file of this length, and returns the length that it had. For one writer at a time.
-pub(super) async fn append(host: &dyn Host, path: &Path, at: u64, bytes: &[u8]) -> Result<u64, HostError> {
-    let doing = format!("append to {}", path.display());
-    match stat(host, path).await? {
-        None if at == 0 => write_atomic(host, path, bytes, 0o600).await.map(|()| 0),
-        None => Ok(0),
-        Some(found) if found.size.0 == at => {
-            let of = format!("of={}", text(host, &doing, path)?);
-            let dd = tool("dd")
-                .args([of.as_str(), "bs=64K", "oflag=append", "conv=notrunc,nocreat,fsync", "status=none"])
-                .stdin(Stdin::Bytes(bytes.to_vec()));
-            run(host, &doing, &dd).await.map(|_| at)
-        }
-        Some(found) => Ok(found.size.0),
-    }
 }
 
 pub(super) async fn remove_file(host: &dyn Host, path: &Path) -> Result<(), HostError> {

@@ -1,19 +1,32 @@
-//! File operations with the caller's own rights: what a door uses whose os-user is the caller.
+//! File operations of this machine, with the rights of the thread that they are called on ([`super::acting`]).
 //!
-//! Blocking; called from a thread that may block. Knows no processes. [`hand_over_directory`] is the one thing that root does for
+//! Blocking. Knows no processes. [`hand_over_directory`] is the one thing that root does for
 //! another user, and only below directories that nobody but root can change.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use super::FileKind;
+use super::{DiskSpace, FileKind};
+use crate::units::ByteCount;
 
+/// Reads a file; what would make the reader wait for somebody else, a pipe, is none.
 pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    absent_is_none(fs::read(path))
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
+    let Some(mut file) = absent_is_none(opened)? else { return Ok(None) };
+    let kind = file.metadata()?.file_type();
+    if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// What `lstat` says, with the owner as a number.
@@ -73,7 +86,8 @@ pub(super) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
 
 /// Appends to a file of this length under its lock, and returns the length that it had.
 pub(super) fn append(path: &Path, at: u64, bytes: &[u8]) -> io::Result<u64> {
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    let opened = OpenOptions::new().append(true).create(at == 0).mode(0o600).open(path);
+    let Some(mut file) = absent_is_none(opened)? else { return Ok(0) };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     let length = file.metadata()?.len();
     if length == at {
@@ -87,6 +101,10 @@ pub(super) fn append(path: &Path, at: u64, bytes: &[u8]) -> io::Result<u64> {
 }
 
 pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    // What unlink(2) says of a directory depends on who asks.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        return Err(ErrorKind::IsADirectory.into());
+    }
     match (absent_is_none(fs::remove_file(path))?, path.parent()) {
         (Some(()), Some(directory)) => sync_directory(directory),
         _ => Ok(()),
@@ -107,15 +125,15 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Makes `path` for another user and its missing parents for the caller.
 ///
-/// Returns `false`, and does nothing, where somebody else than the caller could change the directories above: there the other
-/// user has to make it itself. The new directory gets its name only when it has its owner and mode, so that a crash leaves
+/// Returns `false`, and does nothing, where somebody else than the caller could change the directories above, or has made a link on
+/// the way there: there the other user has to make it itself. The new directory gets its name only when it has its owner and mode, so that a crash leaves
 /// none that is half made.
 pub(super) fn hand_over_directory(path: &Path, mode: u32, uid: u32, gid: u32) -> io::Result<bool> {
     let (ancestor, mut missing) = nearest(path)?;
     if missing.is_empty() {
         return Err(ErrorKind::AlreadyExists.into());
     }
-    if !only_callers(&ancestor)? {
+    if !only_callers(path)? || !only_callers(&ancestor)? {
         return Ok(false);
     }
     let name = missing.pop().unwrap_or_default();
@@ -155,13 +173,14 @@ pub(super) fn nearest(path: &Path) -> io::Result<(PathBuf, Vec<PathBuf>)> {
     }
 }
 
-/// Tells whether nobody but the caller can rename what is in `canonical` and above it.
-fn only_callers(canonical: &Path) -> io::Result<bool> {
+/// Tells whether nobody but the caller can rename what is on the way to `path`, links and all, as far as that is there.
+fn only_callers(path: &Path) -> io::Result<bool> {
     let caller = rustix::process::geteuid().as_raw();
-    for directory in canonical.ancestors() {
-        let found = fs::symlink_metadata(directory)?;
+    for above in path.ancestors() {
+        let Some(found) = absent_is_none(fs::symlink_metadata(above))? else { continue };
         let (others_write, sticky) = (found.mode() & 0o022 != 0, found.mode() & 0o1000 != 0);
-        if found.uid() != caller || (others_write && !sticky) {
+        // Nobody writes to a link, whatever its mode says.
+        if found.uid() != caller || (others_write && !sticky && !found.is_symlink()) {
             return Ok(false);
         }
     }
@@ -177,9 +196,32 @@ fn make_parents(mut at: PathBuf, names: &[PathBuf]) -> io::Result<PathBuf> {
 }
 
 /// Makes one directory with exactly this mode, whatever the umask.
-fn make_with_mode(path: &Path, mode: u32) -> io::Result<()> {
+pub(super) fn make_with_mode(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(mode & 0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Tells whether `path`, after following links, is a directory that may be entered.
+pub(super) fn can_enter(path: &Path) -> bool {
+    // To find the name "." in a directory takes the right to search it.
+    fs::metadata(path.join(".")).is_ok_and(|found| found.is_dir())
+}
+
+/// Measures the file system of `path`, or of its nearest parent that is there, as df(1) does.
+pub(super) fn disk(path: &Path) -> io::Result<DiskSpace> {
+    let mut nearest = path;
+    loop {
+        match (rustix::fs::statvfs(nearest).map_err(io::Error::from), nearest.parent()) {
+            (Ok(found), _) => {
+                let bytes = |blocks: u64| ByteCount(blocks.saturating_mul(found.f_frsize));
+                let used = found.f_blocks.saturating_sub(found.f_bfree);
+                let total = bytes(used.saturating_add(found.f_bavail));
+                return Ok(DiskSpace { total, free: bytes(found.f_bavail) });
+            }
+            (Err(error), Some(parent)) if error.kind() == ErrorKind::NotFound => nearest = parent,
+            (Err(error), _) => return Err(error),
+        }
+    }
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

@@ -1,25 +1,30 @@
 //! This machine.
 //!
-//! Two doors in one: where the caller is the os-user, files are opened directly; where root works for another user, every program
-//! is started through setpriv(1) as that user, and every file operation is a program ([`super::coreutils`]), so that root itself
-//! never opens a file in a directory that somebody else can change. Uses no sudo and no shell.
+//! Where root works for another user, every program is started through setpriv(1) as that user, and every file operation is done by a
+//! thread that has that user's rights in place of root's ([`super::acting`]), so that root itself never opens a file in a directory that
+//! somebody else can change. Uses no sudo and no shell.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use super::acting::{self, Identity};
 use super::process::{self, End, Input};
 use super::{
-    BoxFuture, Command, DiskSpace, FileStat, Host, HostError, LineSink, Output, RunAs, Tunnel, coreutils,
-    direct,
+    BoxFuture, Command, DiskSpace, Effect, FileStat, Host, HostError, LineSink, Output, RunAs, Tunnel,
+    coreutils, direct,
 };
 use crate::error::{Error, ErrorKind};
-use crate::units::ByteCount;
+use crate::units::{ByteCount, human_duration};
 
 /// Where programs are looked for, before the caller's own PATH.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of a failed program's messages an error carries: the end.
 const STDERR_TOLD: usize = 2 * 1024;
+/// How long a file operation may take; a disk that syncs slowly is no failure, one that hangs is.
+const FILE_LIMIT: Duration = Duration::from_secs(120);
 
 /// This machine, on behalf of one os-user.
 #[derive(Debug, Clone)]
@@ -27,9 +32,17 @@ pub struct LocalHost {
     name: String,
     os_user: User,
     caller: User,
-    /// The absolute path of setpriv, where the os-user is not the caller.
-    setpriv: Option<PathBuf>,
+    /// How the os-user is acted for, where that is not the caller.
+    other: Option<Other>,
     search_path: String,
+}
+
+/// How root acts for an os-user.
+#[derive(Debug, Clone)]
+struct Other {
+    /// The absolute path of setpriv.
+    setpriv: PathBuf,
+    identity: Identity,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,9 +66,9 @@ impl LocalHost {
             None if caller.uid == 0 => user("postgres")?.ok_or_else(|| no_such_user("postgres"))?,
             None => caller.clone(),
         };
-        let setpriv = match (os_user.uid == caller.uid, caller.uid) {
+        let other = match (os_user.uid == caller.uid, caller.uid) {
             (true, _) => None,
-            (false, 0) => Some(find_setpriv()?),
+            (false, 0) => Some(Other { setpriv: find_setpriv()?, identity: identity(&os_user)? }),
             (false, _) => {
                 return Err(Error::refused(format!(
                     "{} may not work as the user {}",
@@ -68,7 +81,7 @@ impl LocalHost {
                 .hint(format!("Run pgherd as {} or as root.", os_user.name)));
             }
         };
-        Ok(Self { name: name.to_owned(), os_user, caller, setpriv, search_path: search_path() })
+        Ok(Self { name: name.to_owned(), os_user, caller, other, search_path: search_path() })
     }
 
     /// Opens the door to this machine on the caller's own behalf.
@@ -78,14 +91,14 @@ impl LocalHost {
             name: name.to_owned(),
             os_user: caller.clone(),
             caller,
-            setpriv: None,
+            other: None,
             search_path: search_path(),
         }
     }
 
     async fn run_with(&self, command: &Command, lines: Option<&LineSink>) -> Result<Output, HostError> {
         let (user, setpriv) = match command.user {
-            RunAs::OsUser => (&self.os_user, self.setpriv.as_ref()),
+            RunAs::OsUser => (&self.os_user, self.other.as_ref().map(|other| &other.setpriv)),
             RunAs::Caller => (&self.caller, None),
         };
         let mut child = match setpriv {
@@ -128,41 +141,70 @@ impl LocalHost {
         }
     }
 
-    /// Runs a blocking file operation away from the threads that drive everything else.
+    /// Does a file operation with the rights of one of the door's users.
     async fn file<T: Send + 'static>(
         &self,
+        (user, effect): (RunAs, Effect),
         doing: String,
         operation: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, HostError> {
-        let failed = |error: io::Error| HostError::File {
-            host: self.name.clone(),
-            what: doing.clone(),
-            kind: error.kind(),
-            why: error.to_string(),
+        let identity = match user {
+            RunAs::OsUser => self.other.as_ref().map(|other| other.identity.clone()),
+            RunAs::Caller => None,
         };
-        tokio::task::spawn_blocking(operation)
-            .await
-            .map_err(io::Error::other)
-            .and_then(|ended| ended)
-            .map_err(failed)
+        let host = self.name.clone();
+        match tokio::time::timeout(FILE_LIMIT, acting::run(effect, &doing, identity, operation)).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                Err(HostError::File { host, what: doing, kind: error.kind(), why: message(&error) })
+            }
+            Err(_) => {
+                let why = format!("it did not end within {}", human_duration(FILE_LIMIT));
+                Err(HostError::Lost { host, what: doing, why })
+            }
+        }
     }
 
     /// Makes a directory that belongs to the os-user where that user may not, or not yet, make it itself.
     async fn make_directory_for_the_os_user(&self, path: &Path, mode: u32) -> Result<(), HostError> {
         let doing = "make the directory";
-        if coreutils::make_where_it_may(self, path, mode).await? {
-            return Ok(());
+        let what = format!("{doing} {}", path.display());
+        let make_one = async |path: &Path, mode: u32| {
+            let target = path.to_owned();
+            self.file((RunAs::OsUser, Effect::Changes), what.clone(), move || {
+                direct::make_with_mode(&target, mode)
+            })
+            .await
+        };
+        let can_enter = async |path: &Path| {
+            let target = path.to_owned();
+            self.file((RunAs::OsUser, Effect::Reads), what.clone(), move || Ok(direct::can_enter(&target)))
+                .await
+        };
+        match make_one(path, mode).await {
+            Ok(()) => return Ok(()),
+            Err(HostError::File { kind: io::ErrorKind::AlreadyExists, .. }) => {
+                if can_enter(path).await? {
+                    return Ok(());
+                }
+                let why = format!("it is there, and is not a directory that {} may enter", self.os_user.name);
+                return Err(coreutils::refused(self, doing, path, io::ErrorKind::AlreadyExists, &why));
+            }
+            Err(HostError::File {
+                kind: io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied, ..
+            }) => {}
+            Err(error) => return Err(error),
         }
         let target = path.to_owned();
         let (ancestor, missing) =
-            self.file(format!("{doing} {}", path.display()), move || direct::nearest(&target)).await?;
-        if !coreutils::can_enter(self, &ancestor).await? {
+            self.file((RunAs::Caller, Effect::Reads), what.clone(), move || direct::nearest(&target)).await?;
+        if !can_enter(&ancestor).await? {
             let why = format!("{} may not be entered by {}", ancestor.display(), self.os_user.name);
             return Err(coreutils::refused(self, doing, path, io::ErrorKind::PermissionDenied, &why));
         }
         let (target, uid, gid) = (path.to_owned(), self.os_user.uid, self.os_user.gid);
         let handed_over = self
-            .file(format!("{doing} {}", path.display()), move || {
+            .file((RunAs::Caller, Effect::Changes), what.clone(), move || {
                 direct::hand_over_directory(&target, mode, uid, gid)
             })
             .await?;
@@ -172,10 +214,20 @@ impl LocalHost {
         let mut at = ancestor;
         for (index, name) in missing.iter().enumerate() {
             at.push(name);
-            let mode = if index + 1 == missing.len() { mode } else { 0o755 };
-            coreutils::make_one_directory(self, &at, mode).await?;
+            make_one(&at, if index + 1 == missing.len() { mode } else { 0o755 }).await?;
         }
         Ok(())
+    }
+
+    /// Names the owner of a file, by its number where it has no name.
+    async fn owner(&self, doing: String, uid: u32) -> Result<String, HostError> {
+        if let Some(user) = [&self.os_user, &self.caller].into_iter().find(|user| user.uid == uid) {
+            return Ok(user.name.clone());
+        }
+        // Whoever runs a program does it as the caller.
+        let found =
+            self.file((RunAs::Caller, Effect::Reads), doing, move || lookup(&uid.to_string())).await?;
+        Ok(found.map_or_else(|| uid.to_string(), |user| user.name))
     }
 }
 
@@ -219,11 +271,11 @@ impl Host for LocalHost {
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<u8>>, HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "read", path)?;
-            if self.setpriv.is_some() {
-                return coreutils::read(self, path).await;
-            }
             let target = path.to_owned();
-            self.file(format!("read {}", path.display()), move || direct::read(&target)).await
+            self.file((RunAs::OsUser, Effect::Reads), format!("read {}", path.display()), move || {
+                direct::read(&target)
+            })
+            .await
         })
     }
 
@@ -235,11 +287,8 @@ impl Host for LocalHost {
     ) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "write", path)?;
-            if self.setpriv.is_some() {
-                return coreutils::write_atomic(self, path, bytes, mode).await;
-            }
             let (target, bytes) = (path.to_owned(), bytes.to_vec());
-            self.file(format!("write {}", path.display()), move || {
+            self.file((RunAs::OsUser, Effect::Changes), format!("write {}", path.display()), move || {
                 direct::write_atomic(&target, &bytes, mode)
             })
             .await
@@ -254,25 +303,26 @@ impl Host for LocalHost {
     ) -> BoxFuture<'a, Result<u64, HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "append to", path)?;
-            if self.setpriv.is_some() {
-                return coreutils::append(self, path, at, bytes).await;
-            }
             let (target, bytes) = (path.to_owned(), bytes.to_vec());
-            self.file(format!("append to {}", path.display()), move || direct::append(&target, at, &bytes))
-                .await
+            self.file((RunAs::OsUser, Effect::Changes), format!("append to {}", path.display()), move || {
+                direct::append(&target, at, &bytes)
+            })
+            .await
         })
     }
 
     fn make_directory<'a>(&'a self, path: &'a Path, mode: u32) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "make the directory", path)?;
-            if self.setpriv.is_some() {
+            if self.other.is_some() {
                 return self.make_directory_for_the_os_user(path, mode).await;
             }
             let target = path.to_owned();
-            self.file(format!("make the directory {}", path.display()), move || {
-                direct::make_directory(&target, mode)
-            })
+            self.file(
+                (RunAs::OsUser, Effect::Changes),
+                format!("make the directory {}", path.display()),
+                move || direct::make_directory(&target, mode),
+            )
             .await
         })
     }
@@ -280,11 +330,11 @@ impl Host for LocalHost {
     fn remove_file<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "remove", path)?;
-            if self.setpriv.is_some() {
-                return coreutils::remove_file(self, path).await;
-            }
             let target = path.to_owned();
-            self.file(format!("remove {}", path.display()), move || direct::remove_file(&target)).await
+            self.file((RunAs::OsUser, Effect::Changes), format!("remove {}", path.display()), move || {
+                direct::remove_file(&target)
+            })
+            .await
         })
     }
 
@@ -292,7 +342,7 @@ impl Host for LocalHost {
         Box::pin(async move {
             coreutils::absolute(self, "remove", path)?;
             let removed = coreutils::remove_tree(self, path).await;
-            if removed.is_ok() || self.setpriv.is_none() {
+            if removed.is_ok() || self.other.is_none() {
                 return removed;
             }
             // The os-user could empty the directory but not take it out of a parent that is root's: rmdir takes no files with it.
@@ -306,40 +356,32 @@ impl Host for LocalHost {
     fn stat<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<FileStat>, HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "look at", path)?;
-            if self.setpriv.is_some() {
-                return coreutils::stat(self, path).await;
-            }
-            let target = path.to_owned();
-            let own = self.os_user.clone();
-            self.file(format!("look at {}", path.display()), move || {
-                let Some(found) = direct::stat(&target)? else {
-                    return Ok(None);
-                };
-                let owner = match found.owner {
-                    uid if uid == own.uid => own.name,
-                    uid => lookup(&uid.to_string())?.map_or_else(|| uid.to_string(), |user| user.name),
-                };
-                Ok(Some(FileStat { kind: found.kind, mode: found.mode, size: ByteCount(found.size), owner }))
-            })
-            .await
+            let (doing, target) = (format!("look at {}", path.display()), path.to_owned());
+            let found = self
+                .file((RunAs::OsUser, Effect::Reads), doing.clone(), move || direct::stat(&target))
+                .await?;
+            let Some(found) = found else { return Ok(None) };
+            let owner = self.owner(doing, found.owner).await?;
+            Ok(Some(FileStat { kind: found.kind, mode: found.mode, size: ByteCount(found.size), owner }))
         })
     }
 
     fn list<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<Option<Vec<String>>, HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "list", path)?;
-            if self.setpriv.is_some() {
-                return coreutils::list(self, path).await;
-            }
             let target = path.to_owned();
-            self.file(format!("list {}", path.display()), move || direct::list(&target)).await
+            self.file((RunAs::OsUser, Effect::Reads), format!("list {}", path.display()), move || {
+                direct::list(&target)
+            })
+            .await
         })
     }
 
     fn disk<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, Result<DiskSpace, HostError>> {
         Box::pin(async move {
             coreutils::absolute(self, "measure the disk of", path)?;
-            coreutils::disk(self, path).await
+            let (doing, target) = (format!("measure the disk of {}", path.display()), path.to_owned());
+            self.file((RunAs::OsUser, Effect::Reads), doing, move || direct::disk(&target)).await
         })
     }
 
@@ -415,6 +457,13 @@ fn caller() -> User {
     })
 }
 
+/// What an error of the operating system says, without its number.
+fn message(error: &io::Error) -> String {
+    let text = error.to_string();
+    let number = error.raw_os_error().map(|number| format!(" (os error {number})"));
+    number.and_then(|number| text.strip_suffix(&number).map(str::to_owned)).unwrap_or(text)
+}
+
 fn user(name: &str) -> Result<Option<User>, Error> {
     lookup(name).map_err(|error| Error::failed(format!("could not look up the user {name}")).source(error))
 }
@@ -425,15 +474,46 @@ fn no_such_user(name: &str) -> Error {
         .hint("Install PostgreSQL's package, which makes the user postgres, or name another user with postgres.os-user.")
 }
 
-/// Asks the machine's user database (files, LDAP or whatever nsswitch.conf names) for a name or a number.
+/// Asks the machine's user database (files, LDAP or whatever nsswitch.conf names) for a name or a number, once for each that is there.
 fn lookup(name: &str) -> io::Result<Option<User>> {
-    let answer = std::process::Command::new("getent")
-        .args(["passwd", "--", name])
+    static KNOWN: Mutex<BTreeMap<String, User>> = Mutex::new(BTreeMap::new());
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(user) = known().get(name) {
+        return Ok(Some(user.clone()));
+    }
+    let user = parse_passwd(&asked("getent", &["passwd", "--", name])?);
+    if let Some(user) = &user {
+        known().insert(name.to_owned(), user.clone());
+    }
+    Ok(user)
+}
+
+/// Finds the groups of a user, as setpriv(1) does with `--init-groups`; asks once for each user.
+fn identity(user: &User) -> Result<Identity, Error> {
+    static KNOWN: Mutex<BTreeMap<String, Vec<u32>>> = Mutex::new(BTreeMap::new());
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let of = |groups| Identity { uid: user.uid, gid: user.gid, groups };
+    if let Some(groups) = known().get(&user.name) {
+        return Ok(of(groups.clone()));
+    }
+    let failed = || Error::failed(format!("could not look up the groups of the user {}", user.name));
+    let told = asked("id", &["-G", "--", &user.name]).map_err(|error| failed().source(error))?;
+    let groups: Option<Vec<u32>> = told.split_whitespace().map(|group| group.parse().ok()).collect();
+    let groups = groups
+        .filter(|groups| groups.contains(&user.gid))
+        .ok_or_else(|| failed().detail(format!("id(1) says {told:?}.")))?;
+    known().insert(user.name.clone(), groups.clone());
+    Ok(of(groups))
+}
+
+fn asked(program: &str, args: &[&str]) -> io::Result<String> {
+    let answer = std::process::Command::new(program)
+        .args(args)
         .env_clear()
         .env("PATH", SEARCH_PATH)
         .stdin(std::process::Stdio::null())
         .output()?;
-    Ok(parse_passwd(&String::from_utf8_lossy(&answer.stdout)))
+    Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
 }
 
 /// Reads a line of passwd(5): `name:password:uid:gid:comment:home:shell`.
@@ -678,6 +758,82 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_link_of_the_os_user_leads_to_what_only_root_may_see() {
+        for door in doors().await {
+            let closed = door.base.path().join("closed");
+            std::fs::create_dir(&closed).unwrap();
+            let secret = closed.join("secret");
+            std::fs::write(&secret, "of root").unwrap();
+            std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let link = |to: &Path, name: &str| {
+                let link = door.own.join(name);
+                std::os::unix::fs::symlink(to, &link).unwrap();
+                std::os::unix::fs::lchown(&link, Some(door.host.os_user.uid), None).unwrap();
+                link
+            };
+            let (to_file, to_directory) = (link(&secret, "file"), link(&closed, "directory"));
+            let host = &door.host;
+            // First a file that may be reached and not read, then a directory that may not even be entered.
+            for mode in [0o755, 0o700] {
+                std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(mode)).unwrap();
+                let through = to_directory.join("secret");
+                let told = [
+                    host.read(&to_file).await.map(drop),
+                    host.read(&through).await.map(drop),
+                    host.append(&to_file, 7, b"x").await.map(drop),
+                    host.write_atomic(&to_directory.join("new"), b"x", 0o600).await,
+                    host.write_atomic(&through, b"x", 0o600).await,
+                    host.make_directory(&to_directory.join("sub"), 0o700).await,
+                    host.remove_file(&through).await,
+                ];
+                if host.other.is_none() {
+                    continue;
+                }
+                for told in told {
+                    let refused =
+                        matches!(&told, Err(HostError::File { kind: io::ErrorKind::PermissionDenied, .. }));
+                    assert!(refused, "{told:?}");
+                }
+                assert_eq!(std::fs::read_to_string(&secret).unwrap(), "of root");
+            }
+            if host.other.is_some() {
+                assert!(host.list(&to_directory).await.is_err());
+                assert!(host.stat(&to_directory.join("secret")).await.is_err());
+                let names = std::fs::read_dir(&closed).unwrap().count();
+                assert_eq!(names, 1);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_the_place_of_a_file_holds_nobody_up() {
+        for door in doors().await {
+            let pipe = door.own.join("pipe");
+            door.host.run(&Command::new("mkfifo").arg(pipe.to_str().unwrap())).await.unwrap();
+            let error = door.host.read(&pipe).await.unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("could not read {} on host here: it is not a file", pipe.display())
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_appended_goes_to_a_file_of_that_length_alone() {
+        for door in doors().await {
+            let path = door.own.join("log");
+            assert_eq!(door.host.append(&path, 3, b"x").await.unwrap(), 0);
+            assert_eq!(door.host.read(&path).await.unwrap(), None);
+            assert_eq!(door.host.append(&path, 0, b"one").await.unwrap(), 0);
+            assert_eq!(door.host.append(&path, 0, b"two").await.unwrap(), 3);
+            assert_eq!(door.host.append(&path, 3, b"two").await.unwrap(), 3);
+            assert_eq!(door.host.read(&path).await.unwrap().as_deref(), Some(b"onetwo".as_slice()));
+            let stat = door.host.stat(&path).await.unwrap().unwrap();
+            assert_eq!((stat.mode, stat.owner.as_str()), (0o600, door.host.os_user()));
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_not_there_is_none_and_may_be_removed() {
         for door in doors().await {
             let absent = door.own.join("absent");
@@ -764,7 +920,7 @@ mod tests {
             std::fs::create_dir(&closed).unwrap();
             std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
             let refused = door.host.make_directory(&closed.join("data"), 0o700).await;
-            match door.host.setpriv {
+            match door.host.other {
                 Some(_) => {
                     assert!(refused.unwrap_err().to_string().ends_with("may not be entered by postgres"))
                 }

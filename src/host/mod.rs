@@ -2,6 +2,7 @@
 //!
 //! A [`Host`] takes argv, never a shell line. Knows nothing of PostgreSQL or of the topology.
 
+mod acting;
 mod coreutils;
 pub mod decorate;
 mod direct;

@@ -41,28 +41,26 @@ pub async fn find_postgres(
     major: u32,
     bin_directory: Option<&Path>,
 ) -> Result<Programs, Error> {
-    let (expected, others) = match bin_directory {
-        Some(given) => (vec![given.to_owned()], Vec::new()),
-        None => directories(host, major).await?,
+    let mut expected = match bin_directory {
+        Some(given) => vec![given.to_owned()],
+        None => usual_directories(major).to_vec(),
     };
     let mut found = Vec::new();
-    for directory in &expected {
-        let Some(version) = postgres_version(host, directory).await? else {
-            continue;
-        };
-        if version.major != major {
-            found.push(format!("{version} in {}", directory.display()));
-            continue;
-        }
-        let missing = missing_programs(host, directory).await?;
-        if missing.is_empty() {
-            return Ok(Programs { directory: directory.clone(), version });
-        }
-        found.push(format!("{version} in {} without {}", directory.display(), missing.join(", ")));
+    if let Some(programs) = complete(host, major, &expected, &mut found).await? {
+        return Ok(programs);
     }
-    for directory in &others {
-        if let Some(version) = postgres_version(host, directory).await? {
-            found.push(format!("{version} in {}", directory.display()));
+    if bin_directory.is_none() {
+        // What is where it usually is costs no look at anything else.
+        let mut path = search_path(host).await?;
+        path.retain(|directory| !expected.contains(directory));
+        if let Some(programs) = complete(host, major, &path, &mut found).await? {
+            return Ok(programs);
+        }
+        expected.extend(path);
+        for directory in other_directories(host).await?.iter().filter(|other| !expected.contains(other)) {
+            if let Some(version) = postgres_version(host, directory).await? {
+                found.push(format!("{version} in {}", directory.display()));
+            }
         }
     }
     let looked: Vec<String> = expected.iter().map(|directory| directory.display().to_string()).collect();
@@ -75,27 +73,47 @@ pub async fn find_postgres(
         )))
 }
 
-/// Returns the directories where `major` could be, and those of other versions that an error should tell of.
-async fn directories(host: &dyn Host, major: u32) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Error> {
-    let mut expected = vec![
+/// Returns the first of `directories` that holds everything that is needed of `major`, and adds what the ones before it hold to `found`.
+async fn complete(
+    host: &dyn Host,
+    major: u32,
+    directories: &[PathBuf],
+    found: &mut Vec<String>,
+) -> Result<Option<Programs>, Error> {
+    for directory in directories {
+        let Some(version) = postgres_version(host, directory).await? else {
+            continue;
+        };
+        if version.major != major {
+            found.push(format!("{version} in {}", directory.display()));
+            continue;
+        }
+        let missing = missing_programs(host, directory).await?;
+        if missing.is_empty() {
+            return Ok(Some(Programs { directory: directory.clone(), version }));
+        }
+        found.push(format!("{version} in {} without {}", directory.display(), missing.join(", ")));
+    }
+    Ok(None)
+}
+
+fn usual_directories(major: u32) -> [PathBuf; 3] {
+    [
         PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")),
         PathBuf::from(format!("/usr/pgsql-{major}/bin")),
         PathBuf::from("/usr/local/pgsql/bin"),
-    ];
-    for directory in search_path(host).await? {
-        if !expected.contains(&directory) {
-            expected.push(directory);
-        }
-    }
+    ]
+}
+
+/// Returns the directories of all versions that packages have installed, of which an error should tell.
+async fn other_directories(host: &dyn Host) -> Result<Vec<PathBuf>, Error> {
     let debian = Path::new("/usr/lib/postgresql");
     let rpm = Path::new("/usr");
     let versions = host.list(debian).await?.unwrap_or_default();
-    let others = versions.into_iter().map(|version| debian.join(version).join("bin"));
     let packages = host.list(rpm).await?.unwrap_or_default();
-    let packages =
-        packages.into_iter().filter(|name| name.starts_with("pgsql-")).map(|name| rpm.join(name).join("bin"));
-    let others = others.chain(packages).filter(|directory| !expected.contains(directory)).collect();
-    Ok((expected, others))
+    let packages = packages.into_iter().filter(|name| name.starts_with("pgsql-"));
+    let versions = versions.into_iter().map(|version| debian.join(version).join("bin"));
+    Ok(versions.chain(packages.map(|name| rpm.join(name).join("bin"))).collect())
 }
 
 /// Returns the host's PATH, as the os-user's programs see it.

@@ -74,19 +74,20 @@ rm -f -- "$t"
 exit "$s""#;
 
 /// Makes a directory for another user, as root: `PATH MODE OWNER`. Ends with 3, and does nothing, where somebody else than root could
-/// change the directories above. The new directory gets its name only when it has its owner and mode.
+/// change the directories above, or has made a link on the way there. The new directory gets its name only when it has its owner and mode.
 const HAND_OVER: &str = r#"p=$1
 a=$p
 while [ ! -e "$a" ]; do a=$(dirname -- "$a"); done
 [ "$a" != "$p" ] || { echo 'File exists' >&2; exit 1; }
 r=$(realpath -e -- "$a") || exit 1
-d=$r
-while :; do
-    o=$(stat -c %u -- "$d") && m=$(stat -c %a -- "$d") || exit 1
-    [ "$o" = 0 ] || exit 3
-    if [ $((0$m & 022)) != 0 ] && [ $((0$m & 01000)) = 0 ]; then exit 3; fi
-    [ "$d" != / ] || break
-    d=$(dirname -- "$d")
+for d in "$r" "$a"; do
+    while :; do
+        o=$(stat -c %u -- "$d") && m=$(stat -c %a -- "$d") || exit 1
+        [ "$o" = 0 ] || exit 3
+        if [ ! -L "$d" ] && [ $((0$m & 022)) != 0 ] && [ $((0$m & 01000)) = 0 ]; then exit 3; fi
+        [ "$d" != / ] || break
+        d=$(dirname -- "$d")
+    done
 done
 up=$(dirname -- "$p")
 [ -e "$up" ] || mkdir -p -m 0755 -- "$up" || exit 1

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::sync::OnceCell;
@@ -29,7 +29,7 @@ use crate::topology::declared;
 use crate::topology::model::{Cluster, Node, Reach};
 use crate::topology::places::{NodePlaces, Places};
 use crate::topology::unit::Unit;
-use crate::units::ByteCount;
+use crate::units::{ByteCount, human_duration};
 
 /// How long one node may take to answer before its facts are unknown.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,6 +51,8 @@ pub struct Doors {
     asker: Option<(String, Option<Secret>)>,
     /// The programs of each host, looked for once.
     programs: Arc<BTreeMap<String, OnceCell<Programs>>>,
+    /// How long a look at a node or a pooler may take as a whole, the way to it included.
+    whole: Option<Duration>,
 }
 
 impl Doors {
@@ -97,6 +99,7 @@ impl Doors {
             connector: Connector::new(Arc::clone(gate)),
             asker: None,
             programs,
+            whole: None,
         })
     }
 
@@ -115,6 +118,18 @@ impl Doors {
     pub fn with_places(mut self, places: &Places) -> Self {
         self.places.values_mut().for_each(|own| own.clone_from(places));
         self
+    }
+
+    /// Returns the same doors, through which a look at a node or a pooler takes no longer than this, the way to it included.
+    #[must_use]
+    pub fn within(mut self, whole: Duration) -> Self {
+        self.whole = Some(whole);
+        self
+    }
+
+    /// Returns how long something may take that would get `limit` if nobody was in a hurry.
+    pub fn at_most(&self, limit: Duration) -> Duration {
+        self.whole.map_or(limit, |whole| whole.min(limit))
     }
 
     /// Returns the same doors with another role that asks the servers, by its password where one is known.
@@ -374,15 +389,32 @@ impl ClusterObserved {
 
 /// Looks at all nodes of `cluster` side by side.
 pub async fn observe(doors: &Doors, cluster: &Cluster, depth: Depth) -> ClusterObserved {
-    let nodes = join_all(cluster.nodes.iter().map(|node| observe_node(doors, cluster, node, depth))).await;
-    ClusterObserved { cluster: cluster.name.clone(), nodes, left: observe_left(doors, cluster).await }
+    observe_and_stay(doors, cluster, depth).await.0
 }
 
-async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Depth) -> NodeObserved {
+/// Looks at all nodes of `cluster` side by side, and stays logged in to those that answer; in the order of the file.
+pub async fn observe_and_stay(
+    doors: &Doors,
+    cluster: &Cluster,
+    depth: Depth,
+) -> (ClusterObserved, Vec<Option<Conn>>) {
+    let nodes = join_all(cluster.nodes.iter().map(|node| observe_node(doors, cluster, node, depth)));
+    let (nodes, left) = futures_util::join!(nodes, observe_left(doors, cluster));
+    let (nodes, conns) = nodes.into_iter().unzip();
+    (ClusterObserved { cluster: cluster.name.clone(), nodes, left }, conns)
+}
+
+async fn observe_node(
+    doors: &Doors,
+    cluster: &Cluster,
+    node: &Node,
+    depth: Depth,
+) -> (NodeObserved, Option<Conn>) {
+    let begun = Instant::now();
     let host = doors.host(&node.host);
     let places = doors.node_places(cluster, node);
     let seen = async {
-        let (marker, profile, directory, disk, server) = futures_util::join!(
+        let (marker, profile, directory, disk, (server, conn)) = futures_util::join!(
             observe_claim(host, &places, node),
             host.read(&places.profile),
             observe_directory(doors, cluster, node),
@@ -395,7 +427,7 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
         } else {
             None
         };
-        NodeObserved {
+        let seen = NodeObserved {
             node: node.name.clone(),
             marker,
             profile: profile.ok().flatten().and_then(|bytes| claim::read(&bytes).ok()),
@@ -403,19 +435,23 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
             server,
             files,
             disk: disk.ok().map(Disk::from),
-        }
+        };
+        (seen, conn)
     };
-    let silent = |limit: Duration| format!("host {} did not answer within {} s", node.host, limit.as_secs());
-    match tokio::time::timeout(WAY, host.reach()).await {
+    let silent =
+        |limit: Duration| format!("host {} did not answer within {}", node.host, human_duration(limit));
+    let way = doors.at_most(WAY);
+    match tokio::time::timeout(way, host.reach()).await {
         Ok(Ok(())) => {}
         Ok(Err(missing)) => {
             let why = |error: &Error| match error.detail_text() {
                 Some(detail) => format!("{error}: {}", detail.trim_end_matches('.')),
                 None => error.to_string(),
             };
-            return unknown(node, &missing.iter().map(why).collect::<Vec<_>>().join("; "));
+            let why = missing.iter().map(why).collect::<Vec<_>>().join("; ");
+            return (unknown(node, &why), None);
         }
-        Err(_) => return unknown(node, &silent(WAY)),
+        Err(_) => return (unknown(node, &silent(way)), None),
     }
     // The doors have their own deadlines; this one holds whatever they do.
     let whole = match depth {
@@ -423,7 +459,10 @@ async fn observe_node(doors: &Doors, cluster: &Cluster, node: &Node, depth: Dept
         // Many calls one after the other: a host that is far or busy is no reason to plan nothing.
         Depth::Files => PATIENCE * 10,
     };
-    tokio::time::timeout(whole, seen).await.unwrap_or_else(|_| unknown(node, &silent(whole)))
+    let left = doors.whole.map_or(whole, |all| whole.min(all.saturating_sub(begun.elapsed())));
+    tokio::time::timeout(left, seen)
+        .await
+        .unwrap_or_else(|_| (unknown(node, &silent(doors.at_most(whole))), None))
 }
 
 /// What is seen of a node whose host cannot be asked.
@@ -560,11 +599,16 @@ pub async fn observe_files(
     })
 }
 
-async fn observe_server(doors: &Doors, cluster: &Cluster, node: &Node, places: &NodePlaces) -> Server {
+async fn observe_server(
+    doors: &Doors,
+    cluster: &Cluster,
+    node: &Node,
+    places: &NodePlaces,
+) -> (Server, Option<Conn>) {
     let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
-    match connector.connect(&doors.superuser(cluster, node, "postgres")).await {
+    let server = match connector.connect(&doors.superuser(cluster, node, "postgres")).await {
         Ok(conn) => match running(&conn, cluster, node, places).await {
-            Ok(running) => Server::Up(Box::new(running)),
+            Ok(running) => return (Server::Up(Box::new(running)), Some(conn)),
             Err(DbError::Timeout { .. }) => Server::Unknown {
                 why: format!("it accepted the connection and did not answer within {} s", PATIENCE.as_secs()),
             },
@@ -576,7 +620,8 @@ async fn observe_server(doors: &Doors, cluster: &Cluster, node: &Node, places: &
             Server::Unknown { why: format!("it did not answer within {} s", PATIENCE.as_secs()) }
         }
         Err(error) => Server::Unknown { why: error.to_string() },
-    }
+    };
+    (server, None)
 }
 
 /// "Connection refused" alone does not mean stopped: the postmaster's own file and process say so.
@@ -674,7 +719,9 @@ async fn observe_left(doors: &Doors, cluster: &Cluster) -> Vec<Profile> {
         }
     }
     let looks = machines.iter().map(|host| async {
-        let look = profiles(doors.host(host), doors.places(host));
+        // A machine may hold the nodes of many clusters.
+        let name = cluster.full_name("");
+        let look = profiles_named(doors.host(host), doors.places(host), &name);
         tokio::time::timeout(PATIENCE, look).await.map_or_else(|_| Vec::new(), Result::unwrap_or_default)
     });
     join_all(looks)
@@ -690,12 +737,16 @@ async fn observe_left(doors: &Doors, cluster: &Cluster) -> Vec<Profile> {
 /// # Errors
 /// When the directory of profiles cannot be listed.
 pub async fn profiles(host: &dyn Host, places: &Places) -> Result<Vec<Profile>> {
+    profiles_named(host, places, "").await
+}
+
+async fn profiles_named(host: &dyn Host, places: &Places, prefix: &str) -> Result<Vec<Profile>> {
     let names = host
         .list(&places.nodes())
         .await
         .map_err(|error| Error::new(ErrorKind::NotFound, "could not list the node profiles").source(error))?
         .unwrap_or_default();
-    let read = join_all(names.iter().map(|name| async move {
+    let read = join_all(names.iter().filter(|name| name.starts_with(prefix)).map(|name| async move {
         let bytes = host.read(&places.node(name).profile).await.ok().flatten()?;
         claim::read::<Profile>(&bytes).ok()
     }))

@@ -134,3 +134,38 @@ fn only_health_writes_what_monitoring_reads() {
     assert_eq!(watched.status.code(), Some(3));
     assert!(text(&watched.stderr).contains("Add --output FILE"), "{}", text(&watched.stderr));
 }
+
+/// Listens, takes whoever connects and says nothing: a host that is frozen.
+fn silent_host() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    port
+}
+
+#[test]
+fn silent_hosts_behind_ssh_are_unknown_within_five_seconds() {
+    let ports: Vec<u16> = (0..6).map(|_| silent_host()).collect();
+    let mut herd = "pgherd: 1\nherd: far\nregions:\n  there:\n    hosts:\n".to_owned();
+    for (number, port) in ports.iter().enumerate() {
+        herd += &format!("      h{number}: {{address: 127.0.0.1, port: {port}, user: nobody}}\n");
+    }
+    herd += "defaults: {postgres: {version: 15, tune: {memory: 64 MiB}}}\nclusters:\n";
+    for (cluster, hosts) in [("one", 0..3), ("two", 3..6)] {
+        herd += &format!("  {cluster}:\n    nodes:\n");
+        for host in hosts {
+            herd += &format!("      n{host}: {{host: h{host}, port: 5440, data-directory: /srv/n}}\n");
+        }
+    }
+    let herd = with_topology(&herd);
+    let begun = std::time::Instant::now();
+    let judged = pgherd(herd.path(), &["health", "--format", "json"]);
+    let took = begun.elapsed();
+    assert_eq!(judged.status.code(), Some(3), "{}", text(&judged.stderr));
+    let json = text(&judged.stdout);
+    for host in 0..6 {
+        let told = format!("\"host h{host} did not answer within 3.5 s\"");
+        assert!(json.contains(&told), "{json}");
+    }
+    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+}

@@ -1,11 +1,12 @@
 //! The look: everything that the checks of a cluster need, each fact known or with the reason why not.
 //!
-//! Nodes, poolers and the repository side by side, each within its own time.
+//! Nodes, poolers and the repository side by side, then what is asked of those that answer, all within one time ([`ALL`]).
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::asked::{Asked, Why};
 use super::before::Before;
@@ -28,6 +29,7 @@ use crate::ops::roles::{self, Lead};
 use crate::pg::ident::quote_identifier;
 use crate::pg::lsn::Lsn;
 use crate::topology::model::{Cluster, Herd, Node};
+use crate::units::human_duration;
 
 /// Everything that was seen of one cluster.
 #[derive(Debug)]
@@ -179,29 +181,40 @@ impl<'a> Seen<'a> {
     }
 }
 
+/// How long a look at a herd takes at most, however many hosts and nodes are silent; what a check of your own takes comes on top.
+const ALL: Duration = Duration::from_millis(4500);
+/// How long of it each node, pooler and repository has for its first answers, the way to its host included.
+const FIRST: Duration = Duration::from_millis(3500);
+
 /// Looks at one cluster.
 ///
 /// # Errors
 /// When a door cannot be opened at all.
 pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> Result<Seen<'a>> {
-    let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
+    let until = Instant::now() + ALL;
+    let doors = Doors::look(cluster, context.places.clone(), &context.gate)?.within(FIRST);
     let doors = match &context.role {
         Some(role) => doors.asking_as(role, apply::password(context, cluster, role).await?),
         None => doors,
     };
-    let (observed, poolers, kept) = tokio::join!(
-        observe::observe(&doors, cluster, Depth::Servers),
+    let ((observed, conns), poolers, kept) = tokio::join!(
+        observe::observe_and_stay(&doors, cluster, Depth::Servers),
         pooler::status::look(&doors, cluster),
         repository(&doors, context, cluster),
     );
-    let nodes = ask(&doors, cluster, &observed).await;
+    let left = until.saturating_duration_since(Instant::now());
+    let mut later = doors.clone();
+    later.connector = later.connector.timeouts(PATIENCE.min(left), PATIENCE.min(left));
     let lead = roles::lead(&observed);
-    let custom = custom::look(&doors, cluster, &observed, &lead).await;
     let primary = match &lead {
         Lead::Primary(name) => observed.node(name),
         Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
     };
-    let herd = herd::look(context, &doors, herd, cluster, &observed, primary, &poolers).await;
+    let (nodes, custom, herd) = tokio::join!(
+        ask(&later, cluster, &observed, conns, until),
+        custom::look(&doors, cluster, &observed, &lead),
+        herd::look(context, &later, herd, cluster, &observed, primary, &poolers),
+    );
     Ok(Seen {
         cluster,
         at: Timestamp::now(),
@@ -224,17 +237,31 @@ struct Asking<'a> {
     running: &'a Running,
 }
 
-/// Asks all nodes side by side. The positions come one after the other: first those of all standbys, then those of the primaries, so that a
-/// standby is never ahead of what it is compared with; then once more those of the standbys, which tells of each whether what was there when
-/// the primary answered has been replayed since.
-async fn ask(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved) -> Vec<NodeSeen> {
-    let nodes = cluster.nodes.iter().zip(&observed.nodes);
-    let asked = join_all(nodes.map(|(node, seen)| connect(doors, cluster, node, seen.running()))).await;
+/// Asks all nodes side by side, through the connections by which they were looked at. The positions come one after the other: first those
+/// of all standbys, then those of the primaries, so that a standby is never ahead of what it is compared with; then once more those of the
+/// standbys, which tells of each whether what was there when the primary answered has been replayed since.
+async fn ask(
+    doors: &Doors,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+    conns: Vec<Option<Conn>>,
+    until: Instant,
+) -> Vec<NodeSeen> {
+    let nodes = observed.nodes.iter().zip(conns);
+    let asked = join_all(nodes.map(|(seen, conn)| {
+        in_time(until, async move {
+            let (running, conn) = seen.running().zip(conn).ok_or(Why::NotUp)?;
+            begin(conn, running).await
+        })
+    }))
+    .await;
     let of = |primaries: bool| {
         let asked = &asked;
         join_all(asked.iter().map(move |asking| async move {
             match asking {
-                Ok(asking) if asking.running.is_primary() == primaries => Some(position(&asking.conn).await),
+                Ok(asking) if asking.running.is_primary() == primaries => {
+                    Some(in_time(until, position(&asking.conn)).await)
+                }
                 Ok(_) | Err(_) => None,
             }
         }))
@@ -245,30 +272,32 @@ async fn ask(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved) -> Ve
     let positions = standbys.into_iter().zip(primaries).zip(again);
     let answers = cluster.nodes.iter().zip(&asked).zip(positions).map(
         |((node, asking), ((standby, primary), again))| async move {
-            match asking {
+            let told = match asking {
                 Ok(asking) => {
-                    let told = questions(doors, cluster, node, asking).await;
+                    in_time(until, async { Ok(questions(doors, cluster, node, asking).await) }).await
+                }
+                Err(why) => Err(why.clone()),
+            };
+            match told {
+                Ok(told) => {
                     let position = standby.or(primary).unwrap_or(Err(Why::NotUp));
                     NodeSeen { again: again.unwrap_or_else(|| position.clone()), position, ..told }
                 }
-                Err(why) => NodeSeen::without(why),
+                Err(why) => NodeSeen::without(&why),
             }
         },
     );
     join_all(answers).await
 }
 
-async fn connect<'a>(
-    doors: &Doors,
-    cluster: &Cluster,
-    node: &Node,
-    running: Option<&'a Running>,
-) -> Asked<Asking<'a>> {
-    let running = running.ok_or(Why::NotUp)?;
-    let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
-    let conn = connector.connect(&doors.superuser(cluster, node, "postgres")).await.map_err(why)?;
-    // The first statement of a session fills caches, which would count as the way.
-    asks(wal::position(&conn)).await?;
+/// Waits until the look is over, and no longer.
+async fn in_time<T>(until: Instant, question: impl Future<Output = Asked<T>>) -> Asked<T> {
+    let late = || format!("it did not answer within {}", human_duration(ALL));
+    tokio::time::timeout_at(until, question).await.unwrap_or_else(|_| Err(Why::Failed(late())))
+}
+
+/// Learns who asks, by a connection that has answered already: its first statement fills caches, which would count as the way.
+async fn begin(conn: Conn, running: &Running) -> Asked<Asking<'_>> {
     let sent = Timestamp::now();
     let asker = ask::asker(&conn).await.map_err(why)?;
     let received = Timestamp::now();
@@ -340,7 +369,7 @@ async fn bad_lines(conn: &Conn, asker: &Asker) -> Asked<Vec<BadLine>> {
 
 /// Asks one database after the other, so that a node has two connections of ours at most.
 async fn inside(doors: &Doors, cluster: &Cluster, node: &Node, asker: &Asker) -> Vec<Inside> {
-    let connector = doors.connector.clone().timeouts(PATIENCE, PATIENCE);
+    let connector = &doors.connector;
     let mut told = Vec::new();
     for database in &cluster.databases {
         let conn = match connector.connect(&doors.superuser(cluster, node, database)).await {
@@ -410,11 +439,8 @@ fn why(error: DbError) -> Why {
 async fn repository(doors: &Doors, context: &Context, cluster: &Cluster) -> Option<Asked<Kept>> {
     let repository = &cluster.backups.as_ref()?.repository;
     let look = kept::look(doors, &context.build, cluster, repository);
-    Some(told(tokio::time::timeout(WHOLE, look).await))
+    Some(told(tokio::time::timeout(FIRST, look).await))
 }
-
-/// How long a look that is made of several calls may take.
-const WHOLE: Duration = PATIENCE.saturating_mul(2);
 
 fn told<T>(look: std::result::Result<Result<T>, tokio::time::error::Elapsed>) -> Asked<T> {
     let one_line = |error: &Error| match error.detail_text() {
@@ -424,6 +450,6 @@ fn told<T>(look: std::result::Result<Result<T>, tokio::time::error::Elapsed>) ->
     match look {
         Ok(Ok(seen)) => Ok(seen),
         Ok(Err(error)) => Err(Why::Failed(one_line(&error))),
-        Err(_) => Err(Why::Failed(format!("it did not answer within {} s", WHOLE.as_secs()))),
+        Err(_) => Err(Why::Failed(format!("it did not answer within {}", human_duration(FIRST)))),
     }
 }

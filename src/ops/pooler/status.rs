@@ -11,6 +11,7 @@ use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::roles::{self, Lead};
 use crate::topology::budget::{self, Budget, Known, Limits};
 use crate::topology::model::Cluster;
+use crate::units::human_duration;
 
 /// The poolers of one cluster. `docs/formats/pooler.md` describes it as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -125,9 +126,10 @@ pub async fn look(doors: &Doors, cluster: &Cluster) -> Vec<PoolerSeen> {
             let place = Place::find(doors, cluster, host, process).await.map_err(|error| told(&error))?;
             place.door().observe().await.map_err(|error| told(&error))
         };
-        let observed = tokio::time::timeout(observe::PATIENCE * 3, look).await.unwrap_or_else(|_| {
-            Err(format!("host {host} did not answer within {} s", (observe::PATIENCE * 3).as_secs()))
-        });
+        let limit = doors.at_most(observe::PATIENCE * 3);
+        let observed = tokio::time::timeout(limit, look)
+            .await
+            .unwrap_or_else(|_| Err(format!("host {host} did not answer within {}", human_duration(limit))));
         PoolerSeen { host: host.clone(), process, observed }
     };
     let processes = super::processes(cluster);

@@ -41,24 +41,8 @@ impl Checker<'_> {
         if !has("warn") && !has("crit") {
             self.missing(*at, &path, "crit", "crit: 10, or \"warn\"");
         }
-        let database = match (&raw.database, databases) {
-            (Some(database), _) if databases.contains(&database.value) || database.value == "postgres" => {
-                Some(database.value.clone())
-            }
-            (Some(database), _) => {
-                self.report
-                    .add(database.at, format!("unknown database \"{}\" in {path}", database.value))
-                    .suggest(&database.value, databases.iter().map(String::as_str));
-                None
-            }
-            (None, [only]) => Some(only.clone()),
-            (None, _) => {
-                if !has("database") {
-                    self.missing(*at, &path, "database", "database: NAME");
-                }
-                None
-            }
-        };
+        let database =
+            self.database_of(draft, (&["checks", name], *at), raw.database.as_ref(), databases, true);
         let measure = raw.measure.as_ref().map_or(Measure::Count, |measure| measure.value);
         let mut limit = |key: &str, stated: Option<&Spanned<SettingText>>| {
             let stated = stated?;
