@@ -54,7 +54,7 @@ pub struct HealthArgs {
     #[arg(long, value_name = "EVERY", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "10s")]
     watch: Option<Duration>,
     /// Ask the servers as this role in place of the superuser
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, value_name = "ROLE", env = "PGHERD_ROLE", hide_env_values = true)]
     role: Option<String>,
 }
 
@@ -102,7 +102,7 @@ struct ServeArgs {
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = units::parse_duration)]
     every: Duration,
     /// Ask the servers as this role in place of the superuser
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, value_name = "ROLE", env = "PGHERD_ROLE", hide_env_values = true)]
     role: Option<String>,
 }
 

@@ -7,13 +7,25 @@ use super::connect::{Conn, DbError};
 /// A column of the answer: its name, and its value where that is a number.
 pub type Column = (String, Option<f64>);
 
+/// Why a query that was sent has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// The role may not read something that it reads.
+    NotGranted,
+    /// A fragment: what the server says against it, or what the answer is instead of one row.
+    Said(String),
+}
+
+/// What a role needs to read every table of a database, whichever a declared query reads.
+pub const GRANT: &str = "GRANT pg_read_all_data TO {role}";
+
 /// Asks a declared query; the first column is the one that is judged.
 ///
 /// Returns why there is no answer where the server says something against the query, or the answer is not one row.
 ///
 /// # Errors
 /// [`DbError`], except for what the server says against the query itself.
-pub async fn row(conn: &Conn, sql: &str) -> Result<Result<Vec<Column>, String>, DbError> {
+pub async fn row(conn: &Conn, sql: &str) -> Result<Result<Vec<Column>, NoAnswer>, DbError> {
     const WHAT: &str = "ask a declared check";
     conn.batch(WHAT, "BEGIN READ ONLY").await?;
     // By the extended protocol, which takes one statement: nobody ends the transaction from within. As a common table expression, so
@@ -26,14 +38,17 @@ pub async fn row(conn: &Conn, sql: &str) -> Result<Result<Vec<Column>, String>, 
         Ok(rows) => rows,
         Err(DbError::Sql { refusal, .. }) => {
             conn.batch(WHAT, "ROLLBACK").await?;
-            return Ok(Err(format!("{} (SQLSTATE {})", refusal.message, refusal.state)));
+            // insufficient_privilege
+            let may_not = refusal.state == "42501";
+            let said = || NoAnswer::Said(format!("{} (SQLSTATE {})", refusal.message, refusal.state));
+            return Ok(Err(if may_not { NoAnswer::NotGranted } else { said() }));
         }
         Err(error) => return Err(error),
     };
     conn.batch(WHAT, "ROLLBACK").await?;
     let [row] = rows.as_slice() else {
         let many = if rows.is_empty() { "no row" } else { "several rows" };
-        return Ok(Err(format!("it yields {many}, not one")));
+        return Ok(Err(NoAnswer::Said(format!("it yields {many}, not one"))));
     };
     let told: String = conn.field(WHAT, row, "told")?;
     let told: Value =

@@ -3,13 +3,13 @@
 //! `CLUSTER/lock.json` names its holder and expires unless it is renewed; docs/formats/repository.md. The lock of
 //! [`lock`](crate::engine::lock) keeps processes of one machine apart and is taken first.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -25,6 +25,8 @@ const RENEW: Duration = Duration::from_secs(15);
 /// The clocks of two operators' machines may differ by so much.
 const SKEW: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(500);
+/// How often the lock is stored anew while its version is not the one that we know.
+const TRIES: u32 = 3;
 /// So long before its end a lock that could not be renewed counts as lost: what was begun then still ends within it.
 const MARGIN: Duration = Duration::from_secs(15);
 
@@ -139,8 +141,7 @@ impl SharedLock {
     /// # Errors
     /// [`ErrorKind::Locked`] if somebody else has the lock by now, otherwise as the repository fails.
     pub async fn name_operation(&self, operation: &OperationId) -> Result<()> {
-        lock(&self.state).held.operation = Some(operation.clone());
-        write(&self.repo, &self.key, &self.cluster, &self.state).await
+        write(&self.repo, &self.key, &self.cluster, &self.state, Some(operation)).await
     }
 
     /// Ends when the lock is lost, with the reason.
@@ -171,7 +172,7 @@ impl SharedLock {
         if self.is_given_back.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let token = lock(&self.state).held.token.clone();
+        let token = self.state.lock().await.held.token.clone();
         let Some((mut held, version)) = read(&self.repo, &self.key).await? else { return Ok(()) };
         if held.token != token {
             return Ok(());
@@ -267,10 +268,6 @@ fn skew() -> SignedDuration {
     SignedDuration::try_from(SKEW).expect("half a minute")
 }
 
-fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 async fn read(repo: &SharedRepo, key: &Key) -> Result<Option<(Held, Version)>> {
     let Some((bytes, version)) = repo.read_versioned(key).await? else { return Ok(None) };
     let held = seal::read_document(&bytes).map_err(|error| {
@@ -292,7 +289,7 @@ async fn renew(
     let mut good = Instant::now();
     loop {
         tokio::time::sleep(RENEW).await;
-        match write(&repo, &key, &cluster, &state).await {
+        match write(&repo, &key, &cluster, &state, None).await {
             Ok(()) => good = Instant::now(),
             Err(error) if error.kind() == ErrorKind::Locked => {
                 lost.send_replace(Some(error));
@@ -311,27 +308,36 @@ async fn renew(
     }
 }
 
-/// Stores what the state says, if the lock is still ours.
-async fn write(repo: &SharedRepo, key: &Key, cluster: &str, state: &Mutex<State>) -> Result<()> {
-    let (bytes, version, token) = {
-        let mut state = lock(state);
-        state.held.expires = Timestamp::now() + life();
-        (seal::write_document(&state.held), state.version.clone(), state.held.token.clone())
-    };
-    let put = repo.replace_if(key, &bytes, &version).await?;
-    match read(repo, key).await? {
-        // An answer that was lost leaves a version that we do not know; the token says that it is ours.
-        Some((held, version)) if held.token == token => {
-            lock(state).version = version;
-            if put == Put::Stored {
-                Ok(())
-            } else {
-                Err(Error::failed("the lock changed while it was renewed"))
-            }
-        }
-        Some((other, _)) => Err(locked(cluster, &other, Duration::ZERO)),
-        None => Err(gone(cluster)),
+/// Stores what the state says, if the lock is still ours; from now on for this operation, if one is named.
+///
+/// One write after the other: of a renewal and a naming at the same time one would find the other's version.
+async fn write(
+    repo: &SharedRepo,
+    key: &Key,
+    cluster: &str,
+    state: &Mutex<State>,
+    operation: Option<&OperationId>,
+) -> Result<()> {
+    let mut state = state.lock().await;
+    if let Some(operation) = operation {
+        state.held.operation = Some(operation.clone());
     }
+    for _ in 0..TRIES {
+        state.held.expires = Timestamp::now() + life();
+        let put = repo.replace_if(key, &seal::write_document(&state.held), &state.version).await?;
+        match read(repo, key).await? {
+            // An answer that was lost leaves a version that we do not know; the token says that it is ours.
+            Some((held, version)) if held.token == state.held.token => {
+                state.version = version;
+                if put == Put::Stored {
+                    return Ok(());
+                }
+            }
+            Some((other, _)) => return Err(locked(cluster, &other, Duration::ZERO)),
+            None => return Err(gone(cluster)),
+        }
+    }
+    Err(Error::failed(format!("the lock of cluster {cluster} changed whenever it was renewed")))
 }
 
 fn again(error: &Error) -> Error {
@@ -508,6 +514,25 @@ mod tests {
         assert_eq!(lost.kind(), ErrorKind::Locked);
         lock.release(false).await.unwrap();
         assert!(holder(&repo, CLUSTER).await.unwrap().is_some(), "what is somebody else's is left alone");
+    }
+
+    #[tokio::test]
+    async fn a_renewal_while_the_operation_is_named_does_not_take_the_lock_for_anothers() {
+        let (_directory, repo) = repository();
+        let lock = take(&repo, Claim::New).await.unwrap();
+        let named = id("7f3a");
+        let renewals = (0..8).map(|_| write(&lock.repo, &lock.key, CLUSTER, &lock.state, None));
+        let (renewed, naming) =
+            tokio::join!(futures_util::future::join_all(renewals), lock.name_operation(&named));
+        naming.unwrap();
+        for ended in renewed {
+            ended.unwrap();
+        }
+        // Nor does an answer that was lost: what is stored then is ours and of another version.
+        let (held, _) = read(&repo, &lock.key).await.unwrap().unwrap();
+        repo.store(&lock.key, &seal::write_document(&held)).await.unwrap();
+        lock.name_operation(&named).await.unwrap();
+        assert_eq!(holder(&repo, CLUSTER).await.unwrap().unwrap().operation, Some(named));
     }
 
     #[tokio::test(start_paused = true)]

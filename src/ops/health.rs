@@ -126,7 +126,11 @@ async fn look<'a>(
         clusters.iter().map(|cluster| memory.before(&cluster.name).cloned()).collect();
     let mut seen = all().await;
     if let Some(sample) = sample {
-        befores = seen.iter().map(|seen| seen.as_ref().ok().map(Before::of)).collect();
+        for (seen, before) in seen.iter().zip(&mut befores) {
+            // Sizes are of days, which two looks are not.
+            let sizes = before.take().map(|before| before.sizes).unwrap_or_default();
+            *before = seen.as_ref().ok().map(|seen| Before { sizes, ..Before::of(seen) });
+        }
         tokio::time::sleep(sample).await;
         seen = all().await;
     }

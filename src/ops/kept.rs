@@ -40,6 +40,7 @@ pub struct Kept {
 pub struct LastBackup {
     pub label: Label,
     pub system_identifier: SystemIdentifier,
+    pub begun: Timestamp,
     pub ended: Timestamp,
     pub size: ByteCount,
     pub stored: ByteCount,
@@ -113,6 +114,7 @@ fn last(item: &BackupItem) -> Option<LastBackup> {
     Some(LastBackup {
         label: item.label.clone(),
         system_identifier: item.system_identifier,
+        begun: facts.begun,
         ended: facts.ended,
         size: facts.size_bytes,
         stored: facts.stored_bytes,

@@ -269,7 +269,7 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         kept(&doors, context, cluster),
         starters(&doors, cluster),
     );
-    let operations = operations(context, cluster);
+    let operations = operations(context, cluster).unwrap_or_default();
     let lead = roles::lead(&observed);
     let primary = match &lead {
         Lead::Primary(name) => observed.node(name),
@@ -681,10 +681,13 @@ fn pooler_state(observed: &PoolerObserved) -> (PoolerState, Option<String>) {
 }
 
 /// Lists the operations of a cluster that run or were left unfinished, as this station knows them.
-pub fn operations(context: &Context, cluster: &Cluster) -> Vec<OperationStatus> {
-    let listed = context.store.list().unwrap_or_default();
+///
+/// # Errors
+/// When this user may not read the journals.
+pub fn operations(context: &Context, cluster: &Cluster) -> Result<Vec<OperationStatus>> {
+    let listed = context.store.list()?;
     let holder = crate::engine::lock::holder(&context.store, &cluster.name).ok().flatten();
-    listed
+    let unfinished = listed
         .into_iter()
         .filter_map(|listed| match listed {
             Listed::Readable(view) if view.cluster == cluster.name && !view.is_finished() => {
@@ -705,7 +708,8 @@ pub fn operations(context: &Context, cluster: &Cluster) -> Vec<OperationStatus> 
             }
             Listed::Readable(_) | Listed::Damaged { .. } => None,
         })
-        .collect()
+        .collect();
+    Ok(unfinished)
 }
 
 fn problems(

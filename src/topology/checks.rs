@@ -125,6 +125,8 @@ checks! {
     Connections = above("connections", Measure::Share, Some(80.0), Some(90.0)),
     Disk = above("disk", Measure::Share, Some(80.0), Some(90.0)),
     Archive = above("archive", Measure::Count, Some(10.0), Some(50.0)),
+    /// In percent of how long the last one took.
+    BackupRunning = above("backup-running", Measure::Share, Some(200.0), None),
     BackupAge = above("backup-age", Measure::Time, Some(26.0 * HOUR), Some(50.0 * HOUR)),
     /// Without thresholds: a restart is what an operator does.
     Uptime = below("uptime", Measure::Time, None, None),
@@ -159,6 +161,7 @@ checks! {
     Rollbacks = above("rollbacks", Measure::Share, Some(10.0), None),
     Deadlocks = above("deadlocks", Measure::Count, Some(10.0), None),
     TempFiles = above("temp-files", Measure::Size, Some(10.0 * GIB), None),
+    Growth = below("growth", Measure::Time, Some(14.0 * DAY), Some(3.0 * DAY)),
     SlowQueries = above("slow-queries", Measure::Time, Some(0.5), Some(2.0)),
     Divergence = holds("divergence"),
     Settings = holds("settings"),

@@ -2,15 +2,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use crate::herd::{Frozen, Herd, PAIR, Port, Shape, WHOLE, newest_or_15, text, until};
+use crate::herd::{
+    APP_PASSWORD, Frozen, Herd, PAIR, Port, Shape, files_below, newest_or_15, text, text_of, until,
+};
 use crate::pooler_verb::console;
-use crate::server::installations;
 
 /// Judges the herd and returns the finding of one check of one thing.
 pub fn finding(herd: &Herd, check: &str, subject: &str) -> Value {
@@ -56,21 +57,6 @@ fn a_sound_herd_is_fine_and_each_lost_node_is_told_by_what_it_is() {
 }
 
 #[test]
-fn every_check_that_can_be_made_is_made_and_fine_on_every_major_version() {
-    for installation in installations() {
-        let mut herd = Herd::declare(&installation, &WHOLE);
-        herd.keep_backups();
-        herd.apply().ends_with(0);
-        herd.run(&["backup", "create"]).ends_with(0);
-        until("nothing is unknown or wrong", || {
-            let judged = herd.run(&["health", "-v"]);
-            eprintln!("{}", judged.stdout);
-            (judged.code == 0).then_some(())
-        });
-    }
-}
-
-#[test]
 fn what_only_the_topology_makes_sense_of_fires_and_clears() {
     let mut herd = Herd::declare(&newest_or_15(1), &PAIR);
     herd.edit(
@@ -106,8 +92,21 @@ fn what_only_the_topology_makes_sense_of_fires_and_clears() {
         low["text"].as_str().unwrap().contains("max_worker_processes is 8, on the primary 20"),
         "{low:#}"
     );
-    // It has stopped to replay at the record that tells of it, and goes on only as high as the primary.
-    raised("b");
+    // It has stopped to replay at the record that tells of it, does not start again, and goes on only as high as the primary.
+    let paused = "SELECT pg_get_wal_replay_pause_state()";
+    until("b has stopped to replay", || (herd.sql("b", paused) == "paused").then_some(()));
+    herd.stop("b", "fast");
+    let mut start = crate::herd::as_server(&herd.installation().bin().join("pg_ctl"));
+    start.args(["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
+    text_of(start).expect_err("it is lower than the primary");
+    let logs = files_below(&herd.path("state/log/inventory-b")).into_iter();
+    let said: String = logs.map(|path| std::fs::read_to_string(path).expect("readable")).collect();
+    assert!(said.contains("insufficient parameter settings"), "{said}");
+    assert_eq!(becomes(&herd, "connect", "b", "critical")["text"], "it is stopped");
+    let conf = herd.data("b").join("postgresql.auto.conf");
+    let lines = std::fs::read_to_string(&conf).expect("readable");
+    std::fs::write(&conf, format!("{lines}max_worker_processes = 20\n")).expect("writable");
+    herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
     becomes(&herd, "settings", "b", "ok");
     herd.run(&["apply", "--yes", "--allow-restart"]).ends_with(0);
 
@@ -146,6 +145,12 @@ fn two_primaries_and_what_only_one_of_them_has_are_told() {
         says.contains("of timeline 1, which the primary left at") && says.contains("that only it has"),
         "{says}"
     );
+    // What it says is to be done is enough.
+    let next = fork["next"].as_str().expect("a command");
+    assert!(next.contains("pgherd destroy inventory --node a and pgherd apply"), "{next}");
+    herd.run(&["destroy", "inventory", "--node", "a", "--confirm", "inventory-a"]).ends_with(0);
+    herd.apply().ends_with(0);
+    becomes(&herd, "divergence", "a", "ok");
 }
 
 #[test]
@@ -187,6 +192,10 @@ fn a_pooler_that_is_frozen_paused_misled_or_stopped_is_told() {
     herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
     let over = becomes(&herd, "budget", "-", "critical");
     assert!(over["text"].as_str().unwrap().contains("b (today):"), "{over:#}");
+    herd.sql("b", "ALTER SYSTEM RESET superuser_reserved_connections");
+    herd.stop("b", "fast");
+    herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
+    becomes(&herd, "budget", "-", "ok");
 }
 
 /// Asks an HTTP server, and returns the status and the body.
@@ -271,6 +280,88 @@ fn one_herd_is_told_in_every_form_that_monitoring_reads() {
     assert!(finding(&herd, "standbys", "b")["damped"].is_null());
 }
 
+/// An HAProxy in front of both nodes, which asks `health serve` who serves whom.
+struct Balancer {
+    child: Child,
+    writes: Port,
+    reads: Port,
+}
+
+impl Balancer {
+    fn start(herd: &Herd, health: u16) -> Self {
+        let (writes, reads) = (Port::reserve(), Port::reserve());
+        let listen = |port: &Port, word: &str| {
+            let server = |node| format!("    server {node} 127.0.0.1:{}\n", herd.port(node));
+            format!(
+                "listen {word}\n    bind 127.0.0.1:{}\n    option httpchk\n    \
+                 http-check send meth GET uri-lf /clusters/inventory/nodes/%[srv_name]/{word}\n    \
+                 default-server check addr 127.0.0.1 port {health} inter 200ms fall 1 rise 1 on-marked-down shutdown-sessions\n{}{}",
+                port.number,
+                server("a"),
+                server("b")
+            )
+        };
+        let text_of_it = format!(
+            "global\n    maxconn 50\ndefaults\n    mode tcp\n    timeout connect 1s\n    timeout client 1m\n    timeout server 1m\n    \
+             timeout check 1s\n{}{}",
+            listen(&writes, "read-write"),
+            listen(&reads, "read-only")
+        );
+        let path = herd.path("haproxy.cfg");
+        std::fs::write(&path, text_of_it).expect("writable");
+        let child = Command::new("haproxy")
+            .args(["-q", "-db", "-f", text(&path)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("haproxy is there: \"scripts/setup --test\" installs it");
+        Self { child, writes, reads }
+    }
+
+    /// Returns the node that a client is led to.
+    fn asks(&self, herd: &Herd, writes: bool) -> Option<String> {
+        let port = if writes { &self.writes } else { &self.reads };
+        let mut client = Command::new(herd.installation().bin().join("psql"));
+        client
+            .args(["-XAtq", "-h", "127.0.0.1", "-U", "app", "-d", "inventory", "-c", "SHOW port", "-p"])
+            .arg(port.number.to_string())
+            .env("PGPASSWORD", APP_PASSWORD);
+        let told = text_of(client).ok()?;
+        ["a", "b"].into_iter().find(|node| herd.port(node).to_string() == told).map(str::to_owned)
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        // It is ours, and is not needed any more.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn who_watches_is_told_what_changes_and_no_more() {
+    let herd = Herd::up(&newest_or_15(1), &Shape { pooler: false, ..PAIR });
+    becomes(&herd, "lag", "b", "ok");
+    let mut watch = herd.start(&["health", "--watch", "200ms"]);
+    let mut says = |words: &str| {
+        until(words, || watch.so_far().0.contains(words).then_some(()));
+    };
+    says("shop/inventory   OK");
+    herd.stop("b", "fast");
+    says("CRITICAL  inventory/connect  b  it is stopped");
+    herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-l", "/dev/null", "-w", "start"]);
+    says("OK        inventory/connect  b  PostgreSQL ");
+    says("OK        inventory/failover  -  b could take over");
+    watch.signal(Signal::INT);
+    let ended = watch.end().ends_with(0);
+    // Each change is one line, and what follows from the node that is stopped is none.
+    let changes = |word: &str| ended.stdout.lines().filter(|line| line.contains(word)).count();
+    assert_eq!(changes("CRITICAL  inventory/connect"), 1, "{}", ended.stdout);
+    assert_eq!(changes("inventory/lag-bytes"), 0, "{}", ended.stdout);
+}
+
 #[test]
 fn a_load_balancer_is_told_who_serves_whom_and_nobody_waits_for_a_node() {
     let herd = Herd::up(&newest_or_15(0), &PAIR);
@@ -302,6 +393,17 @@ fn a_load_balancer_is_told_who_serves_whom_and_nobody_waits_for_a_node() {
     drop(frozen);
     says(&of("b", "read-only"), 200);
 
+    // A real balancer leads writers to the primary and readers to the standby, and to nobody while there are two primaries.
+    let balancer = Balancer::start(&herd, port.number);
+    let led = |writes: bool, to: Option<&str>| {
+        until(&format!("writes {writes} to {to:?}"), || {
+            let told = balancer.asks(&herd, writes);
+            (told.as_deref() == to).then_some(())
+        });
+    };
+    led(true, Some("a"));
+    led(false, Some("b"));
+
     // Two primaries: nobody serves anybody.
     herd.program("pg_ctl", &["-D", text(&herd.data("b")), "-w", "promote"]);
     for node in ["a", "b"] {
@@ -309,6 +411,12 @@ fn a_load_balancer_is_told_who_serves_whom_and_nobody_waits_for_a_node() {
         says(&of(node, "read-only"), 503);
     }
     assert!(says("/health", 503).contains("are primaries at the same time"));
+    led(true, None);
+    led(false, None);
+    // The old one is stopped: the roles have changed places, and everybody is led there.
+    herd.stop("a", "fast");
+    led(true, Some("b"));
+    led(false, None);
 
     let asked = Instant::now();
     serve.signal(Signal::TERM);

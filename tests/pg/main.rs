@@ -24,6 +24,7 @@ mod destroy;
 mod drill;
 mod flips;
 mod health;
+mod health_causes;
 mod health_nodes;
 mod herd;
 mod in_place;

@@ -273,6 +273,7 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
         "ends first: ",
         "WARNING  the certificate of inventory-a ends in 24 days",
     ]);
+    crate::health::becomes(&herd, "expiry", "certificate of inventory-a", "warning");
     let client = Busy::through(&herd, "pooler", Some(own.clone()));
     let direct = Busy::through(&herd, "a", Some(own.clone()));
     herd.plan()
@@ -285,6 +286,7 @@ fn tls_is_turned_on_verified_renewed_and_turned_off_and_nobody_who_is_connected_
     direct.saw_nothing();
     assert_eq!(started(&herd), before, "somebody was restarted");
     herd.status().ends_with(0).does_not_say("WARNING  the certificate");
+    crate::health::becomes(&herd, "expiry", "certificate of inventory-a", "ok");
 
     // Off.
     let client = Busy::through(&herd, "pooler", None);

@@ -272,18 +272,21 @@ pub enum Holder {
     Prepared,
 }
 
+/// The oldest transaction that runs is also in everybody else's snapshot, so that of those who hold the same the one whose own transaction it
+/// is comes first. A session that is idle in one has no snapshot, and holds it all the same.
 pub const HORIZON: &str = "
 SELECT h.what, h.name, h.age::int8 AS age FROM (
-  SELECT CASE WHEN a.backend_type = 'walsender' THEN 'standby' ELSE 'session' END AS what,
-         CASE WHEN a.backend_type = 'walsender' THEN a.application_name ELSE 'pid ' || a.pid || coalesce(' of ' || a.usename, '') END AS name,
-         age(a.backend_xmin) AS age
-    FROM pg_stat_activity a WHERE a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid()
+  SELECT 'prepared' AS what, p.gid AS name, age(p.transaction) AS age, 1 AS place, p.prepared AS since FROM pg_prepared_xacts p
   UNION ALL
-  SELECT 'slot', s.slot_name, greatest(age(s.xmin), age(s.catalog_xmin)) FROM pg_replication_slots s
-   WHERE s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL
+  SELECT CASE WHEN a.backend_type = 'walsender' THEN 'standby' ELSE 'session' END,
+         CASE WHEN a.backend_type = 'walsender' THEN a.application_name ELSE 'pid ' || a.pid || coalesce(' of ' || a.usename, '') END,
+         age(x.xid), CASE WHEN a.backend_type = 'walsender' THEN 3 ELSE x.place END, a.xact_start
+    FROM pg_stat_activity a, LATERAL (VALUES (a.backend_xid, 1), (a.backend_xmin, 4)) x(xid, place)
+   WHERE x.xid IS NOT NULL AND a.pid <> pg_backend_pid()
   UNION ALL
-  SELECT 'prepared', p.gid, age(p.transaction) FROM pg_prepared_xacts p) h
- ORDER BY h.age DESC LIMIT 1";
+  SELECT 'slot', s.slot_name, greatest(age(s.xmin), age(s.catalog_xmin)), 2, NULL FROM pg_replication_slots s
+   WHERE s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL) h
+ ORDER BY h.age DESC, h.place, h.since LIMIT 1";
 
 /// Finds who holds the horizon; `None` if nobody does.
 ///

@@ -57,6 +57,31 @@ pub async fn counters(conn: &Conn) -> Result<Vec<Counters>, DbError> {
     .await
 }
 
+/// How large all databases are together, where the role may know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Size {
+    /// `None` for a role that may not connect to all of them.
+    pub bytes: Option<u64>,
+    pub role: String,
+}
+
+pub const SIZE: &str = "
+SELECT current_user::text AS role,
+       CASE WHEN pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')
+            THEN (SELECT sum(pg_database_size(d.oid))::int8 FROM pg_database d) END AS bytes";
+
+/// Measures all databases; the server looks at every file of theirs.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn size(conn: &Conn) -> Result<Size, DbError> {
+    super::one(conn, "measure its databases", SIZE, |f| {
+        let bytes: Option<i64> = f.at("bytes")?;
+        Ok(Size { bytes: bytes.map(i64::unsigned_abs), role: f.at("role")? })
+    })
+    .await
+}
+
 /// A sequence, and how much of it is used.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {

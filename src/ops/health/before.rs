@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::db::health::databases::Counters;
@@ -15,6 +15,28 @@ pub struct Before {
     pub at: Timestamp,
     /// By name.
     pub nodes: BTreeMap<String, NodeBefore>,
+    /// How large the databases were, oldest first, an hour or more apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<SizeBefore>,
+}
+
+/// How large all databases of a cluster were together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SizeBefore {
+    pub at: Timestamp,
+    pub bytes: u64,
+}
+
+/// Adds a size to those that are remembered: one an hour, of the last two days.
+pub fn remember(sizes: &mut Vec<SizeBefore>, now: SizeBefore) {
+    const APART: SignedDuration = SignedDuration::from_hours(1);
+    const KEPT: SignedDuration = SignedDuration::from_hours(48);
+    // A clock that was set back would keep what is in the future for ever.
+    sizes.retain(|size| size.at <= now.at && now.at.duration_since(size.at) <= KEPT);
+    if sizes.last().is_none_or(|last| now.at.duration_since(last.at) >= APART) {
+        sizes.push(now);
+    }
 }
 
 /// Where a server stood.

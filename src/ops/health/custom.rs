@@ -3,9 +3,10 @@
 use futures_util::future::join_all;
 
 use super::asked::{Asked, Why};
-use crate::db::custom::{self as ask, Column};
+use crate::db::custom::{self as ask, Column, NoAnswer};
 use crate::ops::observe::{ClusterObserved, Doors, PATIENCE};
 use crate::ops::roles::Lead;
+use crate::pg::ident::quote_identifier;
 use crate::topology::custom::{CustomCheck, On};
 use crate::topology::model::{Cluster, Node};
 
@@ -63,13 +64,26 @@ fn whom<'a>(cluster: &'a Cluster, lead: &Lead, on: On) -> Vec<&'a Node> {
 
 async fn one(doors: &Doors, cluster: &Cluster, node: &Node, check: &CustomCheck) -> Asked<Vec<Column>> {
     let connector = doors.connector.clone().timeouts(PATIENCE, check.timeout);
-    let asked = async {
-        let conn = connector.connect(&doors.superuser(cluster, node, &check.database)).await?;
-        ask::row(&conn, &check.sql).await
+    let login = doors.superuser(cluster, node, &check.database);
+    let not_granted = |grant: String| {
+        let role = quote_identifier(&login.user);
+        Why::NotGranted { role: login.user.clone(), grant: grant.replace("{role}", &role) }
     };
-    match asked.await {
+    let conn = match connector.connect(&login).await {
+        Ok(conn) => conn,
+        Err(error) if error.is_state(INSUFFICIENT_PRIVILEGE) => {
+            let database = quote_identifier(&check.database);
+            return Err(not_granted(format!("GRANT CONNECT ON DATABASE {database} TO {{role}}")));
+        }
+        Err(error) => return Err(Why::Failed(error.to_string())),
+    };
+    match ask::row(&conn, &check.sql).await {
         Ok(Ok(columns)) => Ok(columns),
-        Ok(Err(why)) => Err(Why::Failed(why)),
+        Ok(Err(NoAnswer::NotGranted)) => Err(not_granted(ask::GRANT.to_owned())),
+        Ok(Err(NoAnswer::Said(why))) => Err(Why::Failed(why)),
         Err(error) => Err(Why::Failed(error.to_string())),
     }
 }
+
+/// SQLSTATE of a missing grant.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";

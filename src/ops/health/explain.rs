@@ -183,6 +183,19 @@ pub fn explained(check: Check) -> Explained {
             act: "\"pgherd backup list\" shows them, \"pgherd backup create\" makes one.",
             source: "https://www.postgresql.org/docs/current/continuous-archiving.html",
         },
+        Check::BackupRunning => Explained {
+            title: "how long the backup that is being made has taken, beside the last one",
+            asks: vec![Ask::Look {
+                of: THE_REPOSITORY,
+                what: "the lease of whoever makes one, and the last manifest",
+            }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "A last one that took less than 5 minutes counts as 5 minutes; the first one has nothing to be compared with.",
+            ),
+            act: "\"pgherd backup list\" shows who makes it and how far it is; it may wait for WAL that is not archived.",
+            source: "https://www.postgresql.org/docs/current/continuous-archiving.html",
+        },
         Check::Uptime => Explained {
             title: "how long the server has been up",
             asks: vec![Ask::Sql { of: EACH, sql: ask::activity::VITALS }],
@@ -477,6 +490,16 @@ pub fn explained(check: Check) -> Explained {
             remark: Some("As for \"deadlocks\"."),
             act: "Set log_temp_files to see whose they are, or raise work_mem.",
             source: "https://www.postgresql.org/docs/current/runtime-config-resource.html#GUC-WORK-MEM",
+        },
+        Check::Growth => Explained {
+            title: "how long the disks last if the databases grow on as they did",
+            asks: vec![Ask::Sql { of: THE_PRIMARY, sql: ask::databases::SIZE }],
+            needs: Needs::Monitor,
+            remark: Some(
+                "One size an hour is remembered on the station for two days; the oldest one is compared with, and the smallest free space of all nodes counts.",
+            ),
+            act: "See which tables grow, and whether partitions are dropped in time; or grow the disk.",
+            source: "https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE",
         },
         Check::SlowQueries => Explained {
             title: "how long queries take on average",

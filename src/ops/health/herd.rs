@@ -6,8 +6,9 @@ use jiff::Timestamp;
 
 use super::asked::{Asked, Why};
 use crate::db::Conn;
+use crate::db::health::databases;
 use crate::db::health::herd::{self as ask, Collation, WalGenerated};
-use crate::db::queries::ServerFacts;
+use crate::db::queries::{ServerFacts, ServerRole};
 use crate::ops::certificate::Holder;
 use crate::ops::context::Context;
 use crate::ops::drill::{self, Verdict};
@@ -15,6 +16,7 @@ use crate::ops::observe::{ClusterObserved, Doors, NodeObserved};
 use crate::ops::pooler::{PoolerProcess, PoolerSeen};
 use crate::ops::status::{self, OperationStatus, TlsStatus};
 use crate::pg::history::TimelineHistory;
+use crate::pg::ident::quote_identifier;
 use crate::pg::timeline::TimelineId;
 use crate::topology::model::{Cluster, Herd};
 
@@ -25,6 +27,8 @@ pub struct NodeFacts {
     pub five: Asked<BTreeMap<String, i64>>,
     pub wal: Asked<WalGenerated>,
     pub logins: Asked<Vec<(String, Timestamp)>>,
+    /// Of all databases, in bytes; `None` for a standby, which has the primary's.
+    pub size: Option<Asked<u64>>,
     /// `None` before PostgreSQL 15, which does not know.
     pub collations: Option<Asked<Vec<Collation>>>,
 }
@@ -36,6 +40,7 @@ impl NodeFacts {
             five: Err(why.clone()),
             wal: Err(why.clone()),
             logins: Err(why.clone()),
+            size: Some(Err(why.clone())),
             collations: Some(Err(why.clone())),
         }
     }
@@ -47,12 +52,22 @@ impl NodeFacts {
             five: ask::five(conn).await.map(|rows| rows.into_iter().collect()).map_err(why),
             wal: ask::wal_generated(conn).await.map_err(why),
             logins: ask::ending_logins(conn).await.map_err(why),
+            size: match facts.role {
+                ServerRole::Standby { .. } => None,
+                ServerRole::Primary { .. } => Some(size(conn).await),
+            },
             collations: match facts.version.major {
                 ..15 => None,
                 _ => Some(ask::collations(conn).await.map_err(why)),
             },
         }
     }
+}
+
+async fn size(conn: &Conn) -> Asked<u64> {
+    let size = databases::size(conn).await.map_err(|error| Why::Failed(error.to_string()))?;
+    let grant = format!("GRANT pg_monitor TO {}", quote_identifier(&size.role));
+    size.bytes.ok_or(Why::NotGranted { role: size.role, grant })
 }
 
 /// What was seen of the cluster as a whole.
@@ -64,7 +79,7 @@ pub struct HerdSeen {
     pub drills: Option<Asked<Drills>>,
     /// `None` where no TLS is declared.
     pub tls: Option<TlsStatus>,
-    pub operations: Vec<OperationStatus>,
+    pub operations: Asked<Vec<OperationStatus>>,
     /// By host.
     pub regions: BTreeMap<String, String>,
 }
@@ -114,7 +129,8 @@ pub async fn look(
         history,
         drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
         tls,
-        operations: status::operations(context, cluster),
+        operations: status::operations(context, cluster)
+            .map_err(|error| Why::Failed(error.what().to_owned())),
         regions: herd.hosts.iter().map(|host| (host.name.clone(), host.region.clone())).collect(),
     }
 }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::before::{Before, Counted, NodeBefore};
+use super::before::{self, Before, Counted, NodeBefore, SizeBefore};
 use super::report::{Damped, Finding, Status, Subject};
 use super::seen::Seen;
 use crate::topology::model::Cluster;
@@ -59,7 +59,14 @@ impl Memory {
 
     /// Keeps what was seen for the next look.
     pub fn keep(&mut self, seen: &Seen<'_>) {
-        self.looks.insert(seen.cluster.name.clone(), Before::of(seen));
+        let name = &seen.cluster.name;
+        let mut now = Before::of(seen);
+        // Also with two looks in one run, of which the first one remembers nothing.
+        now.sizes = self.looks.remove(name).map(|before| before.sizes).unwrap_or_default();
+        if let Some(bytes) = seen.size() {
+            before::remember(&mut now.sizes, SizeBefore { at: seen.at, bytes });
+        }
+        self.looks.insert(name.clone(), now);
     }
 
     /// Counts breaches, and holds back those that have not lasted as long as the file says. What is not known neither counts nor clears.
@@ -113,7 +120,7 @@ impl Before {
             let counted = asked.counters.as_ref().ok().map(|rows| Counted::of(rows, conflicts));
             Some((node.node.clone(), NodeBefore { lsn: role.lsn(), replayed_lsn, counted }))
         });
-        Self { at: seen.at, nodes: nodes.collect() }
+        Self { at: seen.at, nodes: nodes.collect(), sizes: Vec::new() }
     }
 }
 

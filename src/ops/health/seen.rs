@@ -170,6 +170,11 @@ impl<'a> Seen<'a> {
         self.each().find(|(node, _, _)| node.name == primary.node).map(|(node, _, asked)| (node, asked))
     }
 
+    /// Returns how large the primary's databases are, where that is known.
+    pub fn size(&self) -> Option<u64> {
+        self.primary_asked()?.1.facts.size.as_ref()?.as_ref().ok().copied()
+    }
+
     /// Returns what a node was asked.
     pub fn asked(&self, node: &str) -> Option<&NodeSeen> {
         self.each().find(|(of, _, _)| of.name == node).map(|(_, _, asked)| asked)

@@ -13,6 +13,7 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
         found.push(archive(seen));
     }
     if declared {
+        found.push(backup_running(seen));
         found.push(backup_age(seen));
     }
     found
@@ -56,6 +57,35 @@ fn archive(seen: &Seen<'_>) -> Finding {
         of.measures(Subject::Cluster, to_f64(archiver.waiting), limits, text)
             .next(command(seen.cluster, "status -v"))
     })
+}
+
+/// One that takes twice as long as the last one does not get on: it waits for WAL, for a disk, or for somebody who is gone.
+fn backup_running(seen: &Seen<'_>) -> Finding {
+    /// One that took less says little of the next: 5 min.
+    const USUAL: f64 = 300.0;
+    let of = Of::new(seen.cluster, Check::BackupRunning);
+    let kept = match seen.kept.as_ref().expect("backups are declared") {
+        Ok(kept) => kept,
+        Err(why) => return of.unknown(Subject::Cluster, why),
+    };
+    let Some(now) = kept.running.iter().min_by_key(|now| now.since) else {
+        return of.says(Subject::Cluster, Status::Ok, "none is being made");
+    };
+    let seconds = seen.at.duration_since(now.since).as_secs_f64().max(0.0);
+    let far = match (now.done, now.total) {
+        (Some(done), Some(total)) => format!(", {done} of {total}"),
+        (_, _) => String::new(),
+    };
+    let text =
+        format!("{} is being made by {} since {}{far}", now.label, now.by, Measure::Time.written(seconds));
+    let Some(last) = &kept.last else {
+        return of.says(Subject::Cluster, Status::Ok, format!("{text}; it is the first one"));
+    };
+    let took = last.ended.duration_since(last.begun).as_secs_f64();
+    let text = format!("{text}; the last one took {}", Measure::Time.written(took));
+    let share = 100.0 * seconds / took.max(USUAL);
+    of.measures(Subject::Cluster, share, limits(seen.cluster, None, Check::BackupRunning), text)
+        .next(command(seen.cluster, "backup list"))
 }
 
 fn backup_age(seen: &Seen<'_>) -> Finding {

@@ -1,12 +1,14 @@
 //! What the primary tells of its databases: ages, the horizon, and what is in them.
 
 use super::super::asked::{Asked, Why};
+use super::super::before::SizeBefore;
 use super::super::report::{Finding, Subject};
 use super::super::seen::{Inside, NodeSeen, Seen};
 use super::{Of, Status, few, limits, number, to_f64};
 use crate::db::health::activity::{Holder, Vitals};
 use crate::db::health::databases::Counters;
 use crate::topology::checks::{Check, Limits, Measure};
+use crate::units::ByteCount;
 
 pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     let mut found = vec![
@@ -19,6 +21,7 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
         sequences(seen),
     ];
     found.extend(slow_queries(seen));
+    found.push(growth(seen));
     found
 }
 
@@ -211,6 +214,46 @@ fn sequences(seen: &Seen<'_>) -> Finding {
             }
         };
         within.or_unknown(of, finding)
+    })
+}
+
+/// How long the smallest disk lasts if the databases grow on as they did: a standby has all of them, too.
+fn growth(seen: &Seen<'_>) -> Finding {
+    /// A shorter time tells nothing of a day.
+    const ENOUGH: f64 = 3600.0;
+    const DAY: f64 = 24.0 * 3600.0;
+    let of = Of::new(seen.cluster, Check::Growth);
+    of.of_primary(seen, |_, asked| {
+        let size = asked.facts.size.as_ref().unwrap_or(&Err(Why::NotUp));
+        of.told(Subject::Cluster, size, |subject, bytes| {
+            let says = |text: String| {
+                let told = number("database_bytes", Measure::Size, to_f64(*bytes));
+                of.says(subject.clone(), Status::Ok, text).with(told)
+            };
+            let large = ByteCount(*bytes);
+            let oldest = seen.before.as_ref().and_then(|before| before.sizes.first());
+            let elapsed = |size: &SizeBefore| seen.at.duration_since(size.at).as_secs_f64();
+            let Some(before) = oldest.filter(|size| elapsed(size) >= ENOUGH) else {
+                return says(format!("{large}; nothing is known of an hour ago"));
+            };
+            let seconds = elapsed(before);
+            let a_day = (to_f64(*bytes) - to_f64(before.bytes)) * DAY / seconds;
+            let when = Measure::Time.written(seconds);
+            if a_day <= 0.0 {
+                return says(format!("{large}, which has not grown in {when}"));
+            }
+            let rate = format!("{large}, growing by {} a day over {when}", Measure::Size.written(a_day));
+            let disks = seen.each().filter_map(|(node, observed, _)| Some((observed.disk?.free, &node.name)));
+            let Some((free, node)) = disks.min() else {
+                return says(format!("{rate}; how much is free is not known"));
+            };
+            let left = to_f64(free.0) / a_day * DAY;
+            let text = format!("{rate}: the {free} that are free on {node} last {}", Measure::Time.written(left));
+            of.measures(subject.clone(), left, limits(seen.cluster, None, Check::Growth), text)
+                .with(number("database_bytes", Measure::Size, to_f64(*bytes)))
+                .with(number("growth_per_day", Measure::Size, a_day))
+                .next("SELECT oid::regclass, pg_total_relation_size(oid) FROM pg_class ORDER BY 2 DESC LIMIT 10, or grow the disk")
+        })
     })
 }
 

@@ -332,7 +332,11 @@ fn expiry(seen: &Seen<'_>) -> Vec<Finding> {
 /// An operation that nobody drives keeps its cluster locked, and something may be half done.
 fn operations(seen: &Seen<'_>) -> Vec<Finding> {
     let of = Of::new(seen.cluster, Check::Operations);
-    let unfinished = seen.herd.operations.iter().filter(|operation| !operation.running);
+    let operations = match &seen.herd.operations {
+        Ok(operations) => operations,
+        Err(why) => return vec![of.unknown(Subject::Cluster, why)],
+    };
+    let unfinished = operations.iter().filter(|operation| !operation.running);
     let found: Vec<Finding> = unfinished
         .map(|operation| {
             let text = format!(
@@ -344,7 +348,7 @@ fn operations(seen: &Seen<'_>) -> Vec<Finding> {
         })
         .collect();
     if found.is_empty() {
-        let running = seen.herd.operations.first();
+        let running = operations.first();
         let text = running.map_or("nothing is unfinished".to_owned(), |operation| {
             format!("{} runs since {:.0}", operation.kind, operation.begun)
         });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::super::asked::{Asked, Why};
-use super::super::before::{Before, Counted, NodeBefore};
+use super::super::before::{Before, Counted, NodeBefore, SizeBefore, remember};
 use super::super::herd::{Drill, Drills, HerdSeen, NodeFacts};
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::{Clock, Inside, NodeSeen, Position, Seen};
@@ -21,14 +21,16 @@ use crate::db::health::herd::WalGenerated;
 use crate::db::health::wal::{Directory as WalDirectory, Pause, Replay, Sender, SlotSeen, Subscription};
 use crate::db::queries::{Archiver, ServerFacts, ServerRole, TimelineSource, WalReceiver};
 use crate::ops::drill::Verdict;
-use crate::ops::kept::Kept;
+use crate::ops::kept::{Kept, LastBackup, MadeNow};
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Disk, NodeObserved, Running, Server};
 use crate::ops::roles;
+use crate::ops::status::OperationStatus;
 use crate::ops::wal::Window;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
+use crate::repo::layout::Label;
 use crate::topology::checks::Check;
 use crate::topology::load_text;
 use crate::topology::model::{Cluster, Objective};
@@ -60,6 +62,7 @@ struct World {
     before: Option<Before>,
     kept: Asked<Kept>,
     drills: Drills,
+    operations: Asked<Vec<OperationStatus>>,
 }
 
 impl World {
@@ -86,6 +89,7 @@ impl World {
             before: None,
             kept: Err(Why::Failed("nobody looked".to_owned())),
             drills: Drills::default(),
+            operations: Ok(Vec::new()),
         }
     }
 
@@ -182,7 +186,7 @@ impl World {
                 history: None,
                 drills: Some(Ok(self.drills.clone())),
                 tls: None,
-                operations: Vec::new(),
+                operations: self.operations.clone(),
                 regions: BTreeMap::new(),
             },
             before: self.before.clone(),
@@ -536,7 +540,8 @@ fn two_looks_tell_what_moves_from_what_is_stuck() {
     world.a().senders.as_mut().unwrap()[0].replay_lag_seconds = Some(2.0);
     let mut before = |bytes: u64| {
         let stood = NodeBefore { replayed_lsn: Some(Lsn::new(END - bytes)), ..NodeBefore::default() };
-        world.before = Some(Before { at: ago(10), nodes: BTreeMap::from([("b".to_owned(), stood)]) });
+        world.before =
+            Some(Before { at: ago(10), nodes: BTreeMap::from([("b".to_owned(), stood)]), sizes: Vec::new() });
         world.finds(Check::Lag, "b")
     };
     let moving = before(12 << 20);
@@ -838,7 +843,11 @@ fn counters_are_judged_since_the_last_look_where_enough_has_happened_since() {
     world.says(Check::CacheHit, "a", Status::Warning, "71.2 % of the blocks in shared buffers since 2026");
     let mut before = |counted: Counted, seconds: i64| {
         let stood = NodeBefore { counted: Some(counted), ..NodeBefore::default() };
-        world.before = Some(Before { at: ago(seconds), nodes: BTreeMap::from([("a".to_owned(), stood)]) });
+        world.before = Some(Before {
+            at: ago(seconds),
+            nodes: BTreeMap::from([("a".to_owned(), stood)]),
+            sizes: Vec::new(),
+        });
     };
     let counted = Counted { blocks_hit: 890_000, blocks_read: 400_000, commits: 4000, ..Counted::default() };
     before(counted, 600);
@@ -860,6 +869,92 @@ fn counters_are_judged_since_the_last_look_where_enough_has_happened_since() {
     world.says(Check::TempFiles, "a", Status::Warning, "11 GiB of temporary files an hour");
     world.replay().conflicts = 480;
     world.says(Check::Conflicts, "b", Status::Warning, "20 queries cancelled an hour");
+}
+
+#[test]
+fn databases_that_grow_on_fill_the_smallest_disk_in_so_many_days() {
+    let mut world = World::sound();
+    world.a().facts.size = Some(Ok(100 << 30));
+    world.b().facts.size = None;
+    world.says(Check::Growth, "-", Status::Ok, "100 GiB; nothing is known of an hour ago");
+    let mut grown = |bytes: u64, hours: i64, free: u64| {
+        let sizes = vec![SizeBefore { at: ago(hours * 3600), bytes }];
+        world.before = Some(Before { at: ago(60), nodes: BTreeMap::new(), sizes });
+        world.observed.nodes[1].disk = Some(Disk { total: ByteCount(100 << 30), free: ByteCount(free) });
+        world.finds(Check::Growth, "-")
+    };
+    let day = grown(95 << 30, 24, 40 << 30);
+    assert_eq!(
+        (day.status, day.text.as_str()),
+        (
+            Status::Warning,
+            "100 GiB, growing by 5 GiB a day over 24h00m: the 40 GiB that are free on b last 8 d, warning up to 14 d"
+        )
+    );
+    assert_eq!(grown(95 << 30, 12, 20 << 30).status, Status::Critical);
+    assert_eq!(grown(99 << 30, 24, 40 << 30).status, Status::Ok);
+    assert_eq!(grown(101 << 30, 24, 40 << 30).text, "100 GiB, which has not grown in 24h00m");
+    assert!(grown(1 << 30, 0, 40 << 30).text.ends_with("nothing is known of an hour ago"));
+}
+
+#[test]
+fn journals_that_nobody_may_read_tell_of_no_operation_that_there_is_none() {
+    let mut world = World::sound();
+    world.says(Check::Operations, "-", Status::Ok, "nothing is unfinished");
+    world.operations = Err(Why::Failed("could not list the journals in /srv/operations".to_owned()));
+    world.says(Check::Operations, "-", Status::Unknown, "could not list the journals");
+}
+
+#[test]
+fn a_size_an_hour_is_remembered_for_two_days() {
+    let mut sizes = Vec::new();
+    for minute in (0..4000).rev() {
+        remember(&mut sizes, SizeBefore { at: ago(minute * 60), bytes: 1 });
+    }
+    assert_eq!(sizes.len(), 48, "{sizes:?}");
+    // A clock that was an hour ahead has left something that is yet to come.
+    sizes.push(SizeBefore { at: ago(-3600), bytes: 2 });
+    remember(&mut sizes, SizeBefore { at: now(), bytes: 3 });
+    assert!(sizes.iter().all(|size| size.at <= now()), "{sizes:?}");
+}
+
+#[test]
+fn a_backup_that_takes_twice_as_long_as_the_last_one_is_stuck() {
+    let mut world = World::sound();
+    world.restorable(7200, None);
+    world.says(Check::BackupRunning, "-", Status::Ok, "none is being made");
+    let label: Label = "20260601T115000Z-full".parse().unwrap();
+    let mut since = |seconds: i64, last_took: Option<i64>| {
+        let kept = world.kept.as_mut().unwrap();
+        kept.running = vec![MadeNow {
+            label: label.clone(),
+            by: "root@db1".to_owned(),
+            since: ago(seconds),
+            phase: None,
+            done: Some(ByteCount(1 << 30)),
+            total: Some(ByteCount(4 << 30)),
+        }];
+        kept.last = last_took.map(|took| LastBackup {
+            label: label.clone(),
+            system_identifier: SystemIdentifier::new(7).unwrap(),
+            begun: ago(90_000 + took),
+            ended: ago(90_000),
+            size: ByteCount(4 << 30),
+            stored: ByteCount(1 << 30),
+        });
+        world.finds(Check::BackupRunning, "-")
+    };
+    assert_eq!(since(1199, Some(600)).status, Status::Ok);
+    let late = since(1200, Some(600));
+    assert_eq!(
+        (late.status, late.text.as_str()),
+        (
+            Status::Warning,
+            "20260601T115000Z-full is being made by root@db1 since 20m00s, 1 GiB of 4 GiB; the last one took 10m00s, warning from 200 % on"
+        )
+    );
+    assert_eq!(since(599, Some(2)).status, Status::Ok, "a short one is no measure");
+    assert!(since(90_000, None).text.ends_with("it is the first one"));
 }
 
 #[test]
