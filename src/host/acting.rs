@@ -40,9 +40,9 @@ struct Hanging {
     operations: BTreeMap<u64, (Effect, String)>,
 }
 
-/// Runs `operation` on a thread of its own, as somebody else where that is asked for.
+/// Runs `operation` on a thread that may block, as somebody else where that is asked for.
 ///
-/// One that hangs (a disk that does not answer) holds up nobody but who waits for it, and not the end of pgherd either. Two things are not
+/// One that hangs (a disk that does not answer) holds up nobody but who waits for it. Two things are not
 /// done beside one that nobody waits for any more: the same look, since a thread a look would be too many in the end; and anything after a
 /// change, which would be done before what was meant to come first.
 ///
@@ -61,14 +61,21 @@ pub(super) async fn run<T: Send + 'static>(
     let (told, ended) = oneshot::channel();
     let running = Arc::new(());
     let mut waiting = Waiting { number, effect, what, running: Some(Arc::clone(&running)) };
-    thread::Builder::new().name("file".to_owned()).spawn(move || {
+    let acts = identity.is_some();
+    let work = move || {
         let done = identity.as_ref().map_or(Ok(()), become_user).and_then(|()| operation());
         // Nobody may wait any more.
         told.send(done).ok();
         let mut hanging = hanging();
         hanging.operations.remove(&number);
         drop(running);
-    })?;
+    };
+    if acts {
+        // A thread of tokio's would be the os-user's for whoever has it next.
+        thread::Builder::new().name("file".to_owned()).spawn(work)?;
+    } else {
+        tokio::task::spawn_blocking(work);
+    }
     let ended = ended.await;
     waiting.running = None;
     ended.map_err(|_| io::Error::other("the thread that did it has ended"))?

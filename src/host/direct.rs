@@ -87,7 +87,11 @@ pub(super) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
 /// Appends to a file of this length under its lock, and returns the length that it had.
 pub(super) fn append(path: &Path, at: u64, bytes: &[u8]) -> io::Result<u64> {
     let opened = OpenOptions::new().append(true).create(at == 0).mode(0o600).open(path);
-    let Some(mut file) = absent_is_none(opened)? else { return Ok(0) };
+    let mut file = match opened {
+        // A new one is missing its directory, which is somebody else's to make.
+        Err(error) if error.kind() == ErrorKind::NotFound && at != 0 => return Ok(0),
+        opened => opened?,
+    };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     let length = file.metadata()?.len();
     if length == at {

@@ -824,6 +824,8 @@ mod tests {
             let path = door.own.join("log");
             assert_eq!(door.host.append(&path, 3, b"x").await.unwrap(), 0);
             assert_eq!(door.host.read(&path).await.unwrap(), None);
+            let nowhere = door.host.append(&door.own.join("missing/log"), 0, b"x").await.unwrap_err();
+            assert!(matches!(nowhere, HostError::File { kind: io::ErrorKind::NotFound, .. }), "{nowhere}");
             assert_eq!(door.host.append(&path, 0, b"one").await.unwrap(), 0);
             assert_eq!(door.host.append(&path, 0, b"two").await.unwrap(), 3);
             assert_eq!(door.host.append(&path, 3, b"two").await.unwrap(), 3);
