@@ -9,6 +9,8 @@ use pgherd::db::{Connector, Endpoint, Login, Session};
 use pgherd::gate;
 use pgherd::secret::Secret;
 
+use rustix::process::Signal;
+
 use crate::herd::{APP_PASSWORD, Herd, PAIR, Ran, Shape, WHOLE, files_below, newest_or_15, text, until};
 use crate::server::{Installation, installations};
 
@@ -180,4 +182,75 @@ fn everything_that_is_in_the_way_is_told_at_once_and_nothing_is_changed() {
         assert!(long.join().unwrap().is_err());
     });
     switch(herd, "nobody").ends_with(10).tells(&["has no node \"nobody\""]);
+}
+
+#[test]
+fn a_candidate_that_does_not_get_the_last_record_is_not_promoted_and_the_old_primary_serves_again() {
+    let herd = up(&newest_or_15(0), &WHOLE);
+    let writer = Writer::start(&herd, 0);
+    let mut switch = herd.start(&["switchover", "--to", "b", "--yes"]);
+    until("the poolers hold their clients back", || herd.pooler().join("hold.json").exists().then_some(()));
+    // After everything was found well.
+    herd.sql("b", "SELECT pg_wal_replay_pause()");
+    until("it has ended", || switch.has_ended().then_some(()));
+    let ended = switch.end().ends_with(1);
+    ended.tells(&["inventory-b does not have everything", "the old primary's at"]);
+    herd.sql("b", "SELECT pg_wal_replay_resume()");
+    let longest = nothing_is_lost(&herd, "a", 0, vec![writer]);
+    assert!(longest > Duration::from_secs(10), "they waited meanwhile: {longest:?}");
+    led_by(&herd, "a", 1, 2);
+    assert_eq!(
+        herd.sql("b", "SELECT count(*) FROM pg_replication_slots"),
+        "0",
+        "what was made for it is gone"
+    );
+    assert!(!herd.data("a").join("standby.signal").exists());
+}
+
+/// How many switchovers are killed.
+fn kills() -> u32 {
+    if std::env::var_os("PGHERD_SOAK").is_some() { 50 } else { 4 }
+}
+
+#[test]
+fn a_switchover_that_is_killed_at_any_moment_is_resumed_or_undone_and_no_row_is_lost() {
+    let herd = up(&newest_or_15(1), &WHOLE);
+    let mut timeline = 1;
+    let (mut primary, mut other) = ("a", "b");
+    // How long one takes in all, to kill at every part of it.
+    let mut usual = Duration::from_secs(3);
+    for turn in 0..kills() {
+        let writer = Writer::start(&herd, turn);
+        let after = usual * (turn * 37 % 100) / 100;
+        let begun = Instant::now();
+        let mut switch = herd.start(&["switchover", "--to", other, "--yes"]);
+        while begun.elapsed() < after && !switch.has_ended() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        switch.signal(Signal::KILL);
+        let ended = switch.end();
+        if ended.code == 0 {
+            usual = begun.elapsed();
+        }
+        let report = herd.run(&["status", "--format", "json"]).json();
+        let left = report["clusters"][0]["operations"].as_array().expect("operations").clone();
+        if let Some(id) = left.first().and_then(|left| left["id"].as_str()) {
+            let undone = turn % 2 == 0 && herd.run(&["operation", "undo", id, "--yes"]).code == 0;
+            if !undone {
+                herd.run(&["operation", "resume", id, "--yes"]).ends_with(0);
+            }
+        }
+        let leads = herd.primaries();
+        assert_eq!(leads.len(), 1, "turn {turn}: {leads:?}");
+        if leads == [other] {
+            std::mem::swap(&mut primary, &mut other);
+            timeline += 1;
+        }
+        nothing_is_lost(&herd, primary, turn, vec![writer]);
+        until("the standbys stream", || {
+            let sql = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+            (herd.sql(primary, sql) == "2").then_some(())
+        });
+        led_by(&herd, primary, timeline, 2);
+    }
 }
