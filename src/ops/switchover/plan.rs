@@ -424,7 +424,7 @@ fn stages(input: &Input, to: &Up<'_>, wish: &Wish) -> Vec<Vec<Planned>> {
         let grace = wish.grace.as_secs().max(1);
         let pause = SwitchStep::Pause { hosts: hosts.clone(), grace };
         let text = format!(
-            "PAUSE, all or none: clients wait; transactions that run have {} to end",
+            "PAUSE, all or none: clients wait; running transactions get {}",
             human_duration(Duration::from_secs(grace))
         );
         stages.push(vec![step(Sign::Disrupt, POOLER.to_owned(), text, "RESUME", pause)]);
