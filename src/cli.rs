@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     Globals, apply, backup, completions, config, destroy, drill, guard, health, init, man, node, operation,
-    plan, pooler, restore, schema, status, validate, wal,
+    plan, pooler, restore, schema, status, switchover, validate, wal,
 };
 use crate::ui::exit;
 
@@ -40,6 +40,7 @@ pub enum Command {
     Restore(restore::RestoreArgs),
     Wal(wal::WalArgs),
     Drill(drill::DrillArgs),
+    Switchover(switchover::SwitchoverArgs),
     Pooler(pooler::PoolerArgs),
     Destroy(destroy::DestroyArgs),
     Guard(guard::GuardArgs),

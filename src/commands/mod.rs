@@ -21,6 +21,7 @@ pub mod pooler;
 pub mod restore;
 pub mod schema;
 pub mod status;
+pub mod switchover;
 pub mod validate;
 pub mod wal;
 

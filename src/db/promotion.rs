@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::connect::{Conn, DbError};
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
 
 /// How long one database's catalogs may take.
 const CATALOGS: Duration = Duration::from_secs(600);
@@ -32,6 +34,84 @@ pub async fn promote(conn: &Conn, limit: Duration) -> Result<bool, DbError> {
 pub async fn checkpoint(conn: &Conn) -> Result<(), DbError> {
     conn.set_deadline(CHECKPOINT).await?;
     conn.batch("checkpoint", "CHECKPOINT").await
+}
+
+/// Where the last checkpoint of a server begins, by its pg_control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub begins: Lsn,
+    pub timeline: TimelineId,
+}
+
+/// Has a server write what it holds and returns where the checkpoint is that its pg_control then names: on a standby the last one of its
+/// primary that it has replayed (PostgreSQL docs, "WAL Configuration": restartpoints).
+///
+/// # Errors
+/// [`DbError`].
+pub async fn last_checkpoint(conn: &Conn) -> Result<Checkpoint, DbError> {
+    const WHAT: &str = "read its last checkpoint";
+    checkpoint(conn).await?;
+    let sql = "SELECT checkpoint_lsn, timeline_id FROM pg_control_checkpoint()";
+    let row = conn.query_one(WHAT, sql, &[]).await?;
+    let timeline: i32 = conn.field(WHAT, &row, "timeline_id")?;
+    let timeline = TimelineId::new(timeline.cast_unsigned())
+        .ok_or_else(|| conn.unexpected(WHAT, "timeline 0".to_owned()))?;
+    Ok(Checkpoint { begins: conn.field(WHAT, &row, "checkpoint_lsn")?, timeline })
+}
+
+/// What could keep a server from ending when it is told to, or would not come along.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hindrances {
+    /// Transactions older than asked for: process, user, database, application, seconds.
+    pub long: Vec<(i32, String, String, String, f64)>,
+    /// Names of prepared transactions.
+    pub prepared: Vec<String>,
+    /// Logical slots that a standby does not have by itself.
+    pub logical: Vec<String>,
+    /// Base backups that run: application names.
+    pub backups: Vec<String>,
+}
+
+const LONG: &str = "
+SELECT pid, coalesce(usename::text, '') AS usename, coalesce(datname::text, '') AS datname, application_name,
+       extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds
+  FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+   AND xact_start < clock_timestamp() - make_interval(secs => $1)
+ ORDER BY xact_start LIMIT 20";
+
+/// Looks for what could keep a primary from ending; transactions count from an age of `long` on.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn hindrances(conn: &Conn, long: Duration) -> Result<Hindrances, DbError> {
+    const WHAT: &str = "look for what would hold it up";
+    let seconds = long.as_secs_f64();
+    let mut found =
+        Hindrances { long: Vec::new(), prepared: Vec::new(), logical: Vec::new(), backups: Vec::new() };
+    for row in conn.query(WHAT, LONG, &[(&seconds, Type::FLOAT8)]).await? {
+        found.long.push((
+            conn.field(WHAT, &row, "pid")?,
+            conn.field(WHAT, &row, "usename")?,
+            conn.field(WHAT, &row, "datname")?,
+            conn.field(WHAT, &row, "application_name")?,
+            conn.field(WHAT, &row, "seconds")?,
+        ));
+    }
+    let names = async |sql: &str| -> Result<Vec<String>, DbError> {
+        let rows = conn.query(WHAT, sql, &[]).await?;
+        rows.iter().map(|row| conn.field(WHAT, row, "name")).collect()
+    };
+    found.prepared = names("SELECT gid AS name FROM pg_prepared_xacts ORDER BY prepared LIMIT 20").await?;
+    found.logical = names(
+        "SELECT slot_name::text AS name FROM pg_replication_slots
+          WHERE slot_type = 'logical' AND NOT temporary ORDER BY 1",
+    )
+    .await?;
+    found.backups =
+        names("SELECT application_name AS name FROM pg_stat_replication WHERE state = 'backup' ORDER BY 1")
+            .await?;
+    Ok(found)
 }
 
 /// Lists the databases that one can connect to.

@@ -70,6 +70,10 @@ impl World {
         let doors = Doors::open(&cluster, context.places.clone(), &context.gate)?;
         Ok(Self { operation, cluster, doors, build: context.build.clone() })
     }
+
+    fn holder(&self) -> Holder<'_> {
+        Holder { doors: &self.doors, cluster: &self.cluster, build: &self.build, operation: &self.operation }
+    }
 }
 
 /// What is asked for.
@@ -289,19 +293,15 @@ impl Step for HoldStep {
         let world = cx.world;
         match self {
             Self::Arm { hosts, seconds } => {
-                let time = Duration::from_secs(*seconds);
-                let armed = hosts.iter().map(|host| {
-                    expiry::arm(&world.doors, &world.cluster, host, &world.build, &world.operation, time)
-                });
-                all(hosts, join_all(armed).await, "have clients go on by themselves")?;
+                world.holder().arm(hosts, Duration::from_secs(*seconds)).await?;
                 Ok(Done::Armed {})
             }
             Self::Pause { hosts, grace } => {
-                pause(world, hosts, Duration::from_secs(*grace)).await?;
+                world.holder().pause(hosts, Duration::from_secs(*grace)).await?;
                 Ok(Done::Paused {})
             }
             Self::Resume { hosts } => {
-                resume(world, hosts).await.map_err(StepError::passing)?;
+                world.holder().resume(hosts).await.map_err(StepError::passing)?;
                 Ok(Done::Resumed {})
             }
         }
@@ -309,69 +309,101 @@ impl Step for HoldStep {
 
     async fn undo(&self, cx: &Cx<'_, Self>) -> Result<(), StepError> {
         match self {
-            Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => Ok(take_back(cx.world, hosts).await?),
+            Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => {
+                Ok(cx.world.holder().take_back(hosts).await?)
+            }
             Self::Resume { .. } => Ok(()),
         }
     }
 }
 
-/// Pauses all, or none: what cannot be drained in time fails the step, whose undo lets everybody go on.
-async fn pause(world: &World, hosts: &[String], grace: Duration) -> Result<()> {
-    // After a kill and a resume what should end the pause may have ended itself: nothing is paused without it.
-    for host in hosts {
-        let place = crate::ops::pooler::Place::find(&world.doors, &world.cluster, host, 1).await?;
-        let hold = expiry::held(&place).await?;
-        if hold.is_none_or(|hold| hold.operation != world.operation) {
-            return Err(Error::failed(format!("nothing would end the pause on {host} any more"))
-                .detail("The time that clients may be held back has passed."));
-        }
-    }
-    let asked = hosts.iter().map(|host| apply::pooler::pause(&world.doors, &world.cluster, host, grace));
-    let answers = join_all(asked).await;
-    for (host, answer) in hosts.iter().zip(&answers) {
-        if let Ok(Paused::Draining) = answer {
-            return Err(Error::failed(format!(
-                "transactions on {host} did not end within {}",
-                human_duration(grace)
-            ))
-            .detail("Everybody goes on: a pooler is held back with all others or not at all.")
-            .hint("See who runs them: SELECT * FROM pg_stat_activity WHERE state <> 'idle'"));
-        }
-    }
-    all(hosts, answers, "hold back its clients")
+/// Who holds clients back: an operation, on the poolers of a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Holder<'a> {
+    pub doors: &'a Doors,
+    pub cluster: &'a Cluster,
+    pub build: &'a Build,
+    pub operation: &'a str,
 }
 
-async fn resume(world: &World, hosts: &[String]) -> Result<()> {
-    let asked = hosts.iter().map(|host| apply::pooler::resume(&world.doors, &world.cluster, host));
-    let answers = join_all(asked).await;
-    for (host, answer) in hosts.iter().zip(&answers) {
-        // Where clients could not be let go the process beside the pooler stays to do it.
-        if answer.is_ok() {
-            expiry::disarm(&world.doors, &world.cluster, host).await?;
-        }
+impl Holder<'_> {
+    /// Starts what lets the clients of these hosts' poolers go on by themselves after `time`.
+    ///
+    /// # Errors
+    /// When it does not stand on one of them.
+    pub async fn arm(self, hosts: &[String], time: Duration) -> Result<()> {
+        let Self { doors, cluster, build, operation } = self;
+        let armed = hosts.iter().map(|host| expiry::arm(doors, cluster, host, build, operation, time));
+        all(hosts, join_all(armed).await, "have clients go on by themselves")
     }
-    all(hosts, answers, "let its clients go on")
-}
 
-/// Lets everybody go on after a pause that did not come about. A pooler that does not answer has its own process beside it that goes on
-/// trying, so that nothing is left for the operator to finish.
-async fn take_back(world: &World, hosts: &[String]) -> Result<()> {
-    let asked = hosts.iter().map(|host| apply::pooler::resume(&world.doors, &world.cluster, host));
-    let answers = join_all(asked).await;
-    for (host, answer) in hosts.iter().zip(answers) {
-        match answer {
-            Ok(()) => expiry::disarm(&world.doors, &world.cluster, host).await?,
-            Err(error) => {
-                let place = crate::ops::pooler::Place::find(&world.doors, &world.cluster, host, 1).await?;
-                let stands =
-                    expiry::held(&place).await?.is_some_and(|hold| hold.operation == world.operation);
-                if !stands {
-                    return Err(error.context(format!("let its clients go on, on {host}")));
+    /// Pauses all, or none: what cannot be drained in time is an error, and taking it back lets everybody go on.
+    ///
+    /// # Errors
+    /// When transactions do not end in time, a pooler does not answer, or nothing would end the pause.
+    pub async fn pause(self, hosts: &[String], grace: Duration) -> Result<()> {
+        // After a kill and a resume what should end the pause may have ended itself: nothing is paused without it.
+        for host in hosts {
+            let place = crate::ops::pooler::Place::find(self.doors, self.cluster, host, 1).await?;
+            let hold = expiry::held(&place).await?;
+            if hold.is_none_or(|hold| hold.operation != self.operation) {
+                return Err(Error::failed(format!("nothing would end the pause on {host} any more"))
+                    .detail("The time that clients may be held back has passed."));
+            }
+        }
+        let asked = hosts.iter().map(|host| apply::pooler::pause(self.doors, self.cluster, host, grace));
+        let answers = join_all(asked).await;
+        for (host, answer) in hosts.iter().zip(&answers) {
+            if let Ok(Paused::Draining) = answer {
+                return Err(Error::failed(format!(
+                    "transactions on {host} did not end within {}",
+                    human_duration(grace)
+                ))
+                .detail("Everybody goes on: a pooler is held back with all others or not at all.")
+                .hint("See who runs them: SELECT * FROM pg_stat_activity WHERE state <> 'idle'"));
+            }
+        }
+        all(hosts, answers, "hold back its clients")
+    }
+
+    /// Lets everybody go on, and ends what would have done it.
+    ///
+    /// # Errors
+    /// When a pooler does not answer; the others are told all the same.
+    pub async fn resume(self, hosts: &[String]) -> Result<()> {
+        let asked = hosts.iter().map(|host| apply::pooler::resume(self.doors, self.cluster, host));
+        let answers = join_all(asked).await;
+        for (host, answer) in hosts.iter().zip(&answers) {
+            // Where clients could not be let go the process beside the pooler stays to do it.
+            if answer.is_ok() {
+                expiry::disarm(self.doors, self.cluster, host).await?;
+            }
+        }
+        all(hosts, answers, "let its clients go on")
+    }
+
+    /// Lets everybody go on after a pause that did not come about. A pooler that does not answer has its own process beside it that goes
+    /// on trying, so that nothing is left for the operator to finish.
+    ///
+    /// # Errors
+    /// When clients of a pooler cannot be let go and nothing beside it will do it.
+    pub async fn take_back(self, hosts: &[String]) -> Result<()> {
+        let asked = hosts.iter().map(|host| apply::pooler::resume(self.doors, self.cluster, host));
+        let answers = join_all(asked).await;
+        for (host, answer) in hosts.iter().zip(answers) {
+            match answer {
+                Ok(()) => expiry::disarm(self.doors, self.cluster, host).await?,
+                Err(error) => {
+                    let place = crate::ops::pooler::Place::find(self.doors, self.cluster, host, 1).await?;
+                    let hold = expiry::held(&place).await?;
+                    if hold.is_none_or(|hold| hold.operation != self.operation) {
+                        return Err(error.context(format!("let its clients go on, on {host}")));
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Tells the first error, with its host; all were asked before.

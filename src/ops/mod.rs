@@ -32,5 +32,6 @@ pub mod restore;
 pub mod roles;
 pub mod service;
 pub mod status;
+pub mod switchover;
 pub mod takeover;
 pub mod wal;

@@ -17,7 +17,11 @@ use crate::ops::certificate::{self, Holder};
 use crate::ops::observe::{self, Doors};
 use crate::ops::service::{self, Manager};
 use crate::pg::control_file::ControlFile;
+use crate::pg::history::TimelineHistory;
+use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_file::WalFile;
 use crate::topology::claim::{self, Archive, AsFound, Marker, Profile, Replaced};
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::{Cluster, Node};
@@ -404,6 +408,25 @@ pub async fn control_file(site: &Site<'_>) -> Result<ControlFile> {
     observe::read_control_file(site.host(), site.programs, site.directory()).await
 }
 
+/// Returns where the timeline that a node was promoted onto begins, by the history file that it wrote.
+///
+/// # Errors
+/// When there is no such file, or it names no ancestor.
+pub async fn timeline_begins(site: &Site<'_>, timeline: TimelineId) -> Result<Lsn> {
+    let name = WalFile::TimelineHistory(timeline).to_string();
+    let path = site.node.data_directory.join("pg_wal").join(&name);
+    let could_not = || Error::failed(format!("could not read {name} of {}", site.name()));
+    let bytes = site.host().read(&path).await.map_err(|error| could_not().source(error))?;
+    let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+    let history = TimelineHistory::parse(timeline, &text).map_err(|error| could_not().source(error))?;
+    history.ancestors().last().map(|ancestor| ancestor.switchpoint).ok_or_else(|| {
+        Error::failed(format!(
+            "{} was promoted onto timeline {timeline}, which comes from no other",
+            site.name()
+        ))
+    })
+}
+
 /// Starts the server if it does not run, and waits until it answers as the cluster that the marker names.
 ///
 /// # Errors
@@ -596,14 +619,22 @@ fn debian_log(site: &Site<'_>) -> Option<String> {
 /// # Errors
 /// When it still runs after [`STOP`].
 pub async fn stop(site: &Site<'_>) -> Result<()> {
+    stop_within(site, STOP).await
+}
+
+/// As [`stop`], with another limit. A server that does not end in time goes on ending: nothing takes a shutdown back.
+///
+/// # Errors
+/// When it still runs after `limit`.
+pub async fn stop_within(site: &Site<'_>, limit: Duration) -> Result<()> {
     let manager = manager(site).await?;
     let runs = observe::postmaster(site.host(), site.directory()).await?.is_some();
     // A unit whose server is down may be about to start it again.
     if !runs && !matches!(manager, Manager::Systemd(_)) {
         return Ok(());
     }
-    let by_manager = manager.stop().map(|command| command.timeout(STOP + Duration::from_secs(5)));
-    let commands = by_manager.into_iter().chain([pg_ctl_stop(site)]);
+    let by_manager = manager.stop().map(|command| command.timeout(limit + Duration::from_secs(5)));
+    let commands = by_manager.into_iter().chain([pg_ctl_stop(site, limit)]);
     for command in commands {
         let ended = site.host().run(&command).await;
         match (ended, observe::postmaster(site.host(), site.directory()).await?) {
@@ -619,12 +650,12 @@ pub async fn stop(site: &Site<'_>) -> Result<()> {
         .hint(format!("Look who does: {}.", site.directory().join("postmaster.pid").display())))
 }
 
-fn pg_ctl_stop(site: &Site<'_>) -> Command {
+fn pg_ctl_stop(site: &Site<'_>, limit: Duration) -> Command {
     let directory = site.directory().display().to_string();
-    let seconds = STOP.as_secs().to_string();
+    let seconds = limit.as_secs().to_string();
     Command::new(site.programs.path("pg_ctl"))
         .args(["stop", "-D", directory.as_str(), "-m", "fast", "-w", "-t", seconds.as_str(), "-s"])
-        .timeout(STOP + Duration::from_secs(5))
+        .timeout(limit + Duration::from_secs(5))
 }
 
 /// Stops a node that this operation made.

@@ -37,7 +37,8 @@ pub fn print_plan(ui: &mut Ui, herd: &str, plan: &RestorePlan) {
         return;
     }
     ui.remark(format!("{herd}/{}   {}", plan.cluster, plan.headline));
-    for line in plan::lines(ui, &plan.stages, |step| matches!(step, RestoreStep::Keep {})) {
+    for line in plan::lines(ui, &plan.stages, |step| plan::Pivot::mark(matches!(step, RestoreStep::Keep {})))
+    {
         ui.remark(line);
     }
     for note in &plan.notes {

@@ -25,6 +25,7 @@ pub mod plan;
 pub mod pooler;
 pub mod restore;
 pub mod status;
+pub mod switchover;
 pub mod templates;
 pub mod trust;
 pub mod wal;

@@ -85,7 +85,7 @@ fn human(ui: &mut Ui, herd: &str, plans: &[ClusterPlan]) {
         let headline =
             if plan.is_empty() { format!("{}: as declared", plan.headline) } else { plan.headline.clone() };
         ui.remark(format!("{herd}/{}   {headline}", plan.cluster));
-        for line in lines(ui, &plan.stages, |step| matches!(step, ApplyStep::Keep {})) {
+        for line in lines(ui, &plan.stages, |step| Pivot::mark(matches!(step, ApplyStep::Keep {}))) {
             ui.remark(line);
         }
         for note in &plan.notes {
@@ -141,12 +141,28 @@ pub fn summary(plans: &[ClusterPlan]) -> String {
     format!("Plan: {add} to add, {change} to change, {remove}0 to destroy. {cost}")
 }
 
-/// Returns the steps, with a line of its own where the one that `is_pivot` stands.
-pub(super) fn lines<S>(
-    ui: &Ui,
-    stages: &[Vec<PlannedStep<S>>],
-    is_pivot: impl Fn(&S) -> bool,
-) -> Vec<String> {
+/// Where the pivot of a plan stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pivot {
+    /// The step is it, and does something.
+    Step,
+    /// The step only stands for it.
+    Mark,
+    Elsewhere,
+}
+
+impl Pivot {
+    pub(super) fn mark(is_it: bool) -> Self {
+        if is_it { Self::Mark } else { Self::Elsewhere }
+    }
+
+    pub(super) fn step(is_it: bool) -> Self {
+        if is_it { Self::Step } else { Self::Elsewhere }
+    }
+}
+
+/// Returns the steps, with a line before the one that is the pivot, or in its place.
+pub(super) fn lines<S>(ui: &Ui, stages: &[Vec<PlannedStep<S>>], pivot: impl Fn(&S) -> Pivot) -> Vec<String> {
     let width = |of: &dyn Fn(&PlannedStep<S>) -> usize| stages.iter().flatten().map(of).max().unwrap_or(0);
     let subject_width = width(&|step| step.subject.chars().count());
     let text_width = width(&|step| step.text.chars().count()).min(WIDEST_TEXT);
@@ -159,8 +175,11 @@ pub(super) fn lines<S>(
                 Sign::Remove | Sign::Disrupt => Tone::Bad,
                 Sign::Look => Tone::Faint,
             };
-            if is_pivot(&step.step) {
+            let pivot = pivot(&step.step);
+            if pivot != Pivot::Elsewhere {
                 lines.push(ui.paint(Tone::Faint, "     ── pivot: from here on there is only forward ──"));
+            }
+            if pivot == Pivot::Mark {
                 continue;
             }
             let sign = ui.paint(tone, &step.sign.mark().to_string());

@@ -25,7 +25,7 @@ use pgherd::ops::context::Context;
 use pgherd::ops::node::restore::{Target, Wish};
 use pgherd::ops::plan::ClusterPlan;
 use pgherd::ops::plan::step::ApplyStep;
-use pgherd::ops::{destroy, in_place};
+use pgherd::ops::{destroy, in_place, switchover};
 use pgherd::topology::model::{Cluster, Herd};
 
 use crate::harness::{Then, sample};
@@ -69,11 +69,15 @@ enum Kind {
     InPlace,
     /// The same, failing right before its pivot: what befalls the way back.
     InPlaceBack,
+    /// A pair whose standby becomes primary.
+    Switch,
+    /// The same, failing where the standby should prove that it has everything: what befalls the way back.
+    SwitchBack,
     /// The removal of a pair whose WAL was archived, and of the program that did it.
     Destroy,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
@@ -86,6 +90,8 @@ const KINDS: [Kind; 13] = [
     Kind::Encrypt,
     Kind::InPlace,
     Kind::InPlaceBack,
+    Kind::Switch,
+    Kind::SwitchBack,
     Kind::Destroy,
 ];
 
@@ -104,6 +110,8 @@ impl Kind {
             Self::Encrypt => "encrypt",
             Self::InPlace => "in-place",
             Self::InPlaceBack => "in-place-back",
+            Self::Switch => "switch",
+            Self::SwitchBack => "switch-back",
             Self::Destroy => "destroy",
         }
     }
@@ -111,9 +119,14 @@ impl Kind {
     /// What the topology declares when the operation begins.
     fn shape(self) -> Shape {
         match self {
-            Self::Birth | Self::Back | Self::Archive | Self::InPlace | Self::InPlaceBack | Self::Destroy => {
-                Shape::Archived
-            }
+            Self::Birth
+            | Self::Back
+            | Self::Archive
+            | Self::InPlace
+            | Self::InPlaceBack
+            | Self::Switch
+            | Self::SwitchBack
+            | Self::Destroy => Shape::Archived,
             Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Rotate => Shape::Pair,
             Self::Restart => Shape::Larger,
             Self::Encrypt => Shape::Encrypted,
@@ -125,7 +138,9 @@ impl Kind {
         match self {
             Self::Birth | Self::Back => None,
             Self::Add => Some(Shape::Single),
-            Self::InPlace | Self::InPlaceBack | Self::Destroy => Some(Shape::Archived),
+            Self::InPlace | Self::InPlaceBack | Self::Switch | Self::SwitchBack | Self::Destroy => {
+                Some(Shape::Archived)
+            }
             Self::Archive
             | Self::Replace
             | Self::Reboot
@@ -142,12 +157,22 @@ impl Kind {
         matches!(self, Self::InPlace | Self::InPlaceBack)
     }
 
+    fn switches(self) -> bool {
+        matches!(self, Self::Switch | Self::SwitchBack)
+    }
+
+    /// Who leads when it is done.
+    fn leads(self) -> &'static str {
+        if self.switches() { NODES[1] } else { NODES[0] }
+    }
+
     /// The first call with these words fails, and only what comes after it is counted.
     fn trigger(self) -> Option<&'static str> {
         match self {
             // The statement that sets the passwords of the declared roles: the pivot of a birth.
             Self::Back => Some(PIVOT),
             Self::InPlaceBack => Some("sql read the system catalogs"),
+            Self::SwitchBack => Some("sql read its last checkpoint"),
             Self::Birth
             | Self::Add
             | Self::Archive
@@ -158,6 +183,7 @@ impl Kind {
             | Self::Rotate
             | Self::Encrypt
             | Self::InPlace
+            | Self::Switch
             | Self::Destroy => None,
         }
     }
@@ -431,6 +457,8 @@ impl Bench {
                 | Kind::Restart
                 | Kind::Rotate
                 | Kind::Encrypt
+                | Kind::Switch
+                | Kind::SwitchBack
                 | Kind::Destroy => {}
             }
             self.site.keep(kind.name());
@@ -518,6 +546,33 @@ async fn run_in_place(context: &Context, herd: &Herd) -> Result<(OperationId, Ou
     in_place::run(context, request, &EventSink::none(), &Interrupt::new()).await
 }
 
+async fn run_switchover(context: &Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
+    let cluster = herd.cluster(CLUSTER).unwrap();
+    let wish = switchover::plan::Wish {
+        to: Some(NODES[1].to_owned()),
+        grace: Duration::from_secs(10),
+        leave_logical_slots: false,
+    };
+    // A herd that was just started may not stream yet.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let plan = loop {
+        match switchover::plan::plan(&looking, herd, cluster, &wish).await {
+            Ok(plan) => break plan,
+            Err(mut errors) if Instant::now() >= deadline => return Err(errors.remove(0)),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    let request = switchover::Request {
+        herd,
+        cluster,
+        plan,
+        topology: apply::topology_file(&herd.file)?,
+        wait: Duration::ZERO,
+    };
+    switchover::run(context, request, &EventSink::none(), &Interrupt::new()).await
+}
+
 async fn run_apply(
     context: &Context,
     herd: &Herd,
@@ -558,6 +613,7 @@ impl Scene<'_> {
                     Some(_) if self.case.kind.goes_back_in_place() => {
                         run_in_place(&context, &self.herd).await
                     }
+                    Some(_) if self.case.kind.switches() => run_switchover(&context, &self.herd).await,
                     None => run_destroy(&context).await,
                     Some(plan) => run_apply(&context, &self.herd, plan).await,
                 }
@@ -621,7 +677,8 @@ impl Scene<'_> {
             Ended::By(End::Restored { .. }) => match self.same_as_before(initial).await {
                 Ok(()) => self.accident_is_there(true).await,
                 wrong => wrong,
-            },
+            }
+            .and(self.clients_go_on().await),
             other => Err(format!("it ended as {other:?}")),
         };
         looked.map_err(|wrong| self.told(&ran, &wrong, &story))?;
@@ -676,6 +733,10 @@ impl Scene<'_> {
         if self.case.kind.goes_back_in_place() {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
             return in_place::go_on(&context, operation, way, &events, &interrupt).await;
+        }
+        if self.case.kind.switches() {
+            let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
+            return switchover::go_on(&context, operation, way, &events, &interrupt).await;
         }
         let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
         apply::go_on(&context, operation, way, &events, &interrupt).await
@@ -759,6 +820,14 @@ impl Scene<'_> {
         if found != Some(vec![if expected { "t" } else { "f" }.to_owned()]) {
             return Err(format!("what was committed behind the target is there: {found:?}"));
         }
+        Ok(())
+    }
+
+    /// Nobody is held back any more.
+    async fn clients_go_on(&self) -> Result<(), String> {
+        if self.case.kind.before().is_none_or(|shape| shape != Shape::Archived) {
+            return Ok(());
+        }
         let conn = self.site.enter(self.cluster(), CLUSTER).await.map_err(|error| error.to_string())?;
         conn.simple("ask", "SELECT 1").await.map_err(|error| format!("clients wait: {error}"))?;
         Ok(())
@@ -809,6 +878,11 @@ impl Scene<'_> {
         if self.case.kind.before().is_some() {
             self.row_is_kept(&NODES).await?;
         }
+        let leads =
+            self.site.ask(self.cluster(), self.case.kind.leads(), "SELECT NOT pg_is_in_recovery()").await;
+        if leads != Some(vec!["t".to_owned()]) {
+            return Err(format!("done, and {} does not lead: {leads:?}", self.case.kind.leads()));
+        }
         if self.cluster().backups.is_some() {
             self.wal_arrives().await?;
         }
@@ -819,8 +893,11 @@ impl Scene<'_> {
     async fn wal_arrives(&self) -> Result<(), String> {
         let switch =
             "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')";
-        let segment =
-            self.site.ask(self.cluster(), NODES[0], switch).await.and_then(|rows| rows.into_iter().next());
+        let segment = self
+            .site
+            .ask(self.cluster(), self.case.kind.leads(), switch)
+            .await
+            .and_then(|rows| rows.into_iter().next());
         let segment = segment.ok_or("done, and no segment can be finished")?;
         let deadline = Instant::now() + Duration::from_secs(20);
         while !self.site.is_stored(&segment) {

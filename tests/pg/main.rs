@@ -44,6 +44,7 @@ mod settings;
 mod ssh;
 mod sshd;
 mod status;
+mod switchover;
 mod takeover;
 mod tls;
 mod trust;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use crate::db::queries::{self, Archiver};
-use crate::engine::step::Found;
+use crate::engine::step::{Found, Progress, Unit};
 use crate::engine::store::Store;
 use crate::error::{Error, Result};
 use crate::host::{Command, Host, HostError};
@@ -23,11 +23,13 @@ use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{self, Doors};
 use crate::ops::plan::{ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen, SHARE};
 use crate::ops::provision::{self, Site};
+use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
-use crate::pg::wal_file::{SegmentName, WalFile};
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
 use crate::repo::about::About;
 use crate::repo::dir;
-use crate::repo::layout::{self, ClusterKeys};
+use crate::repo::layout::{self, ClusterKeys, SystemKeys};
 use crate::repo::primary::{self, Primary};
 use crate::repo::seal;
 use crate::topology::model::{Cluster, Repository};
@@ -35,6 +37,8 @@ use crate::topology::places::Places;
 
 /// How long the archiver may go without archiving anything.
 const ARRIVES: Duration = Duration::from_secs(60);
+/// How long what was archived before may take to be seen.
+const SEEN: Duration = Duration::from_secs(60);
 /// How long a shared file system may take to show to one host what another has stored. What was never looked for there is asked of the
 /// server at once (nfs(5), "Directory entry caching").
 const SHARED: Duration = Duration::from_secs(15);
@@ -501,6 +505,88 @@ pub(crate) async fn record(world: &World, node: &str) -> Result<Evidence> {
     let is = Primary { system_identifier: facts.system_identifier, node, timeline: facts.timeline };
     let record = primary::record(&*repo, &site.cluster.name, is, &world.operation).await?;
     Ok(Evidence::Recorded { term: record.term })
+}
+
+/// A timeline that goes on in the archive: whether it has a history, and its segments there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GoesOn {
+    pub history: bool,
+    pub first: SegmentName,
+    pub last: SegmentName,
+}
+
+/// Sees the timeline of a promoted node in the archive: its history, if it has one, and every segment from its first one to one that is
+/// finished now.
+///
+/// `promoted` is that timeline and where it begins.
+///
+/// # Errors
+/// When the archive does not take what is finished now, and with the first file that it lacks.
+pub(crate) async fn goes_on(
+    world: &World,
+    node: &str,
+    promoted: (TimelineId, Lsn),
+    progress: Progress<'_>,
+) -> Result<GoesOn> {
+    let (last, _) = arrives(world, node, progress).await?;
+    let last: SegmentName =
+        last.parse().map_err(|error| Error::failed(format!("{last} is no segment")).source(error))?;
+    let site = world.site(node)?;
+    let control = provision::control_file(&site).await?;
+    let size = WalSegmentSize::new(u64::from(control.wal_segment_size))
+        .map_err(|error| Error::failed("could not read the segment size").source(error))?;
+    let (timeline, begins) = promoted;
+    let first = SegmentName::holding(begins, timeline, size);
+    let keys = ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
+    let history = timeline.as_u32() > 1;
+    if history {
+        seen(world, &site, &keys, WalFile::TimelineHistory(timeline)).await?;
+    }
+    let mut segment = first;
+    while segment.number(size) <= last.number(size) {
+        seen(world, &site, &keys, WalFile::Segment(segment)).await?;
+        segment = segment.next(size);
+    }
+    Ok(GoesOn { history, first, last })
+}
+
+/// Has the primary finish its segment; returns the segment that arrived, and how many milliseconds that took.
+///
+/// # Errors
+/// As [`prove`].
+pub(crate) async fn arrives(world: &World, node: &str, progress: Progress<'_>) -> Result<(String, u64)> {
+    let repository = repository(world)?.name.clone();
+    let report = |done: u64, total: u64| (progress.0)(done, Some(total), Unit::Items);
+    let proved = prove(world, node, &repository, &report).await?;
+    if let Evidence::Archived { segment, milliseconds } = proved {
+        return Ok((segment, milliseconds));
+    }
+    Err(Error::failed(format!("the archive was proved by {proved:?}")))
+}
+
+fn repository(world: &World) -> Result<&Repository> {
+    let backups = world.input.cluster.backups.as_ref();
+    let backups = backups.ok_or_else(|| Error::failed("the operation knows no repository"))?;
+    Ok(&backups.repository)
+}
+
+async fn seen(world: &World, site: &Site<'_>, keys: &SystemKeys, file: WalFile) -> Result<()> {
+    let object = repository(world)?.directory().join(keys.wal(file).as_str());
+    let deadline = Instant::now() + SEEN;
+    loop {
+        let found = site.host().stat(&object).await.map_err(|error| {
+            Error::failed(format!("could not look for {file} in the repository")).source(error)
+        })?;
+        if found.is_some() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::failed(format!("the archive has a gap: {file} is not in it"))
+                .detail(format!("Looked for {} for {} s.", object.display(), SEEN.as_secs()))
+                .hint(format!("The server's log in {} says why.", site.places().log.display())));
+        }
+        sleep(PAUSE).await;
+    }
 }
 
 /// Removes the WAL of a cluster that this operation made and that nobody has used, unless there is a backup of it.

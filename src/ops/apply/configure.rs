@@ -16,7 +16,7 @@ use crate::ops::observe;
 use crate::ops::plan::step::{Activation, FileChange};
 use crate::ops::provision::{self, Site};
 use crate::pg::guc;
-use crate::topology::declared::{self, Setting};
+use crate::topology::declared::{self, NodeWish, Setting};
 
 /// How long a reload may take until every value is seen.
 const TAKE: Duration = Duration::from_secs(10);
@@ -113,6 +113,17 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
         restart(world, &site).await?;
     }
     Ok(())
+}
+
+/// Gives a node the settings of its own that `wish` asks for; whoever calls has the server take them.
+///
+/// # Errors
+/// When the host cannot.
+pub(crate) async fn set_own(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
+    let path = site.node.configuration().join(declared::NODE_FILE);
+    let settings = declared::node_settings(site.cluster, site.node, wish, &site.places());
+    let before = read(site, &path).await?;
+    write(site, &FileChange { path, before, after: declared::settings_file(&settings) }).await
 }
 
 /// What ALTER SYSTEM had set of a node when it was taken over.

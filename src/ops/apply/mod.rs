@@ -2,7 +2,7 @@
 
 mod adopt;
 pub(crate) mod archive;
-mod configure;
+pub(crate) mod configure;
 pub mod evidence;
 pub(crate) mod follow;
 pub(crate) mod logins;

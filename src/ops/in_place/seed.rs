@@ -26,7 +26,6 @@ use crate::ops::observe::{self, Claim};
 use crate::ops::provision::{self, Site};
 use crate::ops::restore::survey::Survey;
 use crate::ops::restore::{dress, recover};
-use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::WalFile;
@@ -226,7 +225,7 @@ pub(super) async fn promote(world: &World, node: &str) -> Result<Evidence> {
     // Until then pg_control names the old timeline, and a standby would be cloned from it.
     promotion::checkpoint(&conn).await?;
     drop(conn);
-    let begins = begin(&site, timeline).await?;
+    let begins = provision::timeline_begins(&site, timeline).await?;
     refuse_taken(world, &site, timeline).await?;
     provision::stop(&site).await?;
     files::settings(&site, &files::closed_settings(&site, &wish(world, &site), Door::Standbys)).await?;
@@ -242,7 +241,10 @@ pub(super) async fn look_promoted(world: &World, node: &str) -> Result<Found<Evi
         return Ok(Found::NotDone);
     }
     let timeline = queries::server_facts(&site.connect().await?).await?.timeline;
-    Ok(Found::Done(Evidence::Promoted { timeline, begins: begin(&site, timeline).await? }))
+    Ok(Found::Done(Evidence::Promoted {
+        timeline,
+        begins: provision::timeline_begins(&site, timeline).await?,
+    }))
 }
 
 fn wish<'a>(world: &World, site: &Site<'a>) -> NodeWish<'a> {
@@ -265,22 +267,6 @@ async fn is_primary(site: &Site<'_>) -> Result<bool> {
         Err(DbError::Starting { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Returns where a timeline begins; the first one begins nowhere else.
-async fn begin(site: &Site<'_>, timeline: TimelineId) -> Result<Lsn> {
-    let name = WalFile::TimelineHistory(timeline).to_string();
-    let path = site.node.data_directory.join("pg_wal").join(&name);
-    let could_not = || Error::failed(format!("could not read {name} of {}", site.name()));
-    let bytes = site.host().read(&path).await.map_err(|error| could_not().source(error))?;
-    let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
-    let history = TimelineHistory::parse(timeline, &text).map_err(|error| could_not().source(error))?;
-    history.ancestors().last().map(|ancestor| ancestor.switchpoint).ok_or_else(|| {
-        Error::failed(format!(
-            "{} was promoted onto timeline {timeline}, which comes from no other",
-            site.name()
-        ))
-    })
 }
 
 /// Refuses a timeline that the archive knows already: two of one number would overwrite each other there.

@@ -1,0 +1,131 @@
+//! `pgherd switchover`.
+
+use std::time::Duration;
+
+use super::{App, Failure, Outcome};
+use crate::engine::{event, lock};
+use crate::error::{Error, ErrorKind};
+use crate::ops::apply;
+use crate::ops::switchover::plan::{SwitchPlan, Wish};
+use crate::ops::switchover::{self, Request, report};
+use crate::topology::model::{Cluster, Herd};
+use crate::ui;
+use crate::ui::exit::Exit;
+use crate::units;
+
+/// Make another node primary, without losing a row
+///
+/// Looks for everything that is in the way and tells all of it at once, before anything is changed; --dry-run stops there. Then: slots on the
+/// new primary, checkpoints while clients write, PAUSE on all poolers or none, a fast stop of the primary, and the proof that the new one has
+/// its very last record. Only then is it promoted, the poolers led to it and their clients let go. The others follow without a restart, the
+/// old primary comes back as a standby, and the archive is seen to go on without a gap.
+///
+/// Until the promotion everything that fails is taken back: the old primary serves again and clients go on. Clients of a pooler in transaction
+/// mode see a pause and no error; connections that lead to the primary directly end. If pgherd is killed, clients go on by themselves after
+/// 90 s, and "pgherd operation" resumes or undoes.
+///
+/// Exit codes: 0 done, or the node is primary already, 1 failed and taken back, 2 bad usage, 4 refused with every reason, 5 another
+/// operation holds the cluster, 6 stuck, 7 the new primary serves and something is left, 10 no primary answers, or no such node,
+/// 130 interrupted.
+///
+/// Example: pgherd switchover --to b --dry-run
+#[derive(Debug, clap::Args)]
+pub struct SwitchoverArgs {
+    /// The node that is to be primary; else the preferred one, or who has replayed most
+    #[arg(long, value_name = "NODE")]
+    to: Option<String>,
+    /// Show what is in the way and what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// How long transactions that run may take to end
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
+    grace: Duration,
+    /// Leave logical slots behind on the old primary
+    #[arg(long)]
+    leave_logical_slots: bool,
+    /// Wait so long for another operation of the cluster to end
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    wait_lock: Option<Duration>,
+}
+
+/// Clients are held back for no longer than this, whatever transactions do.
+const LONGEST_GRACE: Duration = Duration::from_secs(30);
+
+pub fn run(args: &SwitchoverArgs, app: &mut App) -> Outcome {
+    super::block_on(execute(args, app))?
+}
+
+async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
+    if args.grace > LONGEST_GRACE {
+        return Err(Error::usage("transactions that run may take at most 30 s to end")
+            .detail("Meanwhile all other clients wait.")
+            .into());
+    }
+    let herd = app.herd()?;
+    let cluster = one_cluster(app, &herd)?;
+    let context = app.context()?;
+    let wait = args.wait_lock.unwrap_or_default();
+    lock::until_free(&context.store, &cluster.name, wait).await?;
+    let wish = Wish { to: args.to.clone(), grace: args.grace, leave_logical_slots: args.leave_logical_slots };
+    let look = switchover::plan::plan(&context, &herd, cluster, &wish);
+    let plan = app.within(look).await?.map_err(Failure::Errors)?;
+    ui::switchover::print_plan(&mut app.ui, &herd.name, &plan);
+    if plan.stages.is_empty() {
+        return Ok(Exit::Done);
+    }
+    if args.dry_run {
+        app.ui.note("next     the same without --dry-run");
+        return Ok(Exit::Done);
+    }
+    confirm(app, &plan)?;
+    let interrupt = app.interrupt()?;
+    let topology = apply::topology_file(&herd.file)?;
+    let request = Request { herd: &herd, cluster, plan, topology, wait };
+    let (events, stream) = event::channel();
+    let (ended, ()) = tokio::join!(
+        async {
+            let ended = switchover::run(&context, request, &events, &interrupt).await;
+            drop(events);
+            ended
+        },
+        ui::operation::draw(&mut app.ui, stream),
+    );
+    let (id, outcome) = ended?;
+    outcome.into_result(&id)?;
+    ui::switchover::print_report(&mut app.ui, &report::read(&context.store, &id)?);
+    app.ui.note("next     pgherd status");
+    Ok(Exit::Done)
+}
+
+/// A switchover is of one cluster.
+fn one_cluster<'h>(app: &App, herd: &'h Herd) -> Result<&'h Cluster, Error> {
+    match app.clusters(herd)?.as_slice() {
+        [one] => Ok(one),
+        several => {
+            let names: Vec<&str> = several.iter().map(|cluster| cluster.name.as_str()).collect();
+            Err(Error::usage("which cluster is to be switched over?")
+                .detail(format!("There are {}. Nothing was changed.", names.join(", ")))
+                .hint("Name one: pgherd switchover --cluster NAME"))
+        }
+    }
+}
+
+fn confirm(app: &App, plan: &SwitchPlan) -> Result<(), Error> {
+    if app.globals.yes {
+        return Ok(());
+    }
+    let to = &plan.input.to;
+    if !app.ui.is_interactive() {
+        return Err(Error::usage("switchover needs the node's name, and there is no terminal to ask")
+            .detail("Nothing was changed.")
+            .hint("Say yes beforehand with --yes, or see what would be done with --dry-run."));
+    }
+    let question =
+        format!("Switch {} from {} to {to}? Type the node's name: ", plan.cluster, plan.input.from);
+    let answer = app.ui.ask(&question)?;
+    if answer == *to {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Refused, format!("not switched over: the answer was {answer:?}, not {to:?}"))
+        .detail("Nothing was changed."))
+}

@@ -1,0 +1,118 @@
+//! Another node made primary while all of them are well: no row lost, no second primary, and clients of the poolers that wait for a moment.
+//!
+//! Until the pivot, which is the promotion, everything is taken back and the old primary serves again. The algorithm is that of
+//! docs/guide/switchover.md.
+
+pub mod evidence;
+pub mod plan;
+pub mod report;
+mod run;
+pub mod step;
+pub mod world;
+
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
+use crate::engine::operation::{self, Intent, Operation, Outcome};
+use crate::engine::record::{OperationId, TopologyFile};
+use crate::engine::step::Stage;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::apply::Way;
+use crate::ops::context::Context;
+use crate::ops::switchover::plan::SwitchPlan;
+use crate::ops::switchover::step::SwitchStep;
+use crate::ops::switchover::world::{Input, World};
+use crate::topology::model::{Cluster, Herd};
+
+/// The kind of this operation in its journal.
+pub const KIND: &str = "switchover";
+
+/// What a switchover is asked to do.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub herd: &'a Herd,
+    pub cluster: &'a Cluster,
+    /// What was shown and agreed to.
+    pub plan: SwitchPlan,
+    pub topology: TopologyFile,
+    /// How long to wait for another operation of the cluster to end.
+    pub wait: Duration,
+}
+
+/// Drives a plan that was shown and agreed to.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] if another operation holds the cluster, `Refused` if the world moved since the plan was made, and as
+/// [`operation::run`].
+pub async fn run(
+    context: &Context,
+    request: Request<'_>,
+    events: &EventSink,
+    interrupt: &Interrupt,
+) -> Result<(OperationId, Outcome)> {
+    let Request { herd, cluster, plan: shown, topology, wait } = request;
+    let lock = context.locker(cluster).take(wait).await?;
+    let fresh = plan::plan(context, herd, cluster, &shown.wish).await;
+    let fresh = fresh.map_err(|mut errors| errors.remove(0)).and_then(|fresh| {
+        if fresh.is_still(&shown) {
+            return Ok(fresh);
+        }
+        Err(Error::refused(format!("{} has changed since the plan was shown", cluster.name))
+            .detail("What is there now asks for other steps. Nothing was changed.")
+            .hint("Look at it again with --dry-run."))
+    });
+    let (lock, fresh) = lock.keep_for(fresh).await?;
+    let input = serde_json::to_value(&fresh.input)
+        .map_err(|error| Error::failed("could not write the input down").source(error))?;
+    let digest =
+        Sha256::digest(input.to_string()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let stages = fresh.stages.iter();
+    let intent = Intent {
+        kind: KIND.to_owned(),
+        topology,
+        plan_digest: digest,
+        input,
+        stages: stages
+            .map(|stage| Stage { steps: stage.iter().map(|planned| planned.step.clone()).collect() })
+            .collect(),
+    };
+    let mut operation = Operation::begin(&context.store, lock, intent).await?;
+    let id = operation.id();
+    let world = match World::open(context, id.as_str().to_owned(), fresh.input).await {
+        Ok(world) => world,
+        Err(error) => {
+            operation.call_off(&error).await?;
+            return Err(error);
+        }
+    };
+    let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    Ok((id, outcome))
+}
+
+/// Goes on with a switchover that no process drives any more, or takes it back until its pivot.
+///
+/// # Errors
+/// As [`operation::run`] and [`operation::undo`].
+pub async fn go_on(
+    context: &Context,
+    mut operation: Operation<SwitchStep>,
+    way: Way,
+    events: &EventSink,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    let id = operation.id();
+    let input: Input = serde_json::from_value(operation.header().input).map_err(|error| {
+        Error::new(ErrorKind::Stuck, format!("cannot read the input of operation {id}"))
+            .hint("Use the version of pgherd that began it.")
+            .source(error)
+    })?;
+    context.locker(&input.cluster).join(&mut operation).await?;
+    let world = World::open(context, id.as_str().to_owned(), input).await?;
+    match way {
+        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
+        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
+    }
+}

@@ -1,0 +1,543 @@
+//! How each step of a switchover is probed, done and undone.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use crate::db::queries::{self, ServerRole};
+use crate::db::{Conn, DbError, promotion};
+use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::apply;
+use crate::ops::apply::evidence::Evidence as Applied;
+use crate::ops::observe;
+use crate::ops::provision::{self, Site};
+use crate::ops::switchover::evidence::Evidence;
+use crate::ops::switchover::step::SwitchStep;
+use crate::ops::switchover::world::World;
+use crate::pg::control_file::ClusterState;
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
+
+/// How long the primary may take to end while clients wait.
+pub(super) const STOP: Duration = Duration::from_secs(45);
+/// How long the candidate may take to replay what the old primary wrote last.
+const HAS: Duration = Duration::from_secs(15);
+const PROMOTE: Duration = Duration::from_secs(60);
+/// How long clients wait for a standby that their commits may need.
+const MOMENT: Duration = Duration::from_secs(5);
+/// How long clients wait for the standbys of an old primary that serves again.
+const BACK: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_secs(300);
+/// How long the archiver may take; it ends by itself when it stands still.
+const LONG: Duration = Duration::from_secs(86_400);
+const PAUSE: Duration = Duration::from_millis(20);
+/// A checkpoint that took longer than this is followed by another one, which then is short.
+const BRIEF: Duration = Duration::from_secs(1);
+const CHECKPOINTS: usize = 3;
+
+impl Step for SwitchStep {
+    type World = World;
+    type Evidence = Evidence;
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Slot { on, slot } => format!("slot {slot} on {on}"),
+            Self::Checkpoint { node } => format!("checkpoint on {node}"),
+            Self::Arm { hosts, seconds } => {
+                format!("on {}: let clients go on by itself after {seconds} s", hosts.join(", "))
+            }
+            Self::Pause { hosts, .. } => {
+                format!("hold back the clients of the pooler on {}", hosts.join(", "))
+            }
+            Self::Stop { node } => format!("stop {node}"),
+            Self::Has { node } => format!("see that {node} has everything"),
+            Self::Ready { node } => format!("see that {node} may be promoted"),
+            Self::Promote { node } => format!("promote {node}"),
+            Self::Follow { node } => format!("lead {node} to the new primary"),
+            Self::Lead { host } => format!("pooler on {host}"),
+            Self::Streams { node } => format!("see {node} stream"),
+            Self::Settle { node } => format!("checkpoint of the new timeline on {node}"),
+            Self::Record { node } => format!("record {node} as primary"),
+            Self::Archive { node } => format!("see the archive of {node} go on"),
+            Self::Slots { on, .. } => format!("drop the slots of {on}"),
+            Self::Prove { .. } => "prove a write".to_owned(),
+        }
+    }
+
+    fn reversal(&self) -> Reversal {
+        match self {
+            Self::Slot { .. }
+            | Self::Arm { .. }
+            | Self::Pause { .. }
+            | Self::Stop { .. }
+            | Self::Ready { .. } => Reversal::Undo,
+            Self::Checkpoint { .. } | Self::Has { .. } => Reversal::NothingToUndo,
+            Self::Promote { .. }
+            | Self::Follow { .. }
+            | Self::Lead { .. }
+            | Self::Streams { .. }
+            | Self::Settle { .. }
+            | Self::Record { .. }
+            | Self::Archive { .. }
+            | Self::Slots { .. }
+            | Self::Prove { .. } => Reversal::ForwardOnly,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            Self::Checkpoint { .. } | Self::Archive { .. } => LONG,
+            Self::Pause { grace, .. } => Duration::from_secs(grace + 30),
+            Self::Stop { .. } | Self::Ready { .. } | Self::Streams { .. } => {
+                provision::START + provision::STOP + Duration::from_secs(60)
+            }
+            Self::Promote { .. } => PROMOTE + Duration::from_secs(30),
+            Self::Slot { .. }
+            | Self::Arm { .. }
+            | Self::Has { .. }
+            | Self::Follow { .. }
+            | Self::Lead { .. }
+            | Self::Settle { .. }
+            | Self::Record { .. }
+            | Self::Slots { .. }
+            | Self::Prove { .. } => SHORT,
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            // Past the pivot each of them may be done again, and a connection that broke is no reason to leave it.
+            Self::Lead { .. }
+            | Self::Streams { .. }
+            | Self::Settle { .. }
+            | Self::Record { .. }
+            | Self::Slots { .. }
+            | Self::Prove { .. } => Retry { attempts: 3, pause: Duration::from_millis(500) },
+            Self::Slot { .. }
+            | Self::Checkpoint { .. }
+            | Self::Arm { .. }
+            | Self::Pause { .. }
+            | Self::Stop { .. }
+            | Self::Has { .. }
+            | Self::Ready { .. }
+            | Self::Promote { .. }
+            | Self::Follow { .. }
+            | Self::Archive { .. } => Retry::NEVER,
+        }
+    }
+
+    async fn probe(&self, cx: &Cx<'_, Self>) -> Result<Found<Evidence>, StepError> {
+        let world = cx.world;
+        Ok(match self {
+            Self::Stop { node } => match stopped(&world.site(node)?).await? {
+                Some(evidence) => Found::Done(evidence),
+                None => Found::NotDone,
+            },
+            Self::Promote { node } => look_promoted(world, node).await?,
+            Self::Streams { node } => match apply::follow::look(&world.apply, node, &world.input.to).await? {
+                Found::Done(evidence) => Found::Done(streams(evidence)?),
+                Found::NotDone | Found::CannotTell(_) => Found::NotDone,
+            },
+            // Each of these is idempotent and looks for itself what is there; and what was proved before is proved again.
+            Self::Slot { .. }
+            | Self::Checkpoint { .. }
+            | Self::Arm { .. }
+            | Self::Pause { .. }
+            | Self::Has { .. }
+            | Self::Ready { .. }
+            | Self::Follow { .. }
+            | Self::Lead { .. }
+            | Self::Settle { .. }
+            | Self::Record { .. }
+            | Self::Archive { .. }
+            | Self::Slots { .. }
+            | Self::Prove { .. } => Found::NotDone,
+        })
+    }
+
+    async fn apply(&self, cx: &Cx<'_, Self>) -> Result<Evidence, StepError> {
+        let world = cx.world;
+        Ok(match self {
+            Self::Slot { on, slot } => {
+                let conn = connect(&world.site(on)?).await?;
+                queries::ensure_physical_slot(&conn, slot).await.map_err(Error::from)?;
+                Evidence::SlotThere {}
+            }
+            Self::Checkpoint { node } => checkpoint(&world.site(node)?).await?,
+            Self::Arm { hosts, seconds } => {
+                world.holder().arm(hosts, Duration::from_secs(*seconds)).await?;
+                Evidence::Armed {}
+            }
+            Self::Pause { hosts, grace } => {
+                world.holder().pause(hosts, Duration::from_secs(*grace)).await?;
+                Evidence::Held {}
+            }
+            Self::Stop { node } => stop(&world.site(node)?).await?,
+            Self::Has { node } => has_all(world, node, ended(cx)?).await?,
+            Self::Ready { node } => ready(world, node).await?,
+            Self::Promote { node } => promote(world, node).await?,
+            Self::Follow { node } => {
+                let led = async {
+                    point(world, node).await?;
+                    within(MOMENT, until_it_streams(world, node)).await
+                };
+                Evidence::Pointed { why_not: led.await.err().map(|error| error.to_string()) }
+            }
+            Self::Lead { host } => {
+                let done = apply::pooler::ensure(&world.apply, host).await.map_err(maybe_passing)?;
+                let Applied::PoolerAnswers { aliases } = done else { return Err(unexpected(&done).into()) };
+                world.holder().resume(std::slice::from_ref(host)).await.map_err(maybe_passing)?;
+                Evidence::Led { aliases }
+            }
+            Self::Streams { node } => {
+                point(world, node).await.map_err(maybe_passing)?;
+                until_it_streams(world, node).await.map_err(maybe_passing)?
+            }
+            Self::Settle { node } => settle(world, node).await.map_err(maybe_passing)?,
+            Self::Record { node } => {
+                let done = apply::archive::record(&world.apply, node).await.map_err(maybe_passing)?;
+                let Applied::Recorded { term } = done else { return Err(unexpected(&done).into()) };
+                Evidence::Recorded { term }
+            }
+            Self::Archive { node } => {
+                let found = apply::archive::goes_on(&world.apply, node, promoted(cx)?, cx.progress).await;
+                let found = found.map_err(maybe_passing)?;
+                Evidence::ArchiveGoesOn { history: found.history, first: found.first, last: found.last }
+            }
+            Self::Slots { on, slots } => {
+                let conn = connect(&world.site(on)?).await.map_err(maybe_passing)?;
+                let mut gone = Vec::new();
+                for slot in slots {
+                    if queries::drop_slot(&conn, slot).await.map_err(|error| maybe_passing(error.into()))? {
+                        gone.push(slot.clone());
+                    }
+                }
+                Evidence::SlotsGone { slots: gone }
+            }
+            Self::Prove { nodes } => {
+                let done = apply::proof::prove(&world.apply, nodes).await.map_err(maybe_passing)?;
+                let Applied::Proved { nodes, milliseconds } = done else {
+                    return Err(unexpected(&done).into());
+                };
+                Evidence::Proved { nodes, milliseconds }
+            }
+        })
+    }
+
+    async fn undo(&self, cx: &Cx<'_, Self>) -> Result<(), StepError> {
+        let world = cx.world;
+        match self {
+            Self::Slot { on, slot } => {
+                let conn = connect(&world.site(on)?).await?;
+                queries::drop_slot(&conn, slot).await.map_err(Error::from)?;
+            }
+            Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => world.holder().take_back(hosts).await?,
+            Self::Stop { node } => start_again(world, node).await?,
+            Self::Ready { node } => no_longer_asked(world, node).await?,
+            Self::Checkpoint { .. }
+            | Self::Has { .. }
+            | Self::Promote { .. }
+            | Self::Follow { .. }
+            | Self::Lead { .. }
+            | Self::Streams { .. }
+            | Self::Settle { .. }
+            | Self::Record { .. }
+            | Self::Archive { .. }
+            | Self::Slots { .. }
+            | Self::Prove { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+async fn connect(site: &Site<'_>) -> Result<Conn> {
+    site.connect().await.map_err(Error::from)
+}
+
+/// Has a step that may be done twice tried once more, unless it was refused for good.
+fn maybe_passing(error: Error) -> StepError {
+    let again = !matches!(error.kind(), ErrorKind::Refused | ErrorKind::Usage);
+    StepError { error, again }
+}
+
+fn unexpected(evidence: &Applied) -> Error {
+    Error::failed(format!("a step that is shared with apply left {evidence:?}"))
+}
+
+fn streams(evidence: Applied) -> Result<Evidence> {
+    let Applied::Streams { timeline, lsn } = evidence else { return Err(unexpected(&evidence)) };
+    Ok(Evidence::Streams { timeline, lsn })
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(ended) => ended,
+        Err(_) => Err(Error::failed(format!("not within {} s", limit.as_secs()))),
+    }
+}
+
+/// Writes checkpoints until one is short, so that the one of the shutdown is short too.
+async fn checkpoint(site: &Site<'_>) -> Result<Evidence> {
+    let conn = connect(site).await?;
+    let mut took = Duration::ZERO;
+    for _ in 0..CHECKPOINTS {
+        let begun = Instant::now();
+        promotion::checkpoint(&conn).await?;
+        took = begun.elapsed();
+        if took < BRIEF {
+            break;
+        }
+    }
+    Ok(Evidence::Checkpointed { milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) })
+}
+
+fn signal(site: &Site<'_>) -> PathBuf {
+    site.node.data_directory.join("standby.signal")
+}
+
+/// Tells where a server ended, if it has ended as it should and would start as a standby.
+async fn stopped(site: &Site<'_>) -> Result<Option<Evidence>> {
+    if observe::postmaster(site.host(), &site.node.data_directory).await?.is_some() {
+        return Ok(None);
+    }
+    let control = provision::control_file(site).await?;
+    let there = site.host().stat(&signal(site)).await;
+    let there = there.map_err(|error| {
+        Error::failed(format!("could not look for {}", signal(site).display())).source(error)
+    })?;
+    Ok((control.state == ClusterState::ShutDown && there.is_some()).then_some(Evidence::Stopped {
+        timeline: control.checkpoint_timeline,
+        checkpoint: control.checkpoint,
+    }))
+}
+
+async fn stop(site: &Site<'_>) -> Result<Evidence> {
+    provision::stop_within(site, STOP).await?;
+    let control = provision::control_file(site).await?;
+    if control.state != ClusterState::ShutDown {
+        return Err(Error::failed(format!("{} did not end as it should", site.name())).detail(format!(
+            "Its pg_control says {:?}: whether its last WAL was sent is not known.",
+            control.state
+        )));
+    }
+    // Whatever starts it from now on, a boot of its host above all, it does not come up as a primary.
+    provision::write(site, &signal(site), b"", 0o600).await?;
+    Ok(Evidence::Stopped { timeline: control.checkpoint_timeline, checkpoint: control.checkpoint })
+}
+
+/// Has the old primary serve again, unless another node may have taken over.
+async fn start_again(world: &World, node: &str) -> Result<()> {
+    let candidate = world.site(&world.input.to)?;
+    match candidate.connect().await {
+        Ok(conn) => {
+            let facts = queries::server_facts(&conn).await?;
+            if matches!(facts.role, ServerRole::Primary { .. }) {
+                return Err(Error::refused(format!("cannot start {node} as a primary again"))
+                    .detail(format!("{} is one, on timeline {}.", candidate.name(), facts.timeline)));
+            }
+        }
+        Err(DbError::NotListening { .. }) => not_promoted(world, &candidate).await?,
+        Err(error) => {
+            return Err(Error::from(error)
+                .context(format!("make sure that {} has not been promoted", candidate.name())));
+        }
+    }
+    let site = world.site(node)?;
+    let deadline = Instant::now() + provision::STOP;
+    // A shutdown that took too long cannot be taken back: it ends, and then the server is started.
+    while stopping(&site).await? {
+        if Instant::now() >= deadline {
+            return Err(Error::failed(format!("{} is still shutting down", site.name()))
+                .hint(format!("Its log in {} says what it waits for.", site.places().log.display())));
+        }
+        sleep(PAUSE).await;
+    }
+    site.host().remove_file(&signal(&site)).await.map_err(|error| {
+        Error::failed(format!("could not remove {}", signal(&site).display())).source(error)
+    })?;
+    provision::start(&site).await?;
+    let standbys = world.input.siblings.iter().chain([&world.input.to]);
+    let back = standbys.map(async |standby| {
+        let follower = world.site(standby)?;
+        // One that lost its upstream tries again by itself only every wal_retrieve_retry_interval (5 s), and commits may wait for it.
+        if let Ok(conn) = follower.connect().await {
+            queries::reload(&conn).await.ok();
+        }
+        within(BACK, apply::follow::until_it_streams(&follower, &site)).await
+    });
+    for ended in join_all(back).await {
+        if let Err(error) = ended {
+            tracing::warn!(%error, "a standby does not stream as it did");
+        }
+    }
+    Ok(())
+}
+
+/// Tells whether a server runs and lets nobody in because it is ending.
+async fn stopping(site: &Site<'_>) -> Result<bool> {
+    if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
+        return Ok(false);
+    }
+    Ok(site.connect().await.is_err())
+}
+
+async fn not_promoted(world: &World, candidate: &Site<'_>) -> Result<()> {
+    let control = provision::control_file(candidate).await?;
+    if control.state == ClusterState::ShutDownInRecovery
+        && control.checkpoint_timeline == world.input.timeline
+    {
+        return Ok(());
+    }
+    Err(Error::refused(format!("cannot tell that {} has not been promoted", candidate.name())).detail(
+        format!(
+            "It does not run, and its pg_control says {:?} on timeline {}.",
+            control.state, control.checkpoint_timeline
+        ),
+    ))
+}
+
+/// Waits until the candidate has replayed the last record of the old primary: a checkpoint on it then names that very record.
+async fn has_all(world: &World, node: &str, (timeline, checkpoint): (TimelineId, Lsn)) -> Result<Evidence> {
+    let site = world.site(node)?;
+    if timeline != world.input.timeline {
+        return Err(Error::failed(format!(
+            "the old primary ended on timeline {timeline}, not on {}",
+            world.input.timeline
+        )));
+    }
+    let conn = connect(&site).await?;
+    let deadline = Instant::now() + HAS;
+    loop {
+        let last = promotion::last_checkpoint(&conn).await?;
+        if last.timeline == timeline && last.begins == checkpoint {
+            return Ok(Evidence::HasAll { checkpoint });
+        }
+        if last.timeline != timeline || last.begins > checkpoint {
+            return Err(Error::failed(format!("{} is not where the old primary ended", site.name())).detail(format!(
+                "Its last checkpoint is at {} on timeline {}, the old primary's at {checkpoint} on timeline {timeline}.",
+                last.begins, last.timeline
+            )));
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::failed(format!("{} does not have everything", site.name())).detail(format!(
+                "After {} s its last checkpoint is at {}, the old primary's at {checkpoint}.",
+                HAS.as_secs(),
+                last.begins
+            )));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn ready(world: &World, node: &str) -> Result<Evidence> {
+    let site = world.site(node)?;
+    let facts = queries::server_facts(&connect(&site).await?).await?;
+    match facts.role {
+        ServerRole::Standby { replay_paused: false, .. } => Ok(Evidence::Ready {}),
+        ServerRole::Standby { .. } => Err(Error::failed(format!("replay is paused on {}", site.name()))),
+        ServerRole::Primary { .. } => Err(Error::failed(format!("{} is a primary already", site.name()))),
+    }
+}
+
+/// Starts the candidate anew as the standby that it was: a promotion that it was asked for may still be on its way, and a server forgets
+/// it when it starts (`RemovePromoteSignalFiles` in `xlog.c`).
+async fn no_longer_asked(world: &World, node: &str) -> Result<()> {
+    let site = world.site(node)?;
+    provision::stop(&site).await?;
+    not_promoted(world, &site).await?;
+    provision::start(&site).await
+}
+
+async fn promote(world: &World, node: &str) -> Result<Evidence> {
+    let site = world.site(node)?;
+    let conn = connect(&site).await?;
+    if matches!(queries::server_facts(&conn).await?.role, ServerRole::Standby { .. })
+        && !promotion::promote(&conn, PROMOTE).await?
+    {
+        return Err(Error::failed(format!("{} did not end its recovery", site.name()))
+            .detail(provision::last_log_lines(&site).await.join("\n")));
+    }
+    match look_promoted(world, node).await? {
+        Found::Done(evidence) => Ok(evidence),
+        Found::NotDone => Err(Error::failed(format!("{} is not primary", site.name()))),
+        Found::CannotTell(why) => Err(Error::failed(why)),
+    }
+}
+
+/// Looks whether the candidate is primary, on a timeline that comes from the old one.
+async fn look_promoted(world: &World, node: &str) -> Result<Found<Evidence>> {
+    let site = world.site(node)?;
+    let facts = queries::server_facts(&connect(&site).await?).await?;
+    if matches!(facts.role, ServerRole::Standby { .. }) {
+        return Ok(Found::NotDone);
+    }
+    if facts.timeline <= world.input.timeline {
+        return Ok(Found::CannotTell(format!(
+            "{} is primary on timeline {}, which is not later than {}",
+            site.name(),
+            facts.timeline,
+            world.input.timeline
+        )));
+    }
+    let begins = provision::timeline_begins(&site, facts.timeline).await?;
+    Ok(Found::Done(Evidence::Promoted { timeline: facts.timeline, begins }))
+}
+
+/// Leads a node to the new primary: a standby by a reload, the old primary by a start as a standby.
+async fn point(world: &World, node: &str) -> Result<()> {
+    let site = world.site(node)?;
+    apply::configure::set_own(&site, &world.wish(site.node, &world.input.to)?).await?;
+    if node == world.input.from {
+        provision::write(&site, &signal(&site), b"", 0o600).await?;
+        if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
+            return provision::start(&site).await;
+        }
+    }
+    queries::reload(&connect(&site).await?).await.map_err(Error::from)
+}
+
+async fn until_it_streams(world: &World, node: &str) -> Result<Evidence> {
+    let (site, primary) = (world.site(node)?, world.site(&world.input.to)?);
+    streams(apply::follow::until_it_streams(&site, &primary).await?)
+}
+
+async fn settle(world: &World, node: &str) -> Result<Evidence> {
+    let site = world.site(node)?;
+    apply::configure::set_own(&site, &world.wish(site.node, &world.input.to)?).await?;
+    let conn = connect(&site).await?;
+    queries::reload(&conn).await?;
+    let facts = queries::server_facts(&conn).await?;
+    let last = promotion::last_checkpoint(&conn).await?;
+    if last.timeline == facts.timeline {
+        return Ok(Evidence::Settled {});
+    }
+    Err(Error::failed(format!(
+        "pg_control of {} names timeline {} after a checkpoint on timeline {}",
+        site.name(),
+        last.timeline,
+        facts.timeline
+    )))
+}
+
+/// Returns where the old primary ended.
+fn ended(cx: &Cx<'_, SwitchStep>) -> Result<(TimelineId, Lsn)> {
+    let found = cx.evidence.iter().rev().find_map(|(_, evidence)| {
+        if let Evidence::Stopped { timeline, checkpoint } = evidence {
+            Some((*timeline, *checkpoint))
+        } else {
+            None
+        }
+    });
+    found.ok_or_else(|| Error::failed("the journal does not say where the old primary ended"))
+}
+
+/// Returns the timeline that the promotion began, and where.
+fn promoted(cx: &Cx<'_, SwitchStep>) -> Result<(TimelineId, Lsn)> {
+    let found = cx.evidence.iter().rev().find_map(|(_, evidence)| {
+        if let Evidence::Promoted { timeline, begins } = evidence { Some((*timeline, *begins)) } else { None }
+    });
+    found.ok_or_else(|| Error::failed("the journal does not say which timeline was begun"))
+}
