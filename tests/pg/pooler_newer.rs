@@ -30,7 +30,8 @@ fn newer() -> PathBuf {
     program
 }
 
-/// A herd whose PgBouncer is that one, wherever the system has its own: in a mount namespace of each run.
+/// A herd whose PgBouncer is that one, wherever the system has its own: for root in a mount namespace of each run, since what runs as the
+/// os-user has a PATH of its own, for others by their PATH.
 struct Newer {
     herd: Herd,
     pgherd: PathBuf,
@@ -38,16 +39,20 @@ struct Newer {
 
 impl Newer {
     fn declare() -> Self {
-        assert!(is_root(), "only root has a mount namespace of its own: run the tests as root");
         let mut herd = Herd::declare(&newest_or_15(0), &PAIR);
         herd.edit("mode: transaction", "mode: transaction\n      processes: 2\n      auth: query");
         herd.edit("    schemas:", "      users: {bi: {connections: 4, size: 2, clients: 9}}\n    schemas:");
         let pgherd = herd.path("pgherd.sh");
-        let script = format!(
-            "#!/bin/sh\nexec unshare --mount --propagation private \\\n  sh -c 'mount --bind {} /usr/sbin/pgbouncer && exec \"$@\"' sh {} \"$@\"\n",
-            newer().display(),
-            binary().display()
-        );
+        let (program, newer) = (binary().display(), newer());
+        let script = if is_root() {
+            format!(
+                "#!/bin/sh\nexec unshare --mount --propagation private \\\n  sh -c 'mount --bind {} /usr/sbin/pgbouncer && exec \"$@\"' sh {program} \"$@\"\n",
+                newer.display()
+            )
+        } else {
+            let directory = newer.parent().expect("a program is in a directory").display();
+            format!("#!/bin/sh\nPATH={directory}:$PATH exec {program} \"$@\"\n")
+        };
         std::fs::write(&pgherd, script).unwrap();
         std::fs::set_permissions(&pgherd, std::fs::Permissions::from_mode(0o755)).unwrap();
         Self { herd, pgherd }
