@@ -8,6 +8,7 @@ use rustix::process::{Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
 use crate::flips::{Chance, count};
+use crate::health::finding;
 use crate::herd::{Herd, Ran, SINGLE, files_below, text, until};
 use crate::server::{Installation, installations, newest};
 
@@ -160,9 +161,14 @@ fn a_random_second_is_drawn_again_with_its_seed() {
 #[test]
 fn what_does_not_hold_and_what_is_missed_are_failures() {
     let mut herd = backed(&newest());
+    drill(&herd, &[]).ends_with(0);
+    assert_eq!(finding(&herd, "drill", "cluster")["status"], "ok");
     herd.edit("count(*) = 1000", "count(*) = 999");
     let ran = drill(&herd, &["--junit", "drill.xml"]).ends_with(1);
     ran.says(&["FAILED", "assertion rows   does not hold: it yields false"]);
+    let failed = finding(&herd, "drill", "cluster");
+    assert_eq!(failed["status"], "critical");
+    assert!(failed["text"].as_str().unwrap().ends_with("did not pass"), "{failed}");
     let junit = fs::read_to_string(herd.path("drill.xml")).expect("written");
     assert!(junit.contains("failures=\"1\" errors=\"0\"") && junit.contains("it yields false"), "{junit}");
     for (sql, why) in [
@@ -183,6 +189,9 @@ fn what_does_not_hold_and_what_is_missed_are_failures() {
     ran.says(&["FAILED", "goal     undo-mistake   rto", "MISSED"]);
     let junit = fs::read_to_string(herd.path("drill.xml")).expect("written");
     assert!(junit.contains("name=\"undo-mistake rto\"") && junit.contains("declared 10 ms"), "{junit}");
+    herd.edit("undo-mistake: {rpo: 1 h, rto: 10 ms}", "undo-mistake: {rpo: 1 h, rto: 1 h}");
+    drill(&herd, &[]).ends_with(0);
+    assert_eq!(finding(&herd, "drill", "cluster")["status"], "ok");
     nothing_is_left(&herd);
 }
 

@@ -65,6 +65,19 @@ fn looked_longer_ago(herd: &Herd, by: Duration) {
     fs::write(&path, format!("{memory}\n")).unwrap();
 }
 
+/// Makes it longer ago that the databases were measured.
+fn measured_longer_ago(herd: &Herd, by: Duration) {
+    let path = herd.path("state/health/shop.json");
+    let mut memory: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let sizes = memory["looks"]["inventory"]["sizes"].as_array_mut().expect("they were measured");
+    assert!(!sizes.is_empty());
+    for size in sizes {
+        let then: jiff::Timestamp = size["at"].as_str().unwrap().parse().unwrap();
+        size["at"] = (then - by).to_string().into();
+    }
+    fs::write(&path, format!("{memory}\n")).unwrap();
+}
+
 fn oldest() -> Installation {
     installations().remove(0)
 }
@@ -579,7 +592,7 @@ fn a_pair(installation: &Installation) {
     sql("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'x', 'x')");
     herd.edit(
         "    health:\n      receiver: {warn: 2 s}\n",
-        "    health:\n      backup-age: {warn: 1 s}\n      runway: {warn: 10000 days}\n",
+        "    health:\n      backup-age: {warn: 1 s}\n      growth: {warn: 10000 days}\n      runway: {warn: 10000 days}\n",
     );
     told(
         &herd,
@@ -594,7 +607,21 @@ fn a_pair(installation: &Installation) {
         assert!(wrong.iter().any(|one| is(one, &("clock", node, "critical", "ahead of ours"))), "{wrong:#?}");
     }
     told(&herd, &[("runway", "a", "warning", "of WAL an hour since")]);
-    herd.edit("      backup-age: {warn: 1 s}\n      runway: {warn: 10000 days}\n", "");
+    // As if the first look had been two hours ago.
+    herd.sql_in(
+        "a",
+        "inventory",
+        "CREATE TABLE public.grown AS SELECT repeat('x', 500) FROM generate_series(1, 20000)",
+    );
+    measured_longer_ago(&herd, Duration::from_secs(2 * 3600));
+    told(&herd, &[("growth", "cluster", "warning", "growing by ")]);
+    // What was so two days ago is forgotten.
+    measured_longer_ago(&herd, Duration::from_secs(49 * 3600));
+    fine(&herd, &[("growth", "cluster")]);
+    herd.edit(
+        "      backup-age: {warn: 1 s}\n      growth: {warn: 10000 days}\n      runway: {warn: 10000 days}\n",
+        "",
+    );
     herd.run(&["backup", "create"]).ends_with(0);
     let sql = |sql: &str| herd.sql_in("a", "inventory", sql);
     sql("SELECT pg_stat_reset_shared('wal')");

@@ -281,7 +281,7 @@ fn of_nodes(cluster: &Cluster, observed: &ClusterObserved, from: &Up<'_>, to: &U
     if !streams_from(cluster, to.node, to.running, from) {
         found.push(
             cannot(&format!("it does not stream from {} itself", cluster.full_name(&from.node.name)))
-                .hint("See what its receiver says: pgherd health --check receiver"),
+                .hint("See what its receiver says: pgherd health -v"),
         );
     }
     if own.timeline != theirs.timeline {
@@ -384,9 +384,7 @@ impl OfPrimary {
                 found.push(
                     cannot(format!("its archiver fails on {file} since {at:.0}"))
                         .detail("PostgreSQL does not end before its WAL is archived. Nothing was changed.")
-                        .hint(format!(
-                            "See why repository {repository} does not take it: pgherd health --check archive"
-                        )),
+                        .hint(format!("See why repository {repository} does not take it: pgherd health -v")),
                 );
             } else if archiver.waiting > BACKLOG {
                 found.push(
