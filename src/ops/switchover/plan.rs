@@ -19,7 +19,7 @@ use crate::ops::switchover::step::SwitchStep;
 use crate::ops::switchover::world::Input;
 use crate::pg::lsn::Lsn;
 use crate::topology::declared;
-use crate::topology::model::{Cluster, Herd, Node};
+use crate::topology::model::{Cluster, Herd, Node, Promote};
 use crate::units::{ByteCount, human_duration};
 
 type Planned = PlannedStep<SwitchStep>;
@@ -239,7 +239,9 @@ fn candidate<'a>(
     }
     // The preferred one, if it does not lead already; else who has most, and of those the first in the file.
     let mut best: Option<(bool, Option<Lsn>, Up<'a>)> = None;
-    for (node, running) in standbys(cluster, observed, from) {
+    for (node, running) in
+        standbys(cluster, observed, from).filter(|(node, _)| node.promote == Promote::Automatic)
+    {
         let rank = (node.name == cluster.preferred().name, running.facts.role.lsn());
         if best.as_ref().is_none_or(|(preferred, lsn, _)| rank > (*preferred, *lsn)) {
             best = Some((rank.0, rank.1, Up { node, running }));
@@ -250,7 +252,7 @@ fn candidate<'a>(
             "cannot switch {} over: no standby streams from {}",
             cluster.name, from.node.name
         ))
-        .detail("Nothing was changed.")
+        .detail("Those whose `promote` is by-hand lead only when they are named. Nothing was changed.")
         .hint("See what is the matter with them: pgherd status -v")
     })
 }
