@@ -98,15 +98,32 @@ fn a_birth_that_was_killed_is_resumed_or_undone_without_a_trace() {
 #[test]
 fn what_initdb_left_running_is_ended_before_its_directory_is_removed() {
     let herd = Herd::declare(&newest_or_15(1), &SINGLE);
-    for _ in 0..3 {
+    let data = herd.data("a");
+    let works = || {
+        let made = std::fs::read_dir(data.join("base")).ok()?.count();
+        let lock_file = std::fs::read_to_string(data.join("postmaster.pid")).ok().filter(|_| made > 1)?;
+        Pid::from_raw(lock_file.lines().next()?.strip_prefix('-')?.parse().ok()?)
+    };
+    let (mut caught, mut tries) = (0, 0);
+    while caught < 3 {
+        tries += 1;
+        assert!(tries <= 30, "of 30 times {caught} were caught in time");
         let mut apply = herd.start(&["apply", "--yes"]);
-        let data = herd.data("a");
-        // It copies a whole database then, file by file.
-        let server = until("initdb has its server make template0", || {
-            let made = std::fs::read_dir(data.join("base")).ok()?.count();
-            let lock_file = std::fs::read_to_string(data.join("postmaster.pid")).ok().filter(|_| made > 1)?;
-            Pid::from_raw(lock_file.lines().next()?.strip_prefix('-')?.parse().ok()?)
-        });
+        // It copies a whole database then, file by file: a moment that may be over between two looks.
+        let server = loop {
+            match works() {
+                Some(server) => break Some(server),
+                None if apply.has_ended() || data.join("pgherd.conf").exists() => break None,
+                None => {}
+            }
+        };
+        let Some(server) = server else {
+            until("apply has ended", || apply.has_ended().then_some(()));
+            apply.end().ends_with(0);
+            herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
+            continue;
+        };
+        caught += 1;
         apply.signal(Signal::KILL);
         apply.end();
         let initdb = format!("initdb -D {}", data.display());
