@@ -592,7 +592,7 @@ fn a_pair(installation: &Installation) {
     sql("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'x', 'x')");
     herd.edit(
         "    health:\n      receiver: {warn: 2 s}\n",
-        "    health:\n      backup-age: {warn: 1 s}\n      growth: {warn: 10000 days}\n      runway: {warn: 10000 days}\n",
+        "    health:\n      backup-age: {warn: 1 s}\n      growth: {warn: 10000 days, crit: 1 s}\n      runway: {warn: 10000 days}\n",
     );
     told(
         &herd,
@@ -619,7 +619,7 @@ fn a_pair(installation: &Installation) {
     measured_longer_ago(&herd, Duration::from_secs(49 * 3600));
     fine(&herd, &[("growth", "cluster")]);
     herd.edit(
-        "      backup-age: {warn: 1 s}\n      growth: {warn: 10000 days}\n      runway: {warn: 10000 days}\n",
+        "      backup-age: {warn: 1 s}\n      growth: {warn: 10000 days, crit: 1 s}\n      runway: {warn: 10000 days}\n",
         "",
     );
     herd.run(&["backup", "create"]).ends_with(0);
