@@ -7,7 +7,10 @@ mod drive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use self::drive::{Driver, joined};
 use crate::engine::copies::{Copies, Shelf};
@@ -53,6 +56,39 @@ pub struct Intent<S> {
     /// What a resume needs to build the steps' world again. Never holds a secret.
     pub input: Value,
     pub stages: Vec<Stage<S>>,
+}
+
+impl<S> Intent<S> {
+    /// Returns what is to be done, identified by its input.
+    ///
+    /// # Errors
+    /// When the input cannot be written down.
+    pub fn of(
+        kind: &str,
+        topology: TopologyFile,
+        input: &impl Serialize,
+        stages: Vec<Stage<S>>,
+    ) -> Result<Self> {
+        let input = written(input)?;
+        let digest = Sha256::digest(input.to_string());
+        let plan_digest = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { kind: kind.to_owned(), topology, plan_digest, input, stages })
+    }
+}
+
+/// Writes an input down as the journal keeps it.
+///
+/// # Errors
+/// When it is no JSON.
+pub fn written(input: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(input).map_err(|error| Error::failed("could not write the input down").source(error))
+}
+
+/// Which way an unfinished operation is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Forward,
+    Back,
 }
 
 /// One operation with its journal and the lock of its cluster, ready to be driven.
@@ -112,6 +148,32 @@ impl<S: Step> Operation<S> {
         };
         operation.copy_to(shelves);
         Ok(operation)
+    }
+
+    /// Keeps an operation that has not begun to do anything for what was made for it; an error calls it off.
+    ///
+    /// # Errors
+    /// That of `made`, or of a journal that cannot be written.
+    pub async fn or_call_off<T>(self, made: Result<T>) -> Result<(Self, T)> {
+        match made {
+            Ok(made) => Ok((self, made)),
+            Err(error) => {
+                self.call_off(&error).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns the input that it was begun with.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stuck`] if another version wrote it.
+    pub fn input<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_value(self.header().input).map_err(|error| {
+            Error::new(ErrorKind::Stuck, format!("cannot read the input of operation {}", self.id()))
+                .hint("Use the version of pgherd that began it.")
+                .source(error)
+        })
     }
 
     /// Opens an operation that no process drives any more, to resume or undo it; waits up to `wait` for one that does.
@@ -364,6 +426,23 @@ pub async fn undo<S: Step>(
 ) -> Result<Outcome> {
     let driver = Driver::new(operation, world, events, interrupt);
     operation.holding_shared(driver.guarded(driver.undo(operation.announce))).await
+}
+
+/// Goes on with an operation that was opened, or takes it back.
+///
+/// # Errors
+/// As [`run`] and [`undo`].
+pub async fn go<S: Step>(
+    operation: &mut Operation<S>,
+    world: &S::World,
+    way: Way,
+    events: &EventSink,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    match way {
+        Way::Forward => run(operation, world, events, interrupt).await,
+        Way::Back => undo(operation, world, events, interrupt).await,
+    }
 }
 
 /// Ends an unfinished operation where it stands, on the operator's word; nothing is changed but the journal.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// How a step is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,12 @@ impl StepError {
     /// An error that a retry may get over.
     pub fn passing(error: Error) -> Self {
         Self { error, again: true }
+    }
+
+    /// The error of what may be done twice: a retry may get over it, unless it was refused for good.
+    pub fn unless_refused(error: Error) -> Self {
+        let again = !matches!(error.kind(), ErrorKind::Refused | ErrorKind::Usage);
+        Self { error, again }
     }
 }
 

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 
 use crate::db::queries;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::operation::{self, Intent, Operation, Outcome};
+use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
 use crate::engine::record::{End, OperationId, PlannedStep, Record, TopologyFile};
 use crate::engine::shared_lock::SharedLock;
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
@@ -22,7 +21,7 @@ use crate::engine::view::Ended;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{self, HostError};
-use crate::ops::apply::{self, Way};
+use crate::ops::apply;
 use crate::ops::binary;
 use crate::ops::builds;
 use crate::ops::context::Context;
@@ -380,26 +379,14 @@ pub async fn run(
             .hint("Look at it again: pgherd status"))
     });
     let (lock, ()) = lock.keep_for(same).await?;
-    let input = serde_json::to_value(&removal.input)
-        .map_err(|error| Error::failed("could not write the input down").source(error))?;
-    let digest =
-        Sha256::digest(input.to_string()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let intent = Intent {
-        kind: KIND.to_owned(),
-        topology: TopologyFile { file: context.places.nodes(), sha256: String::new() },
-        plan_digest: digest,
-        input,
-        stages: removal.stages.into_iter().map(|steps| Stage { steps }).collect(),
-    };
-    let mut operation = Operation::begin(&context.store, lock, intent).await?;
+    let topology = TopologyFile { file: context.places.nodes(), sha256: String::new() };
+    let stages = removal.stages.into_iter().map(|steps| Stage { steps }).collect();
+    let intent = Intent::of(KIND, topology, &removal.input, stages)?;
+    let operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
-    let world = match World::open(context, id.as_str().to_owned(), removal.input).await {
-        Ok(world) => World { lock: operation.shared_lock(), ..world },
-        Err(error) => {
-            operation.call_off(&error).await?;
-            return Err(error);
-        }
-    };
+    let world = World::open(context, id.as_str().to_owned(), removal.input).await;
+    let (mut operation, world) = operation.or_call_off(world).await?;
+    let world = World { lock: operation.shared_lock(), ..world };
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     forget_copies(context, operation, &world.cluster, &outcome).await;
     Ok((id, outcome))
@@ -444,18 +431,11 @@ pub async fn go_on(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let id = operation.id();
-    let input: Input = serde_json::from_value(operation.header().input).map_err(|error| {
-        Error::new(ErrorKind::Stuck, format!("cannot read the input of operation {id}"))
-            .hint("Use the version of pgherd that began it.")
-            .source(error)
-    })?;
+    let input: Input = operation.input()?;
     context.locker(&as_cluster(&input)).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
     let world = World { lock: operation.shared_lock(), ..world };
-    let outcome = match way {
-        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
-        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
-    }?;
+    let outcome = operation::go(&mut operation, &world, way, events, interrupt).await?;
     if matches!(outcome, Outcome::Done) {
         // The lock in the repository was taken through a copy of pgherd, which is there again where the step had been done before.
         for host in operation.header().stages.iter().flat_map(|stage| &stage.steps).filter_map(program_of) {

@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::operation::{self, Intent, Operation, Outcome};
+use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Stage, Step, StepError};
 use crate::engine::store::Listed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::{self, Way};
+use crate::ops::apply;
 use crate::ops::binary::Build;
 use crate::ops::context::Context;
 use crate::ops::observe::Doors;
@@ -193,26 +192,12 @@ pub async fn run(
         ],
         Wish::Resume => vec![HoldStep::Resume { hosts }],
     };
-    let input = serde_json::to_value(&Input { cluster: cluster.clone() })
-        .map_err(|error| Error::failed("could not write the input down").source(error))?;
-    let digest =
-        Sha256::digest(input.to_string()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let intent = Intent {
-        kind: KIND.to_owned(),
-        topology,
-        plan_digest: digest,
-        input,
-        stages: steps.into_iter().map(|step| Stage { steps: vec![step] }).collect(),
-    };
-    let mut operation = Operation::begin(&context.store, lock, intent).await?;
+    let stages = steps.into_iter().map(|step| Stage { steps: vec![step] }).collect();
+    let intent = Intent::of(KIND, topology, &Input { cluster: cluster.clone() }, stages)?;
+    let operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
-    let world = match World::open(context, id.as_str().to_owned(), cluster.clone()) {
-        Ok(world) => world,
-        Err(error) => {
-            operation.call_off(&error).await?;
-            return Err(error);
-        }
-    };
+    let (mut operation, world) =
+        operation.or_call_off(World::open(context, id.as_str().to_owned(), cluster.clone())).await?;
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
@@ -234,16 +219,10 @@ pub async fn go_on(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let id = operation.id();
-    let cluster = cluster_of(&operation.header().input).ok_or_else(|| {
-        Error::new(ErrorKind::Stuck, format!("cannot read the input of operation {id}"))
-            .hint("Use the version of pgherd that began it.")
-    })?;
+    let Input { cluster } = operation.input()?;
     context.locker(&cluster).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), cluster)?;
-    match way {
-        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
-        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
-    }
+    operation::go(&mut operation, &world, way, events, interrupt).await
 }
 
 impl Step for HoldStep {

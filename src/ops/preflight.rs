@@ -95,3 +95,14 @@ fn forbidden(host: &str, owner: &str, path: &Path) -> Error {
         .detail("It is not there, or belongs to somebody else, and pgherd does not become root there. Nothing was changed.")
         .hint(format!("Have root make it there: install -d -o {owner} -m 0755 {}", path.display()))
 }
+
+/// The same obstacle of two nodes of one host is told once.
+pub fn without_twins(errors: Vec<Error>) -> Vec<Error> {
+    let mut told: Vec<Error> = Vec::new();
+    for error in errors {
+        if !told.iter().any(|other| other.what() == error.what()) {
+            told.push(error);
+        }
+    }
+    told
+}

@@ -12,16 +12,13 @@ pub mod world;
 
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::operation::{self, Intent, Operation, Outcome};
+use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
 use crate::engine::record::{OperationId, TopologyFile};
-use crate::engine::step::Stage;
-use crate::error::{Error, ErrorKind, Result};
-use crate::ops::apply::Way;
+use crate::error::{Error, Result};
 use crate::ops::context::Context;
+use crate::ops::plan::step::stages;
 use crate::ops::switchover::plan::SwitchPlan;
 use crate::ops::switchover::step::SwitchStep;
 use crate::ops::switchover::world::{Input, World};
@@ -65,29 +62,11 @@ pub async fn run(
             .hint("Look at it again with --dry-run."))
     });
     let (lock, fresh) = lock.keep_for(fresh).await?;
-    let input = serde_json::to_value(&fresh.input)
-        .map_err(|error| Error::failed("could not write the input down").source(error))?;
-    let digest =
-        Sha256::digest(input.to_string()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let stages = fresh.stages.iter();
-    let intent = Intent {
-        kind: KIND.to_owned(),
-        topology,
-        plan_digest: digest,
-        input,
-        stages: stages
-            .map(|stage| Stage { steps: stage.iter().map(|planned| planned.step.clone()).collect() })
-            .collect(),
-    };
-    let mut operation = Operation::begin(&context.store, lock, intent).await?;
+    let intent = Intent::of(KIND, topology, &fresh.input, stages(&fresh.stages))?;
+    let operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
-    let world = match World::open(context, id.as_str().to_owned(), fresh.input).await {
-        Ok(world) => world,
-        Err(error) => {
-            operation.call_off(&error).await?;
-            return Err(error);
-        }
-    };
+    let (mut operation, world) =
+        operation.or_call_off(World::open(context, id.as_str().to_owned(), fresh.input).await).await?;
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
@@ -104,15 +83,8 @@ pub async fn go_on(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let id = operation.id();
-    let input: Input = serde_json::from_value(operation.header().input).map_err(|error| {
-        Error::new(ErrorKind::Stuck, format!("cannot read the input of operation {id}"))
-            .hint("Use the version of pgherd that began it.")
-            .source(error)
-    })?;
+    let input: Input = operation.input()?;
     context.locker(&input.cluster).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    match way {
-        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
-        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
-    }
+    operation::go(&mut operation, &world, way, events, interrupt).await
 }

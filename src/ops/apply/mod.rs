@@ -29,9 +29,8 @@ use crate::db::logins::Purpose;
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::lock;
-use crate::engine::operation::{self, Intent, Operation, Outcome};
+use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
 use crate::engine::record::{OperationId, Record, TopologyFile};
-use crate::engine::step::Stage;
 use crate::error::{Error, Result};
 use crate::host::{Command, Host, RunAs, programs};
 use crate::net::vault;
@@ -380,28 +379,14 @@ pub async fn run(
         kind: KIND.to_owned(),
         topology,
         plan_digest: plan.fingerprint.clone(),
-        input: serde_json::to_value(&input)
-            .map_err(|error| Error::failed("could not write the input down").source(error))?,
-        stages: stages(&plan),
+        input: operation::written(&input)?,
+        stages: plan::step::stages(&plan.stages),
     };
-    let mut operation = Operation::begin(&context.store, lock, intent).await?;
+    let operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
-    let world = match open_world(context, &id, input).await {
-        Ok(world) => world,
-        Err(error) => {
-            operation.call_off(&error).await?;
-            return Err(error);
-        }
-    };
+    let (mut operation, world) = operation.or_call_off(open_world(context, &id, input).await).await?;
     let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
-}
-
-/// Which way an unfinished operation is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    Forward,
-    Back,
 }
 
 /// Goes on with an operation of this kind that no process drives any more, or takes it back.
@@ -416,29 +401,15 @@ pub async fn go_on(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let id = operation.id();
-    let input: Input = serde_json::from_value(operation.header().input).map_err(|error| {
-        Error::new(crate::error::ErrorKind::Stuck, format!("cannot read the input of operation {id}"))
-            .hint("Use the version of pgherd that began it.")
-            .source(error)
-    })?;
+    let input: Input = operation.input()?;
     context.locker(&input.cluster).join(&mut operation).await?;
     let world = open_world(context, &id, input).await?;
-    match way {
-        Way::Forward => operation::run(&mut operation, &world, events, interrupt).await,
-        Way::Back => operation::undo(&mut operation, &world, events, interrupt).await,
-    }
+    operation::go(&mut operation, &world, way, events, interrupt).await
 }
 
 async fn open_world(context: &Context, id: &OperationId, input: Input) -> Result<World> {
     let passwords = passwords(context, &input.cluster).await.map_err(|mut errors| errors.remove(0))?;
     World::open(id.as_str().to_owned(), input, passwords, context).await
-}
-
-fn stages(plan: &ClusterPlan) -> Vec<Stage<ApplyStep>> {
-    plan.stages
-        .iter()
-        .map(|stage| Stage { steps: stage.iter().map(|planned| planned.step.clone()).collect() })
-        .collect()
 }
 
 /// A plan that somebody has read and agreed to.

@@ -26,6 +26,7 @@ use crate::ops::observe::{
 };
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::pooler::{self, ConsoleSeen, PoolerProcess};
+use crate::ops::preflight::without_twins;
 use crate::ops::restore::survey::Survey;
 use crate::ops::restore::target::Choice;
 use crate::ops::roles::{self, Lead};
@@ -218,17 +219,6 @@ pub async fn plan(
         stages,
         notes,
     })
-}
-
-/// The same obstacle of two nodes of one host is told once.
-fn without_twins(errors: Vec<Error>) -> Vec<Error> {
-    let mut told: Vec<Error> = Vec::new();
-    for error in errors {
-        if !told.iter().any(|other| other.what() == error.what()) {
-            told.push(error);
-        }
-    }
-    told
 }
 
 async fn look_at_node(doors: &Doors, cluster: &Cluster, node: &Node, seen: &NodeObserved) -> Result<Before> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::db::{Login, promotion, queries};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError, Unit};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::ops::apply;
 use crate::ops::apply::evidence::Evidence as Applied;
 use crate::ops::in_place::evidence::Evidence;
@@ -201,23 +201,28 @@ impl Step for RestoreStep {
             }
             Self::Catalogs { node } => catalogs(world, node, cx).await?,
             Self::Keep {} => Evidence::Kept {},
-            Self::Open { node } => files::open(world, node).await.map_err(maybe_passing)?,
-            Self::Archive { node } => {
-                archive::goes_on(world, node, promoted(cx)?, cx.progress).await.map_err(maybe_passing)?
-            }
+            Self::Open { node } => files::open(world, node).await.map_err(StepError::unless_refused)?,
+            Self::Archive { node } => archive::goes_on(world, node, promoted(cx)?, cx.progress)
+                .await
+                .map_err(StepError::unless_refused)?,
             Self::Record { node } => {
-                let done = apply::archive::record(&world.apply, node).await.map_err(maybe_passing)?;
+                let done =
+                    apply::archive::record(&world.apply, node).await.map_err(StepError::unless_refused)?;
                 let Applied::Recorded { term } = done else { return Err(unexpected(&done).into()) };
                 Evidence::Recorded { term }
             }
             Self::Pooler { host } => {
-                let done = apply::pooler::ensure(&world.apply, host).await.map_err(maybe_passing)?;
+                let done =
+                    apply::pooler::ensure(&world.apply, host).await.map_err(StepError::unless_refused)?;
                 let Applied::PoolerAnswers { aliases } = done else { return Err(unexpected(&done).into()) };
                 Evidence::PoolerAnswers { aliases }
             }
-            Self::Resume { hosts } => poolers::resume(world, hosts).await.map_err(maybe_passing)?,
+            Self::Resume { hosts } => {
+                poolers::resume(world, hosts).await.map_err(StepError::unless_refused)?
+            }
             Self::Prove { nodes } => {
-                let done = apply::proof::prove(&world.apply, nodes).await.map_err(maybe_passing)?;
+                let done =
+                    apply::proof::prove(&world.apply, nodes).await.map_err(StepError::unless_refused)?;
                 let Applied::Proved { nodes, milliseconds } = done else {
                     return Err(unexpected(&done).into());
                 };
@@ -259,12 +264,6 @@ impl Step for RestoreStep {
 /// Stops a server that this operation made; nothing else is behind that directory, or the marker says so.
 async fn stop_made(site: &Site<'_>) -> Result<()> {
     provision::stop_made(site).await
-}
-
-/// Has a step that may be done twice tried once more, unless it was refused for good.
-fn maybe_passing(error: Error) -> StepError {
-    let again = !matches!(error.kind(), ErrorKind::Refused | ErrorKind::Usage);
-    StepError { error, again }
 }
 
 /// A directory is complete when its marker carries the system identifier: that is written last.

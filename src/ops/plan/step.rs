@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::step::Stage;
+
 use crate::db::logins::Purpose;
 use crate::ops::objects::Change;
 use crate::topology::declared::Setting;
@@ -186,4 +188,10 @@ pub struct PlannedStep<S = ApplyStep> {
     /// How it is taken back.
     pub undo: String,
     pub step: S,
+}
+
+/// Returns the steps of a plan as an operation takes them.
+pub fn stages<S: Clone>(planned: &[Vec<PlannedStep<S>>]) -> Vec<Stage<S>> {
+    let steps = |stage: &Vec<PlannedStep<S>>| stage.iter().map(|planned| planned.step.clone()).collect();
+    planned.iter().map(|stage| Stage { steps: steps(stage) }).collect()
 }

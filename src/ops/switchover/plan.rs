@@ -14,6 +14,7 @@ use crate::ops::context::Context;
 use crate::ops::hold;
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::step::{PlannedStep, Sign};
+use crate::ops::preflight::without_twins;
 use crate::ops::roles::{self, Lead};
 use crate::ops::switchover::step::SwitchStep;
 use crate::ops::switchover::world::Input;
@@ -138,17 +139,6 @@ pub async fn plan(
         stages,
         notes,
     })
-}
-
-/// The same obstacle of two nodes of one host is told once.
-fn without_twins(errors: Vec<Error>) -> Vec<Error> {
-    let mut told: Vec<Error> = Vec::new();
-    for error in errors {
-        if !told.iter().any(|other| other.what() == error.what()) {
-            told.push(error);
-        }
-    }
-    told
 }
 
 /// A node that answers.

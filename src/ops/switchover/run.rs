@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::db::queries::{self, ServerRole};
 use crate::db::{Conn, DbError, promotion};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::ops::apply;
 use crate::ops::apply::evidence::Evidence as Applied;
 use crate::ops::observe;
@@ -187,38 +187,44 @@ impl Step for SwitchStep {
                 Evidence::Pointed { why_not: led.await.err().map(|error| error.to_string()) }
             }
             Self::Lead { host } => {
-                let done = apply::pooler::ensure(&world.apply, host).await.map_err(maybe_passing)?;
+                let done =
+                    apply::pooler::ensure(&world.apply, host).await.map_err(StepError::unless_refused)?;
                 let Applied::PoolerAnswers { aliases } = done else { return Err(unexpected(&done).into()) };
-                world.holder().resume(std::slice::from_ref(host)).await.map_err(maybe_passing)?;
+                world.holder().resume(std::slice::from_ref(host)).await.map_err(StepError::unless_refused)?;
                 Evidence::Led { aliases }
             }
             Self::Streams { node } => {
-                point(world, node).await.map_err(maybe_passing)?;
-                until_it_streams(world, node).await.map_err(maybe_passing)?
+                point(world, node).await.map_err(StepError::unless_refused)?;
+                until_it_streams(world, node).await.map_err(StepError::unless_refused)?
             }
-            Self::Settle { node } => settle(world, node).await.map_err(maybe_passing)?,
+            Self::Settle { node } => settle(world, node).await.map_err(StepError::unless_refused)?,
             Self::Record { node } => {
-                let done = apply::archive::record(&world.apply, node).await.map_err(maybe_passing)?;
+                let done =
+                    apply::archive::record(&world.apply, node).await.map_err(StepError::unless_refused)?;
                 let Applied::Recorded { term } = done else { return Err(unexpected(&done).into()) };
                 Evidence::Recorded { term }
             }
             Self::Archive { node } => {
                 let found = apply::archive::goes_on(&world.apply, node, promoted(cx)?, cx.progress).await;
-                let found = found.map_err(maybe_passing)?;
+                let found = found.map_err(StepError::unless_refused)?;
                 Evidence::ArchiveGoesOn { history: found.history, first: found.first, last: found.last }
             }
             Self::Slots { on, slots } => {
-                let conn = connect(&world.site(on)?).await.map_err(maybe_passing)?;
+                let conn = connect(&world.site(on)?).await.map_err(StepError::unless_refused)?;
                 let mut gone = Vec::new();
                 for slot in slots {
-                    if queries::drop_slot(&conn, slot).await.map_err(|error| maybe_passing(error.into()))? {
+                    if queries::drop_slot(&conn, slot)
+                        .await
+                        .map_err(|error| StepError::unless_refused(error.into()))?
+                    {
                         gone.push(slot.clone());
                     }
                 }
                 Evidence::SlotsGone { slots: gone }
             }
             Self::Prove { nodes } => {
-                let done = apply::proof::prove(&world.apply, nodes).await.map_err(maybe_passing)?;
+                let done =
+                    apply::proof::prove(&world.apply, nodes).await.map_err(StepError::unless_refused)?;
                 let Applied::Proved { nodes, milliseconds } = done else {
                     return Err(unexpected(&done).into());
                 };
@@ -255,12 +261,6 @@ impl Step for SwitchStep {
 
 async fn connect(site: &Site<'_>) -> Result<Conn> {
     site.connect().await.map_err(Error::from)
-}
-
-/// Has a step that may be done twice tried once more, unless it was refused for good.
-fn maybe_passing(error: Error) -> StepError {
-    let again = !matches!(error.kind(), ErrorKind::Refused | ErrorKind::Usage);
-    StepError { error, again }
 }
 
 fn unexpected(evidence: &Applied) -> Error {
