@@ -28,6 +28,8 @@ mod health_causes;
 mod health_nodes;
 mod herd;
 mod in_place;
+mod failover;
+mod ledger;
 mod objects;
 mod plan_file;
 mod pooler;
