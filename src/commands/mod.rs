@@ -9,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod destroy;
 pub mod drill;
+pub mod fence;
 pub mod guard;
 pub mod health;
 pub mod in_place;
@@ -22,6 +23,7 @@ pub mod restore;
 pub mod schema;
 pub mod status;
 pub mod switchover;
+pub mod unfence;
 pub mod validate;
 pub mod wal;
 

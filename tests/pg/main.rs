@@ -22,6 +22,7 @@ mod backup;
 mod connect;
 mod destroy;
 mod drill;
+mod fence;
 mod flips;
 mod health;
 mod health_causes;
