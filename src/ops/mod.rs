@@ -33,6 +33,7 @@ pub mod restore;
 pub mod roles;
 pub mod service;
 pub mod status;
+pub mod succession;
 pub mod switchover;
 pub mod takeover;
 pub mod wal;

@@ -8,7 +8,6 @@ pub mod plan;
 pub mod report;
 mod run;
 pub mod step;
-pub mod world;
 
 use std::time::Duration;
 
@@ -19,9 +18,9 @@ use crate::engine::record::{OperationId, TopologyFile};
 use crate::error::{Error, Result};
 use crate::ops::context::Context;
 use crate::ops::plan::step::stages;
+use crate::ops::succession::{Input, World};
 use crate::ops::switchover::plan::SwitchPlan;
 use crate::ops::switchover::step::SwitchStep;
-use crate::ops::switchover::world::{Input, World};
 use crate::topology::model::{Cluster, Herd};
 
 /// The kind of this operation in its journal.

@@ -16,8 +16,8 @@ use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserv
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::without_twins;
 use crate::ops::roles::{self, Lead};
+use crate::ops::succession::Input;
 use crate::ops::switchover::step::SwitchStep;
-use crate::ops::switchover::world::Input;
 use crate::pg::lsn::Lsn;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Herd, Node, Promote};

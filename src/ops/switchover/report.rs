@@ -6,9 +6,9 @@ use serde::Serialize;
 use crate::engine::record::{OperationId, ProbeFound, Record};
 use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::succession::Input;
 use crate::ops::switchover::evidence::Evidence;
 use crate::ops::switchover::step::SwitchStep;
-use crate::ops::switchover::world::Input;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 

@@ -1,22 +1,22 @@
 //! How each step of a switchover is probed, done and undone.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use crate::db::queries::{self, ServerRole};
-use crate::db::{Conn, DbError, promotion};
+use crate::db::{DbError, promotion};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError};
 use crate::error::{Error, Result};
 use crate::ops::apply;
-use crate::ops::apply::evidence::Evidence as Applied;
 use crate::ops::observe;
 use crate::ops::provision::{self, Site};
+use crate::ops::succession;
+use crate::ops::succession::{Look, Promoted, Streaming, World, connect, signal, streaming, within};
 use crate::ops::switchover::evidence::Evidence;
 use crate::ops::switchover::step::SwitchStep;
-use crate::ops::switchover::world::World;
+
 use crate::pg::control_file::ClusterState;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
@@ -25,7 +25,6 @@ use crate::pg::timeline::TimelineId;
 pub(super) const STOP: Duration = Duration::from_secs(45);
 /// How long the candidate may take to replay what the old primary wrote last.
 const HAS: Duration = Duration::from_secs(15);
-const PROMOTE: Duration = Duration::from_secs(60);
 /// How long clients wait for a standby that their commits may need.
 const MOMENT: Duration = Duration::from_secs(5);
 /// How long clients wait for the standbys of an old primary that serves again.
@@ -94,7 +93,7 @@ impl Step for SwitchStep {
             Self::Stop { .. } | Self::Ready { .. } | Self::Streams { .. } => {
                 provision::START + provision::STOP + Duration::from_secs(60)
             }
-            Self::Promote { .. } => PROMOTE + Duration::from_secs(30),
+            Self::Promote { .. } => succession::PROMOTE + Duration::from_secs(30),
             Self::Slot { .. }
             | Self::Arm { .. }
             | Self::Has { .. }
@@ -136,9 +135,15 @@ impl Step for SwitchStep {
                 Some(evidence) => Found::Done(evidence),
                 None => Found::NotDone,
             },
-            Self::Promote { node } => look_promoted(world, node).await?,
+            Self::Promote { node } => match world.look_promoted(node).await? {
+                Look::Primary(Promoted { timeline, begins }) => {
+                    Found::Done(Evidence::Promoted { timeline, begins })
+                }
+                Look::Standby => Found::NotDone,
+                Look::Strange { why } => Found::CannotTell(why),
+            },
             Self::Streams { node } => match apply::follow::look(&world.apply, node, &world.input.to).await? {
-                Found::Done(evidence) => Found::Done(streams(evidence)?),
+                Found::Done(evidence) => Found::Done(streams(streaming(&evidence)?)),
                 Found::NotDone | Found::CannotTell(_) => Found::NotDone,
             },
             // Each of these is idempotent and looks for itself what is there; and what was proved before is proved again.
@@ -178,31 +183,27 @@ impl Step for SwitchStep {
             Self::Stop { node } => stop(&world.site(node)?).await?,
             Self::Has { node } => has_all(world, node, ended(cx)?).await?,
             Self::Ready { node } => ready(world, node).await?,
-            Self::Promote { node } => promote(world, node).await?,
+            Self::Promote { node } => {
+                let Promoted { timeline, begins } = world.promote(node).await?;
+                Evidence::Promoted { timeline, begins }
+            }
             Self::Follow { node } => {
-                let led = async {
-                    point(world, node).await?;
-                    within(MOMENT, until_it_streams(world, node)).await
-                };
-                Evidence::Pointed { why_not: led.await.err().map(|error| error.to_string()) }
+                let led = world.lead_for_a_moment(node, MOMENT).await;
+                Evidence::Pointed { why_not: led.err().map(|error| error.to_string()) }
             }
             Self::Lead { host } => {
-                let done =
-                    apply::pooler::ensure(&world.apply, host).await.map_err(StepError::unless_refused)?;
-                let Applied::PoolerAnswers { aliases } = done else { return Err(unexpected(&done).into()) };
-                world.holder().resume(std::slice::from_ref(host)).await.map_err(StepError::unless_refused)?;
-                Evidence::Led { aliases }
+                Evidence::Led { aliases: world.lead_pooler(host).await.map_err(StepError::unless_refused)? }
             }
             Self::Streams { node } => {
-                point(world, node).await.map_err(StepError::unless_refused)?;
-                until_it_streams(world, node).await.map_err(StepError::unless_refused)?
+                world.point(node).await.map_err(StepError::unless_refused)?;
+                streams(world.until_it_streams(node).await.map_err(StepError::unless_refused)?)
             }
-            Self::Settle { node } => settle(world, node).await.map_err(StepError::unless_refused)?,
+            Self::Settle { node } => {
+                world.settle(node).await.map_err(StepError::unless_refused)?;
+                Evidence::Settled {}
+            }
             Self::Record { node } => {
-                let done =
-                    apply::archive::record(&world.apply, node).await.map_err(StepError::unless_refused)?;
-                let Applied::Recorded { term } = done else { return Err(unexpected(&done).into()) };
-                Evidence::Recorded { term }
+                Evidence::Recorded { term: world.record(node).await.map_err(StepError::unless_refused)? }
             }
             Self::Archive { node } => {
                 let found = apply::archive::goes_on(&world.apply, node, promoted(cx)?, cx.progress).await;
@@ -210,24 +211,12 @@ impl Step for SwitchStep {
                 Evidence::ArchiveGoesOn { history: found.history, first: found.first, last: found.last }
             }
             Self::Slots { on, slots } => {
-                let conn = connect(&world.site(on)?).await.map_err(StepError::unless_refused)?;
-                let mut gone = Vec::new();
-                for slot in slots {
-                    if queries::drop_slot(&conn, slot)
-                        .await
-                        .map_err(|error| StepError::unless_refused(error.into()))?
-                    {
-                        gone.push(slot.clone());
-                    }
-                }
+                let gone = world.drop_slots(on, slots).await.map_err(StepError::unless_refused)?;
                 Evidence::SlotsGone { slots: gone }
             }
             Self::Prove { nodes } => {
-                let done =
-                    apply::proof::prove(&world.apply, nodes).await.map_err(StepError::unless_refused)?;
-                let Applied::Proved { nodes, milliseconds } = done else {
-                    return Err(unexpected(&done).into());
-                };
+                let proved = world.prove(nodes).await.map_err(StepError::unless_refused)?;
+                let (nodes, milliseconds) = proved;
                 Evidence::Proved { nodes, milliseconds }
             }
         })
@@ -259,24 +248,8 @@ impl Step for SwitchStep {
     }
 }
 
-async fn connect(site: &Site<'_>) -> Result<Conn> {
-    site.connect().await.map_err(Error::from)
-}
-
-fn unexpected(evidence: &Applied) -> Error {
-    Error::failed(format!("a step that is shared with apply left {evidence:?}"))
-}
-
-fn streams(evidence: Applied) -> Result<Evidence> {
-    let Applied::Streams { timeline, lsn } = evidence else { return Err(unexpected(&evidence)) };
-    Ok(Evidence::Streams { timeline, lsn })
-}
-
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(ended) => ended,
-        Err(_) => Err(Error::failed(format!("not within {} s", limit.as_secs()))),
-    }
+fn streams(Streaming { timeline, lsn }: Streaming) -> Evidence {
+    Evidence::Streams { timeline, lsn }
 }
 
 /// Writes checkpoints until one is short, so that the one of the shutdown is short too.
@@ -292,10 +265,6 @@ async fn checkpoint(site: &Site<'_>) -> Result<Evidence> {
         }
     }
     Ok(Evidence::Checkpointed { milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) })
-}
-
-fn signal(site: &Site<'_>) -> PathBuf {
-    site.node.data_directory.join("standby.signal")
 }
 
 /// Tells where a server ended, if it has ended as it should and would start as a standby.
@@ -452,77 +421,6 @@ async fn no_longer_asked(world: &World, node: &str) -> Result<()> {
     provision::stop(&site).await?;
     not_promoted(world, &site).await?;
     provision::start(&site).await
-}
-
-async fn promote(world: &World, node: &str) -> Result<Evidence> {
-    let site = world.site(node)?;
-    let conn = connect(&site).await?;
-    if matches!(queries::server_facts(&conn).await?.role, ServerRole::Standby { .. })
-        && !promotion::promote(&conn, PROMOTE).await?
-    {
-        return Err(Error::failed(format!("{} did not end its recovery", site.name()))
-            .detail(provision::last_log_lines(&site).await.join("\n")));
-    }
-    match look_promoted(world, node).await? {
-        Found::Done(evidence) => Ok(evidence),
-        Found::NotDone => Err(Error::failed(format!("{} is not primary", site.name()))),
-        Found::CannotTell(why) => Err(Error::failed(why)),
-    }
-}
-
-/// Looks whether the candidate is primary, on a timeline that comes from the old one.
-async fn look_promoted(world: &World, node: &str) -> Result<Found<Evidence>> {
-    let site = world.site(node)?;
-    let facts = queries::server_facts(&connect(&site).await?).await?;
-    if matches!(facts.role, ServerRole::Standby { .. }) {
-        return Ok(Found::NotDone);
-    }
-    if facts.timeline <= world.input.timeline {
-        return Ok(Found::CannotTell(format!(
-            "{} is primary on timeline {}, which is not later than {}",
-            site.name(),
-            facts.timeline,
-            world.input.timeline
-        )));
-    }
-    let begins = provision::timeline_begins(&site, facts.timeline).await?;
-    Ok(Found::Done(Evidence::Promoted { timeline: facts.timeline, begins }))
-}
-
-/// Leads a node to the new primary: a standby by a reload, the old primary by a start as a standby.
-async fn point(world: &World, node: &str) -> Result<()> {
-    let site = world.site(node)?;
-    apply::configure::set_own(&site, &world.wish(site.node, &world.input.to)?).await?;
-    if node == world.input.from {
-        provision::write(&site, &signal(&site), b"", 0o600).await?;
-        if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
-            return provision::start(&site).await;
-        }
-    }
-    queries::reload(&connect(&site).await?).await.map_err(Error::from)
-}
-
-async fn until_it_streams(world: &World, node: &str) -> Result<Evidence> {
-    let (site, primary) = (world.site(node)?, world.site(&world.input.to)?);
-    streams(apply::follow::until_it_streams(&site, &primary).await?)
-}
-
-async fn settle(world: &World, node: &str) -> Result<Evidence> {
-    let site = world.site(node)?;
-    apply::configure::set_own(&site, &world.wish(site.node, &world.input.to)?).await?;
-    let conn = connect(&site).await?;
-    queries::reload(&conn).await?;
-    let facts = queries::server_facts(&conn).await?;
-    let last = promotion::last_checkpoint(&conn).await?;
-    if last.timeline == facts.timeline {
-        return Ok(Evidence::Settled {});
-    }
-    Err(Error::failed(format!(
-        "pg_control of {} names timeline {} after a checkpoint on timeline {}",
-        site.name(),
-        last.timeline,
-        facts.timeline
-    )))
 }
 
 /// Returns where the old primary ended.

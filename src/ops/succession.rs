@@ -1,0 +1,310 @@
+//! One node that leads after another: what every change of the primary shares, planned or forced.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::db::queries::{self, ServerRole};
+use crate::db::{Conn, promotion};
+use crate::error::{Error, Result};
+use crate::ops::apply;
+use crate::ops::apply::evidence::Evidence as Applied;
+use crate::ops::context::Context;
+use crate::ops::hold::Holder;
+use crate::ops::observe;
+use crate::ops::plan::Fixed;
+use crate::ops::provision::{self, Site};
+use crate::pg::lsn::Lsn;
+use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
+use crate::topology::declared::{self, NodeWish};
+use crate::topology::model::{Cluster, Node};
+use crate::units::ByteCount;
+
+/// What the journal keeps of the input: enough to go on, or back, without the topology file. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    pub herd: String,
+    pub cluster: Cluster,
+    pub fixed: Fixed,
+    pub system_identifier: SystemIdentifier,
+    /// The timeline of the old primary.
+    pub timeline: TimelineId,
+    /// The node that is primary before.
+    pub from: String,
+    /// The node that is primary afterwards.
+    pub to: String,
+    /// The other standbys that are led to the new primary.
+    pub siblings: Vec<String>,
+}
+
+/// What the steps share.
+#[derive(Debug)]
+pub struct World {
+    pub input: Input,
+    /// The steps that an `apply` has as well take this: the cluster with the candidate as its primary.
+    pub apply: apply::world::World,
+}
+
+impl World {
+    /// Opens the doors and finds the programs.
+    ///
+    /// # Errors
+    /// When a door cannot be opened or a program is missing.
+    pub async fn open(context: &Context, operation: String, input: Input) -> Result<Self> {
+        let as_apply = apply::world::Input {
+            herd: input.herd.clone(),
+            cluster: input.cluster.clone(),
+            primary: input.to.clone(),
+            fixed: input.fixed.clone(),
+        };
+        // No step sets a password of a role, so none is looked for; what logs in for the write proof has its own.
+        let apply = apply::world::World::open(operation, as_apply, BTreeMap::new(), context).await?;
+        Ok(Self { input, apply })
+    }
+
+    /// Returns a node with everything that working on it needs.
+    ///
+    /// # Errors
+    /// When a journal names a node that its own input does not have.
+    pub fn site(&self, node: &str) -> Result<Site<'_>> {
+        self.apply.site(node)
+    }
+
+    /// Returns who holds clients back in this operation's name.
+    pub fn holder(&self) -> Holder<'_> {
+        Holder {
+            doors: &self.apply.doors,
+            cluster: &self.input.cluster,
+            build: &self.apply.build,
+            operation: &self.apply.operation,
+        }
+    }
+
+    /// Returns what a node should be while `primary` leads.
+    ///
+    /// # Errors
+    /// As [`World::site`].
+    pub fn wish(&self, node: &Node, primary: &str) -> Result<NodeWish<'_>> {
+        let cluster = &self.input.cluster;
+        let leads = self.apply.node(primary)?;
+        let memory = self.input.fixed.memory.get(&node.name).copied().unwrap_or(ByteCount(0));
+        let upstream = (node.name != leads.name).then_some(leads);
+        Ok(NodeWish { upstream, synchronous: declared::synchronous_names(cluster, node), memory })
+    }
+}
+
+/// How long a promotion may take.
+pub const PROMOTE: Duration = Duration::from_secs(60);
+
+/// A promotion that has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promoted {
+    pub timeline: TimelineId,
+    /// Where the timeline begins.
+    pub begins: Lsn,
+}
+
+/// What a look at the node that is to lead tells.
+#[derive(Debug)]
+pub enum Look {
+    Standby,
+    Primary(Promoted),
+    /// It takes writes on a timeline that does not come after the old one.
+    Strange {
+        why: String,
+    },
+}
+
+/// A standby that streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Streaming {
+    pub timeline: TimelineId,
+    pub lsn: Option<Lsn>,
+}
+
+/// Connects to a node's server.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn connect(site: &Site<'_>) -> Result<Conn> {
+    site.connect().await.map_err(Error::from)
+}
+
+/// Returns the file that makes a node start as a standby.
+pub fn signal(site: &Site<'_>) -> PathBuf {
+    site.node.data_directory.join("standby.signal")
+}
+
+/// Waits for work no longer than `limit`.
+///
+/// # Errors
+/// That of the work, or that it took longer.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(ended) => ended,
+        Err(_) => Err(Error::failed(format!("not within {} s", limit.as_secs()))),
+    }
+}
+
+/// Tells that a step that is shared with `apply` left what it never leaves.
+pub fn unexpected(evidence: &Applied) -> Error {
+    Error::failed(format!("a step that is shared with apply left {evidence:?}"))
+}
+
+/// Returns what evidence of `apply` says about a standby that streams.
+///
+/// # Errors
+/// When it is of another step.
+pub fn streaming(evidence: &Applied) -> Result<Streaming> {
+    let Applied::Streams { timeline, lsn } = evidence else { return Err(unexpected(evidence)) };
+    Ok(Streaming { timeline: *timeline, lsn: *lsn })
+}
+
+impl World {
+    /// Makes a standby the primary, and waits until it is.
+    ///
+    /// # Errors
+    /// When its recovery does not end, or it is primary on no later timeline.
+    pub async fn promote(&self, node: &str) -> Result<Promoted> {
+        let site = self.site(node)?;
+        let conn = connect(&site).await?;
+        if matches!(queries::server_facts(&conn).await?.role, ServerRole::Standby { .. })
+            && !promotion::promote(&conn, PROMOTE).await?
+        {
+            return Err(Error::failed(format!("{} did not end its recovery", site.name()))
+                .detail(provision::last_log_lines(&site).await.join("\n")));
+        }
+        match self.look_promoted(node).await? {
+            Look::Primary(promoted) => Ok(promoted),
+            Look::Standby => Err(Error::failed(format!("{} is not primary", site.name()))),
+            Look::Strange { why } => Err(Error::failed(why)),
+        }
+    }
+
+    /// Looks whether the candidate is primary, on a timeline that comes from the old one.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn look_promoted(&self, node: &str) -> Result<Look> {
+        let site = self.site(node)?;
+        let facts = queries::server_facts(&connect(&site).await?).await?;
+        if matches!(facts.role, ServerRole::Standby { .. }) {
+            return Ok(Look::Standby);
+        }
+        if facts.timeline <= self.input.timeline {
+            return Ok(Look::Strange {
+                why: format!(
+                    "{} is primary on timeline {}, which is not later than {}",
+                    site.name(),
+                    facts.timeline,
+                    self.input.timeline
+                ),
+            });
+        }
+        let begins = provision::timeline_begins(&site, facts.timeline).await?;
+        Ok(Look::Primary(Promoted { timeline: facts.timeline, begins }))
+    }
+
+    /// Leads a node to the new primary: a standby by a reload, the old primary by a start as a standby.
+    ///
+    /// # Errors
+    /// When it cannot be changed or does not answer.
+    pub async fn point(&self, node: &str) -> Result<()> {
+        let site = self.site(node)?;
+        apply::configure::set_own(&site, &self.wish(site.node, &self.input.to)?).await?;
+        if node == self.input.from {
+            provision::write(&site, &signal(&site), b"", 0o600).await?;
+            if observe::postmaster(site.host(), &site.node.data_directory).await?.is_none() {
+                return provision::start(&site).await;
+            }
+        }
+        queries::reload(&connect(&site).await?).await.map_err(Error::from)
+    }
+
+    /// Waits until a node streams from the new primary.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub async fn until_it_streams(&self, node: &str) -> Result<Streaming> {
+        let (site, primary) = (self.site(node)?, self.site(&self.input.to)?);
+        streaming(&apply::follow::until_it_streams(&site, &primary).await?)
+    }
+
+    /// Leads a node to the new primary and waits a moment for it; clients may need it for their commits.
+    pub async fn lead_for_a_moment(&self, node: &str, moment: Duration) -> Result<Streaming> {
+        self.point(node).await?;
+        within(moment, self.until_it_streams(node)).await
+    }
+
+    /// Leads the aliases of the pooler on a host to where the nodes are now, and lets its clients go on; returns the aliases.
+    ///
+    /// # Errors
+    /// When the pooler does not answer through each of them.
+    pub async fn lead_pooler(&self, host: &String) -> Result<Vec<String>> {
+        let done = apply::pooler::ensure(&self.apply, host).await?;
+        let Applied::PoolerAnswers { aliases } = done else { return Err(unexpected(&done)) };
+        self.holder().resume(std::slice::from_ref(host)).await?;
+        Ok(aliases)
+    }
+
+    /// Gives the new primary its own settings and writes a checkpoint of its timeline.
+    ///
+    /// # Errors
+    /// When pg_control does not name its timeline afterwards.
+    pub async fn settle(&self, node: &str) -> Result<()> {
+        let site = self.site(node)?;
+        apply::configure::set_own(&site, &self.wish(site.node, &self.input.to)?).await?;
+        let conn = connect(&site).await?;
+        queries::reload(&conn).await?;
+        let facts = queries::server_facts(&conn).await?;
+        let last = promotion::last_checkpoint(&conn).await?;
+        if last.timeline == facts.timeline {
+            return Ok(());
+        }
+        Err(Error::failed(format!(
+            "pg_control of {} names timeline {} after a checkpoint on timeline {}",
+            site.name(),
+            last.timeline,
+            facts.timeline
+        )))
+    }
+
+    /// Writes down in the repository that a node is primary; returns the term.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub async fn record(&self, node: &str) -> Result<u64> {
+        let done = apply::archive::record(&self.apply, node).await?;
+        let Applied::Recorded { term } = done else { return Err(unexpected(&done)) };
+        Ok(term)
+    }
+
+    /// Drops slots that nobody uses any more; returns those that were there.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn drop_slots(&self, on: &str, slots: &[String]) -> Result<Vec<String>> {
+        let conn = connect(&self.site(on)?).await?;
+        let mut gone = Vec::new();
+        for slot in slots {
+            if queries::drop_slot(&conn, slot).await? {
+                gone.push(slot.clone());
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Writes a row and reads it on these standbys; returns which have it, and after how many milliseconds.
+    ///
+    /// # Errors
+    /// When it cannot be written, or is not seen on one of them.
+    pub async fn prove(&self, nodes: &[String]) -> Result<(Vec<String>, u64)> {
+        let done = apply::proof::prove(&self.apply, nodes).await?;
+        let Applied::Proved { nodes, milliseconds } = done else { return Err(unexpected(&done)) };
+        Ok((nodes, milliseconds))
+    }
+}
