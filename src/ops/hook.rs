@@ -64,12 +64,7 @@ pub fn of(cluster: &Cluster, point: Point) -> Option<&Hook> {
 /// # Errors
 /// When it cannot be started, ends with another status than 0, or is not done in its time: then it was killed with what it had started.
 /// The error says what it printed.
-pub async fn run(
-    doors: &Doors,
-    cluster: &Cluster,
-    point: Point,
-    facts: &Facts<'_>,
-) -> Result<Option<Ran>> {
+pub async fn run(doors: &Doors, cluster: &Cluster, point: Point, facts: &Facts<'_>) -> Result<Option<Ran>> {
     let Some(hook) = of(cluster, point) else { return Ok(None) };
     let host = door(doors, cluster, hook, (facts.old_primary, facts.new_primary))?;
     let mut command = Command::new(&hook.program).args(hook.args.iter().cloned()).user(RunAs::Caller);
@@ -116,7 +111,9 @@ fn failed(hook: &Hook, error: &HostError, said: &[String]) -> Error {
         HostError::Lost { why, .. } => {
             (format!("how the hook {point}, {program}, ended is unknown"), format!("{why}. {printed}"))
         }
-        HostError::File { why, .. } => (format!("could not run the hook {point}, {program}"), format!("{why}.")),
+        HostError::File { why, .. } => {
+            (format!("could not run the hook {point}, {program}"), format!("{why}."))
+        }
     };
     Error::failed(what).detail(detail)
 }
@@ -176,8 +173,12 @@ fn door<'d>(
     };
     let node = node.and_then(|name| cluster.node(name));
     node.map(|node| doors.host(&node.host)).ok_or_else(|| {
-        Error::refused(format!("cannot run the hook {}: there is no {} yet", hook.point.word(), hook.on.word()))
-            .hint("Give it another place: on: station, or a host.")
+        Error::refused(format!(
+            "cannot run the hook {}: there is no {} yet",
+            hook.point.word(),
+            hook.on.word()
+        ))
+        .hint("Give it another place: on: station, or a host.")
     })
 }
 
@@ -198,7 +199,8 @@ pub async fn missing(
             }
         };
         let program = hook.program.to_string_lossy();
-        let look = Command::new("test").args(["-f", &program, "-a", "-x", &program]).user(RunAs::Caller).reads();
+        let look =
+            Command::new("test").args(["-f", &program, "-a", "-x", &program]).user(RunAs::Caller).reads();
         let what = format!("cannot run the hook {}", hook.point.word());
         match host.run(&look).await {
             Ok(_) => {}
@@ -206,12 +208,16 @@ pub async fn missing(
                 Error::refused(format!("{what}: {program} is not a program"))
                     .detail(format!(
                         "On {}, {} finds no file there that may be run. Nothing was changed.",
-                        place(hook, host), host.caller()
+                        place(hook, host),
+                        host.caller()
                     ))
                     .hint("Put it there and make it executable, or take the hook out of the topology."),
             ),
             Err(error) => {
-                missing.push(Error::new(ErrorKind::NotFound, format!("{what}: could not look for {program}")).source(error));
+                missing.push(
+                    Error::new(ErrorKind::NotFound, format!("{what}: could not look for {program}"))
+                        .source(error),
+                );
             }
         }
     }
@@ -230,7 +236,7 @@ pub fn planned<S>(cluster: &Cluster, point: Point, undo: &str, step: S) -> Optio
     let hook = of(cluster, point)?;
     let on = match &hook.on {
         Place::Station => "here".to_owned(),
-        other => format!("on {}", other.word()),
+        on @ (Place::OldPrimary | Place::NewPrimary | Place::Host(_)) => format!("on {}", on.word()),
     };
     Some(PlannedStep {
         sign: Sign::Change,
@@ -246,4 +252,141 @@ pub fn planned<S>(cluster: &Cluster, point: Point, undo: &str, step: S) -> Optio
         undo: undo.to_owned(),
         step,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::gate;
+    use crate::topology::load_text;
+    use crate::topology::places::Places;
+
+    const FACTS: Facts<'_> = Facts {
+        herd: "shop",
+        kind: "switchover",
+        operation: "7f3a",
+        attempt: 2,
+        old_primary: Some("a"),
+        new_primary: Some("b"),
+        system_identifier: None,
+        timeline: None,
+        begins: None,
+    };
+
+    /// A cluster with this under `hooks`, and the script in `script`.
+    fn cluster(directory: &Path, script: &str, hooks: &str) -> (Cluster, Doors) {
+        let program = directory.join("hook");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!(
+            "pgherd: 1\nherd: shop\nregions: {{here: {{hosts: {{db1: {{address: 127.0.0.1, via: local}}}}}}}}\nclusters:\n  inventory:\n    \
+             ports: {{pooler: 6441}}\n    postgres: {{version: 15}}\n    nodes:\n      a: {{host: db1, port: 5441, data-directory: /d/a}}\n      \
+             b: {{host: db1, port: 5442, data-directory: /d/b}}\n    poolers: {{hosts: [db1], pools: {{rw: {{to: primary, size: 4}}}}}}\n    \
+             hooks: {hooks}\n"
+        );
+        let herd = load_text(Path::new("pgherd.yml"), &text, directory).unwrap_or_else(|why| panic!("{why}"));
+        let cluster = herd.clusters.into_iter().next().unwrap();
+        let doors = Doors::open(&cluster, Places::decide(true, |_| None).unwrap(), &gate::open()).unwrap();
+        (cluster, doors)
+    }
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_hook_is_told_everything_in_its_environment_and_nothing_of_ours_leaks_in() {
+        let at = directory();
+        let (cluster, doors) = cluster(
+            at.path(),
+            "env | grep ^PGHERD_ | sort; echo \"$1|$2\"",
+            "{fence: [./hook, 'a b', '$HOME']}",
+        );
+        let ran = run(&doors, &cluster, Point::Fence, &FACTS).await.unwrap().unwrap();
+        assert_eq!(ran.said.last().unwrap(), "a b|$HOME");
+        let seen = environment(&cluster, of(&cluster, Point::Fence).unwrap(), &FACTS);
+        let seen: Vec<String> = seen.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(
+            seen,
+            [
+                "PGHERD_POINT=fence",
+                "PGHERD_KIND=switchover",
+                "PGHERD_OPERATION=7f3a",
+                "PGHERD_ATTEMPT=2",
+                "PGHERD_HERD=shop",
+                "PGHERD_CLUSTER=inventory",
+                "PGHERD_SYSTEM_IDENTIFIER=",
+                "PGHERD_TIMELINE=",
+                "PGHERD_LSN=",
+                "PGHERD_POOLERS=127.0.0.1:6441",
+                "PGHERD_OLD_PRIMARY=inventory-a",
+                "PGHERD_OLD_PRIMARY_HOST=db1",
+                "PGHERD_OLD_PRIMARY_ADDRESS=127.0.0.1",
+                "PGHERD_OLD_PRIMARY_PORT=5441",
+                "PGHERD_NEW_PRIMARY=inventory-b",
+                "PGHERD_NEW_PRIMARY_HOST=db1",
+                "PGHERD_NEW_PRIMARY_ADDRESS=127.0.0.1",
+                "PGHERD_NEW_PRIMARY_PORT=5442",
+            ]
+        );
+        // The last lines are kept, so the last variables in the order of the alphabet.
+        assert_eq!(ran.said.len(), LINES);
+        assert_eq!(ran.said[LINES - 2], "PGHERD_TIMELINE=");
+        assert_eq!(run(&doors, &cluster, Point::AfterPromote, &FACTS).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_fails_is_told_with_what_it_printed() {
+        let at = directory();
+        let (cluster, doors) = cluster(
+            at.path(),
+            "echo one; printf 'two\\033[31m\\n' >&2; exit 3",
+            "{before-promote: [./hook]}",
+        );
+        let error = run(&doors, &cluster, Point::BeforePromote, &FACTS).await.unwrap_err();
+        assert_eq!(
+            error.what(),
+            format!("the hook before-promote, {}, ended with status 3", at.path().join("hook").display())
+        );
+        let detail = error.detail_text().unwrap();
+        assert!(detail == "It printed: one | two[31m" || detail == "It printed: two[31m | one", "{detail}");
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_takes_too_long_is_killed_with_what_it_has_started() {
+        let at = directory();
+        let mark = at.path().join("mark");
+        let script = format!("(sleep 1; touch {}) & echo waiting; wait", mark.display());
+        let (cluster, doors) = cluster(at.path(), &script, "{fence: {run: [./hook], timeout: 300 ms}}");
+        let error = run(&doors, &cluster, Point::Fence, &FACTS).await.unwrap_err();
+        assert!(error.what().starts_with("how the hook fence, "), "{error}");
+        let detail = error.detail_text().unwrap();
+        assert!(detail.contains("was killed") && detail.contains("It printed: waiting"), "{detail}");
+        // What it had started would have left a mark by then.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert!(!mark.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_missed_before_anything_is_done() {
+        let at = directory();
+        let hooks =
+            "{before-promote: [./hook], after-promote: {run: [./none], on: new-primary}, fence: [/etc, x]}";
+        let (cluster, doors) = cluster(at.path(), "", hooks);
+        let points = [Point::BeforePromote, Point::AfterPromote, Point::Fence, Point::AfterUndo];
+        let found = missing(&doors, &cluster, &points, (Some("a"), Some("b"))).await;
+        let told: Vec<&str> = found.iter().map(Error::what).collect();
+        let none = format!(
+            "cannot run the hook after-promote: {} is not a program",
+            at.path().join("none").display()
+        );
+        assert_eq!(told, [none.as_str(), "cannot run the hook fence: /etc is not a program"]);
+        let found = missing(&doors, &cluster, &[Point::AfterPromote], (Some("a"), None)).await;
+        assert_eq!(found[0].what(), "cannot run the hook after-promote: there is no new-primary yet");
+    }
 }

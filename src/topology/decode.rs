@@ -804,7 +804,7 @@ impl JsonSchema for HookWish {
             "minItems": 1,
             "description": "The program by its path, and its arguments.",
         });
-        json_schema!({"anyOf": [argv, keys]})
+        json_schema!({"anyOf": [keys, argv]})
     }
 }
 

@@ -453,11 +453,10 @@ impl<'a, S: Step> Driver<'a, S> {
         let Place { stage, step: number } = place;
         let step = self.step(place);
         let report = self.reporter(place);
-        let attempt = self.step_view(place).attempts;
-        let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
         let mut tried = 1;
         loop {
             let attempt = self.step_view(place).undo_attempts + 1;
+            let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
             self.record(Record::UndoStarted { stage, step: number, attempt }).await?;
             let error = match tokio::time::timeout(step.timeout(), Box::pin(step.undo(&cx))).await {
                 Ok(Ok(())) => {

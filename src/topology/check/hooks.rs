@@ -11,7 +11,12 @@ use crate::units::human_duration;
 
 impl Checker<'_> {
     /// Checks what stands under "hooks" in a cluster.
-    pub(super) fn hooks(&mut self, draft: &Draft<'_>, raw: &raw::Cluster, hosts: &BTreeSet<String>) -> Vec<Hook> {
+    pub(super) fn hooks(
+        &mut self,
+        draft: &Draft<'_>,
+        raw: &raw::Cluster,
+        hosts: &BTreeSet<String>,
+    ) -> Vec<Hook> {
         let Some(raw) = raw.hooks.as_ref().map(|raw| &raw.value) else { return Vec::new() };
         let stated = |point| match point {
             Point::BeforeSwitchover => &raw.before_switchover,
@@ -56,9 +61,7 @@ impl Checker<'_> {
             Some(on) => self.place_of_hook(draft, &path, on, hosts),
         };
         let longest = Hook::longest(point);
-        if let Some(timeout) =
-            timeout.filter(|timeout| timeout.value.is_zero() || timeout.value > longest)
-        {
+        if let Some(timeout) = timeout.filter(|timeout| timeout.value.is_zero() || timeout.value > longest) {
             let problem = self.report.add(
                 timeout.at,
                 format!("{path}.timeout must be above 0 and at most {}", human_duration(longest)),
@@ -68,9 +71,8 @@ impl Checker<'_> {
             }
         }
         let place = place?;
-        let is_here = |name: &String| {
-            self.host_index.get(name).is_none_or(|index| self.hosts[*index].reach.is_here())
-        };
+        let is_here =
+            |name: &String| self.host_index.get(name).is_none_or(|index| self.hosts[*index].reach.is_here());
         let here = match &place {
             Place::Station => true,
             Place::OldPrimary | Place::NewPrimary => hosts.iter().all(is_here),
@@ -102,7 +104,13 @@ impl Checker<'_> {
         }
         let known = words.iter().map(Place::word).chain(hosts.iter().map(String::as_str));
         self.report
-            .add(on.at, format!("{path}.on must be a host of {} or a word for one, found \"{}\"", draft.name, on.value))
+            .add(
+                on.at,
+                format!(
+                    "{path}.on must be a host of {} or a word for one, found \"{}\"",
+                    draft.name, on.value
+                ),
+            )
             .suggest(&on.value, known);
         None
     }
@@ -118,9 +126,14 @@ impl Checker<'_> {
         }
         if !program.value.contains('/') {
             self.report
-                .add(program.at, format!("{path} must name its program by a path, found \"{}\"", program.value))
+                .add(
+                    program.at,
+                    format!("{path} must name its program by a path, found \"{}\"", program.value),
+                )
                 .detail("Which program a name means would depend on who runs pgherd.")
-                .hint("Write the whole path; a relative one, such as hooks/dns, counts from the topology file.");
+                .hint(
+                    "Write the whole path; a relative one, such as hooks/dns, counts from the topology file.",
+                );
             return None;
         }
         if stated.is_relative() && !here {
@@ -129,6 +142,7 @@ impl Checker<'_> {
                 .hint("Write the whole path from / on.");
             return None;
         }
-        Some(self.base.join(stated))
+        // Without the "." that says where a relative one counts from.
+        Some(self.base.join(stated).components().collect())
     }
 }
