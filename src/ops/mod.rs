@@ -19,6 +19,7 @@ pub mod found;
 pub mod guard;
 pub mod health;
 pub mod hold;
+pub mod hook;
 pub mod in_place;
 pub mod kept;
 pub mod node;

@@ -47,6 +47,8 @@ pub struct Doors {
     places: BTreeMap<String, Places>,
     hosts: BTreeMap<String, Arc<dyn Host>>,
     pub connector: Connector,
+    /// That of the machine that pgherd runs on, on the caller's own behalf.
+    own: Arc<dyn Host>,
     /// Who asks in place of the superuser; for looks alone.
     asker: Option<(String, Option<Secret>)>,
     /// The programs of each host, looked for once.
@@ -97,6 +99,10 @@ impl Doors {
             places: places_of,
             hosts,
             connector: Connector::new(Arc::clone(gate)),
+            own: match looking {
+                Some(_) => Arc::new(Layered::new(open_own_door(gate), DryRun)),
+                None => open_own_door(gate),
+            },
             asker: None,
             programs,
             whole: None,
@@ -142,6 +148,11 @@ impl Doors {
     /// Returns the door of a host that the cluster uses.
     pub fn host(&self, name: &str) -> &dyn Host {
         &**self.hosts.get(name).expect("Doors::open opens every host that the cluster names")
+    }
+
+    /// Returns the door of the machine that pgherd runs on, on the caller's own behalf.
+    pub fn own(&self) -> &dyn Host {
+        &*self.own
     }
 
     /// Returns the same door to keep.

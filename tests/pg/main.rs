@@ -28,6 +28,7 @@ mod health;
 mod health_causes;
 mod health_nodes;
 mod herd;
+mod hooks;
 mod in_place;
 mod objects;
 mod plan_file;
