@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, failover, guard, health, init, man, node, operation,
-    plan, pooler, restore, schema, status, switchover, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, failover, fence, guard, health, init, man, node,
+    operation, plan, pooler, restore, schema, status, switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 
@@ -42,6 +42,8 @@ pub enum Command {
     Drill(drill::DrillArgs),
     Switchover(switchover::SwitchoverArgs),
     Failover(failover::FailoverArgs),
+    Fence(fence::FenceArgs),
+    Unfence(unfence::UnfenceArgs),
     Pooler(pooler::PoolerArgs),
     Destroy(destroy::DestroyArgs),
     Guard(guard::GuardArgs),

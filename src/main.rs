@@ -76,6 +76,8 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Drill(args) => commands::drill::run(args, app),
         Command::Switchover(args) => commands::switchover::run(args, app),
         Command::Failover(args) => commands::failover::run(args, app),
+        Command::Fence(args) => commands::fence::run(args, app),
+        Command::Unfence(args) => commands::unfence::run(args, app),
         Command::Pooler(args) => commands::pooler::run(args, app),
         Command::Node(args) => commands::node::run(args, app),
         Command::Guard(args) => commands::guard::run(args, app),

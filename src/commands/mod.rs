@@ -10,6 +10,7 @@ pub mod config;
 pub mod destroy;
 pub mod drill;
 pub mod failover;
+pub mod fence;
 pub mod guard;
 pub mod health;
 pub mod in_place;
@@ -23,6 +24,7 @@ pub mod restore;
 pub mod schema;
 pub mod status;
 pub mod switchover;
+pub mod unfence;
 pub mod validate;
 pub mod wal;
 

@@ -15,6 +15,7 @@ use crate::ops::apply::world::LeftOut;
 use crate::host::Command;
 use crate::ops::context::Context;
 use crate::ops::hold::Holder;
+use crate::ops::hook::{self, Facts, Point, Ran};
 use crate::ops::observe::{self, Doors};
 use crate::ops::plan::Fixed;
 use crate::ops::provision::{self, Site};
@@ -215,6 +216,30 @@ pub async fn identify(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<(
 }
 
 impl World {
+    /// Runs the hook of a point, if there is one: before the promotion if none is given.
+    ///
+    /// # Errors
+    /// As [`hook::run`].
+    pub async fn hook(
+        &self,
+        point: Point,
+        (kind, attempt): (&str, u32),
+        promoted: Option<Promoted>,
+    ) -> Result<Option<Ran>> {
+        let facts = Facts {
+            herd: &self.input.herd,
+            kind,
+            operation: &self.apply.operation,
+            attempt,
+            old_primary: Some(&self.input.from),
+            new_primary: Some(&self.input.to),
+            system_identifier: Some(self.input.system_identifier),
+            timeline: Some(promoted.map_or(self.input.timeline, |promoted| promoted.timeline)),
+            begins: promoted.map(|promoted| promoted.begins),
+        };
+        hook::run(&self.apply.doors, &self.input.cluster, point, &facts).await
+    }
+
     /// Makes a standby the primary, and waits until it is.
     ///
     /// # Errors

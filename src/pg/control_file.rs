@@ -4,6 +4,8 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::lsn::Lsn;
 use super::system::SystemIdentifier;
 use super::timeline::TimelineId;
@@ -41,7 +43,8 @@ pub struct ControlFile {
 /// What the server last wrote about itself; a killed server leaves what it was doing.
 ///
 /// Mirrors `dbState` in `pg_controldata.c`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ClusterState {
     StartingUp,
     ShutDown,

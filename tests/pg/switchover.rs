@@ -1,5 +1,7 @@
 //! `switchover`: another node leads, nobody loses a row, and whatever befalls it one primary serves afterwards.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -144,4 +146,84 @@ fn a_switchover_that_is_killed_at_any_moment_is_resumed_or_undone_and_no_row_is_
         nothing_is_lost(&herd, primary, vec![writer]);
         led_by(&herd, primary, timeline, 2);
     }
+}
+
+/// What a hook of the herd does: writes down what it was told, and fails if a file says so.
+const HOOK: &str = "#!/bin/sh
+at=$(dirname \"$0\")
+echo \"$PGHERD_POINT $PGHERD_ATTEMPT $PGHERD_OLD_PRIMARY $PGHERD_NEW_PRIMARY $PGHERD_NEW_PRIMARY_PORT timeline $PGHERD_TIMELINE\" >>\"$at/told\"
+if [ -e \"$at/$PGHERD_POINT\" ]; then echo \"no $PGHERD_POINT today\" >&2; exit 3; fi
+echo \"$PGHERD_POINT is well\"
+";
+
+#[test]
+fn hooks_are_run_at_their_points_veto_before_the_pivot_and_are_told_after_it() {
+    let mut herd = ledger::up(&newest_or_15(1), &PAIR);
+    herd.edit(
+        "    schemas:\n",
+        "    hooks:
+      before-switchover: [hooks/hook]
+      before-promote: {run: [hooks/hook], timeout: 10 s}
+      after-promote: {run: [hooks/hook], on: new-primary}
+      after-switchover: [hooks/hook]
+      after-undo: [hooks/hook]
+    schemas:\n",
+    );
+    let refused = switch(&herd, "b").ends_with(4);
+    refused.tells(&[
+        "cannot run the hook before-promote: ",
+        "hooks/hook is not a program",
+        "Nothing was changed.",
+    ]);
+
+    let hooks = herd.path("hooks");
+    fs::create_dir(&hooks).unwrap();
+    fs::write(hooks.join("hook"), HOOK).unwrap();
+    fs::set_permissions(hooks.join("hook"), fs::Permissions::from_mode(0o755)).unwrap();
+    let told = || {
+        let text = fs::read_to_string(hooks.join("told")).unwrap_or_default();
+        fs::remove_file(hooks.join("told")).ok();
+        text.replace(&herd.port("b").to_string(), "PORT")
+    };
+    let who = "inventory-a inventory-b PORT timeline";
+
+    // One that fails before the promotion stops it, and everything is as it was.
+    fs::write(hooks.join("before-promote"), "").unwrap();
+    let writer = Writer::start(&herd, 0);
+    let vetoed = switch(&herd, "b").ends_with(1);
+    vetoed.tells(&[
+        "the hook before-promote, ",
+        "ended with status 3",
+        "It printed: no before-promote today",
+    ]);
+    assert_eq!(
+        told(),
+        format!("before-switchover 1 {who} 1\nbefore-promote 1 {who} 1\nafter-undo 1 {who} 1\n")
+    );
+    nothing_is_lost(&herd, "a", vec![writer]);
+    led_by(&herd, "a", 1, 1);
+    fs::remove_file(hooks.join("before-promote")).unwrap();
+
+    // One that fails after it is told; clients went on long before, and a resume runs it again.
+    fs::write(hooks.join("after-promote"), "").unwrap();
+    let writer = Writer::start(&herd, 1);
+    let incomplete = switch(&herd, "b").ends_with(7);
+    incomplete.tells(&["the hook after-promote, ", "ended with status 3", "no after-promote today"]);
+    nothing_is_lost(&herd, "b", vec![writer]);
+    assert_eq!(
+        told(),
+        format!(
+            "before-switchover 1 {who} 1\nbefore-promote 1 {who} 1\nafter-promote 1 {who} 2\nafter-promote 2 {who} 2\n"
+        )
+    );
+    fs::remove_file(hooks.join("after-promote")).unwrap();
+    let report = herd.run(&["status", "--format", "json"]).json();
+    let id = report["clusters"][0]["operations"][0]["id"].as_str().expect("an operation").to_owned();
+    herd.run(&["operation", "resume", &id, "--yes"]).ends_with(0).says(&[
+        "after-promote took",
+        "after-promote is well",
+        "after-switchover took",
+    ]);
+    assert_eq!(told(), format!("after-promote 3 {who} 2\nafter-switchover 1 {who} 2\n"));
+    led_by(&herd, "b", 2, 1);
 }

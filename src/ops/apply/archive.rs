@@ -78,6 +78,14 @@ pub(super) async fn look(
     Ok(Some(ArchiveSeen { version, hash, hosts, primary }))
 }
 
+/// Reads the record of who is primary from a host of the cluster; there is none where the cluster declares no backups.
+pub(crate) async fn look_at_record_of(doors: &Doors, cluster: &Cluster, host: &str) -> RecordSeen {
+    match &cluster.backups {
+        None => RecordSeen::Missing,
+        Some(backups) => look_at_record(doors.host(host), cluster, &backups.repository).await,
+    }
+}
+
 async fn look_at_record(host: &dyn Host, cluster: &Cluster, repository: &Repository) -> RecordSeen {
     let file = repository.directory().join(ClusterKeys::new(&cluster.name).primary().as_str());
     match host.read(&file).await {
