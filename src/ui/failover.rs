@@ -46,7 +46,7 @@ pub fn print_plan(ui: &mut Ui, herd: &str, plan: &FailPlan) {
         ui.remark(line);
     }
     if let Some(loss) = loss {
-        ui.remark(format!("  {} {}", ui.paint(Tone::Error, "loss"), told(loss)));
+        ui.remark(format!("  {} {}", ui.paint(Tone::Bad, "loss"), told(loss)));
     }
     for note in notes {
         ui.remark(format!("  {} {note}", ui.paint(Tone::Warning, "note")));

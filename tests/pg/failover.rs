@@ -4,8 +4,8 @@ use std::fs;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::herd::{Frozen, Herd, PAIR, WHOLE, newest_or_15, until};
-use crate::ledger::{self, Writer, archived, led_by};
+use crate::herd::{Herd, WHOLE, until};
+use crate::ledger::{self, Writer, archived};
 use crate::server::installations;
 
 /// Ends a node's server as a power cut ends it: nothing is written any more, nobody is told.

@@ -1,6 +1,6 @@
 //! What a failover will do, decided before anything happens, or every reason why it cannot be done.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -16,7 +16,7 @@ use crate::ops::failover::quorum::{self, Quorum};
 use crate::ops::failover::step::FailStep;
 use crate::ops::failover::witness::{self, Sees, Witness, host_answers};
 use crate::ops::node::{self, NodeDoor};
-use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserved, Running, Server};
+use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::without_twins;
 use crate::ops::roles::{self, Lead};
@@ -217,17 +217,14 @@ fn old_primary<'a>(cluster: &'a Cluster, observed: &ClusterObserved) -> Result<&
         Lead::StoppedPrimary(_) | Lead::Unknown { .. } => {}
     }
     let stands_by = |node: &Node| {
-        let seen = observed.node(&node.name);
-        seen.and_then(NodeObserved::running).is_some()
-            || seen.is_some_and(|seen| {
-                matches!(seen.directory, observe::Directory::Cluster { standby_signal: true, .. })
-            })
+        let seen = observed.node(&node.name).expect("every node is observed");
+        seen.running().is_some() || seen.ended_as_standby()
     };
     let told: BTreeSet<&str> = cluster
         .nodes
         .iter()
         .filter_map(|node| observed.node(&node.name)?.running())
-        .filter_map(|running| Some(running.settings.get("primary_conninfo")?.value.as_str()))
+        .filter_map(|running| Some(running.settings.get("primary_conninfo")?.setting.as_str()))
         .filter_map(|conninfo| upstream(cluster, conninfo))
         .filter(|name| cluster.node(name).is_some_and(|node| !stands_by(node)))
         .collect();
@@ -522,9 +519,11 @@ fn loss(to: &Up<'_>, standbys: &[Up<'_>]) -> Loss {
     let mut written: Option<Lsn> = None;
     let mut heard: Option<Duration> = None;
     for up in standbys {
-        let ServerRole::Standby { receiver: Some(receiver), .. } = &up.running.facts.role else { continue };
-        written = written.max(receiver.latest_end_lsn);
-        let age = receiver.last_message_at.map(|at| up.running.facts.now.duration_since(at));
+        let ServerRole::Standby { receiver, last_replayed, .. } = &up.running.facts.role else { continue };
+        written = written.max(receiver.as_ref().and_then(|receiver| receiver.latest_end_lsn));
+        // One that receives nothing any more has heard it at the latest when its last commit was made.
+        let at = receiver.as_ref().and_then(|receiver| receiver.last_message_at).or(*last_replayed);
+        let age = at.map(|at| up.running.facts.now.duration_since(at));
         let age = age.and_then(|age| Duration::try_from(age).ok());
         heard = match (heard, age) {
             (Some(least), Some(age)) => Some(least.min(age)),
