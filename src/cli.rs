@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, failover, fence, guard, health, init, man, node,
-    operation, plan, pooler, restore, schema, status, switchover, unfence, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, failover, fence, guard, health, init, man,
+    node, operation, plan, pooler, restore, schema, status, switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 

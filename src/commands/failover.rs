@@ -93,8 +93,11 @@ fn wish(args: &FailoverArgs, cluster: &Cluster) -> Result<Wish, Error> {
     if let Some(named) = &args.accept_data_loss
         && *named != cluster.name
     {
-        return Err(Error::usage(format!("--accept-data-loss names {named}, and the cluster is {}", cluster.name))
-            .detail("Nothing was changed."));
+        return Err(Error::usage(format!(
+            "--accept-data-loss names {named}, and the cluster is {}",
+            cluster.name
+        ))
+        .detail("Nothing was changed."));
     }
     let statement = args.old_primary_is_off.as_deref().map(str::trim);
     if statement == Some("") {

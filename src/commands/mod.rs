@@ -176,9 +176,11 @@ impl App {
             return Ok(());
         }
         if !self.ui.is_interactive() {
-            return Err(Error::usage(format!("{verb} needs the node's name, and there is no terminal to ask"))
-                .detail("Nothing was changed.")
-                .hint("Say yes beforehand with --yes, or see what would be done with --dry-run."));
+            return Err(Error::usage(format!(
+                "{verb} needs the node's name, and there is no terminal to ask"
+            ))
+            .detail("Nothing was changed.")
+            .hint("Say yes beforehand with --yes, or see what would be done with --dry-run."));
         }
         let answer = self.ui.ask(&format!("{question} Type the node's name: "))?;
         if answer == name {

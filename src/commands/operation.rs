@@ -15,11 +15,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::destroy::{self, DestroyStep};
+use crate::ops::failover::{self, step::FailStep};
 use crate::ops::fence::{self, step::FenceStep};
 use crate::ops::hold::{self, HoldStep};
 use crate::ops::in_place::{self, step::RestoreStep};
 use crate::ops::plan::step::ApplyStep;
-use crate::ops::failover::{self, step::FailStep};
 use crate::ops::switchover::{self, step::SwitchStep};
 use crate::ops::takeover;
 use crate::topology::model::Cluster;
@@ -301,12 +301,7 @@ async fn abandon(args: &AbandonArgs, app: &mut App) -> Outcome {
 /// Returns the cluster that an operation was given, which says where its repository is.
 fn cluster_of(header: &Header) -> Option<Cluster> {
     match header.kind.as_str() {
-        apply::KIND
-        | in_place::KIND
-        | switchover::KIND
-        | failover::KIND
-        | fence::FENCE
-        | fence::UNFENCE => {
+        apply::KIND | in_place::KIND | switchover::KIND | failover::KIND | fence::FENCE | fence::UNFENCE => {
             serde_json::from_value(header.input.get("cluster")?.clone()).ok()
         }
         destroy::KIND => destroy::cluster_of(&header.input),

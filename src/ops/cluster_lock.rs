@@ -142,7 +142,9 @@ impl Locker<'_> {
             }
             Ok(taken) => taken,
             Err(_) => {
-                tracing::warn!("the repository does not answer: only operations of this machine are kept away");
+                tracing::warn!(
+                    "the repository does not answer: only operations of this machine are kept away"
+                );
                 Ok(None)
             }
         }

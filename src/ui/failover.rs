@@ -33,7 +33,8 @@ pub fn print_plan(ui: &mut Ui, herd: &str, plan: &FailPlan) {
     let (from, to) = (&input.from, &input.to);
     if ui.format == Format::Json {
         let loss = loss.as_ref();
-        let document = Document { herd, cluster, headline, from, to, because, witnesses, loss, stages, notes };
+        let document =
+            Document { herd, cluster, headline, from, to, because, witnesses, loss, stages, notes };
         ui.json_line("failover_plan", &document);
         return;
     }

@@ -25,12 +25,20 @@ fn kill(herd: &Herd, node: &str) {
 fn a_primary_that_was_killed_is_followed_by_who_has_everything_on_every_major() {
     for installation in installations() {
         let herd = ledger::up(&installation, &WHOLE);
-        herd.run(&["failover", "--yes"]).ends_with(4).tells(&["a answers and takes writes", "pgherd switchover"]);
+        herd.run(&["failover", "--yes"])
+            .ends_with(4)
+            .tells(&["a answers and takes writes", "pgherd switchover"]);
         let writers: Vec<Writer> = (0..3).map(|client| Writer::start(&herd, client)).collect();
         ledger::writes_go_on(&herd, "a");
         kill(&herd, "a");
         let dry = herd.run(&["failover", "--dry-run"]).ends_with(0);
-        dry.says(&["seen   inventory-a: no process runs for its data directory", "nobody has more", "shut out", "promote, timeline 2", "pivot"]);
+        dry.says(&[
+            "seen   inventory-a: no process runs for its data directory",
+            "nobody has more",
+            "shut out",
+            "promote, timeline 2",
+            "pivot",
+        ]);
         assert_eq!(herd.primaries(), [""; 0]);
         let done = herd.run(&["failover", "--to", "b", "--yes"]).ends_with(0);
         println!("{}: {:?}\n{}", installation.major, done.took, done.stdout);

@@ -148,4 +148,3 @@ pub fn led_by(herd: &Herd, primary: &str, timeline: u32, standbys: usize) {
 pub fn archived(herd: &Herd, name: &str) -> bool {
     files_below(&herd.repository()).iter().any(|file| text(file).ends_with(&format!("/{name}.zst")))
 }
-

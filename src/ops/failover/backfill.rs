@@ -38,11 +38,13 @@ pub async fn fill(world: &World, node: &str, promoted: (TimelineId, Lsn)) -> Res
     let keys = ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
     let root = backups.repository.directory();
     let here = segments(&site, &site.node.data_directory.join("pg_wal"), "", old).await?;
-    let here: BTreeSet<u64> = here.into_iter().map(|segment| segment.number(size)).filter(|n| *n < end).collect();
+    let here: BTreeSet<u64> =
+        here.into_iter().map(|segment| segment.number(size)).filter(|n| *n < end).collect();
     let there = archived(&site, root, &keys, old, end, size).await?;
     let mut archived = Vec::new();
     let mut missing = Vec::new();
-    let first = here.first().copied().into_iter().chain(there.last().map(|last| last + 1)).min().unwrap_or(end);
+    let first =
+        here.first().copied().into_iter().chain(there.last().map(|last| last + 1)).min().unwrap_or(end);
     for number in first..end {
         let segment = SegmentName::at(number, old, size);
         if there.contains(&number) {
@@ -110,9 +112,11 @@ async fn push(site: &Site<'_>, segment: SegmentName) -> Result<()> {
         .timeout(PUSH);
     match site.host().run(&command).await {
         Ok(_) => Ok(()),
-        Err(HostError::Exited { stderr, .. }) => Err(Error::failed(format!("the archive does not take {segment}"))
-            .detail(stderr)
-            .hint("What is in the archive under that name is left as it is: pgherd wal verify")),
+        Err(HostError::Exited { stderr, .. }) => {
+            Err(Error::failed(format!("the archive does not take {segment}"))
+                .detail(stderr)
+                .hint("What is in the archive under that name is left as it is: pgherd wal verify"))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -78,7 +78,9 @@ pub struct FailPlan {
 impl FailPlan {
     /// Tells whether a plan that was made just now asks for the same.
     pub fn is_still(&self, shown: &Self) -> bool {
-        self.input == shown.input && self.stages == shown.stages && self.loss.is_some() == shown.loss.is_some()
+        self.input == shown.input
+            && self.stages == shown.stages
+            && self.loss.is_some() == shown.loss.is_some()
     }
 }
 
@@ -207,7 +209,9 @@ fn old_primary<'a>(cluster: &'a Cluster, observed: &ClusterObserved) -> Result<&
         }
         Lead::Split(names) => {
             return Err(Error::refused(format!("{what}: {} accept writes", names.join(", ")))
-                .detail("Which of them has the rows that count is not for pgherd to say. Nothing was changed.")
+                .detail(
+                    "Which of them has the rows that count is not for pgherd to say. Nothing was changed.",
+                )
                 .hint("See what each of them has: pgherd status"));
         }
         Lead::Unborn => {
@@ -236,9 +240,11 @@ fn old_primary<'a>(cluster: &'a Cluster, observed: &ClusterObserved) -> Result<&
         Some(_) => Err(Error::refused(format!("{what}: each of {} may be its primary", names()))
             .detail("None of them answers as a standby. Nothing was changed.")
             .hint("See what each node says: pgherd status -v")),
-        None => Err(Error::refused(format!("{what}: every node is a standby, and none follows another primary"))
-            .detail("A role change may have ended in its middle. Nothing was changed.")
-            .hint("See what is unfinished: pgherd operation list")),
+        None => {
+            Err(Error::refused(format!("{what}: every node is a standby, and none follows another primary"))
+                .detail("A role change may have ended in its middle. Nothing was changed.")
+                .hint("See what is unfinished: pgherd operation list"))
+        }
     }
 }
 
@@ -280,10 +286,8 @@ async fn left_out(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved, 
             left_out.nodes.insert(node.name.clone());
         }
     }
-    let without_node: Vec<&String> = cluster
-        .pooler_hosts()
-        .filter(|host| !cluster.nodes.iter().any(|node| node.host == **host))
-        .collect();
+    let without_node: Vec<&String> =
+        cluster.pooler_hosts().filter(|host| !cluster.nodes.iter().any(|node| node.host == **host)).collect();
     let reached = join_all(without_node.iter().map(async |host| {
         matches!(tokio::time::timeout(RECORD, doors.host(host).reach()).await, Ok(Ok(())))
     }));
@@ -403,7 +407,12 @@ fn because(cluster: &Cluster, to: &Up<'_>, standbys: &[Up<'_>], wish: &Wish) -> 
         (false, true) => "nobody has more",
         (false, false) => "the one that has most may not lead; it gets what it lacks first",
     };
-    format!("{} has WAL up to {} on timeline {}: {why}{compared}", cluster.full_name(&to.node.name), to.has, to.timeline)
+    format!(
+        "{} has WAL up to {} on timeline {}: {why}{compared}",
+        cluster.full_name(&to.node.name),
+        to.has,
+        to.timeline
+    )
 }
 
 /// What the nodes themselves say is in the way.
@@ -414,9 +423,10 @@ fn of_candidate(cluster: &Cluster, to: &Up<'_>, old: &NodeObserved, standbys: &[
     };
     let mut found = Vec::new();
     if !matches!(to.seen.marker, Claim::Ours(_)) {
-        found.push(cannot(&format!("no marker of {name} claims {}", to.node.data_directory.display())).hint(
-            "pgherd changes only what it made itself or has taken over: pgherd apply --adopt NODE",
-        ));
+        found
+            .push(cannot(&format!("no marker of {name} claims {}", to.node.data_directory.display())).hint(
+                "pgherd changes only what it made itself or has taken over: pgherd apply --adopt NODE",
+            ));
     }
     if is_paused(to) {
         found.push(cannot("replay is paused").hint("Go on there: SELECT pg_wal_replay_resume()"));
@@ -424,17 +434,22 @@ fn of_candidate(cluster: &Cluster, to: &Up<'_>, old: &NodeObserved, standbys: &[
     for other in standbys {
         let full = cluster.full_name(&other.node.name);
         if other.running.facts.system_identifier != to.running.facts.system_identifier {
-            found.push(cannot(&format!("{full} belongs to another system")).hint("See both: pgherd status -v"));
+            found.push(
+                cannot(&format!("{full} belongs to another system")).hint("See both: pgherd status -v"),
+            );
         } else if other.timeline > to.timeline {
             found.push(
-                cannot(&format!("it is on timeline {}, {full} on {}", to.timeline, other.timeline))
-                    .hint(format!("The later one may have rows that {name} never had: name {}.", other.node.name)),
+                cannot(&format!("it is on timeline {}, {full} on {}", to.timeline, other.timeline)).hint(
+                    format!("The later one may have rows that {name} never had: name {}.", other.node.name),
+                ),
             );
         }
     }
     if let Some(control) = old.control() {
         if control.system_identifier != to.running.facts.system_identifier {
-            found.push(cannot("the old primary belonged to another system").hint("See both: pgherd status -v"));
+            found.push(
+                cannot("the old primary belonged to another system").hint("See both: pgherd status -v"),
+            );
         } else if control.checkpoint_timeline > to.timeline {
             found.push(
                 cannot(&format!(
@@ -549,7 +564,10 @@ fn may_lose(cluster: &Cluster, quorum: &Quorum, loss: &Loss) -> Error {
         None => "when a standby heard of it last is not known".to_owned(),
     };
     Error::refused(format!("rows of {} that were acknowledged may be lost", cluster.name))
-        .detail(format!("{}, and its data directory is out of reach: {since}; {bytes}. Nothing was changed.", capital(&quorum.why_not())))
+        .detail(format!(
+            "{}, and its data directory is out of reach: {since}; {bytes}. Nothing was changed.",
+            capital(&quorum.why_not())
+        ))
         .hint(format!(
             "Bring its host or more standbys back; or accept it: --accept-data-loss {}",
             cluster.name
@@ -594,7 +612,10 @@ fn stages(
         Fence::Starve { nodes, need } => step(
             Sign::Look,
             old.clone(),
-            format!("no commit of it ends: {need} of {} confirm nothing", nodes.iter().map(|node| name(node)).collect::<Vec<_>>().join(", ")),
+            format!(
+                "no commit of it ends: {need} of {} confirm nothing",
+                nodes.iter().map(|node| name(node)).collect::<Vec<_>>().join(", ")
+            ),
             "nothing to undo",
             FailStep::Starve { nodes: nodes.clone(), need: *need },
         ),

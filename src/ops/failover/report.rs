@@ -87,8 +87,10 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
             continue;
         };
         let planned = header.stages.get(stage).and_then(|stage| stage.steps.get(step));
-        let planned: Option<FailStep> =
-            planned.map(|planned| serde_json::from_value(planned.step.clone())).transpose().map_err(unreadable)?;
+        let planned: Option<FailStep> = planned
+            .map(|planned| serde_json::from_value(planned.step.clone()))
+            .transpose()
+            .map_err(unreadable)?;
         let evidence: Evidence = serde_json::from_value(evidence).map_err(unreadable)?;
         match (planned, evidence) {
             (_, Evidence::Promoted { timeline, begins }) => {
@@ -105,7 +107,8 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
             }
             (Some(FailStep::ShutOut { node }), Evidence::ShutOut { .. }) => {
                 let name = input.cluster.full_name(&node);
-                report.fence = Some(format!("{name} was stopped, and nothing starts it: pgherd rejoin {node}"));
+                report.fence =
+                    Some(format!("{name} was stopped, and nothing starts it: pgherd rejoin {node}"));
             }
             (_, Evidence::Starved { frozen }) => {
                 report.fence = Some(format!("no commit of it ends: {} confirm nothing", frozen.join(", ")));

@@ -65,7 +65,9 @@ impl Step for FailStep {
 
     fn reversal(&self) -> Reversal {
         match self {
-            Self::Freeze { .. } | Self::ShutOut { .. } | Self::Slot { .. } | Self::Ready { .. } => Reversal::Undo,
+            Self::Freeze { .. } | Self::ShutOut { .. } | Self::Slot { .. } | Self::Ready { .. } => {
+                Reversal::Undo
+            }
             // What a standby was given of the primary's own log is the primary's own log.
             Self::Starve { .. } | Self::Statement { .. } | Self::Complete { .. } | Self::Salvage { .. } => {
                 Reversal::NothingToUndo
@@ -382,13 +384,14 @@ async fn fetch(world: &World, site: &Site<'_>, from: &str, wanted: Lsn) -> Resul
             break Ok(());
         }
         if Instant::now() >= deadline {
-            break Err(Error::failed(format!("{} does not get what {} has", site.name(), donor.name())).detail(format!(
-                "After {} s it has {}, and {} has {wanted}.\n{}",
-                FETCH.as_secs(),
-                facts.role.lsn().map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string()),
-                donor.name(),
-                provision::last_log_lines(site).await.join("\n")
-            )));
+            break Err(Error::failed(format!("{} does not get what {} has", site.name(), donor.name()))
+                .detail(format!(
+                    "After {} s it has {}, and {} has {wanted}.\n{}",
+                    FETCH.as_secs(),
+                    facts.role.lsn().map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string()),
+                    donor.name(),
+                    provision::last_log_lines(site).await.join("\n")
+                )));
         }
         sleep(PAUSE).await;
     };
@@ -430,12 +433,14 @@ async fn ready(world: &World, node: &str) -> Result<Evidence> {
         }
         if since.elapsed() >= STILL {
             let told = |lsn: Option<Lsn>| lsn.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
-            return Err(Error::failed(format!("{} does not replay what it has", site.name())).detail(format!(
-                "It has received up to {}, and stands at {} for {} s.",
-                told(*received_lsn),
-                told(replayed),
-                STILL.as_secs()
-            )));
+            return Err(Error::failed(format!("{} does not replay what it has", site.name())).detail(
+                format!(
+                    "It has received up to {}, and stands at {} for {} s.",
+                    told(*received_lsn),
+                    told(replayed),
+                    STILL.as_secs()
+                ),
+            ));
         }
         sleep(PAUSE).await;
     }

@@ -56,7 +56,11 @@ pub async fn bring(world: &World, from: &str, node: &str) -> Result<Evidence> {
         let whole = found.end >= segment.end(size);
         if found.end > has {
             if u64::from(segments) * size.as_u64() >= MOST {
-                return Err(could_not(format!("It has more than {} that {} has not.", ByteCount(MOST), new.name())));
+                return Err(could_not(format!(
+                    "It has more than {} that {} has not.",
+                    ByteCount(MOST),
+                    new.name()
+                )));
             }
             lay(&new, &segment.to_string(), &bytes).await?;
             segments += 1;
@@ -102,12 +106,14 @@ async fn until_replayed(site: &Site<'_>, wanted: Option<Lsn>) -> Result<()> {
         }
         if since.elapsed() >= STILL {
             let told = |lsn: Option<Lsn>| lsn.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
-            return Err(Error::failed(format!("{} does not replay what was brought", site.name())).detail(format!(
-                "It stands at {} and was brought commits up to {}.\n{}",
-                told(state.replayed_lsn),
-                told(wanted),
-                provision::last_log_lines(site).await.join("\n")
-            )));
+            return Err(Error::failed(format!("{} does not replay what was brought", site.name())).detail(
+                format!(
+                    "It stands at {} and was brought commits up to {}.\n{}",
+                    told(state.replayed_lsn),
+                    told(wanted),
+                    provision::last_log_lines(site).await.join("\n")
+                ),
+            ));
         }
         sleep(PAUSE).await;
     }

@@ -72,10 +72,7 @@ fn of_itself(cluster: &Cluster, seen: &NodeObserved, old: &Node) -> Witness {
         Server::Starting => (Sees::Starting, "it is starting up, or recovers from a crash".to_owned()),
         Server::Stopped | Server::Foreign { .. } => {
             let state = seen.control().map(|control| format!("; pg_control: {}", control.state));
-            (
-                Sees::Down,
-                format!("no process runs for its data directory{}", state.unwrap_or_default()),
-            )
+            (Sees::Down, format!("no process runs for its data directory{}", state.unwrap_or_default()))
         }
         Server::Unknown { why } => (Sees::Silent, why.trim_end_matches('.').to_owned()),
     };
