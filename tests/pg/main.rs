@@ -29,6 +29,7 @@ mod health_nodes;
 mod herd;
 mod hooks;
 mod in_place;
+mod notify;
 mod objects;
 mod plan_file;
 mod pooler;
