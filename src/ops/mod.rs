@@ -14,6 +14,8 @@ pub mod context;
 pub mod copies;
 pub mod destroy;
 pub mod drill;
+pub mod failover;
+pub mod fence;
 pub mod found;
 pub mod guard;
 pub mod health;

@@ -10,6 +10,7 @@ use crate::db::queries::{self, ServerRole, SlotKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs;
 use crate::ops::apply;
+use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
 use crate::ops::hold;
 use crate::ops::hook::{self, Point};
@@ -140,6 +141,8 @@ pub async fn plan(
         from: from.node.name.clone(),
         to: to.node.name.clone(),
         siblings: siblings.iter().map(|name| (*name).to_owned()).collect(),
+        synchronous: None,
+        left_out: LeftOut::default(),
     };
     let stages = if input.from == input.to { Vec::new() } else { stages(&input, &to, wish) };
     Ok(SwitchPlan {
