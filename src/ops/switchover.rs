@@ -3,6 +3,7 @@
 //! Until the pivot, which is the promotion, everything is taken back and the old primary serves again. The algorithm is that of
 //! docs/guide/switchover.md.
 
+pub mod appointment;
 pub mod evidence;
 pub mod plan;
 pub mod report;
