@@ -24,6 +24,7 @@ pub mod hook;
 pub mod in_place;
 pub mod kept;
 pub mod node;
+pub mod notify;
 pub mod objects;
 pub mod observe;
 pub mod plan;

@@ -32,6 +32,7 @@ mod herd;
 mod hooks;
 mod in_place;
 mod ledger;
+mod notify;
 mod objects;
 mod plan_file;
 mod pooler;
