@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     Globals, apply, backup, completions, config, destroy, drill, guard, health, init, man, node, operation,
-    plan, pooler, restore, schema, status, switchover, validate, wal,
+    plan, pooler, rejoin, restore, schema, status, switchover, validate, wal,
 };
 use crate::ui::exit;
 
@@ -41,6 +41,7 @@ pub enum Command {
     Wal(wal::WalArgs),
     Drill(drill::DrillArgs),
     Switchover(switchover::SwitchoverArgs),
+    Rejoin(rejoin::RejoinArgs),
     Pooler(pooler::PoolerArgs),
     Destroy(destroy::DestroyArgs),
     Guard(guard::GuardArgs),

@@ -75,6 +75,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Wal(args) => commands::wal::run(args, app),
         Command::Drill(args) => commands::drill::run(args, app),
         Command::Switchover(args) => commands::switchover::run(args, app),
+        Command::Rejoin(args) => commands::rejoin::run(args, app),
         Command::Pooler(args) => commands::pooler::run(args, app),
         Command::Node(args) => commands::node::run(args, app),
         Command::Guard(args) => commands::guard::run(args, app),

@@ -18,6 +18,7 @@ pub mod node;
 pub mod operation;
 pub mod plan;
 pub mod pooler;
+pub mod rejoin;
 pub mod restore;
 pub mod schema;
 pub mod status;
