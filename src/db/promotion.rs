@@ -187,7 +187,8 @@ SELECT (SELECT coalesce(array_agg(name), '{}') FROM pg_ls_waldir()) AS wal,
 pub async fn source(conn: &Conn) -> Result<Source, DbError> {
     const WHAT: &str = "measure what a copy needs";
     let row = conn.query_one(WHAT, SOURCE, &[]).await?;
-    let number = |name: &str| conn.field::<i64>(WHAT, &row, name).map(|value| u64::try_from(value).unwrap_or(0));
+    let number =
+        |name: &str| conn.field::<i64>(WHAT, &row, name).map(|value| u64::try_from(value).unwrap_or(0));
     Ok(Source {
         wal: conn.field(WHAT, &row, "wal")?,
         size: number("size")?,

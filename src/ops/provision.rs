@@ -824,8 +824,10 @@ pub async fn remove_empty(host: &dyn Host, path: &Path) -> Result<(), HostError>
 /// # Errors
 /// When it does not end, and when the host cannot.
 pub async fn end_leftovers(site: &Site<'_>) -> Result<()> {
-    let pattern =
-        format!("(initdb|pg_basebackup|pg_rewind) -D {}( |$)", escape_pattern(&site.directory().display().to_string()));
+    let pattern = format!(
+        "(initdb|pg_basebackup|pg_rewind) -D {}( |$)",
+        escape_pattern(&site.directory().display().to_string())
+    );
     let look = Command::new("pgrep").args(["-f", "--", &pattern]).reads();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {

@@ -86,9 +86,10 @@ impl TimelineHistory {
     /// Mirrors `findCommonAncestorTimeline` in `pg_rewind.c`.
     pub fn parts_from(&self, other: &Self) -> Option<(TimelineId, Option<Lsn>)> {
         let (own, theirs) = (self.entries(), other.entries());
-        let same = |(one, another): &((TimelineId, Option<Lsn>, Option<Lsn>), (TimelineId, Option<Lsn>, Option<Lsn>))| {
-            one.0 == another.0 && one.1 == another.1
-        };
+        let same = |(one, another): &(
+            (TimelineId, Option<Lsn>, Option<Lsn>),
+            (TimelineId, Option<Lsn>, Option<Lsn>),
+        )| { one.0 == another.0 && one.1 == another.1 };
         let (one, another) = own.into_iter().zip(theirs).take_while(same).last()?;
         let end = match (one.2, another.2) {
             (Some(one), Some(another)) => Some(one.min(another)),

@@ -75,7 +75,11 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     let row = |ui: &mut Ui, word: &str, text: &str| ui.remark(format!("  {word:<10} {text}"));
     if let (Some(fork), Some(ended)) = (report.fork, report.ended) {
         let past = ByteCount(report.past_bytes.unwrap_or(0));
-        row(ui, "fork", &format!("{} on timeline {}; its WAL ended at {ended}, {past} past it", fork.at, fork.timeline));
+        row(
+            ui,
+            "fork",
+            &format!("{} on timeline {}; its WAL ended at {ended}, {past} past it", fork.at, fork.timeline),
+        );
     }
     if let Some(why) = &report.not_rewound {
         row(ui, "rewind", &format!("not done: {why}"));

@@ -41,9 +41,11 @@ async fn made(site: &Site<'_>) -> Result<Option<SystemIdentifier>> {
     match observe::observe_claim(site.host(), &site.places(), site.node).await {
         Claim::Ours(marker) if marker.operation == site.operation => Ok(marker.system_identifier),
         Claim::Ours(_) => Ok(None),
-        Claim::None | Claim::Other(_) => {
-            Err(Error::refused(format!("no marker of {} claims {}", site.name(), site.node.data_directory.display())))
-        }
+        Claim::None | Claim::Other(_) => Err(Error::refused(format!(
+            "no marker of {} claims {}",
+            site.name(),
+            site.node.data_directory.display()
+        ))),
         Claim::Unknown { why } => {
             Err(Error::failed(format!("cannot read the marker of {}", site.name())).detail(why))
         }

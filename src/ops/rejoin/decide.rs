@@ -90,6 +90,8 @@ pub struct Measured {
     pub reached: Reached,
     pub primary: TimelineId,
     pub primary_lsn: Lsn,
+    /// Whether it was no standby when it ran last, or runs as a primary now.
+    pub led: bool,
     /// Whether pg_control records that changes of pages are seen: checksums or `wal_log_hints`.
     pub sees_pages: bool,
     /// WAL that neither the node, nor the primary, nor the archive has any more: what is needed to follow, or to rewind.
@@ -123,7 +125,7 @@ pub fn past(fork: Fork, reached: Reached) -> ByteCount {
 }
 
 fn way(measured: &Measured) -> (Way, String) {
-    let Measured { directory, lineage, reached, primary, primary_lsn, sees_pages, missing, wants_clone } =
+    let Measured { directory, lineage, reached, primary, primary_lsn, led, sees_pages, missing, wants_clone } =
         measured;
     let clone = |why: String| (Way::Clone, why);
     match directory {
@@ -141,6 +143,10 @@ fn way(measured: &Measured) -> (Way, String) {
         Lineage::Foreign => clone(format!(
             "its timeline {} and the primary's timeline {primary} have no ancestor in common",
             reached.timeline
+        )),
+        // Only one server writes a timeline. How far the other one got does not tell where they parted.
+        Lineage::Same if *led => clone(format!(
+            "it was a primary on the primary's own timeline {primary}; pg_rewind sees no fork there"
         )),
         Lineage::Same if reached.past => clone(format!(
             "it is on the primary's own timeline {primary}, and ahead of it: at {}, the primary at {primary_lsn}; pg_rewind sees no fork there",
@@ -209,6 +215,7 @@ mod tests {
             reached: Reached { timeline: timeline(1), lsn: lsn("0/5000000"), past: false },
             primary: timeline(2),
             primary_lsn: lsn("0/6000000"),
+            led: true,
             sees_pages: true,
             missing: None,
             wants_clone: false,
@@ -248,8 +255,11 @@ mod tests {
         let reached = Reached { timeline: timeline(2), lsn: lsn("0/7000000"), past: true };
         let twin = Measured { reached, ..old_primary() };
         assert!(decide(&twin).why.contains("another one of that number"), "{}", decide(&twin).why);
-        let ahead = Measured { lineage: Lineage::Same, ..twin.clone() };
+        let ahead = Measured { lineage: Lineage::Same, led: false, ..twin.clone() };
         assert!(decide(&ahead).why.contains("ahead of it"));
+        let reached = Reached { past: false, ..reached };
+        let led = Measured { lineage: Lineage::Same, reached, ..twin.clone() };
+        assert!(decide(&led).why.contains("it was a primary on the primary's own timeline 2"));
         let unseen = Measured { directory: Directory::Ahead { control: timeline(1) }, ..past_the_fork() };
         assert!(decide(&unseen).why.contains("its pg_control still names timeline 1"));
         let foreign = Measured { lineage: Lineage::Foreign, ..past_the_fork() };
@@ -258,7 +268,7 @@ mod tests {
         assert!(decide(&half).why.contains("operation 7f3a began to rewind it"));
         let empty = Measured { directory: Directory::Empty, ..old_primary() };
         let wanted = Measured { wants_clone: true, ..old_primary() };
-        for measured in [twin, ahead, unseen, foreign, half, empty, wanted] {
+        for measured in [twin, ahead, led, unseen, foreign, half, empty, wanted] {
             assert_eq!(decide(&measured).way, Way::Clone, "{measured:?}");
         }
     }
@@ -269,7 +279,7 @@ mod tests {
         let branch = Measured { reached, primary: timeline(3), ..old_primary() };
         assert_eq!(decide(&branch).way, Way::Rewind);
         let reached = Reached { timeline: timeline(2), lsn: lsn("0/5000100"), past: false };
-        let behind = Measured { lineage: Lineage::Same, reached, ..old_primary() };
+        let behind = Measured { lineage: Lineage::Same, reached, led: false, ..old_primary() };
         assert_eq!(decide(&behind).way, Way::Follow);
     }
 }

@@ -25,7 +25,13 @@ pub enum Evidence {
     /// The primary's timeline is in the archive; `why_not` if it is not.
     Archived { why_not: Option<String> },
     /// What only the node had: files that are in the archive now, those that were there before, and those that were copied aside.
-    Saved { stored: Vec<String>, there: Vec<String>, aside: Vec<String>, directory: Option<PathBuf>, why: Option<String> },
+    Saved {
+        stored: Vec<String>,
+        there: Vec<String>,
+        aside: Vec<String>,
+        directory: Option<PathBuf>,
+        why: Option<String>,
+    },
     /// The node may read the primary's files.
     Opened {},
     /// The node's own files and its pg_control are kept beside its facts.

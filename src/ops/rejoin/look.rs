@@ -3,17 +3,18 @@
 //! Reads only.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::db::promotion::Source;
+use crate::db::queries::ServerFacts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{Command, Host, HostError, LineSink};
 use crate::ops::observe::{Directory as Seen, Doors, NodeObserved, Running};
 use crate::ops::rejoin::decide::{Directory, Fork, Lineage, Measured, Reached};
 use crate::ops::rejoin::rewind;
-use crate::pg::control_file::ControlFile;
+use crate::pg::control_file::{ClusterState, ControlFile};
 use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -84,6 +85,7 @@ pub(super) async fn measure(own: Place<'_>, primary: &Primary<'_>, wants_clone: 
             reached: Reached { timeline: theirs.timeline(), lsn: Lsn::new(0), past: false },
             primary: theirs.timeline(),
             primary_lsn,
+            led: false,
             sees_pages: false,
             missing: None,
             wants_clone,
@@ -102,11 +104,15 @@ pub(super) async fn measure(own: Place<'_>, primary: &Primary<'_>, wants_clone: 
             return Ok(nothing(Directory::Broken { why }, "broken"));
         }
         Seen::Foreign { names } => {
-            return Err(Error::refused(format!("cannot use {}: it is no cluster", own.node.data_directory.display()))
-                .detail(format!("In it are {}.", names.join(", "))));
+            return Err(Error::refused(format!(
+                "cannot use {}: it is no cluster",
+                own.node.data_directory.display()
+            ))
+            .detail(format!("In it are {}.", names.join(", "))));
         }
         Seen::Unknown { why } => {
-            return Err(Error::new(ErrorKind::NotFound, format!("could not look at {}", own.name())).detail(why.clone()));
+            return Err(Error::new(ErrorKind::NotFound, format!("could not look at {}", own.name()))
+                .detail(why.clone()));
         }
     };
     let size = WalSegmentSize::new(u64::from(control.wal_segment_size))
@@ -134,7 +140,7 @@ pub(super) async fn measure(own: Place<'_>, primary: &Primary<'_>, wants_clone: 
         Lineage::Parts(fork) => {
             let last = match own.seen.running() {
                 Some(_) => None,
-                None => last_record(own, timeline, fork.at).await?,
+                None => last_record(own, (timeline, fork.at), &names, size).await?,
             };
             let lsn = last.unwrap_or(known).max(known);
             Reached { timeline, lsn, past: !within || last.is_some() || known > fork.at }
@@ -148,7 +154,7 @@ pub(super) async fn measure(own: Place<'_>, primary: &Primary<'_>, wants_clone: 
     let sees_pages = control.data_checksums || control.wal_log_hints;
     let needs = match lineage {
         Lineage::Foreign => None,
-        Lineage::Same if reached.past => None,
+        Lineage::Same if reached.past || led(own.seen, control) => None,
         Lineage::Same => Some((known, None)),
         Lineage::Parts(fork) if reached.past => {
             let from = if control.checkpoint_redo <= fork.at { control.checkpoint_redo } else { fork.at };
@@ -171,6 +177,7 @@ pub(super) async fn measure(own: Place<'_>, primary: &Primary<'_>, wants_clone: 
             reached,
             primary: theirs.timeline(),
             primary_lsn,
+            led: led(own.seen, control),
             sees_pages,
             missing,
             wants_clone,
@@ -179,8 +186,14 @@ pub(super) async fn measure(own: Place<'_>, primary: &Primary<'_>, wants_clone: 
     })
 }
 
+fn led(seen: &NodeObserved, control: &ControlFile) -> bool {
+    match seen.running() {
+        Some(running) => running.is_primary(),
+        None => !matches!(control.state, ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery),
+    }
+}
+
 fn state(seen: &NodeObserved, control: &ControlFile) -> String {
-    use crate::pg::control_file::ClusterState;
     match seen.running() {
         Some(running) if running.is_primary() => "runs as a primary".to_owned(),
         Some(_) => "runs as a standby".to_owned(),
@@ -200,9 +213,9 @@ fn state(seen: &NodeObserved, control: &ControlFile) -> String {
 /// Returns the timeline that a node's WAL is on, and the one that its pg_control names. A server that ended right after its promotion still
 /// has the old one there.
 fn timeline(seen: &NodeObserved, control: &ControlFile, wal: &[String]) -> (TimelineId, TimelineId) {
-    let named = control.minimum_recovery.map_or(control.checkpoint_timeline, |(_, timeline)| {
-        timeline.max(control.checkpoint_timeline)
-    });
+    let named = control
+        .minimum_recovery
+        .map_or(control.checkpoint_timeline, |(_, timeline)| timeline.max(control.checkpoint_timeline));
     if let Some(running) = seen.running() {
         return (running.facts.timeline.max(named), named);
     }
@@ -215,15 +228,21 @@ fn timeline(seen: &NodeObserved, control: &ControlFile, wal: &[String]) -> (Time
 
 /// Returns how far a node has got, as far as it or its pg_control says.
 fn known_end(seen: &NodeObserved, control: &ControlFile) -> Lsn {
-    let recorded = control.minimum_recovery.map_or(control.checkpoint, |(lsn, _)| lsn.max(control.checkpoint));
+    let recorded =
+        control.minimum_recovery.map_or(control.checkpoint, |(lsn, _)| lsn.max(control.checkpoint));
     seen.running().and_then(|running| running.facts.role.lsn()).map_or(recorded, |lsn| lsn.max(recorded))
 }
 
 /// Reads the history of a timeline: from the node's pg_wal, else from the archive.
-async fn history(place: Place<'_>, system: SystemIdentifier, timeline: TimelineId) -> Result<TimelineHistory> {
+async fn history(
+    place: Place<'_>,
+    system: SystemIdentifier,
+    timeline: TimelineId,
+) -> Result<TimelineHistory> {
     let parse = |text: &[u8]| {
-        TimelineHistory::parse(timeline, &String::from_utf8_lossy(text))
-            .map_err(|error| Error::failed(format!("cannot read the history of timeline {timeline}")).source(error))
+        TimelineHistory::parse(timeline, &String::from_utf8_lossy(text)).map_err(|error| {
+            Error::failed(format!("cannot read the history of timeline {timeline}")).source(error)
+        })
     };
     if timeline.as_u32() == 1 {
         return parse(b"");
@@ -248,29 +267,50 @@ async fn history(place: Place<'_>, system: SystemIdentifier, timeline: TimelineI
     parse(&text)
 }
 
-/// Returns where the last record of a node's WAL ends that begins at `from` or behind it; `None` if there is none.
-async fn last_record(place: Place<'_>, timeline: TimelineId, from: Lsn) -> Result<Option<Lsn>> {
-    let last: Arc<Mutex<Option<Lsn>>> = Arc::default();
-    let seen = Arc::clone(&last);
-    let lines: LineSink = Arc::new(move |is_error, line| {
-        if let (false, Some(end)) = (is_error, record_end(line)) {
-            *seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(end);
-        }
-    });
-    let wal = place.wal().display().to_string();
-    let (timeline, start) = (timeline.to_string(), from.to_string());
-    let command = Command::new(place.programs.path("pg_waldump"))
-        .args(["-p", wal.as_str(), "-t", timeline.as_str(), "-s", start.as_str()])
-        .reads()
-        .timeout(READ);
-    match place.host().stream(&command, lines).await {
-        // It always ends with an error where the WAL ends.
-        Ok(_) | Err(HostError::Exited { .. }) => {}
-        Err(error) => {
-            return Err(Error::failed(format!("could not read the WAL of {}", place.name())).source(error));
-        }
+/// Returns where the last record of a node's WAL ends that begins at `from` or behind it; `None` if there is none. Where there is more of it than
+/// can be read in the time of a look, at least where one ends.
+async fn last_record(
+    place: Place<'_>,
+    (timeline, from): (TimelineId, Lsn),
+    wal: &[String],
+    size: WalSegmentSize,
+) -> Result<Option<Lsn>> {
+    let is_there = |segment: SegmentName| wal.iter().any(|name| *name == segment.to_string());
+    let mut segment = SegmentName::holding(from, timeline, size);
+    // pg_waldump waits 5 s for a segment that is not there (`WALDumpOpenSegment` in `pg_waldump.c`).
+    if !is_there(segment) {
+        return Ok(None);
     }
-    Ok(*last.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    while is_there(segment.next(size)) {
+        segment = segment.next(size);
+    }
+    let (start, end) = (from.to_string(), segment.end(size).to_string());
+    let read = async |more: &[&str]| {
+        let last: Arc<Mutex<Option<Lsn>>> = Arc::default();
+        let seen = Arc::clone(&last);
+        let lines: LineSink = Arc::new(move |is_error, line| {
+            if let (false, Some(end)) = (is_error, record_end(line)) {
+                *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+            }
+        });
+        let (wal, timeline) = (place.wal().display().to_string(), timeline.to_string());
+        let command = Command::new(place.programs.path("pg_waldump"))
+            .args(["-p", wal.as_str(), "-t", timeline.as_str(), "-s", start.as_str(), "-e", end.as_str()])
+            .args(more.iter().copied())
+            .reads()
+            .timeout(READ);
+        let ended = place.host().stream(&command, lines).await;
+        let last = *last.lock().unwrap_or_else(PoisonError::into_inner);
+        match ended {
+            // It ends with an error where the WAL ends.
+            Ok(_) | Err(HostError::Exited { .. }) => Ok(last),
+            Err(error) => {
+                Err(Error::failed(format!("could not read the WAL of {}", place.name())).source(error))
+            }
+        }
+    };
+    let Some(first) = read(&["-n", "1"]).await? else { return Ok(None) };
+    Ok(Some(read(&[]).await.ok().flatten().map_or(first, |last| last.max(first))))
 }
 
 /// Reads where a record ends, but for the page headers in it: `... len (rec/tot): 54/ 54, tx: 0, lsn: 0/03000028, prev ...`.
@@ -320,13 +360,18 @@ async fn missing(
             found = found || archive.has(SegmentName::at(number, timeline, size)).await?;
         }
         if !found {
-            return Ok(Some(format!("WAL from {} on", SegmentName::at(number, line.timeline(), size).start(size))));
+            return Ok(Some(format!(
+                "WAL from {} on",
+                SegmentName::at(number, line.timeline(), size).start(size)
+            )));
         }
     }
     let Some(reached) = rewound else { return Ok(None) };
     let last = SegmentName::ending_at(reached.lsn, reached.timeline, size).number(size);
     for number in first..=last {
-        if own.iter().any(|name| matches!(name.parse(), Ok(WalFile::Segment(segment)) if segment.number(size) == number)) {
+        if own.iter().any(
+            |name| matches!(name.parse(), Ok(WalFile::Segment(segment)) if segment.number(size) == number),
+        ) {
             continue;
         }
         let segment = SegmentName::at(number, reached.timeline, size);
@@ -339,6 +384,36 @@ async fn missing(
 
 fn timelines(line: &TimelineHistory) -> Vec<TimelineId> {
     line.ancestors().iter().map(|ancestor| ancestor.timeline).chain([line.timeline()]).collect()
+}
+
+/// Finds a timeline in the archive that is newer than the primary's. Every standby of the cluster looks for the newest one there, and does not start
+/// where it finds one that the primary is not on (`recovery_target_timeline`, cnpg#3147).
+pub(super) async fn newer_history(
+    own: &Place<'_>,
+    primary: &ServerFacts,
+    found: &Found,
+) -> Result<Option<Error>> {
+    let Some(backups) = &own.cluster.backups else { return Ok(None) };
+    let keys = ClusterKeys::new(&own.cluster.name).system(primary.system_identifier);
+    let leads = primary.timeline.as_u32();
+    let last = found.measured.reached.timeline.as_u32().max(leads.saturating_add(1));
+    for timeline in (leads.saturating_add(1)..=last).filter_map(TimelineId::new) {
+        let file = WalFile::TimelineHistory(timeline);
+        let object = backups.repository.directory().join(keys.wal(file).as_str());
+        if own.host().stat(&object).await.map_err(Error::from)?.is_some() {
+            let why = format!("the archive has {file}, and the primary is on timeline {leads}");
+            return Ok(Some(
+                Error::refused(format!("cannot bring {} back: {why}", own.name()))
+                    .detail("A standby looks for the newest timeline in the archive, and would not follow the primary. Nothing was changed.")
+                    .hint(format!(
+                        "If {} has the rows that count, bring the other one back. Else have the primary begin a timeline that is newer still: stop it, \
+                         start it as a standby, promote it.",
+                        own.name()
+                    )),
+            ));
+        }
+    }
+    Ok(None)
 }
 
 /// Returns what a copy of the primary takes, roughly.

@@ -10,7 +10,9 @@ use crate::host::programs;
 use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::in_place::aside;
-use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server};
+use crate::ops::observe::{
+    self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
+};
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::without_twins;
 use crate::ops::rejoin::decide::{self, Decision, Lineage, Way};
@@ -133,6 +135,7 @@ pub async fn plan(
     let leader = Primary { place: above_place, running: primary, source: &source };
     let found = look::measure(own, &leader, wish.clone).await.map_err(one)?;
     let decision = decide::decide(&found.measured);
+    obstacles.extend(look::newer_history(&own, facts, &found).await.map_err(one)?);
     let mut notes = Vec::new();
     obstacles.extend(of_primary(cluster, above, primary, &source));
     if decision.way == Way::Clone {
@@ -160,7 +163,15 @@ pub async fn plan(
     let evidence = evidence(cluster, node, above, &found, &decision);
     let input = Input { succession, decision };
     let stages = stages(&input, (seen, &found), primary, &source);
-    Ok(RejoinPlan { cluster: cluster.name.clone(), headline, wish: wish.clone(), input, evidence, stages, notes })
+    Ok(RejoinPlan {
+        cluster: cluster.name.clone(),
+        headline,
+        wish: wish.clone(),
+        input,
+        evidence,
+        stages,
+        notes,
+    })
 }
 
 fn named<'c>(cluster: &'c Cluster, name: &str) -> Result<&'c Node> {
@@ -196,8 +207,11 @@ async fn leads<'a>(
                 .hint("Start it: pgherd apply"));
         }
         Lead::Unborn => {
-            return Err(Error::new(ErrorKind::NotFound, format!("{what}: {} is not there yet", cluster.name))
-                .hint("Make it: pgherd apply"));
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("{what}: {} is not there yet", cluster.name),
+            )
+            .hint("Make it: pgherd apply"));
         }
         Lead::Unknown { why } => {
             return Err(Error::new(ErrorKind::NotFound, format!("{what}: no primary answers"))
@@ -250,15 +264,15 @@ async fn of_two(
         (Some(record), wished)
             if record.node == **other
                 && timeline(other) == Some(record.timeline)
+                // Whoever is on a later timeline was promoted since, by somebody who did not write it down.
+                && timeline(&node.name) <= Some(record.timeline)
                 && wished.as_ref().is_none_or(|wished| wished == *other) =>
         {
             Ok((*other).clone())
         }
         (_, Some(wished)) if wished == *other => Ok((*other).clone()),
-        (_, _) => Err(refused("Nothing says which of them has the rows that count.").hint(format!(
-            "If it is {other}, say so: pgherd rejoin {} --primary {other}",
-            node.name
-        ))),
+        (_, _) => Err(refused("Nothing says which of them has the rows that count.")
+            .hint(format!("If it is {other}, say so: pgherd rejoin {} --primary {other}", node.name))),
     }
 }
 
@@ -269,7 +283,8 @@ async fn record(doors: &Doors, cluster: &Cluster) -> Result<Option<PrimaryRecord
     for node in &cluster.nodes {
         if let Ok(Some(bytes)) = doors.host(&node.host).read(&file).await {
             return seal::read_document(&bytes).map(Some).map_err(|error| {
-                Error::failed(format!("cannot read the record of who is primary: {}", file.display())).source(error)
+                Error::failed(format!("cannot read the record of who is primary: {}", file.display()))
+                    .source(error)
             });
         }
     }
@@ -279,7 +294,9 @@ async fn record(doors: &Doors, cluster: &Cluster) -> Result<Option<PrimaryRecord
 /// What the node itself says is in the way.
 fn of_node(cluster: &Cluster, observed: &ClusterObserved, node: &Node, primary: &Running) -> Vec<Error> {
     let full = cluster.full_name(&node.name);
-    let cannot = |why: String| Error::refused(format!("cannot bring {full} back: {why}")).detail("Nothing was changed.");
+    let cannot = |why: String| {
+        Error::refused(format!("cannot bring {full} back: {why}")).detail("Nothing was changed.")
+    };
     let seen = observed.node(&node.name).expect("every node is observed");
     let mut found = Vec::new();
     let unknown = |why: &str| {
@@ -296,15 +313,17 @@ fn of_node(cluster: &Cluster, observed: &ClusterObserved, node: &Node, primary: 
     }
     match &seen.marker {
         Claim::Ours(_) => {}
-        Claim::None | Claim::Other(_) => found.push(
-            cannot(format!("no marker of it claims {}", node.data_directory.display()))
-                .hint("pgherd changes only what it made itself or has taken over: pgherd apply --adopt NODE"),
-        ),
+        Claim::None | Claim::Other(_) => found
+            .push(cannot(format!("no marker of it claims {}", node.data_directory.display())).hint(
+                "pgherd changes only what it made itself or has taken over: pgherd apply --adopt NODE",
+            )),
         // The same trouble keeps the server from being seen.
         Claim::Unknown { why } if found.is_empty() => found.push(unknown(why)),
         Claim::Unknown { .. } => {}
     }
-    if node.config_directory.is_some() || (seen.is_adopted() && seen.profile.as_ref().is_some_and(is_elsewhere)) {
+    if node.config_directory.is_some()
+        || (seen.is_adopted() && seen.profile.as_ref().is_some_and(is_elsewhere))
+    {
         found.push(
             cannot("its configuration is not in its data directory".to_owned())
                 .hint("Bring it back as it was made, with pg_rewind or pg_basebackup; then: pgherd plan"),
@@ -345,9 +364,12 @@ fn of_primary(cluster: &Cluster, above: &Node, primary: &Running, source: &Sourc
     let slots = u64::try_from(primary.slots.len()).unwrap_or(u64::MAX);
     if slots >= source.max_replication_slots {
         found.push(
-            Error::refused(format!("{full} has all of its {} replication slots in use", source.max_replication_slots))
-                .detail("The node needs one. Nothing was changed.")
-                .hint("Drop one that nobody reads: pgherd health -v"),
+            Error::refused(format!(
+                "{full} has all of its {} replication slots in use",
+                source.max_replication_slots
+            ))
+            .detail("The node needs one. Nothing was changed.")
+            .hint("Drop one that nobody reads: pgherd health -v"),
         );
     }
     found
@@ -372,15 +394,25 @@ async fn of_clone(
         && disk.free < look::size(source)
     {
         found.push(
-            cannot(format!("a copy beside what it has needs {}, and {} are free", look::size(source), disk.free)).hint(
-                format!("Make room on the file system of {}. What the node has is never removed first.", node.data_directory.display()),
-            ),
+            cannot(format!(
+                "a copy beside what it has needs {}, and {} are free",
+                look::size(source),
+                disk.free
+            ))
+            .hint(format!(
+                "Make room on the file system of {}. What the node has is never removed first.",
+                node.data_directory.display()
+            )),
         );
     }
     if source.has_tablespaces {
         found.push(
-            cannot("the cluster has tablespaces, whose places are taken by what it has".to_owned())
-                .hint(format!("Make it from a backup: pgherd restore --to-node {} --tablespace-mapping OLD=NEW", node.name)),
+            cannot("the cluster has tablespaces, whose places are taken by what it has".to_owned()).hint(
+                format!(
+                    "Make it from a backup: pgherd restore --to-node {} --tablespace-mapping OLD=NEW",
+                    node.name
+                ),
+            ),
         );
     }
     if seen.is_adopted() {
@@ -392,7 +424,9 @@ async fn of_clone(
     if !matches!(seen.directory, Directory::Missing) {
         match aside::obstacle(doors.host(&node.host), &node.data_directory).await {
             Ok(None) => {}
-            Ok(Some(why)) => found.push(cannot(format!("{} cannot be renamed: {why}", node.data_directory.display()))),
+            Ok(Some(why)) => {
+                found.push(cannot(format!("{} cannot be renamed: {why}", node.data_directory.display())))
+            }
             Err(error) => found.push(error),
         }
     }
@@ -418,7 +452,10 @@ fn evidence(cluster: &Cluster, node: &Node, above: &Node, found: &Found, decisio
     let Found { measured, state } = found;
     let mut lines = Vec::new();
     if measured.reached.lsn.as_u64() > 0 {
-        lines.push(format!("{own}   timeline {}, at {}, {state}", measured.reached.timeline, measured.reached.lsn));
+        lines.push(format!(
+            "{own}   timeline {}, at {}, {state}",
+            measured.reached.timeline, measured.reached.lsn
+        ));
     } else {
         lines.push(format!("{own}   {state}"));
     }
@@ -477,7 +514,8 @@ fn stages(
         stop.impact = running_primary.then(|| "its connections end".to_owned());
         stages.push(vec![stop]);
         // What was half rewound holds no WAL of one history.
-        let readable = matches!(found.measured.directory, decide::Directory::Whole | decide::Directory::Ahead { .. });
+        let readable =
+            matches!(found.measured.directory, decide::Directory::Whole | decide::Directory::Ahead { .. });
         if readable {
             stages.push(vec![step(
                 Sign::Look,
@@ -538,13 +576,22 @@ fn stages(
         let of = RejoinStep::Clone { node: node(), from: on(), unless_rewound };
         stages.push(vec![step(Sign::Create, own.clone(), text, undo, of)]);
     }
-    let text = if runs_on { format!("follow {theirs}") } else { format!("its own settings, start as a standby of {theirs}") };
+    let text = if runs_on {
+        format!("follow {theirs}")
+    } else {
+        format!("its own settings, start as a standby of {theirs}")
+    };
     let of = RejoinStep::Start { node: node(), upstream: on() };
-    stages.push(vec![step(Sign::Change, own.clone(), text, "stop it", of)]);
+    let undo = if way == Way::Rewind { "none" } else { "stop it" };
+    stages.push(vec![step(Sign::Change, own.clone(), text, undo, of)]);
     let of = RejoinStep::Streams { node: node(), upstream: on() };
     stages.push(vec![step(Sign::Look, own.clone(), format!("streams on timeline {timeline}"), "none", of)]);
     if way != Way::Follow {
-        let text = if way == Way::Rewind { "close what was opened, forget what was kept" } else { "forget what was kept" };
+        let text = if way == Way::Rewind {
+            "close what was opened, forget what was kept"
+        } else {
+            "forget what was kept"
+        };
         let of = RejoinStep::Close { on: on(), node: node() };
         stages.push(vec![step(Sign::Change, theirs.clone(), text, "none", of)]);
     }

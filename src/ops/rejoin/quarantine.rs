@@ -137,7 +137,11 @@ pub(super) fn stripped(auto_conf: &str) -> String {
 /// Replays everything that a stopped node has, and stops it again.
 ///
 /// A server that does not come up, or does not get on, is no reason to fail: then its WAL is not to be read, and it has to be cloned.
-pub(super) async fn replay(world: &World, node: &str, told: &(dyn Fn(Lsn) + Send + Sync)) -> Result<Evidence> {
+pub(super) async fn replay(
+    world: &World,
+    node: &str,
+    told: &(dyn Fn(Lsn) + Send + Sync),
+) -> Result<Evidence> {
     let site = world.site(node)?;
     provision::stop_within(&site, STOP).await?;
     if !is_stopped(&site).await? {
@@ -147,7 +151,12 @@ pub(super) async fn replay(world: &World, node: &str, told: &(dyn Fn(Lsn) + Send
     strip(&site).await?;
     recover::hold_in_effect(
         &site,
-        &[("archive_command", ""), ("listen_addresses", ""), ("primary_conninfo", ""), ("restore_command", "")],
+        &[
+            ("archive_command", ""),
+            ("listen_addresses", ""),
+            ("primary_conninfo", ""),
+            ("restore_command", ""),
+        ],
     )
     .await?;
     let ended = match recover::start(&site, None).await {
@@ -174,7 +183,8 @@ pub(super) async fn end(site: &Site<'_>, replayed: Option<Lsn>) -> Result<Eviden
         return Err(Error::failed(format!("{} did not end as a standby", site.name()))
             .detail(format!("Its pg_control says {:?}.", control.state)));
     }
-    let (recovered, timeline) = control.minimum_recovery.unwrap_or((control.checkpoint, control.checkpoint_timeline));
+    let (recovered, timeline) =
+        control.minimum_recovery.unwrap_or((control.checkpoint, control.checkpoint_timeline));
     let timeline: TimelineId = timeline.max(control.checkpoint_timeline);
     Ok(Evidence::Ended { timeline, lsn: replayed.map_or(recovered, |replayed| replayed.max(recovered)) })
 }
@@ -239,7 +249,8 @@ mod tests {
 
     #[test]
     fn what_alter_system_set_of_a_role_goes_and_the_rest_stays() {
-        let text = "# Do not edit\nprimary_conninfo = 'host=a'\nwork_mem = '9MB'\narchive_command = 'cp %p /x'\n";
+        let text =
+            "# Do not edit\nprimary_conninfo = 'host=a'\nwork_mem = '9MB'\narchive_command = 'cp %p /x'\n";
         assert_eq!(stripped(text), "# Do not edit\nwork_mem = '9MB'\n");
     }
 }

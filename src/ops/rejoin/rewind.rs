@@ -84,7 +84,9 @@ fn kept(places: &NodePlaces) -> PathBuf {
 pub async fn rewinding(host: &dyn Host, places: &NodePlaces) -> Result<Option<Rewinding>> {
     let path = marker(places);
     let could_not = || Error::failed(format!("could not read {}", path.display()));
-    let Some(bytes) = host.read(&path).await.map_err(|error| could_not().source(error))? else { return Ok(None) };
+    let Some(bytes) = host.read(&path).await.map_err(|error| could_not().source(error))? else {
+        return Ok(None);
+    };
     let found: Rewinding = serde_json::from_slice(&bytes).map_err(|error| could_not().source(error))?;
     if found.format == FORMAT {
         return Ok(Some(found));
@@ -105,7 +107,8 @@ pub(super) async fn keep(world: &World, node: &str) -> Result<Evidence> {
     provision::make_directory(&site, &directory, 0o700).await?;
     let data = &site.node.data_directory;
     let configuration = OWN.map(|name| {
-        let from = if name == declared::AUTO_FILE { data.join(name) } else { site.node.configuration().join(name) };
+        let from =
+            if name == declared::AUTO_FILE { data.join(name) } else { site.node.configuration().join(name) };
         (name, from)
     });
     for (name, from) in configuration.into_iter().chain([(CONTROL, data.join("global").join(CONTROL))]) {
@@ -137,8 +140,9 @@ pub(super) async fn give_back(site: &Site<'_>) -> Result<()> {
 /// Forgets what was kept, and that there was a rewind.
 pub(super) async fn forget(site: &Site<'_>) -> Result<()> {
     let places = site.places();
-    let could_not =
-        |error: HostError| Error::failed(format!("could not forget the rewind of {}", site.name())).source(error);
+    let could_not = |error: HostError| {
+        Error::failed(format!("could not forget the rewind of {}", site.name())).source(error)
+    };
     site.host().remove_tree(&kept(&places)).await.map_err(could_not)?;
     site.host().remove_file(&marker(&places)).await.map_err(could_not)
 }
@@ -288,9 +292,13 @@ pub(super) async fn rewind(
     match site.host().run(&trial).await {
         Ok(_) => {}
         Err(HostError::Exited { stderr, .. }) => {
-            return Ok(Evidence::NotRewound { why: format!("pg_rewind would fail: {}", last_words(&stderr)) });
+            return Ok(Evidence::NotRewound {
+                why: format!("pg_rewind would fail: {}", last_words(&stderr)),
+            });
         }
-        Err(error) => return Err(Error::failed(format!("could not try to rewind {}", site.name())).source(error)),
+        Err(error) => {
+            return Err(Error::failed(format!("could not try to rewind {}", site.name())).source(error));
+        }
     }
     let data = site.node.data_directory.clone();
     let stat = site.host().stat(&data).await.map_err(Error::from)?;
@@ -349,15 +357,18 @@ pub(super) async fn let_start(site: &Site<'_>) -> Result<()> {
 async fn set_mode(site: &Site<'_>, mode: u32) -> Result<()> {
     let directory = site.node.data_directory.display().to_string();
     let chmod = Command::new("chmod").args([format!("{mode:o}").as_str(), "--", directory.as_str()]);
-    site.host().run(&chmod).await.map(drop).map_err(|error| {
-        Error::failed(format!("could not change the mode of {directory}")).source(error)
-    })
+    site.host()
+        .run(&chmod)
+        .await
+        .map(drop)
+        .map_err(|error| Error::failed(format!("could not change the mode of {directory}")).source(error))
 }
 
 /// What a program has said last.
 fn last_words(stderr: &str) -> String {
     let lines: Vec<&str> = stderr.lines().filter(|line| !line.trim().is_empty()).collect();
-    let said: Vec<&str> = lines.iter().copied().filter(|line| line.contains("error:") || line.contains("fatal:")).collect();
+    let said: Vec<&str> =
+        lines.iter().copied().filter(|line| line.contains("error:") || line.contains("fatal:")).collect();
     let told = if said.is_empty() { lines.last().map(|line| vec![*line]).unwrap_or_default() } else { said };
     told.join("; ")
 }

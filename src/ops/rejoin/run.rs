@@ -229,7 +229,10 @@ async fn checkpoint(world: &World, on: &str) -> Result<Evidence> {
     let facts = queries::server_facts(&conn).await?;
     let wanted = world.succession.input.timeline;
     if facts.timeline != wanted || !matches!(facts.role, queries::ServerRole::Primary { .. }) {
-        return Err(Error::refused(format!("{} is not the primary on timeline {wanted} any more", site.name())));
+        return Err(Error::refused(format!(
+            "{} is not the primary on timeline {wanted} any more",
+            site.name()
+        )));
     }
     let last = promotion::last_checkpoint(&conn).await?;
     if last.timeline == wanted {
@@ -264,7 +267,10 @@ fn hold_to_the_plan(world: &World, node: &str, ended: &Evidence) -> Result<()> {
     };
     match (ended, world.decision.fork) {
         (Evidence::Ended { timeline, lsn }, Some(fork)) if *timeline != fork.timeline || *lsn > fork.at => {
-            refused(format!("Its WAL ends at {lsn} on timeline {timeline}, and timeline {} was left at {}", fork.timeline, fork.at))
+            refused(format!(
+                "Its WAL ends at {lsn} on timeline {timeline}, and timeline {} was left at {}",
+                fork.timeline, fork.at
+            ))
         }
         (Evidence::Ended { .. }, _) => Ok(()),
         (Evidence::NotReplayed { why }, _) => refused(format!("Its WAL could not be replayed: {why}")),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::host::{Command, HostError};
 use crate::ops::provision::{self, Site};
-use crate::ops::rejoin::decide::Fork;
+use crate::ops::rejoin::decide::{Decision, Fork, Way};
 use crate::ops::rejoin::evidence::Evidence;
 use crate::ops::rejoin::world::World;
 use crate::pg::lsn::Lsn;
@@ -48,14 +48,14 @@ pub(super) async fn save(
     };
     let there = site.host().list(&wal).await.map_err(could_not)?.unwrap_or_default();
     let states = site.host().list(&wal.join("archive_status")).await.map_err(could_not)?.unwrap_or_default();
-    let is_past = |name: &str| size.is_none_or(|size| is_past(name, world.decision.fork, size));
+    let may = |name: &str| size.is_some_and(|size| may_be_archived(name, &world.decision, size, past_too));
     let mut waiting: Vec<&str> = states.iter().filter_map(|name| name.strip_suffix(".ready")).collect();
     waiting.retain(|name| there.iter().any(|file| file == name));
     // As the archiver does (`pgarch.c`): history files first.
     waiting.sort_by_key(|name| (!name.ends_with(".history"), *name));
     let (mut stored, mut known, mut why) = (Vec::new(), Vec::new(), None);
     if site.cluster.backups.is_some() {
-        for name in waiting.iter().filter(|name| past_too || !is_past(name)) {
+        for name in waiting.iter().filter(|name| may(name)) {
             match push(&site, &wal, name).await? {
                 Ok(true) => stored.push((*name).to_owned()),
                 Ok(false) => known.push((*name).to_owned()),
@@ -83,29 +83,25 @@ pub(super) async fn save(
     Ok(Evidence::Saved { stored, there: known, aside: left, directory, why })
 }
 
-/// Tells whether a file of WAL holds something that lies past the fork.
-fn is_past(name: &str, fork: Option<Fork>, size: WalSegmentSize) -> bool {
-    let Some(fork) = fork else { return false };
-    match name.parse() {
-        Ok(WalFile::Segment(segment) | WalFile::Partial(segment)) => {
-            segment.timeline() > fork.timeline
-                || segment.number(size) >= SegmentName::holding(fork.at, fork.timeline, size).number(size)
-        }
-        Ok(WalFile::TimelineHistory(timeline)) => timeline > fork.timeline,
-        Ok(WalFile::BackupHistory(segment, ..)) => {
+/// Tells whether a file of WAL may go into the archive. One of a timeline that is not the primary's as well may not: its number may be another
+/// promotion's (patroni#890), and a history there leads others onto it (cnpg#3147).
+fn may_be_archived(name: &str, decision: &Decision, size: WalSegmentSize, past_too: bool) -> bool {
+    let Ok(file) = name.parse::<WalFile>() else { return false };
+    let Some(fork) = decision.fork else {
+        // Of two that wrote the same timeline, what the other one has is under these names, or will be.
+        return decision.way == Way::Follow;
+    };
+    let past = match file {
+        WalFile::Segment(segment) | WalFile::Partial(segment) | WalFile::BackupHistory(segment, _) => {
             segment.number(size) >= SegmentName::holding(fork.at, fork.timeline, size).number(size)
         }
-        Err(_) => false,
-    }
+        WalFile::TimelineHistory(_) => false,
+    };
+    file.timeline() <= fork.timeline && (past_too || !past)
 }
 
 /// Tells whether a segment lies between the fork and the end of the node's WAL, past the fork: what was recycled has names of later ones.
-fn is_of_it(
-    name: &str,
-    fork: Option<Fork>,
-    ended: Option<(TimelineId, Lsn)>,
-    size: WalSegmentSize,
-) -> bool {
+fn is_of_it(name: &str, fork: Option<Fork>, ended: Option<(TimelineId, Lsn)>, size: WalSegmentSize) -> bool {
     let (Some(fork), Some((timeline, lsn))) = (fork, ended) else { return false };
     if timeline == fork.timeline && lsn <= fork.at {
         return false;
@@ -113,7 +109,9 @@ fn is_of_it(
     let Ok(WalFile::Segment(segment)) = name.parse() else { return false };
     let first = SegmentName::holding(fork.at, fork.timeline, size).number(size);
     let last = SegmentName::ending_at(lsn, timeline, size).number(size);
-    segment.timeline() >= fork.timeline && segment.timeline() <= timeline && (first..=last).contains(&segment.number(size))
+    segment.timeline() >= fork.timeline
+        && segment.timeline() <= timeline
+        && (first..=last).contains(&segment.number(size))
 }
 
 /// Pushes a file; tells whether it was stored now, or why it could not be.
@@ -122,7 +120,8 @@ async fn push(site: &Site<'_>, wal: &Path, name: &str) -> Result<std::result::Re
     let archived = site.cluster.backups.as_ref().map(|backups| backups.repository.directory().to_owned());
     let object = match (name.parse::<WalFile>(), archived, provision::control_file(site).await) {
         (Ok(file), Some(directory), Ok(control)) => {
-            let keys = crate::repo::layout::ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
+            let keys =
+                crate::repo::layout::ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
             Some(directory.join(keys.wal(file).as_str()))
         }
         _ => None,
@@ -139,7 +138,8 @@ async fn push(site: &Site<'_>, wal: &Path, name: &str) -> Result<std::result::Re
     match site.host().run(&push).await {
         Ok(_) => {
             let status = wal.join("archive_status");
-            let [ready, done] = ["ready", "done"].map(|state| status.join(format!("{name}.{state}")).display().to_string());
+            let [ready, done] =
+                ["ready", "done"].map(|state| status.join(format!("{name}.{state}")).display().to_string());
             let rename = Command::new("mv").args(["-T", "--", ready.as_str(), done.as_str()]);
             if let Err(error) = site.host().run(&rename).await {
                 tracing::warn!(%error, "the server will try to archive {name} once more");
@@ -151,7 +151,9 @@ async fn push(site: &Site<'_>, wal: &Path, name: &str) -> Result<std::result::Re
             text.truncate(text.floor_char_boundary(TOLD));
             Ok(Err(text))
         }
-        Err(error) => Err(Error::failed(format!("could not archive {name} of {}", site.name())).source(error)),
+        Err(error) => {
+            Err(Error::failed(format!("could not archive {name} of {}", site.name())).source(error))
+        }
     }
 }
 
@@ -180,27 +182,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_past_the_fork_is_known_by_its_name() {
+    fn only_what_the_primary_shares_goes_into_the_archive_and_what_lies_past_the_fork_last() {
         let size = WalSegmentSize::new(16 << 20).unwrap();
         let timeline = |id| TimelineId::new(id).unwrap();
         let fork = Some(Fork { timeline: timeline(1), at: "0/5000148".parse().unwrap() });
-        for (name, past) in [
-            ("000000010000000000000004", false),
-            ("000000010000000000000005", true),
-            ("000000010000000000000006", true),
-            ("000000020000000000000004", true),
-            ("00000002.history", true),
-            ("archive_status", false),
+        let decision = |way, fork| Decision { way, why: String::new(), fork };
+        let rewind = decision(Way::Rewind, fork);
+        for (name, before, after) in [
+            ("000000010000000000000004", true, true),
+            ("000000010000000000000005", false, true),
+            ("000000010000000000000006", false, true),
+            ("000000020000000000000004", false, false),
+            ("00000002.history", false, false),
+            ("archive_status", false, false),
         ] {
-            assert_eq!(is_past(name, fork, size), past, "{name}");
-            assert!(!is_past(name, None, size));
+            assert_eq!(may_be_archived(name, &rewind, size, false), before, "{name}");
+            assert_eq!(may_be_archived(name, &rewind, size, true), after, "{name}");
         }
+        let name = "000000010000000000000004";
+        assert!(may_be_archived(name, &decision(Way::Follow, None), size, false));
+        assert!(!may_be_archived(name, &decision(Way::Clone, None), size, true), "two wrote this timeline");
         let ended = |text: &str| Some((timeline(1), text.parse().unwrap()));
         assert!(is_of_it("000000010000000000000005", fork, ended("0/6000028"), size));
         assert!(is_of_it("000000010000000000000006", fork, ended("0/6000028"), size));
         // Recycled, and not written to yet.
         assert!(!is_of_it("000000010000000000000007", fork, ended("0/6000028"), size));
         assert!(!is_of_it("000000010000000000000004", fork, ended("0/6000028"), size));
-        assert!(!is_of_it("000000010000000000000005", fork, ended("0/5000148"), size), "it has nothing of its own");
+        assert!(
+            !is_of_it("000000010000000000000005", fork, ended("0/5000148"), size),
+            "it has nothing of its own"
+        );
     }
 }
