@@ -265,10 +265,8 @@ fn a_rewind_that_was_interrupted_starts_nothing_and_ends_as_a_clone() {
     assert_eq!(herd.primaries(), ["b"]);
     let ended = std::fs::read_to_string(&marker).unwrap().contains("\"ended\": true");
 
-    let list = herd.run(&["operation", "list", "--format", "json"]).json();
-    let operations = list["operations"].as_array().expect("operations").clone();
-    let id = operations.iter().find(|found| found["kind"] == "rejoin").and_then(|found| found["id"].as_str());
-    let id = id.expect("it is there").to_owned();
+    let report = herd.run(&["status", "--format", "json"]).json();
+    let id = report["clusters"][0]["operations"][0]["id"].as_str().expect("it is there").to_owned();
     let done = herd.run(&["operation", "resume", &id, "--yes"]).ends_with(0);
     if ended {
         done.says(&["rewound"]);
