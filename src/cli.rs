@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, guard, health, init, man, node, operation,
-    plan, pooler, rejoin, restore, schema, status, switchover, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, failover, fence, guard, health, init, man,
+    node, operation, plan, pooler, rejoin, restore, schema, status, switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 
@@ -41,7 +41,10 @@ pub enum Command {
     Wal(wal::WalArgs),
     Drill(drill::DrillArgs),
     Switchover(switchover::SwitchoverArgs),
+    Failover(failover::FailoverArgs),
     Rejoin(rejoin::RejoinArgs),
+    Fence(fence::FenceArgs),
+    Unfence(unfence::UnfenceArgs),
     Pooler(pooler::PoolerArgs),
     Destroy(destroy::DestroyArgs),
     Guard(guard::GuardArgs),

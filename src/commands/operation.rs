@@ -15,6 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::destroy::{self, DestroyStep};
+use crate::ops::failover::{self, step::FailStep};
+use crate::ops::fence::{self, step::FenceStep};
 use crate::ops::hold::{self, HoldStep};
 use crate::ops::in_place::{self, step::RestoreStep};
 use crate::ops::plan::step::ApplyStep;
@@ -300,7 +302,7 @@ async fn abandon(args: &AbandonArgs, app: &mut App) -> Outcome {
 /// Returns the cluster that an operation was given, which says where its repository is.
 fn cluster_of(header: &Header) -> Option<Cluster> {
     match header.kind.as_str() {
-        apply::KIND | in_place::KIND | switchover::KIND => {
+        apply::KIND | in_place::KIND | switchover::KIND | failover::KIND | fence::FENCE | fence::UNFENCE => {
             serde_json::from_value(header.input.get("cluster")?.clone()).ok()
         }
         destroy::KIND => destroy::cluster_of(&header.input),
@@ -400,6 +402,12 @@ async fn drive_to_end(
             if kind == rejoin::KIND {
                 ui::rejoin::print_report(&mut app.ui, &rejoin::report::read(&context.store, id)?);
             }
+            if kind == failover::KIND {
+                ui::failover::print_report(&mut app.ui, &failover::report::read(&context.store, id)?);
+            }
+            if [fence::FENCE, fence::UNFENCE].contains(&kind) {
+                ui::fence::print_report(&mut app.ui, &fence::report(&context.store, id)?);
+            }
             if kind == switchover::KIND {
                 ui::switchover::print_report(&mut app.ui, &switchover::report::read(&context.store, id)?);
             }
@@ -441,6 +449,14 @@ async fn drive(
         rejoin::KIND => {
             let operation: Operation<RejoinStep> = claimed(context, id, claim, interrupt).await?;
             rejoin::go_on(context, operation, way, &events, interrupt).await
+        }
+        failover::KIND => {
+            let operation: Operation<FailStep> = claimed(context, id, claim, interrupt).await?;
+            failover::go_on(context, operation, way, &events, interrupt).await
+        }
+        fence::FENCE | fence::UNFENCE => {
+            let operation: Operation<FenceStep> = claimed(context, id, claim, interrupt).await?;
+            fence::go_on(context, operation, way, &events, interrupt).await
         }
         other => Err(unknown_kind(id, other)),
     }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::{App, Failure, Outcome};
 use crate::engine::{event, lock};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::ops::apply;
 use crate::ops::rejoin::decide::Way;
 use crate::ops::rejoin::plan::{RejoinPlan, Wish};
 use crate::ops::rejoin::{self, Request, report};
+use crate::ops::succession;
 use crate::topology::model::{Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
@@ -54,7 +55,7 @@ pub fn run(args: &RejoinArgs, app: &mut App) -> Outcome {
 
 async fn execute(args: &RejoinArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
-    let cluster = one_cluster(app, &herd, "rejoin NODE")?;
+    let cluster = app.one_cluster(&herd, "rejoin")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
     lock::until_free(&context.store, &cluster.name, wait).await?;
@@ -73,19 +74,6 @@ async fn execute(args: &RejoinArgs, app: &mut App) -> Outcome {
     drive(app, &herd, cluster, plan, wait).await?;
     app.ui.note("next     pgherd status");
     Ok(Exit::Done)
-}
-
-/// Returns the cluster that is meant.
-pub(super) fn one_cluster<'h>(app: &App, herd: &'h Herd, verb: &str) -> Result<&'h Cluster, Error> {
-    match app.clusters(herd)?.as_slice() {
-        [one] => Ok(one),
-        several => {
-            let names: Vec<&str> = several.iter().map(|cluster| cluster.name.as_str()).collect();
-            Err(Error::usage("which cluster is meant?")
-                .detail(format!("There are {}. Nothing was changed.", names.join(", ")))
-                .hint(format!("Name one: pgherd --cluster NAME {verb}")))
-        }
-    }
 }
 
 /// Drives a plan that was agreed to, and tells what it came to.
@@ -115,26 +103,13 @@ pub(super) async fn drive(
     Ok(())
 }
 
+/// Asks what the plan is to do, by the node's name.
 fn confirm(app: &App, plan: &RejoinPlan) -> Result<(), Error> {
-    if app.globals.yes {
-        return Ok(());
-    }
-    let node = &plan.input.succession.from;
-    if !app.ui.is_interactive() {
-        return Err(Error::usage("rejoin needs the node's name, and there is no terminal to ask")
-            .detail("Nothing was changed.")
-            .hint("Say yes beforehand with --yes, or see what would be done with --dry-run."));
-    }
+    let succession::Input { from, to, .. } = &plan.input.succession;
     let what = match plan.input.decision.way {
-        Way::Follow => "Have it follow",
-        Way::Rewind => "Rewind it to",
-        Way::Clone => "Clone it from",
+        Way::Follow => format!("Have {from} follow {to}"),
+        Way::Rewind => format!("Rewind {from} to {to}"),
+        Way::Clone => format!("Clone {from} from {to}"),
     };
-    let question = format!("{what} {}? Type the node's name ({node}): ", plan.input.succession.to);
-    let answer = app.ui.ask(&question)?;
-    if answer == *node {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Refused, format!("not brought back: the answer was {answer:?}, not {node:?}"))
-        .detail("Nothing was changed."))
+    app.confirm_by_name("rejoin", &format!("{what}?"), from)
 }

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use super::{App, Failure, Outcome};
 use crate::engine::{event, lock};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::ops::apply;
-use crate::ops::switchover::plan::{SwitchPlan, Wish};
+use crate::ops::switchover::plan::Wish;
 use crate::ops::switchover::{self, Request, report};
-use crate::topology::model::{Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
@@ -62,7 +61,7 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
             .into());
     }
     let herd = app.herd()?;
-    let cluster = one_cluster(app, &herd)?;
+    let cluster = app.one_cluster(&herd, "switchover")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
     lock::until_free(&context.store, &cluster.name, wait).await?;
@@ -77,7 +76,9 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
         app.ui.note("next     the same without --dry-run");
         return Ok(Exit::Done);
     }
-    confirm(app, &plan)?;
+    let (from, to) = (&plan.input.from, &plan.input.to);
+    let question = format!("Switch {} from {from} to {to}?", plan.cluster);
+    app.confirm_by_name("switchover", &question, to)?;
     let interrupt = app.interrupt()?;
     let topology = apply::topology_file(&herd.file)?;
     let request = Request { herd: &herd, cluster, plan, topology, wait };
@@ -95,37 +96,4 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     ui::switchover::print_report(&mut app.ui, &report::read(&context.store, &id)?);
     app.ui.note("next     pgherd status");
     Ok(Exit::Done)
-}
-
-/// A switchover is of one cluster.
-fn one_cluster<'h>(app: &App, herd: &'h Herd) -> Result<&'h Cluster, Error> {
-    match app.clusters(herd)?.as_slice() {
-        [one] => Ok(one),
-        several => {
-            let names: Vec<&str> = several.iter().map(|cluster| cluster.name.as_str()).collect();
-            Err(Error::usage("which cluster is to be switched over?")
-                .detail(format!("There are {}. Nothing was changed.", names.join(", ")))
-                .hint("Name one: pgherd switchover --cluster NAME"))
-        }
-    }
-}
-
-fn confirm(app: &App, plan: &SwitchPlan) -> Result<(), Error> {
-    if app.globals.yes {
-        return Ok(());
-    }
-    let to = &plan.input.to;
-    if !app.ui.is_interactive() {
-        return Err(Error::usage("switchover needs the node's name, and there is no terminal to ask")
-            .detail("Nothing was changed.")
-            .hint("Say yes beforehand with --yes, or see what would be done with --dry-run."));
-    }
-    let question =
-        format!("Switch {} from {} to {to}? Type the node's name: ", plan.cluster, plan.input.from);
-    let answer = app.ui.ask(&question)?;
-    if answer == *to {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Refused, format!("not switched over: the answer was {answer:?}, not {to:?}"))
-        .detail("Nothing was changed."))
 }

@@ -99,6 +99,8 @@ pub struct Cx<'a, S: Step> {
     pub world: &'a S::World,
     /// The steps that ended before this stage, with what they left, in order.
     pub evidence: &'a [(S, S::Evidence)],
+    /// How often the step, or its undo, has been begun, this time included; crashes count.
+    pub attempt: u32,
     /// Reports how far the step is; lossy.
     pub progress: Progress<'a>,
 }

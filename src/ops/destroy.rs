@@ -584,6 +584,7 @@ fn as_cluster(input: &Input) -> Cluster {
         synchronous: None,
         health: DeclaredChecks::new(),
         checks: Vec::new(),
+        hooks: Vec::new(),
         databases: Vec::new(),
         schemas: Vec::new(),
         roles: Vec::new(),

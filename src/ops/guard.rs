@@ -3,15 +3,16 @@
 //! Looks only, as the owner of the node's files, and needs neither topology nor tokio. A standby may always start: it follows. A server
 //! that would come up as a primary may start only if nothing says that another node has become it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::observe;
 use crate::pg::control_bytes::ControlBytes;
 use crate::pg::timeline::TimelineId;
 use crate::repo::primary::{self, PrimaryRecord};
 use crate::repo::{self, now};
-use crate::topology::claim::{self, Marker, Profile};
+use crate::topology::claim::{self, FenceMark, Marker, Profile};
 
 /// As what a node may start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,11 +48,30 @@ pub fn check(file: &Path, record: Record) -> Result<(String, Start)> {
     if holds("standby.signal") {
         return Ok((node, Start::Standby));
     }
+    not_fenced(&node, file)?;
     match record {
         Record::Leave => {}
         Record::Ask => ask(&node, &profile, timeline)?,
     }
     Ok((node, Start::Primary(timeline)))
+}
+
+/// A fenced node does not come up as a primary, whoever starts it.
+fn not_fenced(node: &str, profile: &Path) -> Result<()> {
+    let file = profile.with_file_name("fenced.json");
+    let cannot_tell = |why: String| {
+        Error::new(ErrorKind::NotFound, format!("cannot tell whether {node} is fenced"))
+            .detail(format!("{}: {why}. It was not started.", file.display()))
+    };
+    let bytes = match fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(cannot_tell(error.to_string())),
+    };
+    let mark: FenceMark = claim::read(&bytes).map_err(|error| cannot_tell(error.to_string()))?;
+    Err(Error::refused(format!("cannot start {node} as a primary: it is fenced"))
+        .detail(format!("It is {mark}."))
+        .hint(observe::ways_out_of_a_fence(node)))
 }
 
 fn read<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T> {
@@ -216,6 +236,25 @@ mod tests {
         assert_eq!(place.check().unwrap(), Start::Primary(timeline(2)));
         place.record("b", 2);
         assert_eq!(place.check().unwrap(), Start::Primary(timeline(2)));
+    }
+
+    #[test]
+    fn a_fenced_node_starts_as_a_standby_and_not_as_a_primary() {
+        let place = Place::new();
+        fs::write(place.file("fenced.json"), include_bytes!("../topology/testdata/fenced-1.json")).unwrap();
+        let error = place.check().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.what(), "cannot start inventory-b as a primary: it is fenced");
+        assert_eq!(
+            error.detail_text(),
+            Some(
+                "It is fenced since 2026-11-22T03:12:07Z by ada on station (operation 7f3a): its host loses packets."
+            )
+        );
+        fs::write(place.file("fenced.json"), b"{").unwrap();
+        assert_eq!(place.check().unwrap_err().kind(), ErrorKind::NotFound);
+        fs::write(place.profile.data_directory.join("standby.signal"), b"").unwrap();
+        assert_eq!(place.check().unwrap(), Start::Standby);
     }
 
     #[test]

@@ -344,6 +344,7 @@ mod tests {
             synchronous: None,
             health: BTreeMap::new(),
             checks: Vec::new(),
+            hooks: Vec::new(),
             databases: vec!["inventory".to_owned()],
             schemas: vec![Schema {
                 name: "stock".to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! Reads only. An unreachable node is a fact about that node and never hides the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use crate::host::sockets;
 use crate::host::ssh::{SshHost, Target};
 use crate::host::{Command, DiskSpace, Host, HostError};
 use crate::ops::service::{self, UnitSeen};
-use crate::pg::control_file::ControlFile;
+use crate::pg::control_file::{ClusterState, ControlFile};
 use crate::secret::Secret;
-use crate::topology::claim::{self, Marker, Profile};
+use crate::topology::claim::{self, FenceMark, Marker, Profile};
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node, Reach};
 use crate::topology::places::{NodePlaces, Places};
@@ -47,6 +47,8 @@ pub struct Doors {
     places: BTreeMap<String, Places>,
     hosts: BTreeMap<String, Arc<dyn Host>>,
     pub connector: Connector,
+    /// That of the machine that pgherd runs on, on the caller's own behalf.
+    own: Arc<dyn Host>,
     /// Who asks in place of the superuser; for looks alone.
     asker: Option<(String, Option<Secret>)>,
     /// The programs of each host, looked for once.
@@ -97,6 +99,10 @@ impl Doors {
             places: places_of,
             hosts,
             connector: Connector::new(Arc::clone(gate)),
+            own: match looking {
+                Some(_) => Arc::new(Layered::new(open_own_door(gate), DryRun)),
+                None => open_own_door(gate),
+            },
             asker: None,
             programs,
             whole: None,
@@ -142,6 +148,11 @@ impl Doors {
     /// Returns the door of a host that the cluster uses.
     pub fn host(&self, name: &str) -> &dyn Host {
         &**self.hosts.get(name).expect("Doors::open opens every host that the cluster names")
+    }
+
+    /// Returns the door of the machine that pgherd runs on, on the caller's own behalf.
+    pub fn own(&self) -> &dyn Host {
+        &*self.own
     }
 
     /// Returns the same door to keep.
@@ -242,6 +253,7 @@ pub struct NodeObserved {
     pub marker: Claim,
     /// What it was made as; `None` if it was not, or that cannot be read.
     pub profile: Option<Profile>,
+    pub fence: Fence,
     pub directory: Directory,
     pub server: Server,
     /// Text of the files of which pgherd writes a part; `None` where the directory holds no cluster of ours.
@@ -259,6 +271,21 @@ pub enum Claim {
     Unknown {
         why: String,
     },
+}
+
+/// Whether the node must not come up as a primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fence {
+    Open,
+    Fenced(FenceMark),
+    Unknown { why: String },
+}
+
+/// Says how a fenced node that was primary gets back into its cluster.
+pub fn ways_out_of_a_fence(node: &str) -> String {
+    format!(
+        "If another node is primary: pgherd rejoin {node}. If none is and this one is to go on: pgherd unfence {node}."
+    )
 }
 
 /// What is in the node's data directory.
@@ -369,6 +396,13 @@ impl NodeObserved {
         }
     }
 
+    /// Tells whether a server that does not run was a standby when it ended, whatever it would start as.
+    pub fn ended_as_standby(&self) -> bool {
+        let state = self.control().map(|control| &control.state);
+        matches!(self.server, Server::Stopped)
+            && matches!(state, Some(ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery))
+    }
+
     /// Returns the control file, if the directory holds a cluster and it could be read.
     pub fn control(&self) -> Option<&ControlFile> {
         match &self.directory {
@@ -390,6 +424,22 @@ impl ClusterObserved {
 /// Looks at all nodes of `cluster` side by side.
 pub async fn observe(doors: &Doors, cluster: &Cluster, depth: Depth) -> ClusterObserved {
     observe_and_stay(doors, cluster, depth).await.0
+}
+
+/// Looks at all nodes of `cluster` side by side but these, which are unknown: nobody waits for what is known not to answer.
+pub async fn observe_but(
+    doors: &Doors,
+    cluster: &Cluster,
+    depth: Depth,
+    left_out: &BTreeSet<String>,
+) -> ClusterObserved {
+    let nodes = join_all(cluster.nodes.iter().map(async |node| {
+        if left_out.contains(&node.name) {
+            return unknown(node, "it was left out");
+        }
+        observe_node(doors, cluster, node, depth).await.0
+    }));
+    ClusterObserved { cluster: cluster.name.clone(), nodes: nodes.await, left: Vec::new() }
 }
 
 /// Looks at all nodes of `cluster` side by side, and stays logged in to those that answer; in the order of the file.
@@ -414,9 +464,10 @@ async fn observe_node(
     let host = doors.host(&node.host);
     let places = doors.node_places(cluster, node);
     let seen = async {
-        let (marker, profile, directory, disk, (server, conn)) = futures_util::join!(
+        let (marker, profile, fence, directory, disk, (server, conn)) = futures_util::join!(
             observe_claim(host, &places, node),
             host.read(&places.profile),
+            observe_fence(host, &places),
             observe_directory(doors, cluster, node),
             host.disk(&node.data_directory),
             observe_server(doors, cluster, node, &places),
@@ -431,6 +482,7 @@ async fn observe_node(
             node: node.name.clone(),
             marker,
             profile: profile.ok().flatten().and_then(|bytes| claim::read(&bytes).ok()),
+            fence,
             directory,
             server,
             files,
@@ -471,6 +523,7 @@ fn unknown(node: &Node, why: &str) -> NodeObserved {
         node: node.name.clone(),
         marker: Claim::Unknown { why: why.to_owned() },
         profile: None,
+        fence: Fence::Unknown { why: why.to_owned() },
         directory: Directory::Unknown { why: why.to_owned() },
         server: Server::Unknown { why: why.to_owned() },
         files: None,
@@ -490,6 +543,18 @@ pub async fn observe_claim(host: &dyn Host, places: &NodePlaces, node: &Node) ->
             Err(error) => Claim::Unknown { why: format!("{}: {error}", places.marker.display()) },
         },
         Err(error) => Claim::Unknown { why: error.to_string() },
+    }
+}
+
+/// Reads whether a node is fenced.
+pub async fn observe_fence(host: &dyn Host, places: &NodePlaces) -> Fence {
+    match host.read(&places.fence).await {
+        Ok(None) => Fence::Open,
+        Ok(Some(bytes)) => match claim::read::<FenceMark>(&bytes) {
+            Ok(mark) => Fence::Fenced(mark),
+            Err(error) => Fence::Unknown { why: format!("{}: {error}", places.fence.display()) },
+        },
+        Err(error) => Fence::Unknown { why: error.to_string() },
     }
 }
 
@@ -664,6 +729,29 @@ pub async fn postmaster(host: &dyn Host, directory: &Path) -> Result<Option<u32>
     let names_it =
         cmdline.split(|byte| *byte == 0).any(|word| word == directory.as_os_str().as_encoded_bytes());
     Ok((names_it || works_in(host, pid, directory).await?).then_some(pid))
+}
+
+/// Returns the processes of PostgreSQL that work in `directory`: the postmaster, and its children, which a postmaster that was killed leaves
+/// behind until they notice.
+///
+/// # Errors
+/// When the host cannot tell.
+pub async fn processes(host: &dyn Host, directory: &Path) -> Result<Vec<u32>, HostError> {
+    let look = Command::new("pgrep").args(["-u", host.os_user(), "-x", "postgres"]).reads();
+    let pids: Vec<u32> = match host.run(&look).await {
+        Ok(output) => output.text().split_whitespace().filter_map(|word| word.parse().ok()).collect(),
+        // pgrep ends with 1 when it found nothing.
+        Err(HostError::Exited { status: 1, .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    // Of a process that has ended in the meantime it prints the path as it was given.
+    let paths = pids.iter().map(|pid| format!("/proc/{pid}/cwd"));
+    let resolve =
+        Command::new("readlink").args(["-m", "--", &directory.display().to_string()]).args(paths).reads();
+    let text = host.run(&resolve).await?.text();
+    let mut lines = text.lines();
+    let wanted = lines.next();
+    Ok(pids.into_iter().zip(lines).filter(|(_, path)| Some(*path) == wanted).map(|(pid, _)| pid).collect())
 }
 
 /// Tells whether a process works in a directory. A postmaster does (`ChangeToDataDir` in `main.c`), whatever its arguments name: a path with

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{Command, Host, HostError, LineSink, RunAs};
 use crate::ops::certificate::{self, Holder};
-use crate::ops::observe::{self, Doors};
+use crate::ops::observe::{self, Doors, Fence};
 use crate::ops::service::{self, Manager};
 use crate::pg::control_file::ControlFile;
 use crate::pg::history::TimelineHistory;
@@ -430,10 +430,11 @@ pub async fn timeline_begins(site: &Site<'_>, timeline: TimelineId) -> Result<Ls
 /// Starts the server if it does not run, and waits until it answers as the cluster that the marker names.
 ///
 /// # Errors
-/// With the last lines of the server's log if it does not come up.
+/// [`ErrorKind::Refused`] if it is fenced and would come up as a primary; with the last lines of the server's log if it does not come up.
 pub async fn start(site: &Site<'_>) -> Result<()> {
     let manager = manager(site).await?;
     if observe::postmaster(site.host(), site.directory()).await?.is_none() {
+        may_start(site).await?;
         let command =
             manager.start().unwrap_or_else(|| pg_ctl_start(site)).timeout(START + Duration::from_secs(5));
         if let Err(error) = launch(site, &command).await? {
@@ -443,6 +444,28 @@ pub async fn start(site: &Site<'_>) -> Result<()> {
         }
     }
     wait_until_it_answers(site, &manager).await
+}
+
+/// What a unit asks its guard, pgherd asks itself: a fenced node comes up as a standby or not at all.
+async fn may_start(site: &Site<'_>) -> Result<()> {
+    let name = site.name();
+    let mark = match observe::observe_fence(site.host(), &site.places()).await {
+        Fence::Open => return Ok(()),
+        Fence::Fenced(mark) => mark,
+        Fence::Unknown { why } => {
+            return Err(Error::new(ErrorKind::NotFound, format!("cannot tell whether {name} is fenced"))
+                .detail(format!("{why}. It was not started.")));
+        }
+    };
+    for signal in ["standby.signal", "recovery.signal"] {
+        let found = site.host().stat(&site.directory().join(signal)).await;
+        if found.map_err(|error| could_not("look how it would start", site, error))?.is_some() {
+            return Ok(());
+        }
+    }
+    Err(Error::refused(format!("cannot start {name} as a primary: it is fenced"))
+        .detail(format!("It is {mark}."))
+        .hint(observe::ways_out_of_a_fence(&name)))
 }
 
 /// Runs what starts the server, and again for as long as one that was killed holds its lock files.
@@ -634,7 +657,7 @@ pub async fn stop_within(site: &Site<'_>, limit: Duration) -> Result<()> {
         return Ok(());
     }
     let by_manager = manager.stop().map(|command| command.timeout(limit + Duration::from_secs(5)));
-    let commands = by_manager.into_iter().chain([pg_ctl_stop(site, limit)]);
+    let commands = by_manager.into_iter().chain([pg_ctl_stop(site, "fast", limit)]);
     for command in commands {
         let ended = site.host().run(&command).await;
         match (ended, observe::postmaster(site.host(), site.directory()).await?) {
@@ -650,11 +673,50 @@ pub async fn stop_within(site: &Site<'_>, limit: Duration) -> Result<()> {
         .hint(format!("Look who does: {}.", site.directory().join("postmaster.pid").display())))
 }
 
-fn pg_ctl_stop(site: &Site<'_>, limit: Duration) -> Command {
+/// Ends the server as a power cut would, also one whose processes are held (SIGSTOP) or that answers nobody: an immediate shutdown, and
+/// after `patience` SIGKILL for what is left of it.
+///
+/// What starts it again by itself has to be told before: [`stop_within`].
+///
+/// # Errors
+/// When one of its processes is still there after that.
+pub async fn kill(site: &Site<'_>, patience: Duration) -> Result<()> {
+    if observe::postmaster(site.host(), site.directory()).await?.is_some()
+        && let Err(error) = site.host().run(&pg_ctl_stop(site, "immediate", Duration::ZERO)).await
+    {
+        tracing::debug!(%error, "an immediate shutdown");
+    }
+    let begun = Instant::now();
+    loop {
+        let left = observe::processes(site.host(), site.directory()).await?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() >= patience {
+            // All at once: what is held does not go on for a last step, as it would if it was let go first.
+            let kill = Command::new("kill").args(["-s", "KILL", "--"]).args(left.iter().map(u32::to_string));
+            match site.host().run(&kill).await {
+                // One that has ended by itself is what we want.
+                Ok(_) | Err(HostError::Exited { .. }) => {}
+                Err(error) => return Err(could_not("end the processes of", site, error)),
+            }
+        }
+        if begun.elapsed() >= patience + RELEASE {
+            return Err(Error::failed(format!("could not end {}", site.name()))
+                .detail(format!("Processes {left:?} still work in {}.", site.directory().display()))
+                .hint("What SIGKILL does not end waits for a disk: power the host off."));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn pg_ctl_stop(site: &Site<'_>, mode: &str, limit: Duration) -> Command {
     let directory = site.directory().display().to_string();
     let seconds = limit.as_secs().to_string();
+    let wait: &[&str] = if limit.is_zero() { &["-W"] } else { &["-w", "-t", seconds.as_str()] };
     Command::new(site.programs.path("pg_ctl"))
-        .args(["stop", "-D", directory.as_str(), "-m", "fast", "-w", "-t", seconds.as_str(), "-s"])
+        .args(["stop", "-D", directory.as_str(), "-m", mode, "-s"])
+        .args(wait.iter().copied())
         .timeout(limit + Duration::from_secs(5))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Pure. What is not known is never taken for "down".
 
-use crate::ops::observe::{Claim, ClusterObserved, Directory, NodeObserved, Running, Server};
+use crate::ops::observe::{Claim, ClusterObserved, Directory, Fence, NodeObserved, Running, Server};
 use crate::pg::timeline::TimelineId;
 
 /// Who leads the cluster, as far as the observation tells.
@@ -59,10 +59,15 @@ fn stopped_primary(observed: &ClusterObserved) -> Lead {
         .filter(|node| {
             matches!(node.server, Server::Stopped)
                 && matches!(node.marker, Claim::Ours(_))
+                && !matches!(node.fence, Fence::Fenced(_))
                 && matches!(node.directory, Directory::Cluster { standby_signal: false, .. })
         })
         .collect();
+    let fenced: Vec<String> = observed.nodes.iter().filter_map(fenced).collect();
     match stopped.as_slice() {
+        [] if !fenced.is_empty() => {
+            Lead::Unknown { why: format!("no node is primary, and {}", fenced.join("; ")) }
+        }
         [one] => match doubt(one, observed) {
             None => Lead::StoppedPrimary(one.node.clone()),
             Some(doubt) => Lead::Unknown {
@@ -76,6 +81,15 @@ fn stopped_primary(observed: &ClusterObserved) -> Lead {
                 several.iter().map(|node| node.node.as_str()).collect::<Vec<_>>().join(", ")
             ),
         },
+    }
+}
+
+/// Says of a fenced node that it is: what does not run and must not be started as a primary is nobody's primary, and another one may lead.
+fn fenced(node: &NodeObserved) -> Option<String> {
+    match (&node.fence, &node.server) {
+        (_, Server::Up(running)) if !running.is_primary() => None,
+        (Fence::Fenced(mark), _) => Some(format!("{} is {mark}", node.node)),
+        (Fence::Open | Fence::Unknown { .. }, _) => None,
     }
 }
 
@@ -129,6 +143,7 @@ mod tests {
         NodeObserved {
             node: name.to_owned(),
             profile: None,
+            fence: Fence::Open,
             marker: Claim::Ours(Marker {
                 format: claim::FORMAT,
                 host: "local".to_owned(),

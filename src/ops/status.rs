@@ -15,7 +15,7 @@ use crate::ops::certificate::{self, Holder};
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{
-    self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
+    self, Claim, ClusterObserved, Depth, Directory, Doors, Fence, NodeObserved, Running, Server,
 };
 use crate::ops::pooler::{self, ConsoleSeen, PoolerObserved, PoolerProcess};
 use crate::ops::roles::{self, Lead};
@@ -74,6 +74,17 @@ pub struct NodeStatus {
     pub started_by: Option<String>,
     /// Whether it comes back by itself when its host boots.
     pub starts_with_host: Option<bool>,
+    /// Who keeps it from being a primary, if anybody does.
+    pub fenced: Option<FencedStatus>,
+}
+
+/// Who fenced a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FencedStatus {
+    pub since: Timestamp,
+    pub by: String,
+    pub operation: String,
+    pub why: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -94,6 +105,8 @@ pub enum NodeState {
     NotStreaming,
     Starting,
     Stopped,
+    /// Stopped, and kept from coming up as a primary.
+    Fenced,
     /// No data directory.
     Missing,
     Unknown,
@@ -371,6 +384,15 @@ fn node_status(
         disk_free_bytes: seen.disk.map(|disk| disk.free.0),
         started_by: None,
         starts_with_host: None,
+        fenced: match &seen.fence {
+            Fence::Fenced(mark) => Some(FencedStatus {
+                since: mark.since,
+                by: mark.by.clone(),
+                operation: mark.operation.clone(),
+                why: mark.why.clone(),
+            }),
+            Fence::Open | Fence::Unknown { .. } => None,
+        },
     }
 }
 
@@ -409,9 +431,10 @@ fn state(seen: &NodeObserved) -> (NodeState, Option<String>) {
             }
             (Directory::Missing | Directory::Empty, _) => (NodeState::Missing, None),
             (Directory::Unknown { why }, _) => (NodeState::Unknown, Some(why.clone())),
-            (Directory::Cluster { .. } | Directory::Foreign { .. }, Claim::Ours(_)) => {
-                (NodeState::Stopped, None)
-            }
+            (Directory::Cluster { .. } | Directory::Foreign { .. }, Claim::Ours(_)) => match &seen.fence {
+                Fence::Fenced(mark) => (NodeState::Fenced, Some(mark.to_string())),
+                Fence::Open | Fence::Unknown { .. } => (NodeState::Stopped, None),
+            },
             (Directory::Cluster { .. } | Directory::Foreign { .. }, _) => {
                 (NodeState::Unknown, Some("its data directory is not pgherd's".to_owned()))
             }
@@ -747,6 +770,16 @@ fn problems(
             NodeState::NotStreaming => add(format!("{} does not stream{why}", node.node), &plan),
             NodeState::Starting => add(format!("{} is starting up", node.node), "pgherd status --watch"),
             NodeState::Stopped => add(format!("{} is stopped", node.node), &plan),
+            NodeState::Fenced => {
+                let standby = observed.node(&node.node).is_some_and(NodeObserved::ended_as_standby);
+                let verb = match (&report.primary, standby) {
+                    (_, true) => "unfence",
+                    (Some(_), false) => "rejoin",
+                    (None, false) => "failover, or pgherd unfence",
+                };
+                let why = node.why.as_deref().unwrap_or("fenced");
+                add(format!("{} is {why}", node.node), &of(&format!("{verb} {}", node.node)));
+            }
             NodeState::Missing => add(format!("{} is not there{why}", node.node), &plan),
             NodeState::Unknown => add(format!("{} is unknown{why}", node.node), "pgherd status -v"),
         }

@@ -4,6 +4,8 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::lsn::Lsn;
 use super::system::SystemIdentifier;
 use super::timeline::TimelineId;
@@ -41,7 +43,8 @@ pub struct ControlFile {
 /// What the server last wrote about itself; a killed server leaves what it was doing.
 ///
 /// Mirrors `dbState` in `pg_controldata.c`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ClusterState {
     StartingUp,
     ShutDown,
@@ -106,6 +109,22 @@ impl ClusterState {
             "in production" => Self::InProduction,
             other => Self::Other(other.to_owned()),
         }
+    }
+}
+
+impl std::fmt::Display for ClusterState {
+    /// Writes it as pg_controldata prints it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::StartingUp => "starting up",
+            Self::ShutDown => "shut down",
+            Self::ShutDownInRecovery => "shut down in recovery",
+            Self::ShuttingDown => "shutting down",
+            Self::InCrashRecovery => "in crash recovery",
+            Self::InArchiveRecovery => "in archive recovery",
+            Self::InProduction => "in production",
+            Self::Other(text) => text,
+        })
     }
 }
 

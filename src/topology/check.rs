@@ -6,13 +6,14 @@
 mod backups;
 mod custom;
 mod health;
+mod hooks;
 mod hosts;
 mod nodes;
 mod objects;
 mod poolers;
 mod repositories;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use super::declared::TLS_SETTINGS;
@@ -291,6 +292,12 @@ impl Checker<'_> {
         let hosts = self.hosts_of(&draft, &nodes, poolers.as_ref());
         let health = health::checks(self.report, &draft.path(".health"), raw.health.as_ref());
         let checks = self.custom_checks(&draft, &raw, &databases);
+        let used: BTreeSet<String> = nodes
+            .iter()
+            .map(|(node, _)| node.host.clone())
+            .chain(poolers.iter().flat_map(|poolers| poolers.hosts.clone()))
+            .collect();
+        let hooks = self.hooks(&draft, &raw, &used);
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {
             name: name.to_owned(),
@@ -307,6 +314,7 @@ impl Checker<'_> {
             hosts,
             health,
             checks,
+            hooks,
         })
     }
 

@@ -1,9 +1,12 @@
-//! What pgherd writes beside a node so that it knows its own again: the marker and the node profile.
+//! What pgherd writes beside a node so that it knows its own again, the marker and the node profile, and so that it does not start what
+//! must not run, the fence.
 //!
-//! Formats only; `ops` reads and writes them. Their pages are `docs/formats/marker.md` and `docs/formats/profile.md`.
+//! Formats only; `ops` reads and writes them. Their pages are `docs/formats/marker.md`, `docs/formats/profile.md` and `docs/formats/fenced.md`.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +86,29 @@ pub struct Profile {
     pub adopted: Option<AsFound>,
 }
 
+/// That a node must not come up as a primary: `fenced.json` beside its marker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FenceMark {
+    pub format: u32,
+    /// The operation that fenced it.
+    pub operation: String,
+    /// Who ran that operation, and where: `ada on db1`.
+    pub by: String,
+    pub since: Timestamp,
+    pub why: String,
+}
+
+impl fmt::Display for FenceMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "fenced since {:.0} by {} (operation {}): {}",
+            self.since, self.by, self.operation, self.why
+        )
+    }
+}
+
 /// What a node that was taken over has of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,7 +160,7 @@ pub enum ClaimError {
     Damaged(String),
 }
 
-/// Reads a marker or a profile.
+/// Reads a marker, a profile or a fence.
 ///
 /// # Errors
 /// [`ClaimError::Format`] if another version of pgherd wrote it, [`ClaimError::Damaged`] if it is not what we write.
@@ -150,10 +176,10 @@ pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClaimError> {
     }
 }
 
-/// Writes a marker or a profile as indented JSON with a last newline.
+/// Writes a marker, a profile or a fence as indented JSON with a last newline.
 pub fn write<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes =
-        serde_json::to_vec_pretty(value).expect("markers and profiles hold only text and numbers");
+        serde_json::to_vec_pretty(value).expect("markers, profiles and fences hold only text and numbers");
     bytes.push(b'\n');
     bytes
 }
@@ -197,6 +223,17 @@ mod tests {
         let pooler: PoolerProfile = read(golden.as_bytes()).unwrap();
         assert_eq!(pooler.port, 6441);
         assert_eq!(String::from_utf8(write(&pooler)).unwrap(), golden);
+    }
+
+    #[test]
+    fn the_golden_fence_reads_and_writes_byte_for_byte() {
+        let golden = include_str!("testdata/fenced-1.json");
+        let mark: FenceMark = read(golden.as_bytes()).unwrap();
+        assert_eq!(
+            mark.to_string(),
+            "fenced since 2026-11-22T03:12:07Z by ada on station (operation 7f3a): its host loses packets"
+        );
+        assert_eq!(String::from_utf8(write(&mark)).unwrap(), golden);
     }
 
     #[test]

@@ -393,6 +393,40 @@ record! {
     }
 }
 
+/// A program that is to be run, as it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum HookWish {
+    /// An argv alone.
+    Argv(Vec<String>),
+    Whole(Box<HookKeys>),
+}
+
+record! {
+    /// A hook that takes more words than its argv.
+    HookKeys {
+        /// The program by its path, and its arguments; no shell sees them. A relative path counts from the topology.
+        run: Vec<String> = "run",
+        /// After this long the program and what it has started are killed, and it has failed; 30 s if it is not said.
+        #[schemars(schema_with = "duration_schema")]
+        timeout: Duration = "timeout",
+        /// Where it runs: "station" (the default), "old-primary", "new-primary", or a host of the cluster.
+        on: Text = "on",
+    }
+}
+
+impl Decode for HookWish {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match &node.value {
+            Value::Mapping(_) => HookKeys::decode(node, cx).map(|keys| Self::Whole(Box::new(keys))),
+            Value::Sequence(_) => Vec::<String>::decode(node, cx).map(Self::Argv),
+            Value::Scalar(_) | Value::Alias => {
+                cx.expected(node, "an argv such as [/PATH/PROGRAM, ARGUMENT], or a mapping with \"run\"");
+                None
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Via {
     Local,
@@ -755,6 +789,23 @@ impl JsonSchema for SecretReference {
 /// A span of time in the schema; the value itself is a [`Duration`].
 pub(super) fn duration_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "pattern": "^[0-9]+ *(ms|s|min|h|d|day|days)$"})
+}
+
+impl JsonSchema for HookWish {
+    fn schema_name() -> Cow<'static, str> {
+        "Hook".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let keys = generator.subschema_for::<HookKeys>();
+        let argv = json_schema!({
+            "type": "array",
+            "items": {"type": "string"},
+            "minItems": 1,
+            "description": "The program by its path, and its arguments.",
+        });
+        json_schema!({"anyOf": [keys, argv]})
+    }
 }
 
 impl<T: JsonSchema> JsonSchema for OwnOr<T> {

@@ -7,7 +7,7 @@ use super::yaml::{Node, Value};
 
 /// Keys of the format that this version does not have.
 const LATER: &[&str] =
-    &["checks", "clone", "delay", "hooks", "notify", "partitions", "priority", "scheduler", "upstream"];
+    &["checks", "clone", "delay", "notify", "partitions", "priority", "scheduler", "upstream"];
 
 /// Keys under which people name a kind of database.
 const KIND_KEYS: &[&str] = &[

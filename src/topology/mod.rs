@@ -11,6 +11,7 @@ pub mod custom;
 pub mod declared;
 mod decode;
 mod foreign;
+pub mod hooks;
 pub mod init;
 pub mod lints;
 mod merge;

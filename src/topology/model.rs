@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::DeclaredChecks;
 use super::custom::CustomCheck;
+use super::hooks::Hook;
 use crate::units::ByteCount;
 
 /// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
@@ -125,6 +126,9 @@ pub struct Cluster {
     /// Checks of `health` that the file declares itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CustomCheck>,
+    /// What is run at the points of a role change, one a point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -158,6 +158,15 @@ impl List<'_> {
         for node in &cluster.nodes {
             self.health(&["nodes", &node.name, "health"], &node.health);
         }
+        for hook in &cluster.hooks {
+            let point = hook.point.word();
+            let path = |key| ["hooks", point, key];
+            let more = if hook.args.is_empty() { "" } else { ", ..." };
+            let run = format!("[{}{more}]", hook.program.display());
+            self.add_from(&path("run"), &["hooks", point], run);
+            self.add(&path("timeout"), written(hook.timeout));
+            self.add(&path("on"), hook.on.word());
+        }
     }
 
     fn health(&mut self, under: &[&str], checks: &DeclaredChecks) {

@@ -139,6 +139,7 @@ impl Places {
             marker: facts.join("marker.json"),
             profile: facts.join("profile.json"),
             passfile: facts.join("passfile"),
+            fence: facts.join("fenced.json"),
             rotation: facts.join("rotation.json"),
             authorities: facts.join("ca.pem"),
             certificate: facts.join("server.pem"),
@@ -157,6 +158,8 @@ pub struct NodePlaces {
     pub marker: PathBuf,
     pub profile: PathBuf,
     pub passfile: PathBuf,
+    /// There while the node must not come up as a primary.
+    pub fence: PathBuf,
     /// The old and the new password of a login, on the primary, while one replaces the other.
     pub rotation: PathBuf,
     /// The certificate authorities that it believes.

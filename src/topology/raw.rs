@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::checks::{Measure, Report};
 use super::custom::On;
 use super::decode::{
-    Address, Count, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary, record,
+    Address, Count, HookWish, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary, record,
 };
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
@@ -106,6 +106,28 @@ record! {
         health: Named<Health> = "health",
         /// Checks of your own, by name: a query whose first column is held against thresholds.
         checks: Named<CustomCheck> = "checks",
+        /// Programs of your own that are run at points of a role change.
+        hooks: Hooks = "hooks",
+    }
+}
+
+record! {
+    /// Programs of your own by the point of a role change that they are run at; each is an argv, or a mapping with "run".
+    Hooks {
+        /// First of all of a switchover, while clients still write; its failure stops the switchover.
+        before_switchover: HookWish = "before-switchover",
+        /// Keeps the old primary from writing by what lies outside of PostgreSQL: power, network, cloud. Its success counts as proof.
+        fence: HookWish = "fence",
+        /// Last of all before a node is promoted, while clients wait; its failure stops the operation.
+        before_promote: HookWish = "before-promote",
+        /// As soon as the new primary is one: where DNS records and addresses move.
+        after_promote: HookWish = "after-promote",
+        /// Last of all of a switchover.
+        after_switchover: HookWish = "after-switchover",
+        /// Last of all of a failover.
+        after_failover: HookWish = "after-failover",
+        /// When an operation was taken back, after everything is as it was.
+        after_undo: HookWish = "after-undo",
     }
 }
 

@@ -92,6 +92,7 @@ fn row(ui: &Ui, cluster: &ClusterStatus, node: &NodeStatus) -> Vec<String> {
         NodeState::NotStreaming => ("not streaming", Tone::Bad),
         NodeState::Starting => ("starting", Tone::Warning),
         NodeState::Stopped => ("stopped", Tone::Bad),
+        NodeState::Fenced => ("fenced", Tone::Bad),
         NodeState::Missing => ("missing", Tone::Bad),
         NodeState::Unknown => ("unknown", Tone::Warning),
     };
@@ -295,6 +296,7 @@ mod tests {
             disk_free_bytes: None,
             started_by: None,
             starts_with_host: None,
+            fenced: None,
         }
     }
 

@@ -70,4 +70,8 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     if !report.write_seen_on.is_empty() {
         row(ui, "write", &format!("seen on {}", report.write_seen_on.join(", ")));
     }
+    for hook in &report.hooks {
+        let said = hook.said.last().map(|line| format!(": {line}")).unwrap_or_default();
+        row(ui, "hook", &format!("{} took {}{said}", hook.point.word(), span(hook.seconds)));
+    }
 }

@@ -197,7 +197,7 @@ fn refuses_an_unknown_key_and_says_what_was_meant() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -266,7 +266,7 @@ fn refuses_an_unknown_key_that_is_taken_away() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -616,7 +616,7 @@ fn refuses_a_key_that_a_later_version_brings() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "partitions" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   This version of pgherd does not have "partitions" yet. Remove it."#,
     );
 }
@@ -1766,5 +1766,82 @@ HINT:   Write one of them, or declare it first.
 ERROR:  pgherd.yml:14:34: clusters.inventory.checks.odd.crit: "5 s" has the unknown unit "s", expected a size such as 64 MiB or 32 GiB
 HINT:   "measure" says what it is written in: share (80 %), time (30 s), size (64 MiB) or count (12).
 ERROR:  pgherd.yml:15:50: clusters.inventory.checks.patient.timeout must be above 0 and at most 1m00s"#,
+    );
+}
+
+#[test]
+fn a_hook_is_an_argv_whose_program_is_named_by_a_path() {
+    refuses(
+        TWO,
+        "    hooks:
+      before-promote: {run: [check], timeout: 1 min}
+      after-promote: {timeout: 0 s, on: newprimary, run: [/x]}
+      fence: []
+      after-failover: /usr/local/bin/tell
+      after-undo: {on: station}
+      before-restart: [/x]
+",
+        r#"
+ERROR:  pgherd.yml:12:29: clusters.inventory.hooks.before-promote must name its program by a path, found "check"
+DETAIL: Which program a name means would depend on who runs pgherd.
+HINT:   Write the whole path; a relative one, such as hooks/dns, counts from the topology file.
+ERROR:  pgherd.yml:12:47: clusters.inventory.hooks.before-promote.timeout must be above 0 and at most 30.0 s
+DETAIL: Clients wait while it runs.
+ERROR:  pgherd.yml:13:32: clusters.inventory.hooks.after-promote.timeout must be above 0 and at most 10m00s
+ERROR:  pgherd.yml:13:41: clusters.inventory.hooks.after-promote.on must be a host of inventory or a word for one, found "newprimary"
+DETAIL: Declared: station, old-primary, new-primary, local.
+HINT:   Did you mean "new-primary"?
+ERROR:  pgherd.yml:14:14: clusters.inventory.hooks.fence names no program
+HINT:   Write [/PATH/PROGRAM, ARGUMENT].
+ERROR:  pgherd.yml:15:23: clusters.inventory.hooks.after-failover must be an argv such as [/PATH/PROGRAM, ARGUMENT], or a mapping with "run", found a text
+HINT:   "pgherd schema" prints what each key takes.
+ERROR:  pgherd.yml:16:19: clusters.inventory.hooks.after-undo has no "run"
+HINT:   Add it: run: [/PATH/PROGRAM, ARGUMENT].
+ERROR:  pgherd.yml:17:7: unknown key "before-restart" in clusters.inventory.hooks
+DETAIL: Its keys are: after-failover, after-promote, after-switchover, after-undo, before-promote, before-switchover, fence.
+HINT:   Remove it; "pgherd schema" prints what each key means."#,
+    );
+    let herd = accepts(
+        TWO,
+        "    hooks:
+      before-promote: [hooks/check, --strict]
+      after-promote: {run: [/usr/local/bin/dns], timeout: 10 s, on: new-primary}
+      fence: {run: [/usr/local/bin/off], on: local}
+",
+    );
+    let hooks = &herd.clusters[0].hooks;
+    let told: Vec<String> = hooks
+        .iter()
+        .map(|hook| {
+            let (point, on) = (hook.point.word(), hook.on.word());
+            format!("{point} {} {:?} {:?} {on}", hook.program.display(), hook.args, hook.timeout)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "fence /usr/local/bin/off [] 30s local",
+            "before-promote /etc/pgherd/hooks/check [\"--strict\"] 30s station",
+            "after-promote /usr/local/bin/dns [] 10s new-primary",
+        ]
+    );
+}
+
+#[test]
+fn a_hook_on_another_host_is_named_from_the_root_on() {
+    refuses(
+        "pgherd: 1\nherd: shop\nregions: {here: {hosts: {db1: 10.0.0.1, db2: 10.0.0.2}}}\n",
+        "clusters:
+  inventory:
+    ports: {postgres: 5441}
+    postgres: {version: 15}
+    nodes: {a: {host: db1}, b: {host: db2}}
+    hooks: {fence: {run: [~/off]}, after-promote: {run: [hooks/move], on: new-primary}, after-undo: {run: [hooks/tell], on: station}}
+",
+        r#"
+ERROR:  pgherd.yml:9:26: clusters.inventory.hooks.fence begins with "~", which only a shell knows
+HINT:   Write the whole path; a relative one counts from the topology file.
+ERROR:  pgherd.yml:9:57: clusters.inventory.hooks.after-promote must name a program on another host by its absolute path
+HINT:   Write the whole path from / on."#,
     );
 }

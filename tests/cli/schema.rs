@@ -76,7 +76,9 @@ impl<'a> Walk<'a> {
                 assert_eq!(choices.len(), 2, "{node}");
                 // A host is also its address alone, and TLS a word.
                 let other = [json!({"const": "none"}), json!({"type": "string"}), json!({"enum": ["own"]})];
-                assert!(other.contains(&choices[1]), "{node}");
+                // And a hook is also its argv alone.
+                let is_argv = choices[1]["items"] == json!({"type": "string"});
+                assert!(is_argv || other.contains(&choices[1]), "{node}");
                 self.resolve(&choices[0])
             }
             _ => node,

@@ -352,7 +352,7 @@ impl<'a, S: Step> Driver<'a, S> {
             self.flush_copies().await;
         }
         let report = self.reporter(place);
-        let cx = Cx { world: self.world, evidence, progress: Progress(&report) };
+        let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
         // On the heap: an operation's steps are one large future, and those of a stage are held side by side.
         let (error, trouble) = match tokio::time::timeout(step.timeout(), Box::pin(step.apply(&cx))).await {
             Ok(Ok(evidence)) => {
@@ -391,7 +391,8 @@ impl<'a, S: Step> Driver<'a, S> {
     async fn find_out(&self, place: Place, evidence: &[(S, S::Evidence)]) -> Result<Look> {
         let step = self.step(place);
         let report = self.reporter(place);
-        let cx = Cx { world: self.world, evidence, progress: Progress(&report) };
+        let attempt = self.step_view(place).attempts;
+        let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
         let mut attempt = 1;
         let found = loop {
             let error = match tokio::time::timeout(step.timeout(), Box::pin(step.probe(&cx))).await {
@@ -452,10 +453,10 @@ impl<'a, S: Step> Driver<'a, S> {
         let Place { stage, step: number } = place;
         let step = self.step(place);
         let report = self.reporter(place);
-        let cx = Cx { world: self.world, evidence, progress: Progress(&report) };
         let mut tried = 1;
         loop {
             let attempt = self.step_view(place).undo_attempts + 1;
+            let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
             self.record(Record::UndoStarted { stage, step: number, attempt }).await?;
             let error = match tokio::time::timeout(step.timeout(), Box::pin(step.undo(&cx))).await {
                 Ok(Ok(())) => {

@@ -78,6 +78,14 @@ pub(super) async fn look(
     Ok(Some(ArchiveSeen { version, hash, hosts, primary }))
 }
 
+/// Reads the record of who is primary from a host of the cluster; there is none where the cluster declares no backups.
+pub(crate) async fn look_at_record_of(doors: &Doors, cluster: &Cluster, host: &str) -> RecordSeen {
+    match &cluster.backups {
+        None => RecordSeen::Missing,
+        Some(backups) => look_at_record(doors.host(host), cluster, &backups.repository).await,
+    }
+}
+
 async fn look_at_record(host: &dyn Host, cluster: &Cluster, repository: &Repository) -> RecordSeen {
     let file = repository.directory().join(ClusterKeys::new(&cluster.name).primary().as_str());
     match host.read(&file).await {
@@ -436,7 +444,9 @@ pub(crate) async fn prove(
 /// Sees that every host that answers finds the segment too: a copy of the repository says the same of itself, and holds other WAL.
 async fn is_everywhere(world: &World, site: &Site<'_>, object: &Path) -> Result<()> {
     let hosts: BTreeSet<&String> = site.cluster.nodes.iter().map(|node| &node.host).collect();
-    for name in hosts.into_iter().filter(|name| **name != site.node.host) {
+    for name in
+        hosts.into_iter().filter(|name| **name != site.node.host && !world.left_out.hosts.contains(*name))
+    {
         let deadline = Instant::now() + SHARED;
         loop {
             match world.doors.host(name).stat(object).await {

@@ -4,7 +4,7 @@ use crate::db::logins::Purpose;
 use crate::db::queries::ServerRole;
 use crate::error::Error;
 use crate::ops::objects;
-use crate::ops::observe::{Claim, Directory, NodeObserved, Server};
+use crate::ops::observe::{Claim, Directory, Fence, NodeObserved, Server};
 use crate::ops::plan::adopt;
 use crate::ops::plan::archive;
 use crate::ops::plan::crossing::{self, Crossing};
@@ -197,6 +197,9 @@ struct Reach {
 fn fate<'a>(situation: &'a Situation<'_>, node: &Node, lead: &NodeObserved) -> Fate<'a> {
     let name = situation.cluster.full_name(&node.name);
     let seen = situation.observed.node(&node.name).expect("every node of the file was observed");
+    if let (Fence::Fenced(mark), Server::Stopped) = (&seen.fence, &seen.server) {
+        return Fate::Leave(format!("{name} is left stopped: it is {mark}; {}", way_back(seen, &name)));
+    }
     match (&seen.server, &seen.directory) {
         (Server::Up(_), _) => Fate::Compare(seen),
         (Server::Stopped, Directory::Missing | Directory::Empty) => Fate::Add,
@@ -214,6 +217,15 @@ fn fate<'a>(situation: &'a Situation<'_>, node: &Node, lead: &NodeObserved) -> F
         }
         // Both are told by `notes` already, with the reason.
         (Server::Starting | Server::Unknown { .. } | Server::Foreign { .. }, _) => Fate::Leave(String::new()),
+    }
+}
+
+/// Where another node is primary a fenced one comes back behind it.
+fn way_back(seen: &NodeObserved, name: &str) -> String {
+    if seen.ended_as_standby() {
+        format!("when it is well: pgherd unfence {name}")
+    } else {
+        format!("to bring it back as a standby: pgherd rejoin {name}")
     }
 }
 

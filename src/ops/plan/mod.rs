@@ -28,7 +28,7 @@ use crate::ops::binary::Installed;
 use crate::ops::builds::Copy;
 use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::{self, Change, ObjectsObserved};
-use crate::ops::observe::{ClusterObserved, Directory, NodeObserved, Server};
+use crate::ops::observe::{ClusterObserved, Directory, Fence, NodeObserved, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
 use crate::repo::primary::PrimaryRecord;
@@ -702,7 +702,13 @@ fn no_lead(situation: &Situation<'_>, why: &str) -> Error {
         format!("cannot tell which node of {} is primary", situation.cluster.name),
     )
     .detail(format!("{why}. Nothing was changed."))
-    .hint(format!("See what each node says: pgherd --cluster {} status", situation.cluster.name))
+    .hint(match situation.observed.nodes.iter().find(|node| matches!(node.fence, Fence::Fenced(_))) {
+        Some(fenced) => format!(
+            "Make another node primary: pgherd failover. Or let this one go on: pgherd unfence {}",
+            situation.cluster.full_name(&fenced.node)
+        ),
+        None => format!("See what each node says: pgherd --cluster {} status", situation.cluster.name),
+    })
 }
 
 fn notes(situation: &Situation<'_>) -> Vec<String> {
@@ -758,9 +764,10 @@ fn fingerprint(situation: &Situation<'_>) -> String {
     for node in &situation.observed.nodes {
         let running = node.running();
         let line = format!(
-            "{} {:?} {:?} {:?} {:?}\n",
+            "{} {:?} {:?} {:?} {:?} {:?}\n",
             node.node,
             node.marker,
+            node.fence,
             running.map(crate::ops::observe::Running::is_primary),
             running.map(|running| running.facts.system_identifier),
             roles::timeline(node)

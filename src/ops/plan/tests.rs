@@ -15,7 +15,7 @@ use crate::ops::binary::Installed;
 use crate::ops::builds::Copy;
 use crate::ops::certificate::AuthoritySeen;
 use crate::ops::objects::ObjectsObserved;
-use crate::ops::observe::{Claim, ClusterObserved, Directory, Files, NodeObserved, Running, Server};
+use crate::ops::observe::{Claim, ClusterObserved, Directory, Fence, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
     Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen,
@@ -85,6 +85,7 @@ impl World {
                 node: node.name.clone(),
                 marker: Claim::None,
                 profile: None,
+                fence: Fence::Open,
                 directory: Directory::Missing,
                 server: Server::Stopped,
                 files: None,

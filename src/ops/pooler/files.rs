@@ -827,6 +827,7 @@ pub(super) mod tests {
             synchronous: None,
             health: BTreeMap::new(),
             checks: Vec::new(),
+            hooks: Vec::new(),
             databases: vec!["inventory".to_owned()],
             schemas: Vec::new(),
             roles: vec![role("inventory_app", None), role("bi", Some(4))],

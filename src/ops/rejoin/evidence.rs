@@ -52,6 +52,10 @@ pub enum Evidence {
     Streams { timeline: TimelineId, lsn: Option<Lsn> },
     /// What was opened is closed, and what was kept for a rewind is gone.
     Closed {},
+    /// The primary's settings are its own.
+    Settled {},
+    /// The node is not fenced any more; whether it was.
+    Unfenced { was: bool },
     /// These slots are gone.
     SlotsGone { slots: Vec<String> },
     /// The pooler answers through each of these aliases.

@@ -1,6 +1,5 @@
 //! What a rejoin will do, decided before anything happens, or every reason why it cannot be done.
 
-use futures_util::future::join_all;
 use serde::Serialize;
 
 use crate::db::promotion::{self, Source};
@@ -8,10 +7,12 @@ use crate::db::queries::{ServerRole, SlotKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs;
 use crate::ops::apply;
+use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
+use crate::ops::failover;
 use crate::ops::in_place::aside;
 use crate::ops::observe::{
-    self, Claim, ClusterObserved, Depth, Directory, Doors, NodeObserved, Running, Server,
+    self, Claim, ClusterObserved, Depth, Directory, Doors, Fence, NodeObserved, Running, Server,
 };
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::without_twins;
@@ -24,6 +25,7 @@ use crate::ops::succession;
 use crate::repo::layout::ClusterKeys;
 use crate::repo::primary::PrimaryRecord;
 use crate::repo::seal;
+use crate::topology::declared;
 use crate::topology::model::{Cluster, Herd, Node};
 use crate::units::ByteCount;
 
@@ -81,25 +83,24 @@ pub async fn plan(
     let node = named(cluster, &wish.node).map_err(one)?;
     let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(one)?;
     let mut obstacles = Vec::new();
-    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
-        obstacles.extend(found.err());
+    let observed = observe::observe(&doors, cluster, Depth::Servers).await;
+    let leads = leads(&doors, cluster, &observed, node, wish).await.map_err(one)?;
+    let (above, primary) = leads;
+    obstacles.extend(of_node(cluster, &observed, node, primary));
+    let left_out = left_out(&doors, cluster, &observed, [node, above]).await;
+    let present = failover::plan::without(cluster, &left_out);
+    for node in [node, above] {
+        obstacles.extend(doors.programs(cluster, &node.host).await.err());
     }
-    for host in cluster.pooler_hosts() {
+    for host in present.pooler_hosts() {
         obstacles.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
     if !obstacles.is_empty() {
         return Err(without_twins(obstacles));
     }
-    let observed = observe::observe(&doors, cluster, Depth::Servers).await;
-    let leads = leads(&doors, cluster, &observed, node, wish).await.map_err(one)?;
-    let (above, primary) = leads;
-    obstacles.extend(of_node(cluster, &observed, node, primary));
-    if !obstacles.is_empty() {
-        return Err(without_twins(obstacles));
-    }
     let seen = observed.node(&node.name).expect("every node is observed");
     let facts = &primary.facts;
-    let fixed = apply::fix(&doors, herd, cluster, &observed).await.map_err(one)?;
+    let fixed = apply::fix(&doors, herd, &present, &observed).await.map_err(one)?;
     let succession = succession::Input {
         herd: herd.name.clone(),
         cluster: cluster.with_adopted(&fixed.adopted),
@@ -109,8 +110,11 @@ pub async fn plan(
         from: node.name.clone(),
         to: above.name.clone(),
         siblings: Vec::new(),
+        synchronous: None,
+        left_out,
     };
     let headline = format!("primary {}, timeline {}", above.name, facts.timeline);
+    let fenced = matches!(seen.fence, Fence::Fenced(_));
     if !wish.clone && streams(cluster, node, seen, primary) {
         let why = format!("it streams from {} already", above.name);
         let decision = Decision { way: Way::Follow, why, fork: None };
@@ -119,8 +123,12 @@ pub async fn plan(
             headline,
             wish: wish.clone(),
             input: Input { succession, decision },
-            evidence: Vec::new(),
-            stages: Vec::new(),
+            evidence: if fenced {
+                vec![format!("it streams from {} already, and is fenced", above.name)]
+            } else {
+                Vec::new()
+            },
+            stages: if fenced { vec![vec![unfence(cluster, node)]] } else { Vec::new() },
             notes: Vec::new(),
         });
     }
@@ -162,7 +170,17 @@ pub async fn plan(
     }
     let evidence = evidence(cluster, node, above, &found, &decision);
     let input = Input { succession, decision };
-    let stages = stages(&input, (seen, &found), primary, &source);
+    let settles = settles(cluster, &input, primary);
+    let mut stages = stages(&input, (seen, &found), primary, &source);
+    if settles {
+        let of = RejoinStep::Settle { on: above.name.clone() };
+        let text = "its commits wait for whom the topology declares";
+        let at = stages.iter().position(
+            |stage| matches!(stage.as_slice(), [one] if matches!(one.step, RejoinStep::Streams { .. })),
+        );
+        let settle = vec![step(Sign::Change, cluster.full_name(&above.name), text, "none", of)];
+        stages.insert(at.map_or(stages.len(), |at| at + 1), settle);
+    }
     Ok(RejoinPlan {
         cluster: cluster.name.clone(),
         headline,
@@ -172,6 +190,54 @@ pub async fn plan(
         stages,
         notes,
     })
+}
+
+/// What does not answer and is not needed: another node, or a pooler.
+async fn left_out(
+    doors: &Doors,
+    cluster: &Cluster,
+    observed: &ClusterObserved,
+    needed: [&Node; 2],
+) -> LeftOut {
+    let mut left_out = LeftOut::default();
+    let is_needed = |host: &String| needed.iter().any(|node| node.host == *host);
+    for node in cluster.nodes.iter().filter(|node| !needed.iter().any(|needed| needed.name == node.name)) {
+        let seen = observed.node(&node.name).expect("every node is observed");
+        if matches!(seen.directory, Directory::Unknown { .. }) && !is_needed(&node.host) {
+            left_out.hosts.insert(node.host.clone());
+        }
+        if seen.running().is_none() {
+            left_out.nodes.insert(node.name.clone());
+        }
+    }
+    for host in cluster.pooler_hosts().filter(|host| !cluster.nodes.iter().any(|node| node.host == **host)) {
+        if !matches!(tokio::time::timeout(observe::PATIENCE, doors.host(host).reach()).await, Ok(Ok(()))) {
+            left_out.hosts.insert(host.clone());
+        }
+    }
+    left_out
+}
+
+/// Tells whether the primary's commits wait for others than is declared, and enough of those are there when the node is back.
+fn settles(cluster: &Cluster, input: &Input, primary: &Running) -> bool {
+    let succession::Input { from, to, .. } = &input.succession;
+    let Some(synchronous) = &cluster.synchronous else { return false };
+    let Some(leads) = cluster.node(to) else { return false };
+    let back = synchronous.of.iter().filter(|name| {
+        let full = cluster.full_name(name);
+        *name == from
+            || primary
+                .senders
+                .iter()
+                .any(|sender| sender.application_name == full && sender.state == "streaming")
+    });
+    primary.facts.synchronous_standby_names != declared::synchronous_names(cluster, leads)
+        && back.count() >= synchronous.wait_for as usize
+}
+
+fn unfence(cluster: &Cluster, node: &Node) -> Planned {
+    let of = RejoinStep::Unfence { node: node.name.clone() };
+    step(Sign::Change, cluster.full_name(&node.name), "unfence it", "none", of)
 }
 
 fn named<'c>(cluster: &'c Cluster, name: &str) -> Result<&'c Node> {
@@ -507,7 +573,7 @@ fn stages(
         let mut stop = step(
             Sign::Disrupt,
             own.clone(),
-            "mark it a standby, take its archive command, stop it (fast)",
+            "fence it, mark it a standby, take its archive command, stop it (fast)",
             "none: it never starts as a primary again",
             RejoinStep::Stop { node: node() },
         );
@@ -595,6 +661,7 @@ fn stages(
         let of = RejoinStep::Close { on: on(), node: node() };
         stages.push(vec![step(Sign::Change, theirs.clone(), text, "none", of)]);
     }
+    stages.push(cluster.node(from).map(|node| unfence(cluster, node)).into_iter().collect());
     let others = cluster.nodes.iter().filter(|other| other.name != *from);
     let slots: Vec<String> = others.map(|other| cluster.slot_name(&other.name)).collect();
     let of = RejoinStep::Slots { on: node(), slots };
@@ -603,7 +670,8 @@ fn stages(
         let of = RejoinStep::Lead { host: host.clone() };
         step(Sign::Change, POOLER.to_owned(), "aliases to where the nodes are now", "none", of)
     };
-    stages.push(cluster.pooler_hosts().map(lead).collect());
+    let hosts = cluster.pooler_hosts().filter(|host| !input.succession.left_out.hosts.contains(*host));
+    stages.push(hosts.map(lead).collect());
     let of = RejoinStep::Prove { nodes: vec![node()] };
     let text = format!("write a row and read it on {own}");
     stages.push(vec![step(Sign::Look, cluster.name.clone(), text, "none", of)]);

@@ -13,6 +13,7 @@ use crate::db::{DbError, queries, recovery};
 use crate::error::{Error, Result};
 use crate::host::HostError;
 use crate::ops::apply::configure;
+use crate::ops::fence;
 use crate::ops::observe;
 use crate::ops::provision::{self, Site};
 use crate::ops::rejoin::evidence::Evidence;
@@ -30,6 +31,8 @@ pub(super) const STOP: Duration = Duration::from_secs(120);
 /// How long a node may take that does not get on with its replay.
 const STILL: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long what a killed postmaster left may take to notice.
+const LEFT: Duration = Duration::from_secs(5);
 /// How long a server may take to see that its archiver has no command.
 const TAKE: Duration = Duration::from_secs(10);
 /// What the startup process waits for where nobody has more WAL for it (`WaitForWALToBecomeAvailable` in `xlogrecovery.c`).
@@ -64,15 +67,16 @@ fn settings(site: &Site<'_>, memory: ByteCount) -> Vec<Setting> {
 pub(super) async fn stop(world: &World, node: &str) -> Result<Evidence> {
     let site = world.site(node)?;
     let runs = observe::postmaster(site.host(), &site.node.data_directory).await?.is_some();
+    let why = format!("it comes back as a standby of {}", world.primary()?.name());
+    fence::mark(&site, &fence::new_mark(&site, &why)).await?;
     provision::write(&site, &succession::signal(&site), b"", 0o600).await?;
     close(world, &site).await?;
     if runs {
         take_its_archive_command(&site).await?;
-        provision::stop_within(&site, STOP).await?;
-    } else {
-        // A unit may be about to start it again.
-        provision::stop_within(&site, STOP).await?;
     }
+    // Also where nothing runs: a unit may be about to start it again. And children of a postmaster that was killed may still write.
+    provision::stop_within(&site, STOP).await?;
+    provision::kill(&site, LEFT).await?;
     strip(&site).await?;
     Ok(Evidence::Stopped {})
 }

@@ -143,6 +143,8 @@ impl Report {
             | Evidence::NotCloned {}
             | Evidence::Started {}
             | Evidence::Closed {}
+            | Evidence::Settled {}
+            | Evidence::Unfenced { .. }
             | Evidence::Led { .. } => {}
         }
     }

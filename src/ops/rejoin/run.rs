@@ -9,6 +9,7 @@ use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError, Unit};
 use crate::error::{Error, Result};
 use crate::ops::apply;
 use crate::ops::apply::evidence::Evidence as Applied;
+use crate::ops::fence;
 use crate::ops::observe;
 use crate::ops::provision::{self, Site};
 use crate::ops::rejoin::decide::Way;
@@ -49,6 +50,8 @@ impl Step for RejoinStep {
             Self::Start { node, upstream } => format!("start {node} as a standby of {upstream}"),
             Self::Streams { node, .. } => format!("see {node} stream"),
             Self::Close { on, .. } => format!("close what was opened on {on}"),
+            Self::Settle { on } => format!("settings of {on}"),
+            Self::Unfence { node } => format!("unfence {node}"),
             Self::Slots { on, .. } => format!("drop the slots of {on}"),
             Self::Lead { host } => format!("pooler on {host}"),
             Self::Prove { .. } => "prove a write".to_owned(),
@@ -71,7 +74,9 @@ impl Step for RejoinStep {
             Self::Rewind { .. }
             | Self::Clone { unless_rewound: true, .. }
             | Self::Streams { .. }
+            | Self::Settle { .. }
             | Self::Close { .. }
+            | Self::Unfence { .. }
             | Self::Slots { .. }
             | Self::Lead { .. }
             | Self::Prove { .. } => Reversal::ForwardOnly,
@@ -89,7 +94,9 @@ impl Step for RejoinStep {
             Self::Slot { .. }
             | Self::Keep { .. }
             | Self::Open { .. }
+            | Self::Settle { .. }
             | Self::Close { .. }
+            | Self::Unfence { .. }
             | Self::Slots { .. }
             | Self::Lead { .. }
             | Self::Prove { .. } => SHORT,
@@ -99,7 +106,9 @@ impl Step for RejoinStep {
     fn retry(&self) -> Retry {
         match self {
             Self::Streams { .. }
+            | Self::Settle { .. }
             | Self::Close { .. }
+            | Self::Unfence { .. }
             | Self::Slots { .. }
             | Self::Lead { .. }
             | Self::Prove { .. } => Retry { attempts: 3, pause: Duration::from_millis(500) },
@@ -133,7 +142,9 @@ impl Step for RejoinStep {
             | Self::Open { .. }
             | Self::Clone { .. }
             | Self::Start { .. }
+            | Self::Settle { .. }
             | Self::Close { .. }
+            | Self::Unfence { .. }
             | Self::Slots { .. }
             | Self::Lead { .. }
             | Self::Prove { .. } => Found::NotDone,
@@ -172,6 +183,14 @@ impl Step for RejoinStep {
                 rewind::close(world, node).await.map_err(StepError::unless_refused)?;
                 rewind::forget(&world.site(node)?).await.map_err(StepError::unless_refused)?;
                 Evidence::Closed {}
+            }
+            Self::Settle { on } => {
+                world.succession.settle(on).await.map_err(StepError::unless_refused)?;
+                Evidence::Settled {}
+            }
+            Self::Unfence { node } => {
+                let was = fence::lift(&world.site(node)?).await.map_err(StepError::unless_refused)?;
+                Evidence::Unfenced { was }
             }
             Self::Slots { on, slots } => {
                 let gone = world.succession.drop_slots(on, slots).await;
@@ -213,7 +232,9 @@ impl Step for RejoinStep {
             | Self::Rewind { .. }
             | Self::Clone { unless_rewound: true, .. }
             | Self::Streams { .. }
+            | Self::Settle { .. }
             | Self::Close { .. }
+            | Self::Unfence { .. }
             | Self::Slots { .. }
             | Self::Lead { .. }
             | Self::Prove { .. } => {}

@@ -10,7 +10,7 @@ pub enum RejoinStep {
     Checkpoint { on: String },
     /// The node's physical slot on the primary.
     Slot { on: String, slot: String },
-    /// Mark the node a standby, take its archiver its command, and stop it (fast).
+    /// Fence the node and mark it a standby, take its archiver its command, and stop it (fast).
     Stop { node: String },
     /// Have the node replay what WAL it has, as a standby without an upstream that nobody else can reach, and stop it again.
     Replay { node: String },
@@ -30,8 +30,12 @@ pub enum RejoinStep {
     Start { node: String, upstream: String },
     /// See it stream.
     Streams { node: String, upstream: String },
+    /// Have the primary's commits wait for whom the topology declares; fewer were left until now.
+    Settle { on: String },
     /// Take back what `Open` let in, and forget what was kept.
     Close { on: String, node: String },
+    /// Let the node go that was fenced: it follows.
+    Unfence { node: String },
     /// Drop the slots of the node that nobody reads.
     Slots { on: String, slots: Vec<String> },
     /// Lead the aliases of the pooler on a host to where the nodes are now.

@@ -2,14 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ops::hook::Ran;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::SegmentName;
+use crate::topology::hooks::Point;
 
 /// What a step leaves in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Evidence {
+    /// The hook `after-undo` will be run if this is taken back.
+    WillBeTold {},
+    /// A hook was run, and how it ended: well, or why not.
+    Hooked { point: Point, ran: Option<Ran>, why_not: Option<String> },
     /// The slot is there.
     SlotThere {},
     /// A checkpoint was written; how long the last one took.

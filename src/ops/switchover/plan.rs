@@ -10,8 +10,10 @@ use crate::db::queries::{self, ServerRole, SlotKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs;
 use crate::ops::apply;
+use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
 use crate::ops::hold;
+use crate::ops::hook::{self, Point};
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::without_twins;
@@ -27,6 +29,14 @@ type Planned = PlannedStep<SwitchStep>;
 
 /// How long clients are held back at most: longer than the primary may take to end.
 const HOLD: Duration = Duration::from_secs(90);
+/// The points at which hooks are run.
+const POINTS: [Point; 5] = [
+    Point::BeforeSwitchover,
+    Point::BeforePromote,
+    Point::AfterPromote,
+    Point::AfterSwitchover,
+    Point::AfterUndo,
+];
 /// A transaction of this age may go on for longer than clients can wait.
 const LONG: Duration = Duration::from_secs(10);
 /// What a candidate may be behind, in bytes.
@@ -101,10 +111,12 @@ pub async fn plan(
             Err(error) => obstacles.push(error),
         }
         if cluster.poolers.is_some() {
-            obstacles.extend(hold::check(context, cluster, HOLD).await.err());
+            obstacles.extend(hold::check(context, cluster, held_back(cluster)).await.err());
         } else {
             notes.push("no pooler holds clients back: connections to the old primary end".to_owned());
         }
+        let nodes = (Some(from.node.name.as_str()), Some(to.node.name.as_str()));
+        obstacles.extend(hook::missing(&doors, cluster, &POINTS, nodes).await);
         let missing = cluster.nodes.iter().filter(|node| {
             node.name != from.node.name
                 && node.name != to.node.name
@@ -129,6 +141,8 @@ pub async fn plan(
         from: from.node.name.clone(),
         to: to.node.name.clone(),
         siblings: siblings.iter().map(|name| (*name).to_owned()).collect(),
+        synchronous: None,
+        left_out: LeftOut::default(),
     };
     let stages = if input.from == input.to { Vec::new() } else { stages(&input, &to, wish) };
     Ok(SwitchPlan {
@@ -394,13 +408,23 @@ fn step(sign: Sign, subject: String, text: impl Into<String>, undo: &str, step: 
     Planned { sign, subject, text: text.into(), reason: None, impact: None, undo: undo.to_owned(), step }
 }
 
+/// How long clients are held back at most: a hook of the operator's may take its part.
+fn held_back(cluster: &Cluster) -> Duration {
+    HOLD + hook::of(cluster, Point::BeforePromote).map_or(Duration::ZERO, |hook| hook.timeout)
+}
+
 const POOLER: &str = "pooler";
 
 fn stages(input: &Input, to: &Up<'_>, wish: &Wish) -> Vec<Vec<Planned>> {
     let cluster = &input.cluster;
     let (from_name, to_name) = (cluster.full_name(&input.from), cluster.full_name(&input.to));
     let hosts: Vec<String> = cluster.pooler_hosts().cloned().collect();
-    let mut stages = vec![slots(input, to)];
+    let hook = |point: Point| -> Vec<Planned> {
+        hook::planned(cluster, point, "nothing to undo", SwitchStep::Hook { point }).into_iter().collect()
+    };
+    let told = hook::planned(cluster, Point::AfterUndo, "run it", SwitchStep::WhenUndone {});
+    let told = told.map(|told| Planned { sign: Sign::Look, ..told });
+    let mut stages = vec![told.into_iter().collect(), hook(Point::BeforeSwitchover), slots(input, to)];
     let checkpoint = |node: &str| {
         let text = "checkpoint while clients write, until one is short";
         let step_of = SwitchStep::Checkpoint { node: node.to_owned() };
@@ -408,8 +432,9 @@ fn stages(input: &Input, to: &Up<'_>, wish: &Wish) -> Vec<Vec<Planned>> {
     };
     stages.push(vec![checkpoint(&input.from), checkpoint(&input.to)]);
     if !hosts.is_empty() {
-        let arm = SwitchStep::Arm { hosts: hosts.clone(), seconds: HOLD.as_secs() };
-        let text = format!("have clients go on by themselves after {}", human_duration(HOLD));
+        let hold = held_back(cluster);
+        let arm = SwitchStep::Arm { hosts: hosts.clone(), seconds: hold.as_secs() };
+        let text = format!("have clients go on by themselves after {}", human_duration(hold));
         stages.push(vec![step(Sign::Look, POOLER.to_owned(), text, "end it", arm)]);
         let grace = wish.grace.as_secs().max(1);
         let pause = SwitchStep::Pause { hosts: hosts.clone(), grace };
@@ -435,6 +460,7 @@ fn stages(input: &Input, to: &Up<'_>, wish: &Wish) -> Vec<Vec<Planned>> {
         "nothing to undo",
         SwitchStep::Has { node: input.to.clone() },
     )]);
+    stages.push(hook(Point::BeforePromote));
     stages.push(vec![step(
         Sign::Look,
         to_name.clone(),
@@ -511,7 +537,16 @@ fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
         let text = format!("stream from {}", name(&input.to));
         step(Sign::Change, name(node), text, "none", SwitchStep::Streams { node: node.clone() })
     }));
-    let mut stages = vec![first, lead(format!("lead {} to {}, RESUME", cluster.name, name(&input.to))), back];
+    let mut led = lead(format!("lead {} to {}, RESUME", cluster.name, name(&input.to)));
+    // Beside what clients wait for next, and never in front of the poolers.
+    let moved =
+        hook::planned(cluster, Point::AfterPromote, "none", SwitchStep::Hook { point: Point::AfterPromote });
+    if hosts.is_empty() {
+        first.extend(moved)
+    } else {
+        led.extend(moved)
+    }
+    let mut stages = vec![first, led, back];
     if cluster.backups.is_some() {
         let record = SwitchStep::Record { node: input.to.clone() };
         let text = format!("{} is primary in the repository's record", name(&input.to));
@@ -531,5 +566,13 @@ fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
     let nodes: Vec<String> = input.siblings.iter().chain([&input.from]).cloned().collect();
     let text = "write a row and read it on every standby";
     stages.push(vec![step(Sign::Look, cluster.name.clone(), text, "none", SwitchStep::Prove { nodes })]);
+    let mut left = Vec::new();
+    if hook::of(cluster, Point::AfterPromote).is_some() {
+        let done = SwitchStep::Hooked { point: Point::AfterPromote };
+        left.push(step(Sign::Look, "hook".to_owned(), "after-promote is done", "none", done));
+    }
+    stages.push(left);
+    let last = SwitchStep::Hooked { point: Point::AfterSwitchover };
+    stages.push(hook::planned(cluster, Point::AfterSwitchover, "none", last).into_iter().collect());
     stages
 }

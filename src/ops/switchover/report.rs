@@ -1,5 +1,7 @@
 //! What a switchover has come to, read from its journal.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -11,6 +13,7 @@ use crate::ops::switchover::evidence::Evidence;
 use crate::ops::switchover::step::SwitchStep;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
+use crate::topology::hooks::Point;
 
 /// What a switchover has come to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,6 +39,17 @@ pub struct Report {
     pub streaming: Vec<String>,
     /// The nodes that the written row was read on.
     pub write_seen_on: Vec<String>,
+    /// The hooks that have done their work, in the order that they were run in.
+    pub hooks: Vec<RanHook>,
+}
+
+/// A hook that has done its work.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RanHook {
+    pub point: Point,
+    pub seconds: f64,
+    /// The last lines that it printed.
+    pub said: Vec<String>,
 }
 
 /// Reads what an operation has come to.
@@ -62,6 +76,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
         archive_whole: input.cluster.backups.as_ref().map(|_| false),
         streaming: Vec::new(),
         write_seen_on: Vec::new(),
+        hooks: Vec::new(),
     };
     let first = content.entries.first().map(|entry| entry.at);
     let last = content.entries.last().map(|entry| entry.at);
@@ -116,6 +131,13 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
             (Some(SwitchStep::Streams { node }), Evidence::Streams { .. }) => report.streaming.push(node),
             (_, Evidence::ArchiveGoesOn { .. }) => report.archive_whole = Some(true),
             (_, Evidence::Proved { nodes, .. }) => report.write_seen_on = nodes,
+            // What was done before is found done once more at the end.
+            (_, Evidence::Hooked { point, ran: Some(ran), .. })
+                if !report.hooks.iter().any(|known| known.point == point) =>
+            {
+                let seconds = Duration::from_millis(ran.milliseconds).as_secs_f64();
+                report.hooks.push(RanHook { point, seconds, said: ran.said });
+            }
             (_, _) => {}
         }
     }

@@ -10,16 +10,18 @@ use crate::db::{DbError, promotion};
 use crate::engine::step::{Cx, Found, Retry, Reversal, Step, StepError};
 use crate::error::{Error, Result};
 use crate::ops::apply;
+use crate::ops::hook::{Point, Ran};
 use crate::ops::observe;
 use crate::ops::provision::{self, Site};
 use crate::ops::succession;
 use crate::ops::succession::{Look, Promoted, Streaming, World, connect, signal, streaming, within};
+use crate::ops::switchover::KIND;
 use crate::ops::switchover::evidence::Evidence;
 use crate::ops::switchover::step::SwitchStep;
-
 use crate::pg::control_file::ClusterState;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
+use crate::topology::hooks::Hook;
 
 /// How long the primary may take to end while clients wait.
 pub(super) const STOP: Duration = Duration::from_secs(45);
@@ -43,6 +45,8 @@ impl Step for SwitchStep {
 
     fn describe(&self) -> String {
         match self {
+            Self::WhenUndone {} => "tell of an undo".to_owned(),
+            Self::Hook { point } => format!("hook {}", point.word()),
             Self::Slot { on, slot } => format!("slot {slot} on {on}"),
             Self::Checkpoint { node } => format!("checkpoint on {node}"),
             Self::Arm { hosts, seconds } => {
@@ -63,17 +67,25 @@ impl Step for SwitchStep {
             Self::Archive { node } => format!("see the archive of {node} go on"),
             Self::Slots { on, .. } => format!("drop the slots of {on}"),
             Self::Prove { .. } => "prove a write".to_owned(),
+            Self::Hooked { point } => format!("see that hook {} is done", point.word()),
         }
     }
 
     fn reversal(&self) -> Reversal {
         match self {
-            Self::Slot { .. }
+            Self::WhenUndone {}
+            | Self::Slot { .. }
             | Self::Arm { .. }
             | Self::Pause { .. }
             | Self::Stop { .. }
             | Self::Ready { .. } => Reversal::Undo,
             Self::Checkpoint { .. } | Self::Has { .. } => Reversal::NothingToUndo,
+            Self::Hook { point } => match point {
+                Point::BeforeSwitchover | Point::BeforePromote | Point::Fence | Point::AfterUndo => {
+                    Reversal::NothingToUndo
+                }
+                Point::AfterPromote | Point::AfterSwitchover | Point::AfterFailover => Reversal::ForwardOnly,
+            },
             Self::Promote { .. }
             | Self::Follow { .. }
             | Self::Lead { .. }
@@ -82,7 +94,8 @@ impl Step for SwitchStep {
             | Self::Record { .. }
             | Self::Archive { .. }
             | Self::Slots { .. }
-            | Self::Prove { .. } => Reversal::ForwardOnly,
+            | Self::Prove { .. }
+            | Self::Hooked { .. } => Reversal::ForwardOnly,
         }
     }
 
@@ -92,6 +105,10 @@ impl Step for SwitchStep {
             Self::Pause { grace, .. } => Duration::from_secs(grace + 30),
             Self::Stop { .. } | Self::Ready { .. } | Self::Streams { .. } => {
                 provision::START + provision::STOP + Duration::from_secs(60)
+            }
+            // Its own limit is shorter.
+            Self::WhenUndone {} | Self::Hook { .. } | Self::Hooked { .. } => {
+                Hook::LONGEST + Duration::from_secs(60)
             }
             Self::Promote { .. } => succession::PROMOTE + Duration::from_secs(30),
             Self::Slot { .. }
@@ -115,7 +132,10 @@ impl Step for SwitchStep {
             | Self::Record { .. }
             | Self::Slots { .. }
             | Self::Prove { .. } => Retry { attempts: 3, pause: Duration::from_millis(500) },
-            Self::Slot { .. }
+            Self::WhenUndone {}
+            | Self::Hook { .. }
+            | Self::Hooked { .. }
+            | Self::Slot { .. }
             | Self::Checkpoint { .. }
             | Self::Arm { .. }
             | Self::Pause { .. }
@@ -147,7 +167,10 @@ impl Step for SwitchStep {
                 Found::NotDone | Found::CannotTell(_) => Found::NotDone,
             },
             // Each of these is idempotent and looks for itself what is there; and what was proved before is proved again.
-            Self::Slot { .. }
+            Self::WhenUndone {}
+            | Self::Hook { .. }
+            | Self::Hooked { .. }
+            | Self::Slot { .. }
             | Self::Checkpoint { .. }
             | Self::Arm { .. }
             | Self::Pause { .. }
@@ -166,6 +189,12 @@ impl Step for SwitchStep {
     async fn apply(&self, cx: &Cx<'_, Self>) -> Result<Evidence, StepError> {
         let world = cx.world;
         Ok(match self {
+            Self::WhenUndone {} => Evidence::WillBeTold {},
+            Self::Hook { point } => hook(cx, *point).await?,
+            Self::Hooked { point } => match hooked(cx, *point) {
+                Some(evidence) => evidence,
+                None => Evidence::Hooked { point: *point, ran: run_hook(cx, *point).await?, why_not: None },
+            },
             Self::Slot { on, slot } => {
                 let conn = connect(&world.site(on)?).await?;
                 queries::ensure_physical_slot(&conn, slot).await.map_err(Error::from)?;
@@ -231,8 +260,17 @@ impl Step for SwitchStep {
             }
             Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => world.holder().take_back(hosts).await?,
             Self::Stop { node } => start_again(world, node).await?,
-            Self::Ready { node } => no_longer_asked(world, node).await?,
-            Self::Checkpoint { .. }
+            Self::Ready { node } => world.no_longer_asked(node).await?,
+            // Everything is as it was: that somebody could not be told of it does not make the operation stuck.
+            Self::WhenUndone {} => {
+                let told = world.hook(Point::AfterUndo, (KIND, cx.attempt), None).await;
+                if let Err(error) = told {
+                    tracing::warn!(%error, detail = error.detail_text(), "the hook after-undo failed");
+                }
+            }
+            Self::Hook { .. }
+            | Self::Hooked { .. }
+            | Self::Checkpoint { .. }
             | Self::Has { .. }
             | Self::Promote { .. }
             | Self::Follow { .. }
@@ -246,6 +284,35 @@ impl Step for SwitchStep {
         }
         Ok(())
     }
+}
+
+async fn run_hook(cx: &Cx<'_, SwitchStep>, point: Point) -> Result<Option<Ran>> {
+    let done = promoted(cx).ok().map(|(timeline, begins)| Promoted { timeline, begins });
+    // Told apart by what it is run after: the second step of a hook is its second attempt.
+    let before = cx
+        .evidence
+        .iter()
+        .filter(|(_, left)| matches!(left, Evidence::Hooked { point: of, .. } if *of == point));
+    let attempt = cx.attempt + u32::try_from(before.count()).unwrap_or(u32::MAX);
+    cx.world.hook(point, (KIND, attempt), done).await
+}
+
+/// Runs a hook. Before the pivot its failure is that of the step; after it clients go on first, and `Hooked` sees to what is left.
+async fn hook(cx: &Cx<'_, SwitchStep>, point: Point) -> Result<Evidence> {
+    match run_hook(cx, point).await {
+        Ok(ran) => Ok(Evidence::Hooked { point, ran, why_not: None }),
+        Err(error) if promoted(cx).is_ok() => {
+            Ok(Evidence::Hooked { point, ran: None, why_not: Some(error.to_string()) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns what a hook left that has done its work.
+fn hooked(cx: &Cx<'_, SwitchStep>, point: Point) -> Option<Evidence> {
+    let done =
+        |left: &&Evidence| matches!(left, Evidence::Hooked { point: of, why_not: None, .. } if *of == point);
+    cx.evidence.iter().map(|(_, left)| left).find(done).cloned()
 }
 
 fn streams(Streaming { timeline, lsn }: Streaming) -> Evidence {
@@ -313,7 +380,7 @@ async fn start_again(world: &World, node: &str) -> Result<()> {
             )));
         }
         Ok(_) => {}
-        Err(DbError::NotListening { .. }) => not_promoted(world, &candidate).await?,
+        Err(DbError::NotListening { .. }) => world.not_promoted(&candidate).await?,
         // Nobody has asked it to be promoted, or the step that sees to that would have failed: clients are not kept waiting for it.
         Err(error) => tracing::warn!(%error, "could not ask {} whether it is a standby", candidate.name()),
     }
@@ -354,21 +421,6 @@ async fn stopping(site: &Site<'_>) -> Result<bool> {
         return Ok(false);
     }
     Ok(site.connect().await.is_err())
-}
-
-async fn not_promoted(world: &World, candidate: &Site<'_>) -> Result<()> {
-    let control = provision::control_file(candidate).await?;
-    if control.state == ClusterState::ShutDownInRecovery
-        && control.checkpoint_timeline == world.input.timeline
-    {
-        return Ok(());
-    }
-    Err(Error::refused(format!("cannot tell that {} has not been promoted", candidate.name())).detail(
-        format!(
-            "It does not run, and its pg_control says {:?} on timeline {}.",
-            control.state, control.checkpoint_timeline
-        ),
-    ))
 }
 
 /// Waits until the candidate has replayed the last record of the old primary: a checkpoint on it then names that very record.
@@ -412,15 +464,6 @@ async fn ready(world: &World, node: &str) -> Result<Evidence> {
         ServerRole::Standby { .. } => Err(Error::failed(format!("replay is paused on {}", site.name()))),
         ServerRole::Primary { .. } => Err(Error::failed(format!("{} is a primary already", site.name()))),
     }
-}
-
-/// Starts the candidate anew as the standby that it was: a promotion that it was asked for may still be on its way, and a server forgets
-/// it when it starts (`RemovePromoteSignalFiles` in `xlog.c`).
-async fn no_longer_asked(world: &World, node: &str) -> Result<()> {
-    let site = world.site(node)?;
-    provision::stop(&site).await?;
-    not_promoted(world, &site).await?;
-    provision::start(&site).await
 }
 
 /// Returns where the old primary ended.

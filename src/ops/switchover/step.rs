@@ -2,10 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::topology::hooks::Point;
+
 /// One change on the way. Node names are names within the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SwitchStep {
+    /// Does nothing; taken back, it runs the hook `after-undo`, when everything else is as it was.
+    WhenUndone {},
+    /// Run the operator's program of this point. Until the pivot its failure is that of the step; after it, `Hooked` sees to it.
+    Hook { point: Point },
     /// A physical slot on the candidate that was not there, for a node that will follow it.
     Slot { on: String, slot: String },
     /// Write what the server holds while clients write, so that little is left for its last checkpoint.
@@ -38,4 +44,6 @@ pub enum SwitchStep {
     Slots { on: String, slots: Vec<String> },
     /// A row written through the pooler and read on these standbys.
     Prove { nodes: Vec<String> },
+    /// See that the program of this point has done its work, and run it if it has not.
+    Hooked { point: Point },
 }

@@ -22,7 +22,7 @@ use crate::db::health::wal::{Directory as WalDirectory, Pause, Replay, Sender, S
 use crate::db::queries::{Archiver, ServerFacts, ServerRole, TimelineSource, WalReceiver};
 use crate::ops::drill::Verdict;
 use crate::ops::kept::{Kept, LastBackup, MadeNow};
-use crate::ops::observe::{Claim, ClusterObserved, Directory, Disk, NodeObserved, Running, Server};
+use crate::ops::observe::{Claim, ClusterObserved, Directory, Disk, Fence, NodeObserved, Running, Server};
 use crate::ops::roles;
 use crate::ops::status::OperationStatus;
 use crate::ops::wal::Window;
@@ -73,6 +73,7 @@ impl World {
             node: name.to_owned(),
             marker: Claim::None,
             profile: None,
+            fence: Fence::Open,
             directory: Directory::Missing,
             server: Server::Up(Box::new(running(name == "a"))),
             files: None,
