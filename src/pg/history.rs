@@ -19,6 +19,14 @@ pub struct Ancestor {
     pub reason: String,
 }
 
+/// A timeline of a history: where the history came onto it and where it left it; `None` at the ends of the history.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    timeline: TimelineId,
+    begins: Option<Lsn>,
+    ends: Option<Lsn>,
+}
+
 /// The text is not a timeline history file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HistoryError {
@@ -86,27 +94,26 @@ impl TimelineHistory {
     /// Mirrors `findCommonAncestorTimeline` in `pg_rewind.c`.
     pub fn parts_from(&self, other: &Self) -> Option<(TimelineId, Option<Lsn>)> {
         let (own, theirs) = (self.entries(), other.entries());
-        let same = |(one, another): &(
-            (TimelineId, Option<Lsn>, Option<Lsn>),
-            (TimelineId, Option<Lsn>, Option<Lsn>),
-        )| { one.0 == another.0 && one.1 == another.1 };
+        let same = |(one, another): &(Entry, Entry)| {
+            one.timeline == another.timeline && one.begins == another.begins
+        };
         let (one, another) = own.into_iter().zip(theirs).take_while(same).last()?;
-        let end = match (one.2, another.2) {
+        let end = match (one.ends, another.ends) {
             (Some(one), Some(another)) => Some(one.min(another)),
             (one, another) => one.or(another),
         };
-        Some((one.0, end))
+        Some((one.timeline, end))
     }
 
     /// Each timeline of the history with where it begins and ends, the oldest first.
-    fn entries(&self) -> Vec<(TimelineId, Option<Lsn>, Option<Lsn>)> {
+    fn entries(&self) -> Vec<Entry> {
         let mut begins = None;
         let mut entries = Vec::new();
         for ancestor in &self.ancestors {
-            entries.push((ancestor.timeline, begins, Some(ancestor.switchpoint)));
+            entries.push(Entry { timeline: ancestor.timeline, begins, ends: Some(ancestor.switchpoint) });
             begins = Some(ancestor.switchpoint);
         }
-        entries.push((self.timeline, begins, None));
+        entries.push(Entry { timeline: self.timeline, begins, ends: None });
         entries
     }
 

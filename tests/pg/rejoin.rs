@@ -139,6 +139,9 @@ fn an_old_primary_that_was_killed_is_rewound_and_what_only_it_had_is_kept_on_eve
         assert!(!files_below(&kept[0]).is_empty());
         rejoin(&herd, "a").ends_with(0).says(&["streams from it already. No changes."]);
 
+        // A fence is lifted at the end.
+        assert!(!herd.facts("a").join("fenced.json").exists());
+
         // One that was only away follows, and then there is nothing more to do.
         let away = rejoin(&herd, "c").ends_with(0);
         away.says(&["c comes back: follow", "nothing had to be taken back"]);
@@ -165,7 +168,7 @@ fn an_old_primary_that_ended_where_it_was_left_follows_and_its_unarchived_wal_is
     });
     herd.sql("a", "ALTER SYSTEM SET archive_command = ''");
     herd.sql("a", "SELECT pg_reload_conf()");
-    until("it is taken", || (herd.sql("a", "SHOW archive_command") == "").then_some(()));
+    until("it is taken", || herd.sql("a", "SHOW archive_command").is_empty().then_some(()));
     herd.stop("a", "fast");
     herd.sql("b", "SELECT pg_promote()");
     insert(&herd, "b", 3);

@@ -1,6 +1,6 @@
 //! A new copy of the primary in the node's place; what was there is renamed and never removed.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use crate::engine::step::{Progress, Unit};
 use crate::error::{Error, Result};
@@ -59,7 +59,7 @@ pub(super) async fn undo(world: &World, node: &str) -> Result<()> {
     aside::put_back(&site, std::slice::from_ref(&site.node.data_directory)).await
 }
 
-async fn is_there(site: &Site<'_>, path: &PathBuf) -> Result<bool> {
+async fn is_there(site: &Site<'_>, path: &Path) -> Result<bool> {
     let found = site.host().stat(path).await.map_err(|error: HostError| {
         Error::failed(format!("could not look at {}", path.display())).source(error)
     })?;

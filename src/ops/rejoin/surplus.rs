@@ -66,7 +66,7 @@ pub(super) async fn save(
     let archived = |name: &str| {
         let done = format!("{name}.done");
         stored.iter().chain(&known).any(|pushed| pushed == name)
-            || (site.cluster.backups.is_some() && states.iter().any(|state| *state == done))
+            || (site.cluster.backups.is_some() && states.contains(&done))
     };
     let mut left: Vec<String> = there
         .iter()
