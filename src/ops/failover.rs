@@ -11,6 +11,7 @@ pub mod quorum;
 pub mod report;
 mod run;
 mod salvage;
+mod stages;
 pub mod step;
 pub mod witness;
 
