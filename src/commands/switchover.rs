@@ -6,8 +6,9 @@ use super::{App, Failure, Outcome};
 use crate::engine::{event, lock};
 use crate::error::Error;
 use crate::ops::apply;
-use crate::ops::switchover::plan::Wish;
+use crate::ops::switchover::plan::{SwitchPlan, Wish};
 use crate::ops::switchover::{self, Request, report};
+use crate::topology::model::{Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
@@ -79,9 +80,23 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     let (from, to) = (&plan.input.from, &plan.input.to);
     let question = format!("Switch {} from {from} to {to}?", plan.cluster);
     app.confirm_by_name("switchover", &question, to)?;
+    drive(app, &herd, cluster, plan, wait).await?;
+    app.ui.note("next     pgherd status");
+    Ok(Exit::Done)
+}
+
+/// Drives a plan that was agreed to, and tells what it came to.
+pub(super) async fn drive(
+    app: &mut App,
+    herd: &Herd,
+    cluster: &Cluster,
+    plan: SwitchPlan,
+    wait: Duration,
+) -> Result<(), Failure> {
+    let context = app.context()?;
     let interrupt = app.interrupt()?;
     let topology = apply::topology_file(&herd.file)?;
-    let request = Request { herd: &herd, cluster, plan, topology, wait };
+    let request = Request { herd, cluster, plan, topology, wait };
     let (events, stream) = event::channel();
     let (ended, ()) = tokio::join!(
         async {
@@ -94,6 +109,5 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     let (id, outcome) = ended?;
     outcome.into_result(&id)?;
     ui::switchover::print_report(&mut app.ui, &report::read(&context.store, &id)?);
-    app.ui.note("next     pgherd status");
-    Ok(Exit::Done)
+    Ok(())
 }

@@ -181,6 +181,18 @@ fn an_old_primary_that_ended_where_it_was_left_follows_and_its_unarchived_wal_is
     assert!(archived(&herd, &hole), "the hole is filled");
     let auto = std::fs::read_to_string(herd.data("a").join("postgresql.auto.conf")).unwrap();
     assert!(!auto.contains("archive_command"), "{auto}");
+
+    // It was the preferred one, and goes away once more: failback brings it back and gives it its role, with one confirmation.
+    herd.apply().ends_with(0);
+    herd.stop("a", "fast");
+    let dry = herd.run(&["failback", "--dry-run"]).ends_with(0);
+    dry.says(&["a comes back: follow"]).tells(&["then     switches over from b to a"]);
+    let done = herd.run(&["failback", "--yes"]).ends_with(0);
+    done.says(&["inventory-a follows inventory-b", "inventory-a is primary (timeline 3)"]);
+    assert_eq!(herd.primaries(), ["a"]);
+    assert_eq!(ledger(&herd, "a"), "1 2 3");
+    herd.is_as_declared();
+    herd.run(&["failback", "--yes"]).ends_with(0).says(&["is primary already. No changes."]);
 }
 
 #[test]
