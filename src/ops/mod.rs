@@ -33,6 +33,7 @@ pub mod provision;
 pub mod restore;
 pub mod roles;
 pub mod service;
+pub mod split;
 pub mod status;
 pub mod succession;
 pub mod switchover;

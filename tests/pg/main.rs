@@ -24,6 +24,7 @@ mod destroy;
 mod drill;
 mod fence;
 mod flips;
+mod guard;
 mod health;
 mod health_causes;
 mod health_nodes;
