@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, fence, guard, health, init, man, node,
-    operation, plan, pooler, restore, schema, status, switchover, unfence, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, failover, fence, guard, health, init, man,
+    node, operation, plan, pooler, restore, schema, status, switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 
@@ -41,6 +41,7 @@ pub enum Command {
     Wal(wal::WalArgs),
     Drill(drill::DrillArgs),
     Switchover(switchover::SwitchoverArgs),
+    Failover(failover::FailoverArgs),
     Fence(fence::FenceArgs),
     Unfence(unfence::UnfenceArgs),
     Pooler(pooler::PoolerArgs),

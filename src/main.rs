@@ -75,6 +75,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Wal(args) => commands::wal::run(args, app),
         Command::Drill(args) => commands::drill::run(args, app),
         Command::Switchover(args) => commands::switchover::run(args, app),
+        Command::Failover(args) => commands::failover::run(args, app),
         Command::Fence(args) => commands::fence::run(args, app),
         Command::Unfence(args) => commands::unfence::run(args, app),
         Command::Pooler(args) => commands::pooler::run(args, app),

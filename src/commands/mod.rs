@@ -9,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod destroy;
 pub mod drill;
+pub mod failover;
 pub mod fence;
 pub mod guard;
 pub mod health;
@@ -148,6 +149,45 @@ impl App {
         };
         let ui = Ui::new(globals.format.usual(), verbosity, globals.color);
         Self { globals, ui }
+    }
+
+    /// Returns the one cluster that a verb is about: the file has no other, or one was named.
+    ///
+    /// # Errors
+    /// When there are several, or none of that name.
+    pub fn one_cluster<'h>(&self, herd: &'h Herd, verb: &str) -> Result<&'h Cluster, Error> {
+        match self.clusters(herd)?.as_slice() {
+            [one] => Ok(one),
+            several => {
+                let names: Vec<&str> = several.iter().map(|cluster| cluster.name.as_str()).collect();
+                Err(Error::usage(format!("{verb} is of one cluster"))
+                    .detail(format!("There are {}. Nothing was changed.", names.join(", ")))
+                    .hint(format!("Name one: pgherd {verb} --cluster NAME")))
+            }
+        }
+    }
+
+    /// Has the operator type a name before a verb changes who is primary; `--yes` has said it beforehand.
+    ///
+    /// # Errors
+    /// When something else is typed, or nobody can be asked.
+    pub fn confirm_by_name(&self, verb: &str, question: &str, name: &str) -> Result<(), Error> {
+        if self.globals.yes {
+            return Ok(());
+        }
+        if !self.ui.is_interactive() {
+            return Err(Error::usage(format!(
+                "{verb} needs the node's name, and there is no terminal to ask"
+            ))
+            .detail("Nothing was changed.")
+            .hint("Say yes beforehand with --yes, or see what would be done with --dry-run."));
+        }
+        let answer = self.ui.ask(&format!("{question} Type the node's name: "))?;
+        if answer == name {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Refused, format!("no {verb}: the answer was {answer:?}, not {name:?}"))
+            .detail("Nothing was changed."))
     }
 
     /// Finds the topology file: the one that was named, else the first of the usual places that exists.

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::destroy::{self, DestroyStep};
+use crate::ops::failover::{self, step::FailStep};
 use crate::ops::fence::{self, step::FenceStep};
 use crate::ops::hold::{self, HoldStep};
 use crate::ops::in_place::{self, step::RestoreStep};
@@ -300,7 +301,7 @@ async fn abandon(args: &AbandonArgs, app: &mut App) -> Outcome {
 /// Returns the cluster that an operation was given, which says where its repository is.
 fn cluster_of(header: &Header) -> Option<Cluster> {
     match header.kind.as_str() {
-        apply::KIND | in_place::KIND | switchover::KIND | fence::FENCE | fence::UNFENCE => {
+        apply::KIND | in_place::KIND | switchover::KIND | failover::KIND | fence::FENCE | fence::UNFENCE => {
             serde_json::from_value(header.input.get("cluster")?.clone()).ok()
         }
         destroy::KIND => destroy::cluster_of(&header.input),
@@ -396,6 +397,9 @@ async fn drive_to_end(
             if kind == in_place::KIND {
                 ui::in_place::print_report(&mut app.ui, &in_place::report::read(&context.store, id)?);
             }
+            if kind == failover::KIND {
+                ui::failover::print_report(&mut app.ui, &failover::report::read(&context.store, id)?);
+            }
             if [fence::FENCE, fence::UNFENCE].contains(&kind) {
                 ui::fence::print_report(&mut app.ui, &fence::report(&context.store, id)?);
             }
@@ -436,6 +440,10 @@ async fn drive(
         switchover::KIND => {
             let operation: Operation<SwitchStep> = claimed(context, id, claim, interrupt).await?;
             switchover::go_on(context, operation, way, &events, interrupt).await
+        }
+        failover::KIND => {
+            let operation: Operation<FailStep> = claimed(context, id, claim, interrupt).await?;
+            failover::go_on(context, operation, way, &events, interrupt).await
         }
         fence::FENCE | fence::UNFENCE => {
             let operation: Operation<FenceStep> = claimed(context, id, claim, interrupt).await?;

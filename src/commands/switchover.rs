@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use super::{App, Failure, Outcome};
+use crate::clock::{self, Clock as _, SystemClock};
 use crate::engine::{event, lock};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::ops::apply;
-use crate::ops::switchover::plan::{SwitchPlan, Wish};
+use crate::ops::switchover::appointment::Appointment;
+use crate::ops::switchover::plan::Wish;
 use crate::ops::switchover::{self, Request, report};
-use crate::topology::model::{Cluster, Herd};
+use crate::topology::model::Herd;
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
@@ -24,6 +26,9 @@ use crate::units;
 /// mode see a pause and no error; connections that lead to the primary directly end. If pgherd is killed, clients go on by themselves after
 /// 90 s, and "pgherd operation" resumes or undoes.
 ///
+/// With --at everything is looked at now and once more then, by this process; nothing is held meanwhile. If what is to be done, or the
+/// topology, has changed by then, or the machine has slept through the moment, it is refused.
+///
 /// Exit codes: 0 done, or the node is primary already, 1 failed and taken back, 2 bad usage, 4 refused with every reason, 5 another
 /// operation holds the cluster, 6 stuck, 7 the new primary serves and something is left, 10 no primary answers, or no such node,
 /// 130 interrupted.
@@ -37,6 +42,9 @@ pub struct SwitchoverArgs {
     /// Show what is in the way and what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Wait until this moment, within the next 24 h, and begin then: RFC 3339, or a clock time of the topology's zone
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
     /// How long transactions that run may take to end
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
     grace: Duration,
@@ -62,7 +70,8 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
             .into());
     }
     let herd = app.herd()?;
-    let cluster = one_cluster(app, &herd)?;
+    let appointment = appointment(args, &herd)?;
+    let cluster = app.one_cluster(&herd, "switchover")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
     lock::until_free(&context.store, &cluster.name, wait).await?;
@@ -77,8 +86,23 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
         app.ui.note("next     the same without --dry-run");
         return Ok(Exit::Done);
     }
-    confirm(app, &plan)?;
+    let (from, to) = (&plan.input.from, &plan.input.to);
+    let question = format!("Switch {} from {from} to {to}?", plan.cluster);
+    app.confirm_by_name("switchover", &question, to)?;
     let interrupt = app.interrupt()?;
+    if let Some(appointment) = appointment {
+        app.ui.note(format!("waits until {:.0}; nothing is held meanwhile", appointment.moment()));
+        appointment.wait(&SystemClock, &interrupt).await?;
+        if app.herd()? != herd {
+            return Err(Error::refused(format!(
+                "{} has changed since the plan was shown",
+                herd.file.display()
+            ))
+            .detail("Nothing was changed.")
+            .hint("Look at it again with --dry-run.")
+            .into());
+        }
+    }
     let topology = apply::topology_file(&herd.file)?;
     let request = Request { herd: &herd, cluster, plan, topology, wait };
     let (events, stream) = event::channel();
@@ -97,35 +121,9 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// A switchover is of one cluster.
-fn one_cluster<'h>(app: &App, herd: &'h Herd) -> Result<&'h Cluster, Error> {
-    match app.clusters(herd)?.as_slice() {
-        [one] => Ok(one),
-        several => {
-            let names: Vec<&str> = several.iter().map(|cluster| cluster.name.as_str()).collect();
-            Err(Error::usage("which cluster is to be switched over?")
-                .detail(format!("There are {}. Nothing was changed.", names.join(", ")))
-                .hint("Name one: pgherd switchover --cluster NAME"))
-        }
-    }
-}
-
-fn confirm(app: &App, plan: &SwitchPlan) -> Result<(), Error> {
-    if app.globals.yes {
-        return Ok(());
-    }
-    let to = &plan.input.to;
-    if !app.ui.is_interactive() {
-        return Err(Error::usage("switchover needs the node's name, and there is no terminal to ask")
-            .detail("Nothing was changed.")
-            .hint("Say yes beforehand with --yes, or see what would be done with --dry-run."));
-    }
-    let question =
-        format!("Switch {} from {} to {to}? Type the node's name: ", plan.cluster, plan.input.from);
-    let answer = app.ui.ask(&question)?;
-    if answer == *to {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Refused, format!("not switched over: the answer was {answer:?}, not {to:?}"))
-        .detail("Nothing was changed."))
+fn appointment(args: &SwitchoverArgs, herd: &Herd) -> Result<Option<Appointment>, Error> {
+    let Some(text) = &args.at else { return Ok(None) };
+    let moment = clock::parse_moment(text, &herd.timezone)
+        .map_err(|why| Error::usage(format!("cannot read the moment {text:?}: {why}")))?;
+    Appointment::at(moment, SystemClock.now()).map(Some)
 }

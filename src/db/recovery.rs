@@ -8,6 +8,9 @@ use tokio_postgres::types::Type;
 use super::connect::{Conn, DbError};
 use crate::pg::lsn::Lsn;
 
+/// What the startup process waits for where there is no more WAL.
+pub const NO_MORE_WAL: &str = "RecoveryRetrieveRetryInterval";
+
 /// Where a server in recovery is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
@@ -18,7 +21,7 @@ pub struct Recovery {
     pub last_transaction: Option<Timestamp>,
     /// Replay has stopped: at its target, or since a setting is too low to go on (`RecoveryRequiresIntParameter`).
     pub paused: bool,
-    /// What the startup process waits for: `RecoveryRetrieveRetryInterval` where there is no more WAL.
+    /// What the startup process waits for: [`NO_MORE_WAL`] where there is none.
     pub startup_waits: Option<String>,
     pub startup_pid: Option<u32>,
 }

@@ -10,7 +10,7 @@ use crate::engine::operation::Operation;
 use crate::engine::record::OperationId;
 use crate::engine::shared_lock::{self, Claim, SharedLock};
 use crate::engine::store::Store;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gate;
 use crate::ops::binary::Build;
 use crate::ops::copies::{self, Whose, not_proven};
@@ -29,7 +29,20 @@ pub struct Locker<'a> {
     /// Its nodes' hosts lead to the repository.
     pub cluster: &'a Cluster,
     pub repository: Option<&'a Repository>,
+    /// Whether a repository that does not answer holds it up. A failover is not kept waiting.
+    pub without_answer: WithoutAnswer,
 }
+
+/// What becomes of a lock whose repository does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutAnswer {
+    Fail,
+    /// The local lock alone, with a warning; one that somebody else is seen to hold is an error all the same.
+    GoOn,
+}
+
+/// How long a repository may take to answer before it is gone on without it.
+const ANSWER: Duration = Duration::from_secs(3);
 
 impl Locker<'_> {
     /// Takes both locks for a new operation; waits up to `wait` for each.
@@ -113,9 +126,27 @@ impl Locker<'_> {
     }
 
     async fn share(&self, claim: Claim<'_>, wait: Duration) -> Result<Option<SharedLock>> {
-        match self.repository().await? {
-            Some(repo) => self.take_from(repo, claim, wait).await.map(Some),
-            None => Ok(None),
+        let take = async {
+            match self.repository().await? {
+                Some(repo) => self.take_from(repo, claim, wait).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        if self.without_answer == WithoutAnswer::Fail {
+            return take.await;
+        }
+        match tokio::time::timeout(wait + ANSWER, take).await {
+            Ok(Err(error)) if error.kind() != ErrorKind::Locked => {
+                tracing::warn!(%error, "no lock in the repository: only operations of this machine are kept away");
+                Ok(None)
+            }
+            Ok(taken) => taken,
+            Err(_) => {
+                tracing::warn!(
+                    "the repository does not answer: only operations of this machine are kept away"
+                );
+                Ok(None)
+            }
         }
     }
 

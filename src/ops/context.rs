@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::engine::store::Store;
 use crate::gate::Gate;
 use crate::ops::binary::Build;
-use crate::ops::cluster_lock::Locker;
+use crate::ops::cluster_lock::{Locker, WithoutAnswer};
 use crate::topology::model::Cluster;
 use crate::topology::places::Places;
 
@@ -30,6 +30,7 @@ impl Context {
             build: &self.build,
             cluster,
             repository: cluster.backups.as_ref().map(|backups| &backups.repository),
+            without_answer: WithoutAnswer::Fail,
         }
     }
 }

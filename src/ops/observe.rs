@@ -2,7 +2,7 @@
 //!
 //! Reads only. An unreachable node is a fact about that node and never hides the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -424,6 +424,22 @@ impl ClusterObserved {
 /// Looks at all nodes of `cluster` side by side.
 pub async fn observe(doors: &Doors, cluster: &Cluster, depth: Depth) -> ClusterObserved {
     observe_and_stay(doors, cluster, depth).await.0
+}
+
+/// Looks at all nodes of `cluster` side by side but these, which are unknown: nobody waits for what is known not to answer.
+pub async fn observe_but(
+    doors: &Doors,
+    cluster: &Cluster,
+    depth: Depth,
+    left_out: &BTreeSet<String>,
+) -> ClusterObserved {
+    let nodes = join_all(cluster.nodes.iter().map(async |node| {
+        if left_out.contains(&node.name) {
+            return unknown(node, "it was left out");
+        }
+        observe_node(doors, cluster, node, depth).await.0
+    }));
+    ClusterObserved { cluster: cluster.name.clone(), nodes: nodes.await, left: Vec::new() }
 }
 
 /// Looks at all nodes of `cluster` side by side, and stays logged in to those that answer; in the order of the file.

@@ -9,14 +9,17 @@ use serde::{Deserialize, Serialize};
 use crate::db::queries::{self, ServerRole};
 use crate::db::{Conn, promotion};
 use crate::error::{Error, Result};
+use crate::host::Command;
 use crate::ops::apply;
 use crate::ops::apply::evidence::Evidence as Applied;
+use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
 use crate::ops::hold::Holder;
 use crate::ops::hook::{self, Facts, Point, Ran};
-use crate::ops::observe;
+use crate::ops::observe::{self, Doors};
 use crate::ops::plan::Fixed;
 use crate::ops::provision::{self, Site};
+use crate::pg::control_file::ClusterState;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
@@ -40,6 +43,16 @@ pub struct Input {
     pub to: String,
     /// The other standbys that are led to the new primary.
     pub siblings: Vec<String>,
+    /// Whom the new primary's commits wait for, where that is not what is declared: too few of those answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synchronous: Option<String>,
+    /// What does not answer.
+    #[serde(default, skip_serializing_if = "is_nobody")]
+    pub left_out: LeftOut,
+}
+
+fn is_nobody(left_out: &LeftOut) -> bool {
+    left_out.nodes.is_empty() && left_out.hosts.is_empty()
 }
 
 /// What the steps share.
@@ -63,7 +76,9 @@ impl World {
             fixed: input.fixed.clone(),
         };
         // No step sets a password of a role, so none is looked for; what logs in for the write proof has its own.
-        let apply = apply::world::World::open(operation, as_apply, BTreeMap::new(), context).await?;
+        let left_out = input.left_out.clone();
+        let apply =
+            apply::world::World::open_but(operation, as_apply, BTreeMap::new(), context, left_out).await?;
         Ok(Self { input, apply })
     }
 
@@ -85,16 +100,23 @@ impl World {
         }
     }
 
+    /// Returns whom a node's commits wait for, or would, while `primary` leads.
+    fn synchronous(&self, node: &Node, primary: &str) -> String {
+        match &self.input.synchronous {
+            Some(fewer) if node.name == self.input.to && primary == node.name => fewer.clone(),
+            Some(_) | None => declared::synchronous_names(&self.input.cluster, node),
+        }
+    }
+
     /// Returns what a node should be while `primary` leads.
     ///
     /// # Errors
     /// As [`World::site`].
     pub fn wish(&self, node: &Node, primary: &str) -> Result<NodeWish<'_>> {
-        let cluster = &self.input.cluster;
         let leads = self.apply.node(primary)?;
         let memory = self.input.fixed.memory.get(&node.name).copied().unwrap_or(ByteCount(0));
         let upstream = (node.name != leads.name).then_some(leads);
-        Ok(NodeWish { upstream, synchronous: declared::synchronous_names(cluster, node), memory })
+        Ok(NodeWish { upstream, synchronous: self.synchronous(node, primary), memory })
     }
 }
 
@@ -163,6 +185,34 @@ pub fn unexpected(evidence: &Applied) -> Error {
 pub fn streaming(evidence: &Applied) -> Result<Streaming> {
     let Applied::Streams { timeline, lsn } = evidence else { return Err(unexpected(evidence)) };
     Ok(Streaming { timeline: *timeline, lsn: *lsn })
+}
+
+/// Asks a server for the timeline that it writes or replays, and how far its WAL reaches. What `SQL` tells of a standby that receives
+/// nothing may be behind by a promotion (`IDENTIFY_SYSTEM`, "Streaming Replication Protocol").
+///
+/// # Errors
+/// When it does not answer.
+pub async fn identify(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<(TimelineId, Lsn)> {
+    let programs = doors.programs(cluster, &node.host).await?;
+    let socket = doors.node_places(cluster, node).socket;
+    let conninfo = format!(
+        "host='{}' port={} user={} dbname=postgres replication=database connect_timeout=5",
+        socket.display(),
+        node.port,
+        declared::SUPERUSER
+    );
+    let command = Command::new(programs.path("psql"))
+        .args(["-XAtqw", "-d", conninfo.as_str(), "-c", "IDENTIFY_SYSTEM"])
+        .reads()
+        .timeout(Duration::from_secs(8));
+    let output = doors.host(&node.host).run(&command).await?.text();
+    let mut fields = output.trim().split('|').skip(1);
+    let timeline = fields.next().and_then(|text| text.parse().ok()).and_then(TimelineId::new);
+    let reached = fields.next().and_then(|text| text.parse().ok());
+    timeline.zip(reached).ok_or_else(|| {
+        Error::failed(format!("{} did not say where it is", cluster.full_name(&node.name)))
+            .detail(format!("It answered {:?} to IDENTIFY_SYSTEM.", output.trim()))
+    })
 }
 
 impl World {
@@ -331,5 +381,36 @@ impl World {
         let done = apply::proof::prove(&self.apply, nodes).await?;
         let Applied::Proved { nodes, milliseconds } = done else { return Err(unexpected(&done)) };
         Ok((nodes, milliseconds))
+    }
+
+    /// Starts the candidate anew as the standby that it was: a promotion that it was asked for may still be on its way, and a server
+    /// forgets it when it starts (`RemovePromoteSignalFiles` in `xlog.c`).
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Refused`] when it cannot be told that it has not been promoted.
+    pub async fn no_longer_asked(&self, node: &str) -> Result<()> {
+        let site = self.site(node)?;
+        provision::stop(&site).await?;
+        self.not_promoted(&site).await?;
+        provision::start(&site).await
+    }
+
+    /// Sees that a candidate that does not run ended as a standby on the old timeline.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Refused`] when its pg_control says otherwise.
+    pub async fn not_promoted(&self, candidate: &Site<'_>) -> Result<()> {
+        let control = provision::control_file(candidate).await?;
+        if control.state == ClusterState::ShutDownInRecovery
+            && control.checkpoint_timeline == self.input.timeline
+        {
+            return Ok(());
+        }
+        Err(Error::refused(format!("cannot tell that {} has not been promoted", candidate.name())).detail(
+            format!(
+                "It does not run, and its pg_control says that it is {} on timeline {}.",
+                control.state, control.checkpoint_timeline
+            ),
+        ))
     }
 }

@@ -112,6 +112,22 @@ impl ClusterState {
     }
 }
 
+impl std::fmt::Display for ClusterState {
+    /// Writes it as pg_controldata prints it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::StartingUp => "starting up",
+            Self::ShutDown => "shut down",
+            Self::ShutDownInRecovery => "shut down in recovery",
+            Self::ShuttingDown => "shutting down",
+            Self::InCrashRecovery => "in crash recovery",
+            Self::InArchiveRecovery => "in archive recovery",
+            Self::InProduction => "in production",
+            Self::Other(text) => text,
+        })
+    }
+}
+
 /// `LABEL:VALUE` lines, the value after any number of spaces.
 struct Lines<'a>(&'a str);
 

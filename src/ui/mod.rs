@@ -16,6 +16,7 @@ pub mod ended;
 pub mod error;
 pub mod exit;
 pub mod explain;
+pub mod failover;
 pub mod fence;
 pub mod health;
 pub mod in_place;

@@ -28,7 +28,9 @@ fn two_primaries_are_shown_and_nothing_is_changed_and_the_overtaken_one_is_never
     promote(&herd, "c");
     let history = std::fs::read_to_string(herd.data("c").join("pg_wal/00000002.history")).unwrap();
     let fork = history.split('\t').nth(1).unwrap().to_owned();
-    herd.sql("c", "SELECT pg_logical_emit_message(false, 'test', 'what c alone has')");
+    for node in ["a", "c"] {
+        herd.sql(node, "SELECT pg_logical_emit_message(true, 'test', 'what it alone has')");
+    }
     herd.edit("work_mem: 4 MiB", "work_mem: 5 MiB");
     let parts = format!("SPLIT BRAIN  a and c accept writes; they part at {fork} on timeline 1");
     herd.status().ends_with(0).says(&[

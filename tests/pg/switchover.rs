@@ -2,125 +2,20 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use pgherd::db::{Connector, Endpoint, Login, Session};
-use pgherd::gate;
-use pgherd::secret::Secret;
 
 use rustix::process::Signal;
 
-use crate::herd::{APP_PASSWORD, Herd, PAIR, Ran, Shape, WHOLE, files_below, newest_or_15, text, until};
-use crate::server::{Installation, installations};
-
-const TABLE: &str = "
-SET ROLE inventory_owner;
-CREATE TABLE inventory.ledger (client int, number int, PRIMARY KEY (client, number))";
-
-fn up(installation: &Installation, shape: &Shape<'_>) -> Herd {
-    let mut herd = Herd::declare(installation, shape);
-    herd.keep_backups();
-    herd.apply().ends_with(0);
-    herd.sql_in("a", "inventory", TABLE);
-    herd
-}
-
-/// A client that writes one row after the other through the pooler, each with a number of its own.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Written>,
-}
-
-#[derive(Debug, Default)]
-struct Written {
-    /// Every number below was acknowledged.
-    acknowledged: u32,
-    longest: Duration,
-    errors: Vec<String>,
-}
-
-impl Writer {
-    fn start(herd: &Herd, client: u32) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (port, asked) = (herd.port("pooler"), stop.clone());
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(write(port, client, &asked))
-        });
-        Self { stop, thread }
-    }
-
-    fn end(self) -> Written {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("a writer")
-    }
-}
-
-async fn write(port: u16, client: u32, stop: &AtomicBool) -> Written {
-    let patience = Duration::from_secs(110);
-    let login = Login {
-        server: "pooler".to_owned(),
-        endpoint: Endpoint::Tcp { host: "127.0.0.1".to_owned(), port },
-        user: "app".to_owned(),
-        database: "inventory".to_owned(),
-        password: Some(Secret::new(APP_PASSWORD)),
-        session: Session::Plain,
-        tunnel: None,
-        tls: None,
-    };
-    let conn = Connector::new(gate::open()).timeouts(patience, patience).connect(&login).await.unwrap();
-    let mut written = Written::default();
-    while !stop.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        let sql = format!("INSERT INTO inventory.ledger VALUES ({client}, {})", written.acknowledged);
-        match conn.batch("write", &sql).await {
-            Ok(()) => written.acknowledged += 1,
-            Err(error) => {
-                written.errors.push(error.to_string());
-                return written;
-            }
-        }
-        written.longest = written.longest.max(begun.elapsed());
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    written
-}
+use crate::herd::{Herd, PAIR, Ran, WHOLE, newest_or_15, until};
+use crate::ledger::{self, Writer, archived, led_by};
+use crate::server::installations;
 
 /// Ends the writers; none had an error, and every row that was acknowledged is there, on `primary` and once.
 #[track_caller]
-fn nothing_is_lost(herd: &Herd, primary: &str, first: u32, writers: Vec<Writer>) -> Duration {
-    let mut longest = Duration::ZERO;
-    for (client, writer) in (first..).zip(writers) {
-        let written = writer.end();
-        assert_eq!(written.errors, Vec::<String>::new());
-        assert!(written.acknowledged > 0);
-        longest = longest.max(written.longest);
-        let sql = format!("SELECT count(*) FROM inventory.ledger WHERE client = {client}");
-        assert_eq!(herd.sql_in(primary, "inventory", &sql), written.acknowledged.to_string());
-    }
-    longest
-}
-
-/// Holds the herd to be led by `primary`, whole, and as declared.
-#[track_caller]
-fn led_by(herd: &Herd, primary: &str, timeline: u32, standbys: usize) {
-    assert_eq!(herd.primaries(), [primary]);
-    let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
-    until("the standbys stream", || (herd.sql(primary, streaming) == standbys.to_string()).then_some(()));
-    herd.is_as_declared();
-    let segment = herd.sql(
-        primary,
-        "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')",
-    );
-    assert_eq!(&segment[..8], format!("{timeline:08X}"));
-    until(&format!("{segment} is archived"), || archived(herd, &segment).then_some(()));
-}
-
-fn archived(herd: &Herd, name: &str) -> bool {
-    files_below(&herd.repository()).iter().any(|file| text(file).ends_with(&format!("/{name}.zst")))
+fn nothing_is_lost(herd: &Herd, primary: &str, writers: Vec<Writer>) -> Duration {
+    let written = ledger::nothing_is_lost(herd, primary, writers);
+    assert_eq!(written.errors, Vec::<String>::new());
+    written.longest
 }
 
 fn switch(herd: &Herd, to: &str) -> Ran {
@@ -130,7 +25,7 @@ fn switch(herd: &Herd, to: &str) -> Ran {
 #[test]
 fn clients_of_the_pooler_see_a_pause_and_no_error_and_no_row_is_lost_on_every_major() {
     for installation in installations() {
-        let herd = up(&installation, &WHOLE);
+        let herd = ledger::up(&installation, &WHOLE);
         let dry = herd.run(&["switchover", "--to", "b", "--dry-run"]).ends_with(0);
         dry.says(&[
             "PAUSE",
@@ -148,7 +43,7 @@ fn clients_of_the_pooler_see_a_pause_and_no_error_and_no_row_is_lost_on_every_ma
             "of the poolers waited",
             "goes on without a gap",
         ]);
-        let longest = nothing_is_lost(&herd, "b", 0, writers);
+        let longest = nothing_is_lost(&herd, "b", writers);
         println!("{}: the longest write took {longest:?}", installation.major);
         led_by(&herd, "b", 2, 2);
         assert!(archived(&herd, "00000002.history"));
@@ -158,14 +53,14 @@ fn clients_of_the_pooler_see_a_pause_and_no_error_and_no_row_is_lost_on_every_ma
         switch(&herd, "b").ends_with(0).says(&["is primary already. No changes."]);
         let writers: Vec<Writer> = (3..6).map(|client| Writer::start(&herd, client)).collect();
         herd.run(&["switchover", "--yes"]).ends_with(0).says(&["inventory-a is primary (timeline 3)"]);
-        nothing_is_lost(&herd, "a", 3, writers);
+        nothing_is_lost(&herd, "a", writers);
         led_by(&herd, "a", 3, 2);
     }
 }
 
 #[test]
 fn everything_that_is_in_the_way_is_told_at_once_and_nothing_is_changed() {
-    let herd = up(&newest_or_15(1), &PAIR);
+    let herd = ledger::up(&newest_or_15(1), &PAIR);
     herd.sql("b", "SELECT pg_wal_replay_pause()");
     let herd = &herd;
     std::thread::scope(|scope| {
@@ -188,7 +83,7 @@ fn everything_that_is_in_the_way_is_told_at_once_and_nothing_is_changed() {
 
 #[test]
 fn a_candidate_that_does_not_get_the_last_record_is_not_promoted_and_the_old_primary_serves_again() {
-    let herd = up(&newest_or_15(0), &WHOLE);
+    let herd = ledger::up(&newest_or_15(0), &WHOLE);
     let writer = Writer::start(&herd, 0);
     let mut switch = herd.start(&["switchover", "--to", "b", "--yes"]);
     until("the poolers hold their clients back", || herd.pooler().join("hold.json").exists().then_some(()));
@@ -198,7 +93,7 @@ fn a_candidate_that_does_not_get_the_last_record_is_not_promoted_and_the_old_pri
     let ended = switch.end().ends_with(1);
     ended.tells(&["inventory-b does not have everything", "the old primary's at"]);
     herd.sql("b", "SELECT pg_wal_replay_resume()");
-    let longest = nothing_is_lost(&herd, "a", 0, vec![writer]);
+    let longest = nothing_is_lost(&herd, "a", vec![writer]);
     assert!(longest > Duration::from_secs(10), "they waited meanwhile: {longest:?}");
     led_by(&herd, "a", 1, 2);
     assert_eq!(
@@ -216,7 +111,7 @@ fn kills() -> u32 {
 
 #[test]
 fn a_switchover_that_is_killed_at_any_moment_is_resumed_or_undone_and_no_row_is_lost() {
-    let herd = up(&newest_or_15(1), &WHOLE);
+    let herd = ledger::up(&newest_or_15(1), &WHOLE);
     let mut timeline = 1;
     let (mut primary, mut other) = ("a", "b");
     // How long one takes in all, to kill at every part of it.
@@ -248,7 +143,7 @@ fn a_switchover_that_is_killed_at_any_moment_is_resumed_or_undone_and_no_row_is_
             std::mem::swap(&mut primary, &mut other);
             timeline += 1;
         }
-        nothing_is_lost(&herd, primary, turn, vec![writer]);
+        nothing_is_lost(&herd, primary, vec![writer]);
         led_by(&herd, primary, timeline, 2);
     }
 }
@@ -263,7 +158,7 @@ echo \"$PGHERD_POINT is well\"
 
 #[test]
 fn hooks_are_run_at_their_points_veto_before_the_pivot_and_are_told_after_it() {
-    let mut herd = up(&newest_or_15(1), &PAIR);
+    let mut herd = ledger::up(&newest_or_15(1), &PAIR);
     herd.edit(
         "    schemas:\n",
         "    hooks:
@@ -305,7 +200,7 @@ fn hooks_are_run_at_their_points_veto_before_the_pivot_and_are_told_after_it() {
         told(),
         format!("before-switchover 1 {who} 1\nbefore-promote 1 {who} 1\nafter-undo 1 {who} 1\n")
     );
-    nothing_is_lost(&herd, "a", 0, vec![writer]);
+    nothing_is_lost(&herd, "a", vec![writer]);
     led_by(&herd, "a", 1, 1);
     fs::remove_file(hooks.join("before-promote")).unwrap();
 
@@ -314,7 +209,7 @@ fn hooks_are_run_at_their_points_veto_before_the_pivot_and_are_told_after_it() {
     let writer = Writer::start(&herd, 1);
     let incomplete = switch(&herd, "b").ends_with(7);
     incomplete.tells(&["the hook after-promote, ", "ended with status 3", "no after-promote today"]);
-    nothing_is_lost(&herd, "b", 1, vec![writer]);
+    nothing_is_lost(&herd, "b", vec![writer]);
     assert_eq!(
         told(),
         format!(

@@ -444,7 +444,9 @@ pub(crate) async fn prove(
 /// Sees that every host that answers finds the segment too: a copy of the repository says the same of itself, and holds other WAL.
 async fn is_everywhere(world: &World, site: &Site<'_>, object: &Path) -> Result<()> {
     let hosts: BTreeSet<&String> = site.cluster.nodes.iter().map(|node| &node.host).collect();
-    for name in hosts.into_iter().filter(|name| **name != site.node.host) {
+    for name in
+        hosts.into_iter().filter(|name| **name != site.node.host && !world.left_out.hosts.contains(*name))
+    {
         let deadline = Instant::now() + SHARED;
         loop {
             match world.doors.host(name).stat(object).await {

@@ -267,7 +267,11 @@ pub(crate) async fn password(context: &Context, cluster: &Cluster, role: &str) -
     resolved.map(Some).map_err(|error| error.context(format!("resolve the password of role {role}")))
 }
 
-async fn resolve(here: &dyn Host, reference: &SecretReference) -> Result<Secret> {
+/// Looks a secret up where its reference says it is.
+///
+/// # Errors
+/// When it cannot be had.
+pub(crate) async fn resolve(here: &dyn Host, reference: &SecretReference) -> Result<Secret> {
     if let SecretReference::Vault(vault) = reference {
         return out_of_vault(here, vault).await;
     }

@@ -262,8 +262,11 @@ pub(super) async fn let_in(
 async fn settled(world: &World) -> ClusterObserved {
     let deadline = Instant::now() + SETTLE;
     loop {
-        let observed = observe::observe(&world.doors, &world.input.cluster, Depth::Servers).await;
+        let left_out = &world.left_out.nodes;
+        let observed =
+            observe::observe_but(&world.doors, &world.input.cluster, Depth::Servers, left_out).await;
         let unsettled = |node: &NodeObserved| match &node.server {
+            _ if left_out.contains(&node.node) => false,
             Server::Up(running) => !running.is_primary() && !pooler::streams(running),
             Server::Starting | Server::Unknown { .. } => true,
             Server::Stopped | Server::Foreign { .. } => false,

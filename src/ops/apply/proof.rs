@@ -74,6 +74,7 @@ fn doors(world: &World, database: &str, to: PoolTarget) -> Vec<Door> {
         Some(poolers) => poolers
             .hosts
             .iter()
+            .filter(|host| !world.left_out.hosts.contains(*host))
             .flat_map(|host| poolers.pools.iter().filter(|pool| pool.to == to).map(move |pool| (host, pool)))
             .map(|(host, pool)| {
                 let alias = pool.alias(database);

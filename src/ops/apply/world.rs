@@ -1,6 +1,6 @@
 //! What the steps of an apply share while they run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,14 @@ pub struct Input {
     pub fixed: Fixed,
 }
 
+/// What does not answer, and is not waited for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    pub nodes: BTreeSet<String>,
+    pub hosts: BTreeSet<String>,
+}
+
 /// What the steps share.
 #[derive(Debug)]
 pub struct World {
@@ -40,6 +48,7 @@ pub struct World {
     pub store: Store,
     /// Resolved passwords of declared roles, by role.
     pub passwords: BTreeMap<String, Secret>,
+    pub left_out: LeftOut,
 }
 
 impl World {
@@ -53,13 +62,27 @@ impl World {
         passwords: BTreeMap<String, Secret>,
         context: &Context,
     ) -> Result<Self> {
+        Self::open_but(operation, input, passwords, context, LeftOut::default()).await
+    }
+
+    /// Does the same without what does not answer.
+    ///
+    /// # Errors
+    /// As [`World::open`].
+    pub async fn open_but(
+        operation: String,
+        input: Input,
+        passwords: BTreeMap<String, Secret>,
+        context: &Context,
+        left_out: LeftOut,
+    ) -> Result<Self> {
         let doors = Doors::open(&input.cluster, context.places.clone(), &context.gate)?;
         let mut programs = BTreeMap::new();
-        for node in &input.cluster.nodes {
+        for node in input.cluster.nodes.iter().filter(|node| !left_out.hosts.contains(&node.host)) {
             programs.insert(node.name.clone(), doors.programs(&input.cluster, &node.host).await?.clone());
         }
         let (build, store) = (context.build.clone(), context.store.clone());
-        Ok(Self { operation, input, doors, programs, build, store, passwords })
+        Ok(Self { operation, input, doors, programs, build, store, passwords, left_out })
     }
 
     /// Returns a node of the cluster that a step names.
@@ -85,7 +108,9 @@ impl World {
             cluster: &self.input.cluster,
             node,
             doors: &self.doors,
-            programs: self.programs.get(name).expect("open finds the programs of every node"),
+            programs: self.programs.get(name).ok_or_else(|| {
+                Error::failed(format!("the host of {} was left out", self.input.cluster.full_name(name)))
+            })?,
             users: self.input.fixed.users.get(&node.host).map_or(&[], Vec::as_slice),
         })
     }

@@ -22,6 +22,7 @@ use crate::ops::plan::{
     Situation, TlsSeen, plan,
 };
 use crate::ops::service::{Manager, UnitSeen};
+use crate::ops::split::{Side, SplitBrain};
 use crate::pg::control_file::ControlFile;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -65,6 +66,7 @@ struct World {
     tls: Option<TlsSeen>,
     rotate: Option<Purpose>,
     adoption: Adoption,
+    split: Option<SplitBrain>,
 }
 
 impl World {
@@ -103,6 +105,7 @@ impl World {
             tls: None,
             rotate: None,
             adoption: Adoption::default(),
+            split: None,
         }
     }
 
@@ -205,7 +208,7 @@ impl World {
             archive: self.archive.as_ref(),
             tls: self.tls.as_ref(),
             adoption: &self.adoption,
-            split: None,
+            split: self.split.as_ref(),
         })
     }
 
@@ -632,7 +635,25 @@ fn two_primaries_are_refused_with_the_evidence() {
         (refusal.kind(), refusal.what()),
         (ErrorKind::Refused, "inventory has more than one primary: a, b")
     );
-    assert!(refusal.detail_text().unwrap().contains("b: timeline 2, LSN 0/5000000"));
+    assert_eq!(refusal.detail_text(), Some("Nothing was changed."));
+    world.split = Some(SplitBrain {
+        fork_timeline: TimelineId::new(1),
+        fork_lsn: Some(Lsn::new(0x400_0000)),
+        fork_unknown: None,
+        sides: vec![Side {
+            node: "b".to_owned(),
+            timeline: TimelineId::new(2).unwrap(),
+            lsn: Lsn::new(0x500_0000),
+            past_fork_bytes: Some(16 << 20),
+            last_commit: None,
+            last_commit_unknown: Some("track_commit_timestamp is off".to_owned()),
+            standbys: Vec::new(),
+            aliases: Vec::new(),
+        }],
+    });
+    let says = "They part at 0/4000000 on timeline 1. b: timeline 2, LSN 0/5000000, 16.0 MiB past the fork, ";
+    let told = world.refusal();
+    assert!(told.detail_text().unwrap().starts_with(says), "{told:?}");
 }
 
 #[test]

@@ -27,8 +27,6 @@ const LAUNCH: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 /// A standby that waits for WAL which the archive has is stuck after so long.
 const STALLED: Duration = Duration::from_secs(30);
-/// What the startup process waits for where nobody has more WAL for it (`WaitForWALToBecomeAvailable` in `xlogrecovery.c`).
-const NO_MORE_WAL: &str = "RecoveryRetrieveRetryInterval";
 
 /// What recovery has reached.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -239,7 +237,7 @@ async fn at_target(
     if state.paused {
         return Ok(Some(state.replayed_lsn.unwrap_or(choice.consistent_at)));
     }
-    if choice.target != Target::Latest || state.startup_waits.as_deref() != Some(NO_MORE_WAL) {
+    if choice.target != Target::Latest || state.startup_waits.as_deref() != Some(recovery::NO_MORE_WAL) {
         *stall = Stall { since: Instant::now(), lsn: state.replayed_lsn };
         return Ok(None);
     }

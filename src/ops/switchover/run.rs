@@ -260,12 +260,13 @@ impl Step for SwitchStep {
             }
             Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => world.holder().take_back(hosts).await?,
             Self::Stop { node } => start_again(world, node).await?,
-            Self::Ready { node } => no_longer_asked(world, node).await?,
+            Self::Ready { node } => world.no_longer_asked(node).await?,
             // Everything is as it was: that somebody could not be told of it does not make the operation stuck.
             Self::WhenUndone {} => {
                 let told = world.hook(Point::AfterUndo, (KIND, cx.attempt), None).await;
                 if let Err(error) = told {
-                    tracing::warn!(%error, detail = error.detail_text(), "the hook after-undo failed");
+                    let detail = error.detail_text().unwrap_or_default();
+                    (cx.warn.0)(format!("{error}. {detail}"));
                 }
             }
             Self::Hook { .. }
@@ -380,7 +381,7 @@ async fn start_again(world: &World, node: &str) -> Result<()> {
             )));
         }
         Ok(_) => {}
-        Err(DbError::NotListening { .. }) => not_promoted(world, &candidate).await?,
+        Err(DbError::NotListening { .. }) => world.not_promoted(&candidate).await?,
         // Nobody has asked it to be promoted, or the step that sees to that would have failed: clients are not kept waiting for it.
         Err(error) => tracing::warn!(%error, "could not ask {} whether it is a standby", candidate.name()),
     }
@@ -421,21 +422,6 @@ async fn stopping(site: &Site<'_>) -> Result<bool> {
         return Ok(false);
     }
     Ok(site.connect().await.is_err())
-}
-
-async fn not_promoted(world: &World, candidate: &Site<'_>) -> Result<()> {
-    let control = provision::control_file(candidate).await?;
-    if control.state == ClusterState::ShutDownInRecovery
-        && control.checkpoint_timeline == world.input.timeline
-    {
-        return Ok(());
-    }
-    Err(Error::refused(format!("cannot tell that {} has not been promoted", candidate.name())).detail(
-        format!(
-            "It does not run, and its pg_control says {:?} on timeline {}.",
-            control.state, control.checkpoint_timeline
-        ),
-    ))
 }
 
 /// Waits until the candidate has replayed the last record of the old primary: a checkpoint on it then names that very record.
@@ -479,15 +465,6 @@ async fn ready(world: &World, node: &str) -> Result<Evidence> {
         ServerRole::Standby { .. } => Err(Error::failed(format!("replay is paused on {}", site.name()))),
         ServerRole::Primary { .. } => Err(Error::failed(format!("{} is a primary already", site.name()))),
     }
-}
-
-/// Starts the candidate anew as the standby that it was: a promotion that it was asked for may still be on its way, and a server forgets
-/// it when it starts (`RemovePromoteSignalFiles` in `xlog.c`).
-async fn no_longer_asked(world: &World, node: &str) -> Result<()> {
-    let site = world.site(node)?;
-    provision::stop(&site).await?;
-    not_promoted(world, &site).await?;
-    provision::start(&site).await
 }
 
 /// Returns where the old primary ended.
