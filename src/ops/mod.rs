@@ -36,6 +36,7 @@ pub mod rejoin;
 pub mod restore;
 pub mod roles;
 pub mod service;
+pub mod split;
 pub mod status;
 pub mod succession;
 pub mod switchover;

@@ -25,6 +25,7 @@ mod drill;
 mod failover;
 mod fence;
 mod flips;
+mod guard;
 mod health;
 mod health_causes;
 mod health_nodes;
