@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 with-servers = servers=$$(scripts/setup --print-env) && eval "$$servers"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down build test soak bench bench-backup lint install
+.PHONY: help demo demo-down build test soak bench bench-backup bench-roles lint install
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,10 @@ bench-backup: ## measure a full backup and the WAL archive beside pgBackRest, an
 	cargo build --release --locked
 	scripts/bench-backup
 	scripts/bench-wal
+
+bench-roles: ## measure what clients see of switchovers, through PgBouncer and directly
+	cargo build --release --locked
+	scripts/bench-roles
 
 lint: ## check the format, and deny every warning of rustc and clippy
 	cargo fmt --check

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::{App, Failure, Outcome};
+use crate::clock::{self, Clock as _, SystemClock};
 use crate::engine::{event, lock};
 use crate::error::Error;
 use crate::ops::apply;
+use crate::ops::switchover::appointment::Appointment;
 use crate::ops::switchover::plan::{SwitchPlan, Wish};
 use crate::ops::switchover::{self, Request, report};
 use crate::topology::model::{Cluster, Herd};
@@ -24,6 +26,9 @@ use crate::units;
 /// mode see a pause and no error; connections that lead to the primary directly end. If pgherd is killed, clients go on by themselves after
 /// 90 s, and "pgherd operation" resumes or undoes.
 ///
+/// With --at everything is looked at now and once more then, by this process; nothing is held meanwhile. If what is to be done, or the
+/// topology, has changed by then, or the machine has slept through the moment, it is refused.
+///
 /// Exit codes: 0 done, or the node is primary already, 1 failed and taken back, 2 bad usage, 4 refused with every reason, 5 another
 /// operation holds the cluster, 6 stuck, 7 the new primary serves and something is left, 10 no primary answers, or no such node,
 /// 130 interrupted.
@@ -37,6 +42,9 @@ pub struct SwitchoverArgs {
     /// Show what is in the way and what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Wait until this moment, within the next 24 h, and begin then: RFC 3339, or a clock time of the topology's zone
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
     /// How long transactions that run may take to end
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
     grace: Duration,
@@ -62,6 +70,7 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
             .into());
     }
     let herd = app.herd()?;
+    let appointment = appointment(args, &herd)?;
     let cluster = app.one_cluster(&herd, "switchover")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
@@ -80,6 +89,19 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     let (from, to) = (&plan.input.from, &plan.input.to);
     let question = format!("Switch {} from {from} to {to}?", plan.cluster);
     app.confirm_by_name("switchover", &question, to)?;
+    if let Some(appointment) = appointment {
+        app.ui.note(format!("waits until {:.0}; nothing is held meanwhile", appointment.moment()));
+        appointment.wait(&SystemClock, &app.interrupt()?).await?;
+        if app.herd()? != herd {
+            return Err(Error::refused(format!(
+                "{} has changed since the plan was shown",
+                herd.file.display()
+            ))
+            .detail("Nothing was changed.")
+            .hint("Look at it again with --dry-run.")
+            .into());
+        }
+    }
     drive(app, &herd, cluster, plan, wait).await?;
     app.ui.note("next     pgherd status");
     Ok(Exit::Done)
@@ -110,4 +132,11 @@ pub(super) async fn drive(
     outcome.into_result(&id)?;
     ui::switchover::print_report(&mut app.ui, &report::read(&context.store, &id)?);
     Ok(())
+}
+
+fn appointment(args: &SwitchoverArgs, herd: &Herd) -> Result<Option<Appointment>, Error> {
+    let Some(text) = &args.at else { return Ok(None) };
+    let moment = clock::parse_moment(text, &herd.timezone)
+        .map_err(|why| Error::usage(format!("cannot read the moment {text:?}: {why}")))?;
+    Appointment::at(moment, SystemClock.now()).map(Some)
 }

@@ -114,6 +114,54 @@ pub async fn hindrances(conn: &Conn, long: Duration) -> Result<Hindrances, DbErr
     Ok(found)
 }
 
+/// What a server that is to lead has room for, and what it could not do later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub senders: Share,
+    pub slots: Share,
+    /// Whether `pg_rewind` could take it back from a branch of its own: data checksums or `wal_log_hints`.
+    pub can_be_rewound: bool,
+    pub full_page_writes: bool,
+}
+
+/// So many of so many are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    pub used: i32,
+    pub all: i32,
+}
+
+impl Share {
+    /// Returns how many are left.
+    pub fn free(self) -> usize {
+        usize::try_from(self.all - self.used).unwrap_or(0)
+    }
+}
+
+const ROOM: &str = "
+SELECT (SELECT count(*) FROM pg_stat_replication)::int AS senders, current_setting('max_wal_senders')::int AS max_senders,
+       (SELECT count(*) FROM pg_replication_slots)::int AS slots, current_setting('max_replication_slots')::int AS max_slots,
+       current_setting('data_checksums')::bool OR current_setting('wal_log_hints')::bool AS can_be_rewound,
+       current_setting('full_page_writes')::bool AS full_page_writes";
+
+/// Asks a server what it has room for.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn room(conn: &Conn) -> Result<Room, DbError> {
+    const WHAT: &str = "look for room";
+    let row = conn.query_one(WHAT, ROOM, &[]).await?;
+    Ok(Room {
+        senders: Share {
+            used: conn.field(WHAT, &row, "senders")?,
+            all: conn.field(WHAT, &row, "max_senders")?,
+        },
+        slots: Share { used: conn.field(WHAT, &row, "slots")?, all: conn.field(WHAT, &row, "max_slots")? },
+        can_be_rewound: conn.field(WHAT, &row, "can_be_rewound")?,
+        full_page_writes: conn.field(WHAT, &row, "full_page_writes")?,
+    })
+}
+
 /// Lists the databases that one can connect to.
 ///
 /// # Errors

@@ -37,6 +37,10 @@ pub enum EventKind {
         step: usize,
         pause: Duration,
     },
+    /// Something went wrong that does not concern how the operation ends.
+    Warning {
+        text: String,
+    },
     /// The operator asked to stop; the driver waits for the steps that run.
     Interrupted,
     Progress {
@@ -110,6 +114,15 @@ impl EventSink {
         {
             // The reader gives it back.
             room.forget();
+        }
+    }
+
+    /// Tells of something that went wrong beside the operation; waits for nobody.
+    pub fn warn(&self, operation: &OperationId, text: String) {
+        if let Some((sender, shared)) = &self.0 {
+            let kind = EventKind::Warning { text };
+            // A reader that is gone misses it, as it misses everything.
+            sender.send(shared.event(shared.clock.now(), operation.clone(), kind)).ok();
         }
     }
 

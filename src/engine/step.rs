@@ -103,6 +103,18 @@ pub struct Cx<'a, S: Step> {
     pub attempt: u32,
     /// Reports how far the step is; lossy.
     pub progress: Progress<'a>,
+    /// Tells of something that went wrong and does not make the step fail.
+    pub warn: Warn<'a>,
+}
+
+/// Takes a whole sentence for the operator.
+#[derive(Clone, Copy)]
+pub struct Warn<'a>(pub &'a (dyn Fn(String) + Send + Sync));
+
+impl std::fmt::Debug for Warn<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Warn")
+    }
 }
 
 /// Takes `(done, total, unit)`; see `engine::event`.

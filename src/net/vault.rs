@@ -141,7 +141,7 @@ fn not_answered(wanted: &Wanted<'_>, error: reqwest::Error) -> Error {
 }
 
 /// Looks for what TLS said below the layers of the client.
-fn untrusted(error: &reqwest::Error) -> Option<Untrusted> {
+pub(super) fn untrusted(error: &reqwest::Error) -> Option<Untrusted> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(cause) = next {
         if let Some(found) = cause.downcast_ref::<rustls::Error>() {

@@ -585,6 +585,7 @@ fn as_cluster(input: &Input) -> Cluster {
         health: DeclaredChecks::new(),
         checks: Vec::new(),
         hooks: Vec::new(),
+        notify: None,
         databases: Vec::new(),
         schemas: Vec::new(),
         roles: Vec::new(),

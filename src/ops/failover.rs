@@ -13,6 +13,7 @@ mod run;
 mod salvage;
 mod stages;
 pub mod step;
+pub mod watch;
 pub mod witness;
 
 use std::time::Duration;

@@ -345,6 +345,7 @@ mod tests {
             health: BTreeMap::new(),
             checks: Vec::new(),
             hooks: Vec::new(),
+            notify: None,
             databases: vec!["inventory".to_owned()],
             schemas: vec![Schema {
                 name: "stock".to_owned(),

@@ -354,6 +354,7 @@ pub fn profile_of(
         memory,
         archive: Archive::of(site.cluster),
         adopted,
+        peers: declared::peers(site.cluster, site.node, &places),
     }
 }
 

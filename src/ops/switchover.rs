@@ -3,6 +3,7 @@
 //! Until the pivot, which is the promotion, everything is taken back and the old primary serves again. The algorithm is that of
 //! docs/guide/switchover.md.
 
+pub mod appointment;
 pub mod evidence;
 pub mod plan;
 pub mod report;
@@ -13,10 +14,11 @@ use std::time::Duration;
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
+use crate::engine::operation::{Intent, Operation, Outcome, Way};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::error::{Error, Result};
 use crate::ops::context::Context;
+use crate::ops::notify::Subject;
 use crate::ops::plan::step::stages;
 use crate::ops::succession::{Input, World};
 use crate::ops::switchover::plan::SwitchPlan;
@@ -42,7 +44,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::Locked`] if another operation holds the cluster, `Refused` if the world moved since the plan was made, and as
-/// [`operation::run`].
+/// [`crate::engine::operation::run`].
 pub async fn run(
     context: &Context,
     request: Request<'_>,
@@ -66,14 +68,14 @@ pub async fn run(
     let id = operation.id();
     let (mut operation, world) =
         operation.or_call_off(World::open(context, id.as_str().to_owned(), fresh.input).await).await?;
-    let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    let outcome = subject(context, &world.input).run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
 
 /// Goes on with a switchover that no process drives any more, or takes it back until its pivot.
 ///
 /// # Errors
-/// As [`operation::run`] and [`operation::undo`].
+/// As [`crate::engine::operation::run`] and [`crate::engine::operation::undo`].
 pub async fn go_on(
     context: &Context,
     mut operation: Operation<SwitchStep>,
@@ -85,5 +87,15 @@ pub async fn go_on(
     let input: Input = operation.input()?;
     context.locker(&input.cluster).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    operation::go(&mut operation, &world, way, events, interrupt).await
+    subject(context, &world.input).go(&mut operation, &world, way, events, interrupt).await
+}
+
+fn subject<'a>(context: &'a Context, input: &'a Input) -> Subject<'a> {
+    Subject {
+        context,
+        herd: &input.herd,
+        cluster: &input.cluster,
+        old_primary: Some(&input.from),
+        new_primary: Some(&input.to),
+    }
 }

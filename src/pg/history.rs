@@ -128,6 +128,37 @@ impl TimelineHistory {
     }
 }
 
+/// Returns the last timeline that two histories share and where they part on it: what each has written from there on the other never had.
+///
+/// The point is `None` where both still write on that timeline: no history tells where they parted. `None` if they share nothing.
+///
+/// ```
+/// use pgherd::pg::{history::{self, TimelineHistory}, timeline::TimelineId};
+/// let id = |number| TimelineId::new(number).unwrap();
+/// let old = TimelineHistory::parse(id(1), "").unwrap();
+/// let new = TimelineHistory::parse(id(2), "1\t0/3018170\tno recovery target specified\n").unwrap();
+/// assert_eq!(history::fork(&old, &new), Some((id(1), Some("0/3018170".parse().unwrap()))));
+/// assert_eq!(history::fork(&old, &old), Some((id(1), None)));
+/// ```
+pub fn fork(one: &TimelineHistory, other: &TimelineHistory) -> Option<(TimelineId, Option<Lsn>)> {
+    let spans = |history: &TimelineHistory| -> Vec<(TimelineId, Option<Lsn>)> {
+        let ended = history.ancestors.iter().map(|ancestor| (ancestor.timeline, Some(ancestor.switchpoint)));
+        ended.chain([(history.timeline, None)]).collect()
+    };
+    let mut parted = None;
+    for ((timeline, end), (same, other_end)) in spans(one).into_iter().zip(spans(other)) {
+        if timeline != same {
+            break;
+        }
+        // Who still writes on it has no end.
+        parted = Some((timeline, end.into_iter().chain(other_end).min()));
+        if end != other_end {
+            break;
+        }
+    }
+    parted
+}
+
 fn parse_line(line: &str) -> Option<Ancestor> {
     let mut fields = line.splitn(3, '\t');
     let timeline = TimelineId::new(fields.next()?.trim().parse().ok()?)?;
@@ -152,6 +183,20 @@ mod tests {
             history.ancestors().iter().map(|a| (a.timeline.as_u32(), a.switchpoint.to_string())).collect();
         assert_eq!(read, [(1, "0/3018170".to_owned()), (3, "1/A0".to_owned())]);
         assert_eq!(history.ancestors()[1].reason, "before 2026-11-21 09:41:07+00");
+    }
+
+    #[test]
+    fn two_histories_part_where_the_first_of_them_left_what_they_share() {
+        let of = |id: u32, text: &str| TimelineHistory::parse(timeline(id), text).unwrap();
+        let at = |id: u32, lsn: &str| Some((timeline(id), Some(lsn.parse().unwrap())));
+        let third = of(3, "1\t0/3000000\tx\n2\t0/5000000\tx\n");
+        assert_eq!(fork(&third, &of(2, "1\t0/3000000\tx\n")), at(2, "0/5000000"));
+        assert_eq!(fork(&third, &of(1, "")), at(1, "0/3000000"));
+        // Both were promoted, at different points and onto different timelines.
+        assert_eq!(fork(&third, &of(4, "1\t0/2800000\tx\n")), at(1, "0/2800000"));
+        // Both left it at the same point.
+        assert_eq!(fork(&of(2, "1\t0/3000000\tx\n"), &of(3, "1\t0/3000000\tx\n")), at(1, "0/3000000"));
+        assert_eq!(fork(&third, &of(5, "4\t0/1\tx\n")), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::decode::{Cx, Decode as _, Named, OwnOr, SettingText, Spanned};
 use super::merge::{merge, without_none};
 use super::model::{
     Cluster, Herd, Host, Node, Poolers, Postgres, Reach, Repository, SecretReference, Service, Tls,
+    VaultReference,
 };
 use super::problem::{Position, Report};
 use super::yaml::{Node as Tree, Value};
@@ -298,6 +299,7 @@ impl Checker<'_> {
             .chain(poolers.iter().flat_map(|poolers| poolers.hosts.clone()))
             .collect();
         let hooks = self.hooks(&draft, &raw, &used);
+        let notify = raw.notify.as_ref().and_then(|notify| self.notify(&draft, notify));
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {
             name: name.to_owned(),
@@ -315,6 +317,7 @@ impl Checker<'_> {
             health,
             checks,
             hooks,
+            notify,
         })
     }
 
@@ -466,6 +469,20 @@ impl Checker<'_> {
             self.report
                 .add(entry.at, format!("setting \"{}\" follows from \"tls\"", entry.name))
                 .hint("Remove one of them.");
+        }
+    }
+
+    /// Has every path of a reference count from the topology.
+    fn reference(&self, stated: &SecretReference) -> SecretReference {
+        match stated {
+            SecretReference::File(_) | SecretReference::Env(_) | SecretReference::Command(_) => {
+                self.below_base(stated)
+            }
+            SecretReference::Vault(vault) => SecretReference::Vault(Box::new(VaultReference {
+                token: self.below_base(&vault.token),
+                ca: vault.ca.as_ref().map(|ca| self.base.join(ca)),
+                ..(**vault).clone()
+            })),
         }
     }
 

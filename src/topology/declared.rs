@@ -6,8 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::pg::guc;
+use crate::topology::claim::Peer;
 pub use crate::topology::model::LOOPBACK;
-use crate::topology::model::{Cluster, Node, PoolerAuth};
+use crate::topology::model::{Cluster, Node, PoolerAuth, Service};
 use crate::topology::places::NodePlaces;
 use crate::units::ByteCount;
 
@@ -219,23 +220,51 @@ fn listen_addresses(cluster: &Cluster, node: &Node) -> String {
 }
 
 fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, places: &NodePlaces) -> String {
-    let path = |path: &Path| conninfo_value(&path.display().to_string());
-    let verified = if cluster.has_tls() {
-        let [authorities, none] =
-            [&places.authorities, &no_client_certificate(places)].map(|file| path(file));
-        format!(" sslmode=verify-full sslrootcert={authorities} sslcert={none}")
-    } else {
-        String::new()
-    };
     format!(
         "{} port={} user={} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
-         keepalives_interval=5 keepalives_count=3{verified}",
+         keepalives_interval=5 keepalives_count=3{}",
         server_of(cluster, upstream),
         upstream.port,
         replication_role(cluster),
-        path(&places.passfile),
+        conninfo_value(&places.passfile.display().to_string()),
         cluster.full_name(&node.name),
+        verified(cluster, places),
     )
+}
+
+/// Returns the other nodes of a node's cluster, as its start guard asks them: by a walsender, which a role that may replicate gets from every
+/// node, and which knows who is primary (`IDENTIFY_SYSTEM`, `SHOW in_hot_standby`). None where no unit of pgherd's has a guard.
+pub fn peers(cluster: &Cluster, node: &Node, places: &NodePlaces) -> Vec<Peer> {
+    if cluster.postgres.service != Service::Systemd || cluster.backups.is_none() {
+        return Vec::new();
+    }
+    let others = cluster.nodes.iter().filter(|other| other.name != node.name);
+    others
+        .map(|other| Peer { node: other.name.clone(), conninfo: peer_conninfo(cluster, node, other, places) })
+        .collect()
+}
+
+fn peer_conninfo(cluster: &Cluster, node: &Node, peer: &Node, places: &NodePlaces) -> String {
+    format!(
+        "{} port={} user={} passfile={} dbname=replication replication=true application_name={}-guard connect_timeout=3 \
+         tcp_user_timeout=3000{}",
+        server_of(cluster, peer),
+        peer.port,
+        replication_role(cluster),
+        conninfo_value(&places.passfile.display().to_string()),
+        cluster.full_name(&node.name),
+        verified(cluster, places),
+    )
+}
+
+/// Returns how libpq makes sure of whom it speaks to, if the cluster speaks TLS.
+fn verified(cluster: &Cluster, places: &NodePlaces) -> String {
+    if !cluster.has_tls() {
+        return String::new();
+    }
+    let [authorities, none] = [&places.authorities, &no_client_certificate(places)]
+        .map(|path| conninfo_value(&path.display().to_string()));
+    format!(" sslmode=verify-full sslrootcert={authorities} sslcert={none}")
 }
 
 /// Returns how PostgreSQL's programs find a node and whom it must prove to be: `host=10.0.0.1`.

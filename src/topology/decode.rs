@@ -16,6 +16,7 @@ use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
     Service, VaultReference,
 };
+use super::notices::Occasion;
 use super::problem::{Position, Report, nearest};
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
 use crate::units::{ByteCount, UnitError, parse_duration};
@@ -515,6 +516,7 @@ words!(RestoreProof { "checksums" => RestoreProof::Checksums, "amcheck" => Resto
 words!(Measure { "share" => Measure::Share, "time" => Measure::Time, "size" => Measure::Size, "count" => Measure::Count });
 words!(On { "primary" => On::Primary, "standbys" => On::Standbys, "all" => On::All });
 words!(Called { "critical" => Called::Critical, "warning" => Called::Warning, "never" => Called::Never });
+words!(Occasion { "started" => Occasion::Started, "done" => Occasion::Done, "stuck" => Occasion::Stuck });
 words!(PoolTarget { "primary" => PoolTarget::Primary, "standbys" => PoolTarget::Standbys });
 
 record! {

@@ -16,6 +16,7 @@ pub mod init;
 pub mod lints;
 mod merge;
 pub mod model;
+pub mod notices;
 pub mod origin;
 pub mod places;
 pub mod problem;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::DeclaredChecks;
 use super::custom::CustomCheck;
 use super::hooks::Hook;
+use super::notices::Notify;
 use crate::units::ByteCount;
 
 /// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
@@ -129,6 +130,9 @@ pub struct Cluster {
     /// What is run at the points of a role change, one a point.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<Hook>,
+    /// Where role changes are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

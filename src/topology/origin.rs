@@ -158,6 +158,14 @@ impl List<'_> {
         for node in &cluster.nodes {
             self.health(&["nodes", &node.name, "health"], &node.health);
         }
+        if let Some(notify) = &cluster.notify {
+            self.add(&["notify", "url"], reference(&notify.url));
+            let events: Vec<String> = notify.events.iter().map(|event| event.word().to_owned()).collect();
+            self.add(&["notify", "events"], list(&events));
+            if let Some(ca) = &notify.ca {
+                self.add(&["notify", "ca", "file"], ca.display().to_string());
+            }
+        }
         for hook in &cluster.hooks {
             let point = hook.point.word();
             let path = |key| ["hooks", point, key];

@@ -13,6 +13,7 @@ use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
     Service,
 };
+use super::notices::Occasion;
 use crate::units::ByteCount;
 
 record! {
@@ -108,6 +109,20 @@ record! {
         checks: Named<CustomCheck> = "checks",
         /// Programs of your own that are run at points of a role change.
         hooks: Hooks = "hooks",
+        /// Who is told over HTTP of role changes.
+        notify: Notify = "notify",
+    }
+}
+
+record! {
+    /// An address that role changes are told to, as JSON by POST.
+    Notify {
+        /// Where the address is: whoever knows it may often write there, so it is a secret.
+        url: SecretReference = "url",
+        /// What is told: "started", "done", "stuck"; all of them if it is not said.
+        events: Vec<Spanned<Occasion>> = "events",
+        /// The authorities that are believed, in PEM; the system's if it is not said.
+        ca: FilePlace = "ca",
     }
 }
 

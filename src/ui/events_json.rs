@@ -32,6 +32,7 @@ fn line(view: &OperationView, event: &Event) -> Value {
         EventKind::Pausing { stage, step, pause } => {
             ("step_pausing".to_owned(), json!({"stage": stage, "step": step, "seconds": pause.as_secs_f64()}))
         }
+        EventKind::Warning { text } => ("warning".to_owned(), json!({"text": text})),
         EventKind::Interrupted => ("interrupted".to_owned(), json!({})),
         EventKind::Progress { stage, step, progress } => {
             let said = json!({

@@ -29,7 +29,10 @@ impl Live {
             // The driver has folded this record before it told it; a picture that fails must not stop an operation.
             EventKind::Recorded(record) => view.fold(event.at, record).unwrap_or(()),
             EventKind::Progress { stage, step, progress } => view.note_progress(*stage, *step, *progress),
-            EventKind::Begun(_) | EventKind::Pausing { .. } | EventKind::Interrupted => {}
+            EventKind::Begun(_)
+            | EventKind::Pausing { .. }
+            | EventKind::Warning { .. }
+            | EventKind::Interrupted => {}
         }
         Some(view)
     }
@@ -66,6 +69,7 @@ pub(super) fn told(view: &OperationView, kind: &EventKind, color: bool) -> Optio
             let describe = &view.stages[*stage].steps[*step].describe;
             Some(format!("    {describe}: again in {}", human_duration(*pause)))
         }
+        EventKind::Warning { text } => Some(format!("  {}: {text}", paint(color, Tone::Warning, "WARNING"))),
         EventKind::Interrupted => {
             let then = match (&view.turned_back, view.pivot_passed()) {
                 (Some(_), _) => "the undo goes on to its end",

@@ -197,7 +197,7 @@ fn refuses_an_unknown_key_and_says_what_was_meant() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -266,7 +266,7 @@ fn refuses_an_unknown_key_that_is_taken_away() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -616,7 +616,7 @@ fn refuses_a_key_that_a_later_version_brings() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "partitions" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   This version of pgherd does not have "partitions" yet. Remove it."#,
     );
 }
@@ -1843,5 +1843,36 @@ ERROR:  pgherd.yml:9:26: clusters.inventory.hooks.fence begins with "~", which o
 HINT:   Write the whole path; a relative one counts from the topology file.
 ERROR:  pgherd.yml:9:57: clusters.inventory.hooks.after-promote must name a program on another host by its absolute path
 HINT:   Write the whole path from / on."#,
+    );
+}
+
+#[test]
+fn the_address_for_notifications_is_a_secret() {
+    refuses(
+        ONE,
+        "    notify: {url: https://hooks.example/hunter2, events: [begun], ca: {}}\n",
+        r#"
+ERROR:  pgherd.yml:9:19: clusters.inventory.notify.url is a secret given as text
+DETAIL: The file says where a secret is and never what it is. The value is not shown here.
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}.
+ERROR:  pgherd.yml:9:59: clusters.inventory.notify.events.0 must be "started" or "done" or "stuck", found "begun"
+HINT:   Write "started" or "done" or "stuck".
+ERROR:  pgherd.yml:9:71: clusters.inventory.notify.ca has no "file"
+HINT:   Add it: file: notify-ca.pem."#,
+    );
+    refuses(
+        ONE,
+        "    notify: {events: []}\n",
+        r#"
+ERROR:  pgherd.yml:9:13: clusters.inventory.notify has no "url"
+HINT:   Add it: url: {env: PGHERD_NOTIFY_URL}.
+ERROR:  pgherd.yml:9:22: clusters.inventory.notify.events is empty
+HINT:   Write [started, done, stuck], or remove the key."#,
+    );
+    let herd = accepts(ONE, "    notify: {url: {file: secrets/hook}, events: [stuck, done, stuck]}\n");
+    let told = format!("{:?}", herd.clusters[0].notify);
+    assert_eq!(
+        told,
+        "Some(Notify { url: File(\"/etc/pgherd/secrets/hook\"), events: [Stuck, Done], ca: None })"
     );
 }

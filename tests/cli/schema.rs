@@ -103,7 +103,7 @@ fn is_taken(path: &[String], value: Value) -> bool {
 fn known_keys(path: &[String]) -> BTreeSet<String> {
     let problems = load(path, json!({STRANGER: {}}));
     let last = path.last().map_or("", String::as_str);
-    if ["password", "token"].contains(&last) {
+    if ["password", "token"].contains(&last) || path.ends_with(&["notify".to_owned(), "url".to_owned()]) {
         let secret = problems.iter().find(|problem| problem.what.starts_with("unknown key in"));
         let listed = secret.and_then(|problem| problem.detail.as_deref()).expect("the key is refused");
         let listed = listed
@@ -112,7 +112,7 @@ fn known_keys(path: &[String]) -> BTreeSet<String> {
             .expect("it lists keys");
         let listed = listed.replace(" or ", ", ");
         // What opens a Vault is not in one.
-        let keys = listed.split(", ").filter(|key| last == "password" || *key != "vault");
+        let keys = listed.split(", ").filter(|key| last != "token" || *key != "vault");
         return keys.map(str::to_owned).collect();
     }
     let unknown = format!("unknown key \"{STRANGER}\"");

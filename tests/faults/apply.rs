@@ -662,7 +662,12 @@ async fn run_switchover(context: &Context, herd: &Herd) -> Result<(OperationId, 
 async fn run_failover(context: &Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
     let looking = Context { gate: gate::open(), ..context.clone() };
     let cluster = herd.cluster(CLUSTER).unwrap();
-    let wish = failover::plan::Wish { to: None, region: None, accept_loss: false, statement: None };
+    let wish = failover::plan::Wish {
+        to: None,
+        region: None,
+        loss: failover::plan::Accept::Nothing,
+        statement: None,
+    };
     let plan = failover::plan::plan(&looking, herd, cluster, &wish).await;
     let request = failover::Request {
         herd,

@@ -468,7 +468,9 @@ async fn events_fold_into_what_the_journal_holds_also_for_a_slow_reader() {
                 EventKind::Progress { stage, step, progress } => {
                     live.as_mut().unwrap().note_progress(stage, step, progress);
                 }
-                EventKind::Pausing { .. } | EventKind::Interrupted => panic!("{event:?}"),
+                EventKind::Pausing { .. } | EventKind::Warning { .. } | EventKind::Interrupted => {
+                    panic!("{event:?}")
+                }
             }
         }
         (live.unwrap(), numbers)

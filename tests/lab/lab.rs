@@ -149,10 +149,15 @@ impl Lab {
             .expect("ssh runs")
     }
 
+    /// The host's network namespace, for threads that are to move into it.
+    pub fn network_of(&self, host: &str) -> fs::File {
+        fs::File::open(format!("/run/netns/pgherd{}-{host}", self.number))
+            .expect("the host's network namespace")
+    }
+
     /// Does something with sockets of that host; those that it returns stay the host's.
     pub fn network<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/pgherd{}-{host}", self.number);
-        let namespace = fs::File::open(path).expect("the host's network namespace");
+        let namespace = self.network_of(host);
         let in_it = || {
             // It is this thread that moves, and it ends here.
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))

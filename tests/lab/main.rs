@@ -2,7 +2,7 @@
 //!
 //! [`lab`] makes them; [`faults`] shows that each fault happens and is mended; [`removal`] that nothing of a lab stays;
 //! [`services`] that systemd starts nodes in it; [`adoption`] that what Debian or a unit of somebody else's runs is taken over; [`shared`]
-//! that hosts have one repository; [`story`] what happens to a herd that is run from a [`station`] over ssh.
+//! that hosts have one repository; [`roles`] that roles change under the load of a [`ledger`]; [`story`] what happens to a herd that is run from a [`station`] over ssh.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,9 @@
 mod adoption;
 mod faults;
 mod lab;
+mod ledger;
 mod removal;
+mod roles;
 mod services;
 mod shared;
 mod station;

@@ -15,7 +15,7 @@ pub const OPS: &str = "ops";
 const OPERATOR: &str = "oncall";
 /// How long a host that was cut off, or booted, may take until all is as it was: generous, since other tests run beside this one.
 const AGAIN: Duration = Duration::from_secs(120);
-const APP_PASSWORD: &str = "Xq7-known-to-app";
+pub const APP_PASSWORD: &str = "Xq7-known-to-app";
 pub const PORT: u16 = 5441;
 pub const POOLER: u16 = 6441;
 

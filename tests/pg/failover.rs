@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::herd::{Frozen, Herd, PAIR, WHOLE, newest_or_15, processes, until};
+use crate::herd::{Frozen, Herd, PAIR, WHOLE, newest_or_15, processes, text, until};
 use crate::ledger::{self, Writer, archived, led_by};
 use crate::server::installations;
 
@@ -97,9 +98,7 @@ fn what_no_standby_was_sent_is_brought_from_the_disk_of_the_dead_primary() {
     done.says(&["inventory-b is primary (timeline 2)", "that only inventory-a had"]);
     assert_eq!(herd.sql_in("b", "inventory", there), "1003");
     led_by_without(&herd, "b", 2, 0);
-    for name in ["00000002.history"] {
-        assert!(archived(&herd, name));
-    }
+    assert!(archived(&herd, "00000002.history"));
     herd.run(&["wal", "list"]).ends_with(0).does_not_say("gap");
 }
 
@@ -143,4 +142,34 @@ fn a_veto_takes_everything_back_and_the_standbys_follow_again() {
     // The standbys were led back to where they were: the old primary starts, and they follow it.
     herd.apply().ends_with(0);
     led_by(&herd, "a", 1, 2);
+}
+
+#[test]
+fn a_watcher_leaves_a_restart_alone_and_fails_over_once_when_the_primary_is_gone() {
+    let herd = ledger::up(&newest_or_15(1), &WHOLE);
+    let mut watch = herd.start(&["failover", "--watch", "--when-down", "5s"]);
+    until("it has seen the primary", || watch.so_far().0.contains("inventory: a leads").then_some(()));
+    let second = herd.run(&["failover", "--watch"]).ends_with(5);
+    second.tells(&["another process watches inventory already"]);
+    herd.run(&["failover", "--watch", "--when-down", "1s"]).ends_with(2);
+
+    herd.program("pg_ctl", &["-D", text(&herd.data("a")), "-w", "-l", "/dev/null", "restart"]);
+    until("the standbys stream again", || {
+        (herd.sql("a", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == "2")
+            .then_some(())
+    });
+    let writer = Writer::start(&herd, 0);
+    ledger::writes_go_on(&herd, "a");
+    assert!(!watch.has_ended());
+
+    kill(&herd, "a");
+    until("it has failed over", || watch.has_ended().then_some(()));
+    let ended = watch.end().ends_with(0);
+    ended.says(&["inventory: nobody sees a", "is primary (timeline 2)"]);
+    let primaries = herd.primaries();
+    assert_eq!(primaries.len(), 1);
+    ledger::writes_go_on(&herd, &primaries[0]);
+    let written = ledger::nothing_is_lost(&herd, &primaries[0], vec![writer]);
+    println!("with 5 s of patience the longest without a write was {:?}", written.longest);
+    assert!(written.longest > Duration::from_secs(5));
 }

@@ -41,6 +41,7 @@ fn reporting(major: u32) -> Cluster {
         health: std::collections::BTreeMap::new(),
         checks: Vec::new(),
         hooks: Vec::new(),
+        notify: None,
         nodes: Vec::new(),
         synchronous: None,
         databases: vec!["reporting".to_owned()],

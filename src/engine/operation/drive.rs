@@ -19,7 +19,7 @@ use crate::engine::event::{EventKind, EventSink};
 use crate::engine::interrupt::Interrupt;
 use crate::engine::journal::Journal;
 use crate::engine::record::{Actor, End, Failure, OperationId, ProbeFound, Record};
-use crate::engine::step::{Cx, Found, Progress, Reversal, Stage, Step, StepError, Unit};
+use crate::engine::step::{Cx, Found, Progress, Reversal, Stage, Step, StepError, Unit, Warn};
 use crate::engine::view::{Ended, ProgressView, StepState, StepView, TurnedBack};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::human_duration;
@@ -351,8 +351,8 @@ impl<'a, S: Step> Driver<'a, S> {
         if step.reversal() == Reversal::ForwardOnly && !self.pivot_is_done() {
             self.flush_copies().await;
         }
-        let report = self.reporter(place);
-        let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
+        let (report, warn) = (self.reporter(place), |text| self.events.warn(&self.id, text));
+        let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report), warn: Warn(&warn) };
         // On the heap: an operation's steps are one large future, and those of a stage are held side by side.
         let (error, trouble) = match tokio::time::timeout(step.timeout(), Box::pin(step.apply(&cx))).await {
             Ok(Ok(evidence)) => {
@@ -390,9 +390,9 @@ impl<'a, S: Step> Driver<'a, S> {
     /// Probes a step whose outcome is not known and records what was found.
     async fn find_out(&self, place: Place, evidence: &[(S, S::Evidence)]) -> Result<Look> {
         let step = self.step(place);
-        let report = self.reporter(place);
+        let (report, warn) = (self.reporter(place), |text| self.events.warn(&self.id, text));
         let attempt = self.step_view(place).attempts;
-        let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
+        let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report), warn: Warn(&warn) };
         let mut attempt = 1;
         let found = loop {
             let error = match tokio::time::timeout(step.timeout(), Box::pin(step.probe(&cx))).await {
@@ -452,11 +452,12 @@ impl<'a, S: Step> Driver<'a, S> {
     async fn undo_step(&self, place: Place, evidence: &[(S, S::Evidence)]) -> Result<Option<Failure>> {
         let Place { stage, step: number } = place;
         let step = self.step(place);
-        let report = self.reporter(place);
+        let (report, warn) = (self.reporter(place), |text| self.events.warn(&self.id, text));
         let mut tried = 1;
         loop {
             let attempt = self.step_view(place).undo_attempts + 1;
-            let cx = Cx { world: self.world, evidence, attempt, progress: Progress(&report) };
+            let cx =
+                Cx { world: self.world, evidence, attempt, progress: Progress(&report), warn: Warn(&warn) };
             self.record(Record::UndoStarted { stage, step: number, attempt }).await?;
             let error = match tokio::time::timeout(step.timeout(), Box::pin(step.undo(&cx))).await {
                 Ok(Ok(())) => {

@@ -10,13 +10,15 @@ use super::expire::Expired;
 use super::pin::{self, Before};
 use super::verify::Verified;
 use crate::engine::interrupt::Interrupt;
+use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
 use crate::ops::node::{
     self, ExpireBackups, NodeDoor, NodeRequest, Priority, Progress, VerifyBackups, VerifyDepth,
 };
 use crate::ops::observe::Doors;
-use crate::repo::layout::Label;
+use crate::pg::system::SystemIdentifier;
+use crate::repo::layout::{ClusterKeys, Label};
 use crate::topology::model::{Backups, Cluster};
 use crate::topology::places::Places;
 
@@ -122,6 +124,17 @@ impl<'a> Way<'a> {
             () = interrupt.asked(1) => Err(Error::new(ErrorKind::Interrupted, "interrupted").detail(detail)),
             ended = self.door.call(request, priority, hear) => ended,
         }
+    }
+
+    /// Returns the backups that are being made: each with who makes it, on which machine.
+    ///
+    /// # Errors
+    /// As the repository fails.
+    pub async fn being_made(&self, system: SystemIdentifier) -> Result<Vec<(Label, Actor)>> {
+        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        let keys = ClusterKeys::new(&self.cluster.name).system(system);
+        let made = super::list::being_made(&repo, &keys).await?;
+        Ok(made.into_iter().map(|((_, label), running)| (label, running.by)).collect())
     }
 
     /// Tells whether the cluster has a backup of this label.

@@ -187,7 +187,7 @@ pub async fn in_repository(repo: &SharedRepo, cluster: &str) -> Result<Vec<Backu
 type Running = ((SystemIdentifier, Label), RunningBackup);
 
 /// Returns what living leases say of backups that are being made.
-async fn being_made(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Running>> {
+pub(super) async fn being_made(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Running>> {
     let now = Timestamp::now();
     let found = lease::read_all(repo, keys).await?.into_iter().filter(|found| found.lives(now));
     let leases = found.filter_map(|found| found.lease.ok()).filter(|lease| lease.kind == Purpose::Backup);

@@ -46,10 +46,31 @@ pub struct Wish {
     pub to: Option<String>,
     /// The region that it is to be in.
     pub region: Option<String>,
-    /// Rows that were acknowledged may be lost.
-    pub accept_loss: bool,
+    /// Whether rows that were acknowledged may be lost.
+    pub loss: Accept,
     /// What the operator says of the old primary, where nothing else proves that it takes no writes.
     pub statement: Option<String>,
+}
+
+/// How much may be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accept {
+    Nothing,
+    /// What was committed in so long a time, as the topology says: the RPO of losing a primary.
+    UpTo(Duration),
+    /// The operator has named the cluster.
+    Anything,
+}
+
+impl Accept {
+    fn agrees_to(self, loss: &Loss) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::UpTo(rpo) => loss.seconds.is_some_and(|seconds| seconds <= rpo.as_secs_f64()),
+            Self::Anything => true,
+        }
+    }
 }
 
 /// What may be lost, at most.
@@ -156,7 +177,7 @@ pub async fn plan(
     // What is in the data directory of the old primary can be brought; else enough standbys must have confirmed every commit.
     let loss = (!quorum.holds() && !reach).then(|| loss(&to, &standbys));
     if let Some(loss) = &loss
-        && !wish.accept_loss
+        && !wish.loss.agrees_to(loss)
     {
         obstacles.push(may_lose(cluster, &quorum, loss));
     }
@@ -207,6 +228,45 @@ pub async fn plan(
         input,
         stages,
         notes,
+    })
+}
+
+/// What one look at a cluster tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sight {
+    /// This node answers, and takes writes.
+    Leads(String),
+    /// It does not answer here; somebody sees it, or it is coming back.
+    Seen { why: String },
+    /// Nobody sees it.
+    Gone { node: String, why: String },
+    /// There is no primary that could be gone.
+    Unclear { why: String },
+}
+
+/// Looks from everywhere whether the primary is there.
+///
+/// # Errors
+/// When the doors cannot be opened.
+pub async fn look(context: &Context, cluster: &Cluster) -> Result<Sight> {
+    let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
+    let observed = observe::observe(&doors, cluster, Depth::Servers).await;
+    if let Lead::Primary(name) = roles::lead(&observed) {
+        return Ok(Sight::Leads(name));
+    }
+    let old = match old_primary(cluster, &observed) {
+        Ok(old) => old,
+        Err(error) => return Ok(Sight::Unclear { why: error.what().to_owned() }),
+    };
+    let witnesses = witness::ask(&doors, cluster, &observed, old).await;
+    let told = |witness: &Witness| format!("{}: {}", witness.who, witness.told);
+    let seen = witnesses.iter().find(|witness| matches!(witness.sees, Sees::Alive | Sees::Starting));
+    Ok(match seen {
+        Some(witness) => Sight::Seen { why: told(witness) },
+        None => Sight::Gone {
+            node: old.name.clone(),
+            why: witnesses.iter().map(told).collect::<Vec<_>>().join("; "),
+        },
     })
 }
 

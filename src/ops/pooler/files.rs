@@ -828,6 +828,7 @@ pub(super) mod tests {
             health: BTreeMap::new(),
             checks: Vec::new(),
             hooks: Vec::new(),
+            notify: None,
             databases: vec!["inventory".to_owned()],
             schemas: Vec::new(),
             roles: vec![role("inventory_app", None), role("bi", Some(4))],

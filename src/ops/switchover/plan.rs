@@ -5,12 +5,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde::Serialize;
 
-use crate::db::promotion::{self, Hindrances};
+use crate::db::promotion::{self, Hindrances, Room};
 use crate::db::queries::{self, ServerRole, SlotKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs;
 use crate::ops::apply;
 use crate::ops::apply::world::LeftOut;
+use crate::ops::backup::care::Way;
 use crate::ops::context::Context;
 use crate::ops::hold;
 use crate::ops::hook::{self, Point};
@@ -109,6 +110,24 @@ pub async fn plan(
         match of_primary(&doors, cluster, &from).await {
             Ok(found) => obstacles.extend(found.obstacles(cluster, &name, wish, &mut notes)),
             Err(error) => obstacles.push(error),
+        }
+        let wanted = missing_slots(cluster, &from.node.name, &siblings, &to).len();
+        match room_on(&doors, cluster, to.node).await {
+            Ok(room) => obstacles.extend(no_room(cluster, &to.node.name, room, (siblings.len() + 1, wanted))),
+            Err(error) => obstacles.push(error),
+        }
+        match room_on(&doors, cluster, from.node).await {
+            Ok(room) => notes.extend(not_rewound(&name, room)),
+            Err(error) => obstacles.push(error),
+        }
+        if cluster.backups.is_some() {
+            obstacles.extend(of_backups(context, cluster, &from, &mut notes).await);
+        }
+        if to.node.promote == Promote::ByHand {
+            let name = cluster.full_name(&to.node.name);
+            notes.push(format!(
+                "{name} is never chosen by itself (promote: by-hand); it leads because it was named"
+            ));
         }
         if cluster.poolers.is_some() {
             obstacles.extend(hold::check(context, cluster, held_back(cluster)).await.err());
@@ -328,6 +347,72 @@ fn of_nodes(cluster: &Cluster, observed: &ClusterObserved, from: &Up<'_>, to: &U
     found
 }
 
+async fn room_on(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<Room> {
+    let conn = doors.connector.connect(&doors.superuser(cluster, node, "postgres")).await?;
+    Ok(promotion::room(&conn).await?)
+}
+
+/// Holds what a candidate has room for against what it needs: so many senders, one a follower, and so many slots that are not there yet.
+fn no_room(cluster: &Cluster, node: &str, room: Room, (senders, slots): (usize, usize)) -> Vec<Error> {
+    let name = cluster.full_name(node);
+    let mut found = Vec::new();
+    for (share, wanted, what, setting) in [
+        (room.senders, senders, "WAL senders", "max_wal_senders"),
+        (room.slots, slots, "replication slots", "max_replication_slots"),
+    ] {
+        if share.free() < wanted {
+            found.push(
+                Error::refused(format!(
+                    "cannot switch over to {name}: it has no room for {wanted} more {what}"
+                ))
+                .detail(format!(
+                    "{} of {} are used there ({setting}). Nothing was changed.",
+                    share.used, share.all
+                ))
+                .hint(format!("Declare a larger {setting} and restart: pgherd apply --allow-restart")),
+            );
+        }
+    }
+    found
+}
+
+/// What is not in the way today, and will be when this node has to come back one day.
+fn not_rewound(name: &str, room: Room) -> Option<String> {
+    let why = match (room.can_be_rewound, room.full_page_writes) {
+        (true, true) => return None,
+        (false, _) => "has neither data checksums nor wal_log_hints",
+        (true, false) => "has full_page_writes off",
+    };
+    Some(format!("{name} {why}: if it ever has rows of its own, it is cloned anew, not rewound"))
+}
+
+/// A backup that is read on a standby ends when that is promoted, and one of the primary when that stops.
+async fn of_backups(
+    context: &Context,
+    cluster: &Cluster,
+    from: &Up<'_>,
+    notes: &mut Vec<String>,
+) -> Vec<Error> {
+    let made = async {
+        let way = Way::open(&context.places, &context.gate, cluster).await?;
+        way.being_made(from.running.facts.system_identifier).await
+    };
+    match made.await {
+        Ok(made) => made
+            .into_iter()
+            .map(|(label, by)| {
+                Error::refused(format!("cannot switch {} over: backup {label} is being made", cluster.name))
+                    .detail(format!("By {} on {}; it would be lost. Nothing was changed.", by.user, by.host))
+                    .hint("Wait for it: pgherd backup list")
+            })
+            .collect(),
+        Err(error) => {
+            notes.push(format!("whether a backup is being made is not known: {error}"));
+            Vec::new()
+        }
+    }
+}
+
 /// What the primary tells about itself.
 struct OfPrimary {
     hindrances: Hindrances,
@@ -480,16 +565,20 @@ fn stages(input: &Input, to: &Up<'_>, wish: &Wish) -> Vec<Vec<Planned>> {
     stages
 }
 
+/// Returns the slots of nodes that are to follow the candidate and that it does not have.
+fn missing_slots(cluster: &Cluster, from: &str, siblings: &[&str], to: &Up<'_>) -> Vec<String> {
+    let there = |slot: &String| {
+        to.running.slots.iter().any(|is| is.name == *slot && is.kind == SlotKind::Physical && !is.is_lost())
+    };
+    let wanted = siblings.iter().copied().chain([from]).map(|node| cluster.slot_name(node));
+    wanted.filter(|slot| !there(slot)).collect()
+}
+
 fn slots(input: &Input, to: &Up<'_>) -> Vec<Planned> {
     let cluster = &input.cluster;
-    let wanted = input.siblings.iter().chain([&input.from]).map(|node| cluster.slot_name(node));
-    wanted
-        .filter(|slot| {
-            !to.running
-                .slots
-                .iter()
-                .any(|is| is.name == *slot && is.kind == SlotKind::Physical && !is.is_lost())
-        })
+    let siblings: Vec<&str> = input.siblings.iter().map(String::as_str).collect();
+    missing_slots(cluster, &input.from, &siblings, to)
+        .into_iter()
         .map(|slot| {
             let text = format!("slot {slot}");
             let step_of = SwitchStep::Slot { on: input.to.clone(), slot };
@@ -575,4 +664,48 @@ fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
     let last = SwitchStep::Hooked { point: Point::AfterSwitchover };
     stages.push(hook::planned(cluster, Point::AfterSwitchover, "none", last).into_iter().collect());
     stages
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::db::promotion::Share;
+    use crate::topology::load_text;
+
+    fn room(senders: (i32, i32), slots: (i32, i32)) -> Room {
+        let share = |(used, all)| Share { used, all };
+        Room { senders: share(senders), slots: share(slots), can_be_rewound: true, full_page_writes: true }
+    }
+
+    #[test]
+    fn a_candidate_has_room_for_those_who_will_follow_it() {
+        let text = "pgherd: 1\nherd: shop\nregions: {here: {hosts: {local: local}}}\nclusters:\n  inventory:\n    postgres: {version: 15}\n    \
+                    nodes: {a: {host: local, port: 5441}}\n";
+        let herd =
+            load_text(Path::new("pgherd.yml"), text, Path::new("/d")).unwrap_or_else(|why| panic!("{why}"));
+        let told = |room| -> Vec<String> {
+            let found = no_room(&herd.clusters[0], "b", room, (2, 1));
+            found.iter().map(|error| error.what().to_owned()).collect()
+        };
+        assert!(told(room((0, 2), (1, 2))).is_empty());
+        assert_eq!(
+            told(room((1, 2), (2, 2))),
+            [
+                "cannot switch over to inventory-b: it has no room for 2 more WAL senders",
+                "cannot switch over to inventory-b: it has no room for 1 more replication slots",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_node_that_could_not_be_rewound_one_day_is_noted() {
+        let well = room((0, 1), (0, 1));
+        assert_eq!(not_rewound("inventory-a", well), None);
+        let told = not_rewound("inventory-a", Room { can_be_rewound: false, ..well }).unwrap();
+        assert!(told.starts_with("inventory-a has neither data checksums nor wal_log_hints: "), "{told}");
+        let told = not_rewound("inventory-a", Room { full_page_writes: false, ..well }).unwrap();
+        assert!(told.starts_with("inventory-a has full_page_writes off: "), "{told}");
+    }
 }

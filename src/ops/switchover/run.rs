@@ -265,7 +265,8 @@ impl Step for SwitchStep {
             Self::WhenUndone {} => {
                 let told = world.hook(Point::AfterUndo, (KIND, cx.attempt), None).await;
                 if let Err(error) = told {
-                    tracing::warn!(%error, detail = error.detail_text(), "the hook after-undo failed");
+                    let detail = error.detail_text().unwrap_or_default();
+                    (cx.warn.0)(format!("{error}. {detail}"));
                 }
             }
             Self::Hook { .. }

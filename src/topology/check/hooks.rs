@@ -1,10 +1,11 @@
-//! What is run at the points of a role change.
+//! What is run at the points of a role change, and who is told of it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::super::decode::{HookWish, Spanned};
 use super::super::hooks::{Hook, Place, Point};
+use super::super::notices::{Notify, Occasion};
 use super::super::raw;
 use super::{Checker, Draft};
 use crate::units::human_duration;
@@ -30,6 +31,36 @@ impl Checker<'_> {
         let of = |point| Some((point, stated(point).as_ref()?));
         let declared: Vec<(Point, &Spanned<HookWish>)> = Point::ALL.into_iter().filter_map(of).collect();
         declared.into_iter().filter_map(|(point, wish)| self.hook(draft, point, wish, hosts)).collect()
+    }
+
+    /// Checks what stands under "notify" in a cluster.
+    pub(super) fn notify(&mut self, draft: &Draft<'_>, raw: &Spanned<raw::Notify>) -> Option<Notify> {
+        let path = draft.path(".notify");
+        if !draft.has(&["notify", "url"]) {
+            self.missing(raw.at, &path, "url", "url: {env: PGHERD_NOTIFY_URL}");
+        }
+        let raw = &raw.value;
+        let mut events = Occasion::ALL.to_vec();
+        if let Some(stated) = &raw.events {
+            if draft.is_empty_list(&["notify", "events"]) {
+                self.report
+                    .add(stated.at, format!("{path}.events is empty"))
+                    .hint("Write [started, done, stuck], or remove the key.");
+            }
+            events = Vec::new();
+            for event in &stated.value {
+                if !events.contains(&event.value) {
+                    events.push(event.value);
+                }
+            }
+        }
+        let ca = raw.ca.as_ref().and_then(|ca| {
+            if ca.value.file.is_none() {
+                self.missing(ca.at, &format!("{path}.ca"), "file", "file: notify-ca.pem");
+            }
+            Some(self.base.join(&ca.value.file.as_ref()?.value))
+        });
+        Some(Notify { url: self.reference(&raw.url.as_ref()?.value), events, ca })
     }
 
     fn hook(

@@ -2,7 +2,7 @@
 
 use super::super::declared::POOLER_ROLE;
 use super::super::decode::{Named, NamedEntry, Spanned};
-use super::super::model::{Role, Schema, SecretReference, VaultReference};
+use super::super::model::{Role, Schema};
 use super::super::problem::Position;
 use super::super::raw;
 use super::super::yaml::Value;
@@ -82,16 +82,7 @@ impl Checker<'_> {
                     .add(limit.at, format!("connections of role {name} must be 1 or more"))
                     .hint("Remove the key if the role is not to be limited.");
             }
-            let password = value.password.as_ref().map(|password| match &password.value {
-                SecretReference::File(_) | SecretReference::Env(_) | SecretReference::Command(_) => {
-                    self.below_base(&password.value)
-                }
-                SecretReference::Vault(vault) => SecretReference::Vault(Box::new(VaultReference {
-                    token: self.below_base(&vault.token),
-                    ca: vault.ca.as_ref().map(|ca| self.base.join(ca)),
-                    ..(**vault).clone()
-                })),
-            });
+            let password = value.password.as_ref().map(|password| self.reference(&password.value));
             roles.push(Role {
                 name: name.clone(),
                 password,

@@ -1,0 +1,117 @@
+//! Roles that change under load, on hosts of their own: what clients see, through two poolers and directly.
+
+use std::time::Duration;
+
+use super::lab::{Lab, say};
+use super::ledger::{Clients, Ledger, ROWS, TABLE};
+use super::services::newest_server;
+use super::station::{APP_PASSWORD, OPS, POOLER, PORT, Station, Way};
+
+/// Where the clients are.
+const APP: &str = "app";
+const HOSTS: [(&str, u32); 5] = [("db1", 1536), ("db2", 1536), ("db3", 1536), (APP, 256), (OPS, 1024)];
+const WAYS: [Way<'static>; 3] = [
+    Way { host: "db1", user: "root", through: None },
+    Way { host: "db2", user: "dba", through: None },
+    Way { host: "db3", user: "root", through: None },
+];
+/// Which node is on which host.
+const NODES: [(&str, &str); 3] = [("a", "db1"), ("b", "db2"), ("c", "db3")];
+
+/// Declares three nodes, of which one standby acknowledges, and two poolers.
+fn declare(station: &Station<'_>) {
+    let (major, bin) = newest_server();
+    let at = |host: &str| station.lab.address(host).to_string();
+    let nodes: String = NODES
+        .iter()
+        .map(|(node, host)| {
+            format!("      {node}: {{host: {host}, data-directory: /srv/inventory-{node}}}\n")
+        })
+        .collect();
+    let topology = format!(
+        "pgherd: 1\nherd: shop\nregions: {{west: {{hosts: {{db1: {}, db2: {}, db3: {}}}}}}}\n\
+         repositories: {{main: {{url: \"file:///srv/shared/repository\"}}}}\n\
+         clusters:\n  inventory:\n    ports: {{postgres: {PORT}, pooler: {POOLER}}}\n    \
+         postgres: {{version: {major}, bin-directory: {bin}, service: systemd, tune: {{memory: 256 MiB}}}}\n    \
+         nodes:\n{nodes}    synchronous: {{wait-for: 1, of: [a, b, c]}}\n    \
+         poolers: {{hosts: [db1, db2], mode: transaction, max-clients: 50, pools: {{rw: {{to: primary, size: 8}}}}}}\n    \
+         backups: {{repository: main}}\n    \
+         schemas: {{inventory: {{owner: inventory_owner, write: [app]}}}}\n    \
+         roles: {{app: {{password: {{env: APP_PASSWORD}}, pools: [rw]}}}}\n",
+        at("db1"),
+        at("db2"),
+        at("db3"),
+    );
+    station.write("/home/oncall/pgherd.yml", &topology);
+}
+
+/// Several writers on a host of their own, through both poolers and directly.
+fn clients(lab: &Lab) -> Clients {
+    Clients {
+        network: Some(lab.network_of(APP)),
+        password: APP_PASSWORD.to_owned(),
+        pooled: 6,
+        poolers: ["db1", "db2"].map(|host| (lab.address(host), POOLER)).into(),
+        direct: 2,
+        nodes: NODES.map(|(node, host)| (node.to_owned(), lab.address(host), PORT)).into(),
+    }
+}
+
+/// The rows of the ledger as the node of that name has them.
+fn rows(station: &Station<'_>, node: &str) -> String {
+    let (_, host) = NODES.iter().find(|(name, _)| *name == node).expect("a node");
+    station.sql(host, node, "inventory", ROWS).expect("the primary answers")
+}
+
+/// How many switchovers there are in a row.
+fn turns() -> usize {
+    if std::env::var_os("PGHERD_SOAK").is_some() { 50 } else { 3 }
+}
+
+#[test]
+fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_error() {
+    let Some(lab) = Lab::with_disks(&HOSTS) else { return };
+    let (_, bin) = newest_server();
+    let station = Station::furnish(&lab, &bin, &WAYS);
+    declare(&station);
+    station.done(&["apply", "--yes"]);
+    station.stream(&["b", "c"]);
+    station.sql("db1", "a", "inventory", TABLE).expect("it is made");
+    // Clients that come directly are let in by lines of the user's own.
+    for (node, host) in NODES {
+        let line = format!(
+            "echo 'host inventory app {}/24 scram-sha-256' >>/srv/inventory-{node}/pg_hba.conf",
+            lab.address(APP)
+        );
+        lab.prints(host, &["sh", "-c", &line]);
+        station.sql(host, node, "postgres", "SELECT pg_reload_conf()").expect("it answers");
+    }
+
+    let clients = clients(&lab);
+    let ledger = Ledger::start(&clients, 0);
+    let mut leads = "a";
+    for turn in 0..turns() {
+        // Both others in turns, so that each node is led from and to.
+        leads = NODES[(turn + 1) % 3].0;
+        let shown = station.done(&["switchover", "--to", leads, "--yes"]);
+        assert!(shown.contains(&format!("inventory-{leads} is primary")), "{shown}");
+        assert!(shown.contains("goes on without a gap"), "{shown}");
+    }
+    let outcome = ledger.stop(&clients, 0, || rows(&station, leads));
+    say(&format!(
+        "{} switchovers: {} rows; poolers: longest {:.2?}, {} errors; directly: longest {:.2?}, {} errors",
+        turns(),
+        outcome.acknowledged,
+        outcome.pooled.longest_gap,
+        outcome.pooled.errors,
+        outcome.direct.longest_gap,
+        outcome.direct.errors,
+    ));
+    outcome.is_sound();
+    assert_eq!((outcome.pooled.errors, outcome.pooled.failed_connects), (0, 0), "{:?}", outcome.pooled.told);
+    // They are held back for no longer than that, whatever befalls.
+    assert!(outcome.pooled.longest_gap < Duration::from_secs(90), "{:?}", outcome.pooled.longest_gap);
+    // A connection to the primary itself ends with it, and its statement may be on its way: one error a switchover and writer.
+    assert!((1..=2 * turns()).contains(&outcome.direct.errors), "{:?}", outcome.direct);
+    station.done(&["plan", "--detailed-exitcode"]);
+}
