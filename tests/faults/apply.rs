@@ -499,7 +499,8 @@ impl Bench {
                 Kind::Fail | Kind::FailBack => self.site.kill(NODES[0]),
                 Kind::Rejoin | Kind::Reclone => {
                     self.site.kill(NODES[0]);
-                    self.site.pgherd(&["failover", "--yes", "--quiet"]);
+                    let (_, outcome) = run_failover(&context, &herd).await.unwrap();
+                    assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
                 }
                 Kind::Rewind => go_two_ways(&self.site, herd.cluster(CLUSTER).unwrap()).await,
                 Kind::Birth
@@ -613,10 +614,12 @@ async fn run_rejoin(context: &Context, herd: &Herd, kind: Kind) -> Result<(Opera
     let wish = rejoin::plan::Wish { node: NODES[0].to_owned(), primary: None, clone: kind == Kind::Reclone };
     let plan =
         rejoin::plan::plan(&looking, herd, cluster, &wish).await.map_err(|mut errors| errors.remove(0))?;
-    let way = match kind {
-        Kind::Rewind => rejoin::decide::Way::Rewind,
-        Kind::Reclone => rejoin::decide::Way::Clone,
-        _ => rejoin::decide::Way::Follow,
+    let way = if kind == Kind::Rewind {
+        rejoin::decide::Way::Rewind
+    } else if kind == Kind::Reclone {
+        rejoin::decide::Way::Clone
+    } else {
+        rejoin::decide::Way::Follow
     };
     assert_eq!(plan.input.decision.way, way, "{:?}", plan.evidence);
     let request = rejoin::Request {
@@ -1040,7 +1043,16 @@ impl Scene<'_> {
             }
         }
         // Who promoted b in the case of a rewind told nobody.
-        self.site.pgherd(&["apply", "--yes", "--quiet"]);
+        if self.case.kind == Kind::Rewind {
+            let context = self.site.context(gate::open(), self.site.store());
+            let plan = apply::prepare(&context, &self.herd, self.cluster()).await;
+            let plan = plan.map_err(|errors| format!("no plan can be made: {errors:?}"))?;
+            let (_, outcome) =
+                run_apply(&context, &self.herd, &plan).await.map_err(|error| format!("{error:?}"))?;
+            if !matches!(outcome, Outcome::Done) {
+                return Err(format!("done, and an apply ended as {outcome:?}"));
+            }
+        }
         self.as_declared().await
     }
 
