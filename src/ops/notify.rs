@@ -21,8 +21,8 @@ use crate::net::webhook::{NotTaken, Webhook};
 use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::observe;
-use crate::topology::model::Cluster;
-use crate::topology::notices::{Notify, Occasion};
+use crate::topology::model::{Cluster, Notify};
+use crate::topology::notices::Occasion;
 
 /// The format of [`Notice`].
 pub const FORMAT: u32 = 1;
