@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use super::{App, Failure, Outcome};
 use crate::engine::{event, lock};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::ops::apply;
-use crate::ops::failover::plan::Wish;
+use crate::ops::context::Context;
+use crate::ops::failover::plan::{Accept, FailPlan, Wish};
+use crate::ops::failover::watch::{Told, Watch};
 use crate::ops::failover::{self, Request, report};
-use crate::topology::model::Cluster;
+use crate::topology::model::{Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
@@ -22,6 +24,10 @@ use crate::units;
 ///
 /// Refused where an acknowledged row may be lost, with how much at most; --accept-data-loss CLUSTER agrees to that. Until the promotion
 /// everything that fails is taken back. The old primary does not come back by itself: "pgherd rejoin" brings it back.
+///
+/// With --watch one process looks all the time, and does the same by itself once nobody has seen the primary for --when-down. It fails over
+/// once and ends: what comes after is for a person to look at. It never loses rows unless the topology's objectives.lose-primary.rpo covers
+/// it. It is no consensus of watchers: run one.
 ///
 /// Exit codes: 0 done, 1 failed and taken back, 2 bad usage, 4 refused with every reason, 5 another operation holds the cluster, 6 stuck,
 /// 7 the new primary serves and something is left, 10 no node answers, or no such node, 130 interrupted.
@@ -44,6 +50,12 @@ pub struct FailoverArgs {
     /// State that the old primary is off or cut off from everybody, and how you know
     #[arg(long, value_name = "HOW YOU KNOW")]
     old_primary_is_off: Option<String>,
+    /// Stay, look at the primary all the time, and fail over once it is gone for --when-down; end after that
+    #[arg(long, conflicts_with_all = ["dry_run", "to", "accept_data_loss", "old_primary_is_off"])]
+    watch: bool,
+    /// With --watch: how long nobody may have seen the primary
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::parse_duration, requires = "watch")]
+    when_down: Duration,
     /// Wait so long for another operation of the cluster to end
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     wait_lock: Option<Duration>,
@@ -58,6 +70,9 @@ async fn execute(args: &FailoverArgs, app: &mut App) -> Outcome {
     let cluster = app.one_cluster(&herd, "failover")?;
     let wish = wish(args, cluster)?;
     let context = app.context()?;
+    if args.watch {
+        return watch(args, app, &herd, cluster, &context).await;
+    }
     let wait = args.wait_lock.unwrap_or_default();
     lock::until_free(&context.store, &cluster.name, wait).await?;
     let look = failover::plan::plan(&context, &herd, cluster, &wish);
@@ -70,13 +85,25 @@ async fn execute(args: &FailoverArgs, app: &mut App) -> Outcome {
     let (from, to) = (&plan.input.from, &plan.input.to);
     let question = format!("Fail {} over from {from} to {to}?", plan.cluster);
     app.confirm_by_name("failover", &question, to)?;
+    drive(app, &herd, cluster, &context, plan, wait).await
+}
+
+/// Runs a plan that was agreed to, and says what it has come to.
+async fn drive(
+    app: &mut App,
+    herd: &Herd,
+    cluster: &Cluster,
+    context: &Context,
+    plan: FailPlan,
+    wait: Duration,
+) -> Outcome {
     let interrupt = app.interrupt()?;
     let topology = apply::topology_file(&herd.file)?;
-    let request = Request { herd: &herd, cluster, plan, topology, wait };
+    let request = Request { herd, cluster, plan, topology, wait };
     let (events, stream) = event::channel();
     let (ended, ()) = tokio::join!(
         async {
-            let ended = failover::run(&context, request, &events, &interrupt).await;
+            let ended = failover::run(context, request, &events, &interrupt).await;
             drop(events);
             ended
         },
@@ -87,6 +114,45 @@ async fn execute(args: &FailoverArgs, app: &mut App) -> Outcome {
     ui::failover::print_report(&mut app.ui, &report::read(&context.store, &id)?);
     app.ui.note("next     pgherd status");
     Ok(Exit::Done)
+}
+
+/// What takes a shorter time than this to be called gone would fail over for every restart.
+const SHORTEST: Duration = Duration::from_secs(5);
+
+async fn watch(
+    args: &FailoverArgs,
+    app: &mut App,
+    herd: &Herd,
+    cluster: &Cluster,
+    context: &Context,
+) -> Outcome {
+    if args.when_down < SHORTEST {
+        return Err(Error::usage("--when-down is at least 5 s")
+            .detail("A primary that restarts would be taken for gone.")
+            .into());
+    }
+    let rpo = cluster.objectives.get("lose-primary").map(|objective| objective.rpo);
+    let loss = rpo.filter(|rpo| !rpo.is_zero()).map_or(Accept::Nothing, Accept::UpTo);
+    let wish = Wish { to: None, region: args.region.clone(), loss, statement: None };
+    let interrupt = app.interrupt()?;
+    let mut watch = Watch::begin(context, herd, cluster, &wish, args.when_down).await?;
+    loop {
+        let ui = &mut app.ui;
+        let mut told = |told: &Told| ui::failover::print_told(ui, &cluster.name, told);
+        let plan = watch.until_due(&mut told, &interrupt).await?;
+        let Some(plan) = plan else { return Ok(Exit::Done) };
+        ui::failover::print_plan(&mut app.ui, &herd.name, &plan);
+        match drive(app, herd, cluster, context, plan, Duration::ZERO).await {
+            Ok(exit) => return Ok(exit),
+            Err(Failure::Error(error))
+                if matches!(error.kind(), ErrorKind::Failed | ErrorKind::Locked | ErrorKind::Refused) =>
+            {
+                Failure::Error(error).print(&app.ui);
+                watch.again();
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
 }
 
 fn wish(args: &FailoverArgs, cluster: &Cluster) -> Result<Wish, Error> {
@@ -107,7 +173,7 @@ fn wish(args: &FailoverArgs, cluster: &Cluster) -> Result<Wish, Error> {
     Ok(Wish {
         to: args.to.clone(),
         region: args.region.clone(),
-        accept_loss: args.accept_data_loss.is_some(),
+        loss: if args.accept_data_loss.is_some() { Accept::Anything } else { Accept::Nothing },
         statement: statement.map(str::to_owned),
     })
 }

@@ -11,7 +11,9 @@ pub mod quorum;
 pub mod report;
 mod run;
 mod salvage;
+mod stages;
 pub mod step;
+pub mod watch;
 pub mod witness;
 
 use std::time::Duration;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::mark::{
-    Ended, Force, LastControl, Mark, ShutOut, lift, look, mark, new_mark, read, shut_out, take_back,
+    Ended, Force, LastControl, Mark, ShutOut, let_in, lift, look, mark, new_mark, read, shut_out, take_back,
 };
 use self::step::{Done, FenceStep};
 use crate::engine::event::EventSink;

@@ -100,10 +100,10 @@ impl World {
         }
     }
 
-    /// Returns whom a node's commits wait for, or would.
-    pub fn synchronous(&self, node: &Node) -> String {
+    /// Returns whom a node's commits wait for, or would, while `primary` leads.
+    fn synchronous(&self, node: &Node, primary: &str) -> String {
         match &self.input.synchronous {
-            Some(fewer) if node.name == self.input.to => fewer.clone(),
+            Some(fewer) if node.name == self.input.to && primary == node.name => fewer.clone(),
             Some(_) | None => declared::synchronous_names(&self.input.cluster, node),
         }
     }
@@ -116,7 +116,7 @@ impl World {
         let leads = self.apply.node(primary)?;
         let memory = self.input.fixed.memory.get(&node.name).copied().unwrap_or(ByteCount(0));
         let upstream = (node.name != leads.name).then_some(leads);
-        Ok(NodeWish { upstream, synchronous: self.synchronous(node), memory })
+        Ok(NodeWish { upstream, synchronous: self.synchronous(node, primary), memory })
     }
 }
 

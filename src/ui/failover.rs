@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Format, Tone, Ui, plan};
 use crate::ops::failover::plan::{FailPlan, Loss};
 use crate::ops::failover::report::Report;
 use crate::ops::failover::step::FailStep;
+use crate::ops::failover::watch::Told;
 use crate::ops::failover::witness::Witness;
 use crate::ops::plan::step::PlannedStep;
 use crate::units::human_duration;
@@ -52,6 +54,42 @@ pub fn print_plan(ui: &mut Ui, herd: &str, plan: &FailPlan) {
     for note in notes {
         ui.remark(format!("  {} {note}", ui.paint(Tone::Warning, "note")));
     }
+}
+
+/// What a watcher says, as a line with its moment.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    at: Timestamp,
+    cluster: &'a str,
+    state: &'a str,
+    node: Option<&'a str>,
+    why: Vec<&'a str>,
+}
+
+/// Prints what a watcher has seen that it had not seen before.
+pub fn print_told(ui: &mut Ui, cluster: &str, told: &Told) {
+    let at = Timestamp::now();
+    let (state, node, why) = match told {
+        Told::Leads { node } => ("leads", Some(node.as_str()), Vec::new()),
+        Told::Seen { why } => ("seen", None, vec![why.as_str()]),
+        Told::Gone { node, why } => ("gone", Some(node.as_str()), vec![why.as_str()]),
+        Told::Unclear { why } => ("unclear", None, vec![why.as_str()]),
+        Told::Refused { why } => ("refused", None, why.iter().map(String::as_str).collect()),
+    };
+    if ui.format == Format::Json {
+        ui.json_line("watch", &Line { at, cluster, state, node, why });
+        return;
+    }
+    let why = why.join("; ");
+    ui.remark(match told {
+        Told::Leads { node } => format!("{at:.0}  {cluster}: {node} leads"),
+        Told::Seen { .. } => {
+            format!("{at:.0}  {cluster}: the primary does not answer here, and is not gone: {why}")
+        }
+        Told::Gone { node, .. } => format!("{at:.0}  {cluster}: nobody sees {node}: {why}"),
+        Told::Unclear { .. } => format!("{at:.0}  {cluster}: {why}"),
+        Told::Refused { .. } => format!("{at:.0}  {cluster}: a failover is due and cannot be done: {why}"),
+    });
 }
 
 fn told(loss: &Loss) -> String {

@@ -25,7 +25,7 @@ use pgherd::ops::context::Context;
 use pgherd::ops::node::restore::{Target, Wish};
 use pgherd::ops::plan::ClusterPlan;
 use pgherd::ops::plan::step::ApplyStep;
-use pgherd::ops::{destroy, in_place, switchover};
+use pgherd::ops::{destroy, failover, in_place, switchover};
 use pgherd::topology::model::{Cluster, Herd};
 
 use crate::harness::{Then, sample};
@@ -73,11 +73,15 @@ enum Kind {
     Switch,
     /// The same, failing where the standby should prove that it has everything: what befalls the way back.
     SwitchBack,
+    /// A pair whose primary was killed, and whose standby becomes primary.
+    Fail,
+    /// The same, failing right before its pivot: what befalls the way back.
+    FailBack,
     /// The removal of a pair whose WAL was archived, and of the program that did it.
     Destroy,
 }
 
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 17] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
@@ -92,6 +96,8 @@ const KINDS: [Kind; 15] = [
     Kind::InPlaceBack,
     Kind::Switch,
     Kind::SwitchBack,
+    Kind::Fail,
+    Kind::FailBack,
     Kind::Destroy,
 ];
 
@@ -112,6 +118,8 @@ impl Kind {
             Self::InPlaceBack => "in-place-back",
             Self::Switch => "switch",
             Self::SwitchBack => "switch-back",
+            Self::Fail => "fail",
+            Self::FailBack => "fail-back",
             Self::Destroy => "destroy",
         }
     }
@@ -126,6 +134,8 @@ impl Kind {
             | Self::InPlaceBack
             | Self::Switch
             | Self::SwitchBack
+            | Self::Fail
+            | Self::FailBack
             | Self::Destroy => Shape::Archived,
             Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Rotate => Shape::Pair,
             Self::Restart => Shape::Larger,
@@ -138,9 +148,13 @@ impl Kind {
         match self {
             Self::Birth | Self::Back => None,
             Self::Add => Some(Shape::Single),
-            Self::InPlace | Self::InPlaceBack | Self::Switch | Self::SwitchBack | Self::Destroy => {
-                Some(Shape::Archived)
-            }
+            Self::InPlace
+            | Self::InPlaceBack
+            | Self::Switch
+            | Self::SwitchBack
+            | Self::Fail
+            | Self::FailBack
+            | Self::Destroy => Some(Shape::Archived),
             Self::Archive
             | Self::Replace
             | Self::Reboot
@@ -161,9 +175,13 @@ impl Kind {
         matches!(self, Self::Switch | Self::SwitchBack)
     }
 
+    fn fails_over(self) -> bool {
+        matches!(self, Self::Fail | Self::FailBack)
+    }
+
     /// Who leads when it is done.
     fn leads(self) -> &'static str {
-        if self.switches() { NODES[1] } else { NODES[0] }
+        if self.switches() || self.fails_over() { NODES[1] } else { NODES[0] }
     }
 
     /// The first call with these words fails, and only what comes after it is counted.
@@ -173,6 +191,7 @@ impl Kind {
             Self::Back => Some(PIVOT),
             Self::InPlaceBack => Some("sql read the system catalogs"),
             Self::SwitchBack => Some("sql read its last checkpoint"),
+            Self::FailBack => Some("sql promote"),
             Self::Birth
             | Self::Add
             | Self::Archive
@@ -184,6 +203,7 @@ impl Kind {
             | Self::Encrypt
             | Self::InPlace
             | Self::Switch
+            | Self::Fail
             | Self::Destroy => None,
         }
     }
@@ -451,6 +471,7 @@ impl Bench {
                 }
                 Kind::InPlace | Kind::InPlaceBack => have_an_accident(&self.site, &herd).await,
                 Kind::Archive => self.site.have_older_builds(),
+                Kind::Fail | Kind::FailBack => self.site.kill(NODES[0]),
                 Kind::Birth
                 | Kind::Back
                 | Kind::Add
@@ -573,6 +594,26 @@ async fn run_switchover(context: &Context, herd: &Herd) -> Result<(OperationId, 
     switchover::run(context, request, &EventSink::none(), &Interrupt::new()).await
 }
 
+async fn run_failover(context: &Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
+    let cluster = herd.cluster(CLUSTER).unwrap();
+    let wish = failover::plan::Wish {
+        to: None,
+        region: None,
+        loss: failover::plan::Accept::Nothing,
+        statement: None,
+    };
+    let plan = failover::plan::plan(&looking, herd, cluster, &wish).await;
+    let request = failover::Request {
+        herd,
+        cluster,
+        plan: plan.map_err(|mut errors| errors.remove(0))?,
+        topology: apply::topology_file(&herd.file)?,
+        wait: Duration::ZERO,
+    };
+    failover::run(context, request, &EventSink::none(), &Interrupt::new()).await
+}
+
 async fn run_apply(
     context: &Context,
     herd: &Herd,
@@ -613,6 +654,7 @@ impl Scene<'_> {
                     Some(_) if self.case.kind.goes_back_in_place() => {
                         run_in_place(&context, &self.herd).await
                     }
+                    Some(_) if self.case.kind.fails_over() => run_failover(&context, &self.herd).await,
                     Some(_) if self.case.kind.switches() => run_switchover(&context, &self.herd).await,
                     None => run_destroy(&context).await,
                     Some(plan) => run_apply(&context, &self.herd, plan).await,
@@ -670,6 +712,7 @@ impl Scene<'_> {
         let ended = wrong.map_err(|wrong| self.told(&ran, &wrong, &story))?;
         let looked = match ended {
             Ended::By(End::Done) if self.case.kind == Kind::Destroy => self.nothing_left().await,
+            Ended::By(End::Done) if self.case.kind.fails_over() => self.failed_over().await,
             Ended::By(End::Done) => match self.accident_is_there(false).await {
                 Ok(()) => self.as_declared().await,
                 wrong => wrong,
@@ -733,6 +776,10 @@ impl Scene<'_> {
         if self.case.kind.goes_back_in_place() {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
             return in_place::go_on(&context, operation, way, &events, &interrupt).await;
+        }
+        if self.case.kind.fails_over() {
+            let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
+            return failover::go_on(&context, operation, way, &events, &interrupt).await;
         }
         if self.case.kind.switches() {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
@@ -825,7 +872,8 @@ impl Scene<'_> {
 
     /// Nobody is held back any more.
     async fn clients_go_on(&self) -> Result<(), String> {
-        if self.case.kind.before().is_none_or(|shape| shape != Shape::Archived) {
+        if self.case.kind.fails_over() || self.case.kind.before().is_none_or(|shape| shape != Shape::Archived)
+        {
             return Ok(());
         }
         let conn = self.site.enter(self.cluster(), CLUSTER).await.map_err(|error| error.to_string())?;
@@ -886,6 +934,30 @@ impl Scene<'_> {
         if self.cluster().backups.is_some() {
             self.wal_arrives().await?;
         }
+        self.whole_or_absent()
+    }
+
+    /// What holds when another node has taken over: it alone serves, and the old primary stays down until it is brought back.
+    async fn failed_over(&self) -> Result<(), String> {
+        let expected = ["pgbouncer", "postgres b"];
+        if self.site.running() != expected {
+            return Err(format!("done, and there run: {:?}", self.site.running()));
+        }
+        if !self.site.facts(NODES[0]).join("fenced.json").exists() {
+            return Err("done, and the old primary is not kept from starting".to_owned());
+        }
+        let conn =
+            self.site.enter(self.cluster(), CLUSTER).await.map_err(|error| format!("done, and {error}"))?;
+        let rows = conn
+            .simple("ask", "SELECT pg_is_in_recovery()")
+            .await
+            .map_err(|error| format!("done, and {error}"))?;
+        let answer: Vec<String> = rows.into_iter().flat_map(|row| row.into_values().flatten()).collect();
+        if answer != ["f"] {
+            return Err(format!("done, and clients are led to {answer:?}"));
+        }
+        self.row_is_kept(&[NODES[1]]).await?;
+        self.wal_arrives().await?;
         self.whole_or_absent()
     }
 

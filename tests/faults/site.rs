@@ -302,6 +302,22 @@ regions: {{here: {{hosts: {{local: local}}}}}}
         run(stop.args(["stop", "-w", "-s", "-m", "fast", "-D"]).arg(self.data(node)));
     }
 
+    /// Ends a node's server as a power cut ends it.
+    pub fn kill(&self, node: &str) {
+        let name = format!("postgres {node}");
+        for process in self.processes().iter().filter(|process| process.name == name) {
+            rustix::process::kill_process(process.pid, Signal::KILL).ok();
+        }
+        self.until("the server is gone", || !self.running().contains(&name));
+        let directory = self.data(node);
+        self.until("its children are gone", || {
+            let works_there = |entry: fs::DirEntry| {
+                fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == directory)
+            };
+            !fs::read_dir("/proc").unwrap().flatten().any(works_there)
+        });
+    }
+
     /// Stops PgBouncer behind pgherd's back.
     pub fn stop_pooler(&self) {
         for process in self.processes().iter().filter(|process| process.name == "pgbouncer") {

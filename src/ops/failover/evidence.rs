@@ -3,15 +3,21 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::ops::hook::Ran;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::SegmentName;
+use crate::topology::hooks::Point;
 use crate::units::ByteCount;
 
 /// What a step leaves in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Evidence {
+    /// The hook `after-undo` will be run if this is taken back.
+    WhenUndone {},
+    /// A hook was run, and how it ended: well, or why not.
+    Hooked { point: Point, ran: Option<Ran>, why_not: Option<String> },
     /// The standby receives nothing; what it has.
     Frozen { timeline: TimelineId, has: Lsn },
     /// Nothing runs for the data directory, and nothing starts it. What its pg_control says, if it could be read.

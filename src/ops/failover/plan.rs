@@ -6,18 +6,20 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde::Serialize;
 
-use crate::db::queries::{ServerRole, SlotKind};
+use crate::db::queries::ServerRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs;
 use crate::ops::apply;
 use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
 use crate::ops::failover::quorum::{self, Quorum};
+use crate::ops::failover::stages::{Fence, stages};
 use crate::ops::failover::step::FailStep;
 use crate::ops::failover::witness::{self, Sees, Witness, host_answers};
+use crate::ops::hook::{self, Point};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserved, Running};
-use crate::ops::plan::step::{PlannedStep, Sign};
+use crate::ops::plan::step::PlannedStep;
 use crate::ops::preflight::without_twins;
 use crate::ops::roles::{self, Lead};
 use crate::ops::succession::{self, Input};
@@ -30,6 +32,10 @@ use crate::units::{ByteCount, human_duration};
 
 type Planned = PlannedStep<FailStep>;
 
+/// The points at which hooks are run.
+const POINTS: [Point; 4] =
+    [Point::BeforePromote, Point::AfterPromote, Point::AfterFailover, Point::AfterUndo];
+
 /// How long the repository may take to say who is primary: it never holds a failover up.
 const RECORD: Duration = Duration::from_secs(2);
 
@@ -40,10 +46,31 @@ pub struct Wish {
     pub to: Option<String>,
     /// The region that it is to be in.
     pub region: Option<String>,
-    /// Rows that were acknowledged may be lost.
-    pub accept_loss: bool,
+    /// Whether rows that were acknowledged may be lost.
+    pub loss: Accept,
     /// What the operator says of the old primary, where nothing else proves that it takes no writes.
     pub statement: Option<String>,
+}
+
+/// How much may be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accept {
+    Nothing,
+    /// What was committed in so long a time, as the topology says: the RPO of losing a primary.
+    UpTo(Duration),
+    /// The operator has named the cluster.
+    Anything,
+}
+
+impl Accept {
+    fn agrees_to(self, loss: &Loss) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::UpTo(rpo) => loss.seconds.is_some_and(|seconds| seconds <= rpo.as_secs_f64()),
+            Self::Anything => true,
+        }
+    }
 }
 
 /// What may be lost, at most.
@@ -132,8 +159,13 @@ pub async fn plan(
     for host in &hosts {
         obstacles.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
-    let quorum = Quorum::of(cluster, old, standbys.iter().map(|up| up.node.name.as_str()));
     let reach = host_answers(old_seen);
+    let nodes = (Some(old.name.as_str()), Some(to.node.name.as_str()));
+    obstacles.extend(hook::missing(&doors, cluster, &POINTS, nodes).await);
+    if !reach {
+        obstacles.extend(hook::missing(&doors, cluster, &[Point::Fence], nodes).await);
+    }
+    let quorum = Quorum::of(cluster, old, standbys.iter().map(|up| up.node.name.as_str()));
     let mut notes = Vec::new();
     let fence = match fence(cluster, old, reach, &quorum, wish) {
         Ok(fence) => Some(fence),
@@ -145,7 +177,7 @@ pub async fn plan(
     // What is in the data directory of the old primary can be brought; else enough standbys must have confirmed every commit.
     let loss = (!quorum.holds() && !reach).then(|| loss(&to, &standbys));
     if let Some(loss) = &loss
-        && !wish.accept_loss
+        && !wish.loss.agrees_to(loss)
     {
         obstacles.push(may_lose(cluster, &quorum, loss));
     }
@@ -183,7 +215,8 @@ pub async fn plan(
         left_out,
     };
     let salvage = reach && !quorum.holds();
-    let stages = stages(&input, &to, (&fence, salvage), &hosts, &standbys);
+    let frozen: Vec<&str> = standbys.iter().map(|up| up.node.name.as_str()).collect();
+    let stages = stages(&input, &to.running.slots, (&fence, salvage), &hosts, &frozen);
     let because = because(cluster, &to, &standbys, wish);
     Ok(FailPlan {
         cluster: cluster.name.clone(),
@@ -195,6 +228,45 @@ pub async fn plan(
         input,
         stages,
         notes,
+    })
+}
+
+/// What one look at a cluster tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sight {
+    /// This node answers, and takes writes.
+    Leads(String),
+    /// It does not answer here; somebody sees it, or it is coming back.
+    Seen { why: String },
+    /// Nobody sees it.
+    Gone { node: String, why: String },
+    /// There is no primary that could be gone.
+    Unclear { why: String },
+}
+
+/// Looks from everywhere whether the primary is there.
+///
+/// # Errors
+/// When the doors cannot be opened.
+pub async fn look(context: &Context, cluster: &Cluster) -> Result<Sight> {
+    let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
+    let observed = observe::observe(&doors, cluster, Depth::Servers).await;
+    if let Lead::Primary(name) = roles::lead(&observed) {
+        return Ok(Sight::Leads(name));
+    }
+    let old = match old_primary(cluster, &observed) {
+        Ok(old) => old,
+        Err(error) => return Ok(Sight::Unclear { why: error.what().to_owned() }),
+    };
+    let witnesses = witness::ask(&doors, cluster, &observed, old).await;
+    let told = |witness: &Witness| format!("{}: {}", witness.who, witness.told);
+    let seen = witnesses.iter().find(|witness| matches!(witness.sees, Sees::Alive | Sees::Starting));
+    Ok(match seen {
+        Some(witness) => Sight::Seen { why: told(witness) },
+        None => Sight::Gone {
+            node: old.name.clone(),
+            why: witnesses.iter().map(told).collect::<Vec<_>>().join("; "),
+        },
     })
 }
 
@@ -503,19 +575,15 @@ async fn of_record(
     )
 }
 
-/// How the old primary is kept from taking writes.
-enum Fence {
-    ShutOut,
-    Starve { nodes: Vec<String>, need: usize },
-    Statement { said: String },
-}
-
 fn fence(cluster: &Cluster, old: &Node, reach: bool, quorum: &Quorum, wish: &Wish) -> Result<Fence> {
     if reach {
         return Ok(Fence::ShutOut);
     }
     if quorum.holds() {
         return Ok(Fence::Starve { nodes: quorum.reached.clone(), need: quorum.needed() });
+    }
+    if hook::of(cluster, Point::Fence).is_some() {
+        return Ok(Fence::Hook);
     }
     if let Some(said) = &wish.statement {
         return Ok(Fence::Statement { said: said.clone() });
@@ -526,7 +594,10 @@ fn fence(cluster: &Cluster, old: &Node, reach: bool, quorum: &Quorum, wish: &Wis
             "Its host does not answer, so that it cannot be stopped, and {}. Nothing was changed.",
             quorum.why_not()
         ))
-        .hint("Cut its power or its network, look that it is off, and say so: --old-primary-is-off \"how you know\""))
+        .hint(
+            "Cut its power or its network, look that it is off, and say so: --old-primary-is-off \"how you know\". \
+             A hook \"fence\" of the topology can do it.",
+        ))
 }
 
 fn loss(to: &Up<'_>, standbys: &[Up<'_>]) -> Loss {
@@ -577,143 +648,4 @@ fn may_lose(cluster: &Cluster, quorum: &Quorum, loss: &Loss) -> Error {
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
-}
-
-fn step(sign: Sign, subject: String, text: impl Into<String>, undo: &str, step: FailStep) -> Planned {
-    Planned { sign, subject, text: text.into(), reason: None, impact: None, undo: undo.to_owned(), step }
-}
-
-const POOLER: &str = "pooler";
-
-fn stages(
-    input: &Input,
-    to: &Up<'_>,
-    (fence, salvage): (&Fence, bool),
-    hosts: &[String],
-    standbys: &[Up<'_>],
-) -> Vec<Vec<Planned>> {
-    let cluster = &input.cluster;
-    let name = |node: &str| cluster.full_name(node);
-    let (old, new) = (name(&input.from), name(&input.to));
-    let freeze = |up: &Up<'_>| {
-        let text = format!("receives nothing from {old} any more");
-        let of = FailStep::Freeze { node: up.node.name.clone() };
-        step(Sign::Change, name(&up.node.name), text, "follow it again", of)
-    };
-    let mut stages = vec![standbys.iter().map(freeze).collect()];
-    let mut fenced = match fence {
-        Fence::ShutOut => step(
-            Sign::Disrupt,
-            old.clone(),
-            "shut out: nothing starts it, and what is left of it is stopped",
-            "may be started again",
-            FailStep::ShutOut { node: input.from.clone() },
-        ),
-        Fence::Starve { nodes, need } => step(
-            Sign::Look,
-            old.clone(),
-            format!(
-                "no commit of it ends: {need} of {} confirm nothing",
-                nodes.iter().map(|node| name(node)).collect::<Vec<_>>().join(", ")
-            ),
-            "nothing to undo",
-            FailStep::Starve { nodes: nodes.clone(), need: *need },
-        ),
-        Fence::Statement { said } => step(
-            Sign::Look,
-            old.clone(),
-            format!("takes no writes, by the operator's word: {said}"),
-            "nothing to undo",
-            FailStep::Statement { said: said.clone() },
-        ),
-    };
-    if matches!(fence, Fence::ShutOut) {
-        fenced.impact = Some("whoever is still connected to it is cut off".to_owned());
-    }
-    stages.push(vec![fenced]);
-    let complete = FailStep::Complete { node: input.to.clone(), others: input.siblings.clone() };
-    let text = "has what every standby has";
-    stages.push(vec![step(Sign::Look, new.clone(), text, "nothing to undo", complete)]);
-    if salvage {
-        let of = FailStep::Salvage { from: input.from.clone(), node: input.to.clone() };
-        let text = format!("bring what only {old} has");
-        stages.push(vec![step(Sign::Change, new.clone(), text, "nothing to undo", of)]);
-    }
-    stages.push(slots(input, to));
-    let ready = FailStep::Ready { node: input.to.clone() };
-    let text = "has replayed everything, and may be promoted";
-    stages.push(vec![step(Sign::Look, new.clone(), text, "restart as the standby that it was", ready)]);
-    let promote = FailStep::Promote { node: input.to.clone() };
-    let text = format!("promote, timeline {}", input.timeline.as_u32() + 1);
-    stages.push(vec![step(Sign::Disrupt, new, text, "none", promote)]);
-    stages.extend(afterwards(input, hosts));
-    stages.retain(|stage| !stage.is_empty());
-    stages
-}
-
-fn slots(input: &Input, to: &Up<'_>) -> Vec<Planned> {
-    let cluster = &input.cluster;
-    let there = |slot: &String| {
-        to.running.slots.iter().any(|is| is.name == *slot && is.kind == SlotKind::Physical && !is.is_lost())
-    };
-    let wanted = input.siblings.iter().map(|node| cluster.slot_name(node)).filter(|slot| !there(slot));
-    wanted
-        .map(|slot| {
-            let text = format!("slot {slot}");
-            let of = FailStep::Slot { on: input.to.clone(), slot };
-            step(Sign::Create, cluster.full_name(&input.to), text, "drop it", of)
-        })
-        .collect()
-}
-
-/// What comes when there is only forward: first what clients wait for.
-fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
-    let cluster = &input.cluster;
-    let name = |node: &str| cluster.full_name(node);
-    let follow = |node: &String| {
-        let text = format!("follow {}", name(&input.to));
-        step(Sign::Change, name(node), text, "none", FailStep::Follow { node: node.clone() })
-    };
-    let lead = |text: String| -> Vec<Planned> {
-        let of = |host: &String| {
-            let of = FailStep::Lead { host: host.clone() };
-            step(Sign::Change, POOLER.to_owned(), text.clone(), "none", of)
-        };
-        hosts.iter().map(of).collect()
-    };
-    let settle = FailStep::Settle { node: input.to.clone() };
-    let text = "its own settings, checkpoint of the new timeline";
-    let mut settled = vec![step(Sign::Change, name(&input.to), text, "none", settle)];
-    settled.extend(input.siblings.iter().map(|node| {
-        let text = format!("stream from {}", name(&input.to));
-        step(Sign::Change, name(node), text, "none", FailStep::Streams { node: node.clone() })
-    }));
-    let mut stages = vec![
-        input.siblings.iter().map(follow).collect(),
-        lead(format!("lead {} to {}", cluster.name, name(&input.to))),
-        settled,
-    ];
-    if cluster.backups.is_some() {
-        let record = FailStep::Record { node: input.to.clone() };
-        let text = format!("{} is primary in the repository's record", name(&input.to));
-        stages.push(vec![step(Sign::Change, cluster.name.clone(), text, "none", record)]);
-    }
-    if !input.siblings.is_empty() {
-        stages.push(lead("aliases of standbys to where they are now".to_owned()));
-    }
-    if cluster.backups.is_some() {
-        let backfill = FailStep::Backfill { node: input.to.clone() };
-        let text = format!("archive what {} had not archived", name(&input.from));
-        stages.push(vec![step(Sign::Change, name(&input.to), text, "none", backfill)]);
-        let archive = FailStep::Archive { node: input.to.clone() };
-        let text = "the archive goes on, without a gap";
-        stages.push(vec![step(Sign::Look, name(&input.to), text, "none", archive)]);
-    }
-    let prove = FailStep::Prove { nodes: input.siblings.clone() };
-    let text = match input.siblings.is_empty() {
-        true => "write a row",
-        false => "write a row and read it on every standby",
-    };
-    stages.push(vec![step(Sign::Look, cluster.name.clone(), text, "none", prove)]);
-    stages
 }

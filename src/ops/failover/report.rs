@@ -110,6 +110,10 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 report.fence =
                     Some(format!("{name} was stopped, and nothing starts it: pgherd rejoin {node}"));
             }
+            (Some(FailStep::FenceHook { .. }), Evidence::Hooked { ran: Some(ran), .. }) => {
+                let said = ran.said.last().map(|said| format!(": {said}")).unwrap_or_default();
+                report.fence = Some(format!("the hook fence has cut it off{said}"));
+            }
             (_, Evidence::Starved { frozen }) => {
                 report.fence = Some(format!("no commit of it ends: {} confirm nothing", frozen.join(", ")));
             }

@@ -12,13 +12,15 @@ use crate::error::{Error, Result};
 use crate::ops::apply;
 use crate::ops::failover::evidence::{Evidence, Fetched};
 use crate::ops::failover::step::FailStep;
-use crate::ops::failover::{backfill, salvage};
+use crate::ops::failover::{KIND, backfill, salvage};
 use crate::ops::fence::{self, Force, ShutOut};
+use crate::ops::hook::Point;
 use crate::ops::provision::{self, Site};
 use crate::ops::succession::{self, Look, Promoted, Streaming, World, connect, streaming};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::topology::declared::NodeWish;
+use crate::topology::hooks::Hook;
 use crate::units::ByteCount;
 
 /// How long a standby may take to let go of a primary that is gone.
@@ -43,6 +45,10 @@ impl Step for FailStep {
 
     fn describe(&self) -> String {
         match self {
+            Self::WhenUndone {} => "tell of it if this is taken back".to_owned(),
+            Self::Hook { point } => format!("hook {}", point.word()),
+            Self::FenceHook { .. } => "hook fence".to_owned(),
+            Self::Hooked { point } => format!("see that hook {} is done", point.word()),
             Self::Freeze { node } => format!("have {node} receive nothing"),
             Self::ShutOut { node } => format!("shut {node} out"),
             Self::Starve { .. } => "see that no commit of the old primary ends".to_owned(),
@@ -65,9 +71,18 @@ impl Step for FailStep {
 
     fn reversal(&self) -> Reversal {
         match self {
-            Self::Freeze { .. } | Self::ShutOut { .. } | Self::Slot { .. } | Self::Ready { .. } => {
-                Reversal::Undo
+            Self::WhenUndone {}
+            | Self::Freeze { .. }
+            | Self::ShutOut { .. }
+            | Self::Slot { .. }
+            | Self::Ready { .. } => Reversal::Undo,
+            Self::Hook { point: Point::AfterPromote | Point::AfterSwitchover | Point::AfterFailover } => {
+                Reversal::ForwardOnly
             }
+            Self::Hook {
+                point: Point::BeforeSwitchover | Point::Fence | Point::BeforePromote | Point::AfterUndo,
+            }
+            | Self::FenceHook { .. } => Reversal::NothingToUndo,
             // What a standby was given of the primary's own log is the primary's own log.
             Self::Starve { .. } | Self::Statement { .. } | Self::Complete { .. } | Self::Salvage { .. } => {
                 Reversal::NothingToUndo
@@ -80,12 +95,16 @@ impl Step for FailStep {
             | Self::Record { .. }
             | Self::Backfill { .. }
             | Self::Archive { .. }
-            | Self::Prove { .. } => Reversal::ForwardOnly,
+            | Self::Prove { .. }
+            | Self::Hooked { .. } => Reversal::ForwardOnly,
         }
     }
 
     fn timeout(&self) -> Duration {
         match self {
+            Self::WhenUndone {} | Self::Hook { .. } | Self::FenceHook { .. } | Self::Hooked { .. } => {
+                Hook::LONGEST + Duration::from_secs(60)
+            }
             Self::Ready { .. } | Self::Backfill { .. } | Self::Archive { .. } | Self::Salvage { .. } => LONG,
             Self::Promote { .. } => succession::PROMOTE + Duration::from_secs(30),
             Self::Streams { .. } => provision::START + provision::STOP + Duration::from_secs(60),
@@ -112,7 +131,11 @@ impl Step for FailStep {
             | Self::Record { .. }
             | Self::Backfill { .. }
             | Self::Prove { .. } => Retry { attempts: 3, pause: Duration::from_millis(500) },
-            Self::Freeze { .. }
+            Self::WhenUndone {}
+            | Self::Hook { .. }
+            | Self::FenceHook { .. }
+            | Self::Hooked { .. }
+            | Self::Freeze { .. }
             | Self::ShutOut { .. }
             | Self::Starve { .. }
             | Self::Statement { .. }
@@ -141,7 +164,11 @@ impl Step for FailStep {
                 Found::NotDone | Found::CannotTell(_) => Found::NotDone,
             },
             // Each of these is idempotent and looks for itself what is there; and what was proved before is proved again.
-            Self::Freeze { .. }
+            Self::WhenUndone {}
+            | Self::Hook { .. }
+            | Self::FenceHook { .. }
+            | Self::Hooked { .. }
+            | Self::Freeze { .. }
             | Self::ShutOut { .. }
             | Self::Starve { .. }
             | Self::Statement { .. }
@@ -162,6 +189,13 @@ impl Step for FailStep {
     async fn apply(&self, cx: &Cx<'_, Self>) -> Result<Evidence, StepError> {
         let world = cx.world;
         Ok(match self {
+            Self::WhenUndone {} => Evidence::WhenUndone {},
+            Self::Hook { point } => hook(cx, *point, promoted(cx).is_err()).await?,
+            Self::FenceHook { needed } => hook(cx, Point::Fence, *needed).await?,
+            Self::Hooked { point } => match hooked(cx, *point) {
+                Some(done) => done,
+                None => hook(cx, *point, true).await?,
+            },
             Self::Freeze { node } => freeze(world, node).await?,
             Self::ShutOut { node } => {
                 let site = world.site(node)?;
@@ -220,13 +254,22 @@ impl Step for FailStep {
         match self {
             Self::Freeze { node } => thaw(world, node).await?,
             // It did not run, and is not started: who is primary then is for the operator to say.
-            Self::ShutOut { node } => fence::take_back(&world.site(node)?).await?,
+            Self::ShutOut { node } => fence::let_in(&world.site(node)?).await?,
             Self::Slot { on, slot } => {
                 let conn = connect(&world.site(on)?).await?;
                 queries::drop_slot(&conn, slot).await.map_err(Error::from)?;
             }
             Self::Ready { node } => world.no_longer_asked(node).await?,
-            Self::Starve { .. }
+            // Everything is as it was: that somebody could not be told of it does not make the operation stuck.
+            Self::WhenUndone {} => {
+                if let Err(error) = world.hook(Point::AfterUndo, (KIND, cx.attempt), None).await {
+                    tracing::warn!(%error, detail = error.detail_text(), "the hook after-undo failed");
+                }
+            }
+            Self::Hook { .. }
+            | Self::FenceHook { .. }
+            | Self::Hooked { .. }
+            | Self::Starve { .. }
             | Self::Statement { .. }
             | Self::Complete { .. }
             | Self::Salvage { .. }
@@ -242,6 +285,27 @@ impl Step for FailStep {
         }
         Ok(())
     }
+}
+
+/// Runs a hook; the failure of one that is not needed here is kept, and the operation goes on.
+async fn hook(cx: &Cx<'_, FailStep>, point: Point, needed: bool) -> Result<Evidence> {
+    let done = promoted(cx).ok().map(|(timeline, begins)| Promoted { timeline, begins });
+    // Told apart by what it is run after: the second step of a hook is its second attempt.
+    let is_of = |left: &Evidence| matches!(left, Evidence::Hooked { point: of, .. } if *of == point);
+    let before = cx.evidence.iter().filter(|(_, left)| is_of(left)).count();
+    let attempt = cx.attempt + u32::try_from(before).unwrap_or(u32::MAX);
+    match cx.world.hook(point, (KIND, attempt), done).await {
+        Ok(ran) => Ok(Evidence::Hooked { point, ran, why_not: None }),
+        Err(error) if !needed => Ok(Evidence::Hooked { point, ran: None, why_not: Some(error.to_string()) }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns what a hook left that has done its work.
+fn hooked(cx: &Cx<'_, FailStep>, point: Point) -> Option<Evidence> {
+    let done =
+        |left: &&Evidence| matches!(left, Evidence::Hooked { point: of, why_not: None, .. } if *of == point);
+    cx.evidence.iter().map(|(_, left)| left).find(done).cloned()
 }
 
 fn streams(Streaming { timeline, lsn }: Streaming) -> Evidence {

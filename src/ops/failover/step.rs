@@ -2,10 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::topology::hooks::Point;
+
 /// One change on the way. Node names are names within the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FailStep {
+    /// Does nothing; taken back, it runs the hook `after-undo`, when everything else is as it was.
+    WhenUndone {},
+    /// Run the operator's program of this point. Until the pivot its failure is that of the step; after it, `Hooked` sees to it.
+    Hook { point: Point },
+    /// A fence: the operator's program that cuts the old primary off. One that is not needed may fail.
+    FenceHook { needed: bool },
     /// Have a standby receive nothing any more: what it has stands still, and it confirms nothing to the old primary.
     Freeze { node: String },
     /// A fence: mark the old primary so that nothing starts it, and stop what is left of it.
@@ -40,4 +48,6 @@ pub enum FailStep {
     Archive { node: String },
     /// A row written through the pooler and read on these standbys.
     Prove { nodes: Vec<String> },
+    /// Run a hook that has not done its work yet; what clients need is there.
+    Hooked { point: Point },
 }

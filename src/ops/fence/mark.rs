@@ -135,6 +135,18 @@ pub async fn take_back(site: &Site<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Takes back what [`shut_out`] did to a node whose mark this operation made: it starts again as what it was.
+///
+/// # Errors
+/// As [`lift`] and [`read`]; when it cannot be told what it was.
+pub async fn let_in(site: &Site<'_>) -> Result<()> {
+    if read(site).await?.is_some_and(|mark| mark.operation == site.operation) {
+        unseal(site).await?;
+        lift(site).await?;
+    }
+    Ok(())
+}
+
 /// Marks a node, ends its server and sees that none of its processes runs; then has whatever starts it start a standby.
 ///
 /// A fast shutdown gets `limit`; what it does not end is killed with [`Force::ThenKill`], else goes on ending.
