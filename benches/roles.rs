@@ -3,7 +3,11 @@
 //! Run by scripts/bench-roles, which makes the herd: `roles PGHERD POOLER-PORT RUNS NODE=PORT...`. Without arguments it does nothing, so that
 //! `cargo bench` as a whole does not wait for servers.
 
-#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and ends where something fails")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and ends where something fails"
+)]
 #![expect(dead_code, reason = "the tests use more of the ledger")]
 
 use std::net::Ipv4Addr;
@@ -60,7 +64,9 @@ fn main() {
         lost += outcome.lost.len();
         rows += outcome.acknowledged;
     }
-    println!("| planned, {runs} runs, {rows} rows | longest without a write, median | worst | errors | failed connects | lost rows |");
+    println!(
+        "| planned, {runs} runs, {rows} rows | longest without a write, median | worst | errors | failed connects | lost rows |"
+    );
     println!("|---|---|---|---|---|---|");
     let row = |what: &str, mut gaps: Vec<Duration>, rest: String| {
         gaps.sort();

@@ -79,7 +79,10 @@ fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_err
     station.sql("db1", "a", "inventory", TABLE).expect("it is made");
     // Clients that come directly are let in by lines of the user's own.
     for (node, host) in NODES {
-        let line = format!("echo 'host inventory app {}/24 scram-sha-256' >>/srv/inventory-{node}/pg_hba.conf", lab.address(APP));
+        let line = format!(
+            "echo 'host inventory app {}/24 scram-sha-256' >>/srv/inventory-{node}/pg_hba.conf",
+            lab.address(APP)
+        );
         lab.prints(host, &["sh", "-c", &line]);
         station.sql(host, node, "postgres", "SELECT pg_reload_conf()").expect("it answers");
     }
