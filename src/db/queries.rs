@@ -533,6 +533,34 @@ FROM pg_logical_emit_message(false, 'pgherd', 'archive')";
     name.parse().map_err(|_| conn.unexpected(WHAT, format!("segment {name}")))
 }
 
+/// When a server committed last, where it keeps that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastCommit {
+    At(Timestamp),
+    /// It has committed nothing since its start, that it knows of.
+    None,
+    /// `track_commit_timestamp` is off.
+    NotKept,
+}
+
+/// Asks when a server committed last.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn last_commit(conn: &Conn) -> Result<LastCommit, DbError> {
+    const WHAT: &str = "read its last commit";
+    // The function fails where nothing is kept; a branch that is not taken is not evaluated.
+    let sql = "SELECT kept, CASE WHEN kept THEN (SELECT timestamp FROM pg_last_committed_xact()) END AS at
+        FROM (SELECT current_setting('track_commit_timestamp')::boolean AS kept) AS setting";
+    let row = conn.query_one(WHAT, sql, &[]).await?;
+    let at: Option<Timestamp> = conn.field(WHAT, &row, "at")?;
+    Ok(match (conn.field(WHAT, &row, "kept")?, at) {
+        (false, _) => LastCommit::NotKept,
+        (true, Some(at)) => LastCommit::At(at),
+        (true, None) => LastCommit::None,
+    })
+}
+
 /// Has the server read its configuration files.
 ///
 /// # Errors

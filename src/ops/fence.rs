@@ -227,6 +227,11 @@ fn headline(seen: &NodeObserved) -> String {
 /// What a fence takes away.
 fn notes(cluster: &Cluster, observed: &ClusterObserved, seen: &NodeObserved) -> Vec<String> {
     let Some(running) = seen.running() else { return Vec::new() };
+    let leads =
+        |other: &&NodeObserved| other.node != seen.node && other.running().is_some_and(Running::is_primary);
+    if running.is_primary() && observed.nodes.iter().any(|other| leads(&other)) {
+        return Vec::new();
+    }
     if running.is_primary() {
         return vec![format!(
             "{} takes no writes from then on, until another node is promoted: pgherd failover",

@@ -20,6 +20,7 @@ use crate::ops::observe::{
 use crate::ops::pooler::{self, ConsoleSeen, PoolerObserved, PoolerProcess};
 use crate::ops::roles::{self, Lead};
 use crate::ops::service;
+use crate::ops::split::{self, SplitBrain};
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::topology::claim::{self, Profile};
@@ -43,6 +44,8 @@ pub struct ClusterStatus {
     pub tls: Option<TlsStatus>,
     /// Operations that run or were left unfinished.
     pub operations: Vec<OperationStatus>,
+    /// More than one node accepts writes; `None` if that is not so.
+    pub split_brain: Option<SplitBrain>,
     pub problems: Vec<Problem>,
 }
 
@@ -330,6 +333,7 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         }),
         tls,
         operations,
+        split_brain: split::look(&doors, cluster, &observed).await,
         problems: Vec::new(),
     };
     report.problems = problems(herd, cluster, &lead, &observed, &report);
@@ -755,7 +759,7 @@ fn problems(
         Lead::StoppedPrimary(name) => add(format!("the primary {name} is stopped"), &plan),
         Lead::Split(names) => add(
             format!("{} are primaries at the same time: keep clients away", names.join(" and ")),
-            "stop the wrong one with pg_ctl stop -m fast",
+            "decide which one is right, then fence the other: pgherd fence NODE",
         ),
         Lead::Unknown { why } => add(format!("nobody can be named primary: {why}"), "pgherd status -v"),
     }

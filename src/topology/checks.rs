@@ -168,6 +168,7 @@ checks! {
     Version = holds("version"),
     Collation = holds("collation"),
     Failover = holds("failover"),
+    Fenced = holds("fenced"),
     /// What is declared under `objectives` is the threshold.
     Rpo = above("rpo", Measure::Time, None, None),
     /// What is declared under `backups` is the threshold.
@@ -176,6 +177,8 @@ checks! {
     Runway = below("runway", Measure::Time, Some(DAY), Some(4.0 * HOUR)),
     Expiry = below("expiry", Measure::Time, Some(30.0 * DAY), Some(7.0 * DAY)),
     Operations = holds("operations"),
+    /// An operation takes minutes, a large restore or backup hours.
+    Lock = above("lock", Measure::Time, Some(6.0 * HOUR), None),
     Poolers = holds("poolers"),
     Routes = holds("routes"),
     PoolWait = above("pool-wait", Measure::Time, Some(1.0), Some(10.0)),

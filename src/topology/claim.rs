@@ -84,6 +84,30 @@ pub struct Profile {
     /// What a node that was taken over as it ran has of its own; `None` if pgherd made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<AsFound>,
+    /// Who may have become primary while it was down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Peer>,
+}
+
+/// Another node of the cluster, as the start guard asks it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name within the cluster: `a`.
+    pub node: String,
+    /// How libpq reaches it, for a walsender. Holds no secret: the password is in the passfile that it names.
+    pub conninfo: String,
+}
+
+/// That an operator takes it upon himself to start a node as a primary: `start-anyway.json` beside its profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartAnyway {
+    pub format: u32,
+    /// Who, and where: `ada on db1`.
+    pub by: String,
+    pub since: Timestamp,
+    pub why: String,
 }
 
 /// That a node must not come up as a primary: `fenced.json` beside its marker.
@@ -214,6 +238,11 @@ mod tests {
         assert_eq!(profile.slot, "inventory_b");
         assert_eq!(String::from_utf8(write(&profile)).unwrap(), golden);
 
+        let golden = include_str!("testdata/profile-1-peers.json");
+        let profile: Profile = read(golden.as_bytes()).unwrap();
+        assert_eq!(profile.peers[0].node, "a");
+        assert_eq!(String::from_utf8(write(&profile)).unwrap(), golden);
+
         let golden = include_str!("testdata/profile-1-adopted.json");
         let profile: Profile = read(golden.as_bytes()).unwrap();
         assert_eq!(profile.adopted.as_ref().unwrap().unit.as_deref(), Some("pg-billing.service"));
@@ -234,6 +263,14 @@ mod tests {
             "fenced since 2026-11-22T03:12:07Z by ada on station (operation 7f3a): its host loses packets"
         );
         assert_eq!(String::from_utf8(write(&mark)).unwrap(), golden);
+    }
+
+    #[test]
+    fn the_golden_word_reads_and_writes_byte_for_byte() {
+        let golden = include_str!("testdata/start-anyway-1.json");
+        let word: StartAnyway = read(golden.as_bytes()).unwrap();
+        assert_eq!(word.by, "ada on db1");
+        assert_eq!(String::from_utf8(write(&word)).unwrap(), golden);
     }
 
     #[test]

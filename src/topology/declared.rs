@@ -6,8 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::pg::guc;
+use crate::topology::claim::Peer;
 pub use crate::topology::model::LOOPBACK;
-use crate::topology::model::{Cluster, Node, PoolerAuth};
+use crate::topology::model::{Cluster, Node, PoolerAuth, Service};
 use crate::topology::places::NodePlaces;
 use crate::units::ByteCount;
 
@@ -219,23 +220,51 @@ fn listen_addresses(cluster: &Cluster, node: &Node) -> String {
 }
 
 fn primary_conninfo(cluster: &Cluster, node: &Node, upstream: &Node, places: &NodePlaces) -> String {
-    let path = |path: &Path| conninfo_value(&path.display().to_string());
-    let verified = if cluster.has_tls() {
-        let [authorities, none] =
-            [&places.authorities, &no_client_certificate(places)].map(|file| path(file));
-        format!(" sslmode=verify-full sslrootcert={authorities} sslcert={none}")
-    } else {
-        String::new()
-    };
     format!(
         "{} port={} user={} passfile={} application_name={} connect_timeout=5 keepalives_idle=10 \
-         keepalives_interval=5 keepalives_count=3{verified}",
+         keepalives_interval=5 keepalives_count=3{}",
         server_of(cluster, upstream),
         upstream.port,
         replication_role(cluster),
-        path(&places.passfile),
+        conninfo_value(&places.passfile.display().to_string()),
         cluster.full_name(&node.name),
+        verified(cluster, places),
     )
+}
+
+/// Returns the other nodes of a node's cluster, as its start guard asks them: by a walsender, which a role that may replicate gets from every
+/// node, and which knows who is primary (`IDENTIFY_SYSTEM`, `SHOW in_hot_standby`). None where no unit of pgherd's has a guard.
+pub fn peers(cluster: &Cluster, node: &Node, places: &NodePlaces) -> Vec<Peer> {
+    if cluster.postgres.service != Service::Systemd || cluster.backups.is_none() {
+        return Vec::new();
+    }
+    let others = cluster.nodes.iter().filter(|other| other.name != node.name);
+    others
+        .map(|other| Peer { node: other.name.clone(), conninfo: peer_conninfo(cluster, node, other, places) })
+        .collect()
+}
+
+fn peer_conninfo(cluster: &Cluster, node: &Node, peer: &Node, places: &NodePlaces) -> String {
+    format!(
+        "{} port={} user={} passfile={} dbname=replication replication=true application_name={}-guard connect_timeout=3 \
+         tcp_user_timeout=3000{}",
+        server_of(cluster, peer),
+        peer.port,
+        replication_role(cluster),
+        conninfo_value(&places.passfile.display().to_string()),
+        cluster.full_name(&node.name),
+        verified(cluster, places),
+    )
+}
+
+/// Returns how libpq makes sure of whom it speaks to, if the cluster speaks TLS.
+fn verified(cluster: &Cluster, places: &NodePlaces) -> String {
+    if !cluster.has_tls() {
+        return String::new();
+    }
+    let [authorities, none] = [&places.authorities, &no_client_certificate(places)]
+        .map(|path| conninfo_value(&path.display().to_string()));
+    format!(" sslmode=verify-full sslrootcert={authorities} sslcert={none}")
 }
 
 /// Returns how PostgreSQL's programs find a node and whom it must prove to be: `host=10.0.0.1`.
@@ -321,6 +350,27 @@ pub fn with_access(pg_hba: &str, cluster: &Cluster) -> String {
 /// Returns pg_hba.conf with these lines of [`access_lines`] in our block.
 pub fn with_access_lines(pg_hba: &str, lines: &str) -> String {
     with_block(pg_hba, lines)
+}
+
+/// Returns pg_hba.conf with one more line at the end of our block, which must be there.
+pub fn with_line_in_block(pg_hba: &str, line: &str) -> String {
+    let without = without_line_in_block(pg_hba, line);
+    without.replacen(&format!("{BLOCK_END}\n"), &format!("{line}\n{BLOCK_END}\n"), 1)
+}
+
+/// Returns pg_hba.conf without that line in our block.
+pub fn without_line_in_block(pg_hba: &str, line: &str) -> String {
+    let (Some(begin), Some(end)) = (pg_hba.find(BLOCK_BEGIN), pg_hba.find(BLOCK_END)) else {
+        return pg_hba.to_owned();
+    };
+    let Some(block) = pg_hba.get(begin..end) else { return pg_hba.to_owned() };
+    let kept: String = block.split_inclusive('\n').filter(|other| other.trim_end() != line).collect();
+    format!("{}{kept}{}", &pg_hba[..begin], &pg_hba[end..])
+}
+
+/// Returns the line that lets the standbys' login into a database from an address; by a password, as in their own lines.
+pub fn rewind_line(cluster: &Cluster, database: &str, address: &str) -> String {
+    format!("host    {database}    {}    {}    scram-sha-256", replication_role(cluster), alone(address))
 }
 
 /// Returns what our block in pg_hba.conf says.
@@ -483,6 +533,17 @@ mod tests {
         assert!(once.ends_with(mine));
         assert_eq!(with_access_lines(&once, LINES), once);
         assert_eq!(with_access_lines(&once.replace("peer map=pgherd", "trust"), LINES), once);
+    }
+
+    #[test]
+    fn a_line_of_a_moment_comes_into_the_block_and_goes_again() {
+        let line = "host    postgres    replicator    10.0.0.2/32    scram-sha-256";
+        let hba = with_access_lines("host all all 10.0.0.0/8 scram-sha-256\n", LINES);
+        let open = with_line_in_block(&hba, line);
+        assert!(open.contains(&format!("{LINES}{line}\n{BLOCK_END}\n")), "{open}");
+        assert_eq!(with_line_in_block(&open, line), open);
+        assert_eq!(without_line_in_block(&open, line), hba);
+        assert_eq!(without_line_in_block("host all all all trust\n", line), "host all all all trust\n");
     }
 
     #[test]

@@ -65,6 +65,14 @@ fn human(ui: &mut Ui, herd: &str, cluster: &ClusterStatus) {
         let days = nearest.left_seconds / (24 * 3600);
         ui.line(format!("  TLS   {} ends first: {:.0}, in {days} days", nearest.of, nearest.not_after));
     }
+    if let Some(split) = &cluster.split_brain {
+        let names: Vec<&str> = split.sides.iter().map(|side| side.node.as_str()).collect();
+        let word = ui.paint(Tone::Bad, "SPLIT BRAIN");
+        ui.line(format!("{word}  {} accept writes; {}", names.join(" and "), split.fork()));
+        for side in &split.sides {
+            ui.line(format!("  {}  {}", side.node, side.tell()));
+        }
+    }
     for operation in &cluster.operations {
         let how = if operation.running { "runs" } else { "is unfinished" };
         ui.line(format!(
@@ -269,10 +277,12 @@ fn second(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::split::{Side, SplitBrain};
     use crate::ops::status::{
         ArchiveStatus, BackupStatus, CertificateStatus, Nearest, OperationStatus, Problem, Restorable,
         RouteStatus, RunningStatus, SlotStatus, TlsStatus,
     };
+    use crate::pg::timeline::TimelineId;
     use crate::ui::versioned;
 
     fn node(name: &str, port: u16, role: NodeRole, state: NodeState) -> NodeStatus {
@@ -418,6 +428,21 @@ mod tests {
                 running: false,
                 next: "pgherd operation resume 7f3a".to_owned(),
             }],
+            split_brain: Some(SplitBrain {
+                fork_timeline: TimelineId::new(2),
+                fork_lsn: Some("0/7A000000".parse().unwrap()),
+                fork_unknown: None,
+                sides: vec![Side {
+                    node: "a".to_owned(),
+                    timeline: TimelineId::new(3).unwrap(),
+                    lsn: "0/7A41F028".parse().unwrap(),
+                    past_fork_bytes: Some(4_321_320),
+                    last_commit: Some("2026-11-21T09:41:06.718Z".parse().unwrap()),
+                    last_commit_unknown: None,
+                    standbys: vec!["b".to_owned()],
+                    aliases: vec!["inventory on local".to_owned()],
+                }],
+            }),
             problems: vec![Problem {
                 what: "c is unknown: it did not answer within 2.0 s".to_owned(),
                 next: "pgherd status -v".to_owned(),

@@ -26,11 +26,38 @@ fn two_primaries_are_shown_and_nothing_is_changed_and_the_overtaken_one_is_never
         (herd.sql("c", &replayed) == "t").then_some(())
     });
     promote(&herd, "c");
+    let history = std::fs::read_to_string(herd.data("c").join("pg_wal/00000002.history")).unwrap();
+    let fork = history.split('\t').nth(1).unwrap().to_owned();
+    for node in ["a", "c"] {
+        herd.sql(node, "SELECT pg_logical_emit_message(true, 'test', 'what it alone has')");
+    }
     herd.edit("work_mem: 4 MiB", "work_mem: 5 MiB");
-    herd.status().ends_with(0).says(&["WARNING  a and c are primaries at the same time: keep clients away."]);
+    let parts = format!("SPLIT BRAIN  a and c accept writes; they part at {fork} on timeline 1");
+    herd.status().ends_with(0).says(&[
+        "WARNING  a and c are primaries at the same time: keep clients away.",
+        "fence the other: pgherd fence NODE",
+        &parts,
+        "  a  timeline 1, LSN ",
+        "  c  timeline 2, LSN ",
+        " past the fork, last commit unknown (track_commit_timestamp is off), nobody streams from it, inventory",
+    ]);
+    let seen = herd.run(&["status", "--format", "json"]).json();
+    let split = &seen["clusters"][0]["split_brain"];
+    assert_eq!((split["fork_timeline"].as_u64(), split["fork_lsn"].as_str()), (Some(1), Some(fork.as_str())));
+    for (side, node) in [(0, "a"), (1, "c")] {
+        let side = &split["sides"][side];
+        assert_eq!(side["node"], node);
+        assert!(side["past_fork_bytes"].as_u64() > Some(0), "{side}");
+    }
+    assert_eq!(split["sides"][0]["aliases"][0], "inventory on local");
+    let health = herd.run(&["health"]).ends_with(2);
+    health.says(&[&format!(
+        "a and c are primaries at the same time; they part at {fork} on timeline 1; a: timeline 1"
+    )]);
     let before: Vec<_> = ["a", "b", "c"].map(|node| files(&herd, node)).into();
     let says = [
         "ERROR:  inventory has more than one primary: a, c",
+        "They part at ",
         "a: timeline 1, LSN",
         "c: timeline 2, LSN",
         "Nothing was changed.",
@@ -44,10 +71,11 @@ fn two_primaries_are_shown_and_nothing_is_changed_and_the_overtaken_one_is_never
     assert_eq!(herd.primaries(), ["a", "c"]);
 
     // The operator decides: c is right.
-    herd.stop("a", "fast");
-    herd.status().ends_with(0).says(&["a is stopped"]);
-    let note =
-        "inventory-a is left stopped: it has no standby.signal and would come back as a second primary";
+    herd.run(&["fence", "a", "--yes", "--reason", "c has the newer rows"]).ends_with(0);
+    herd.status().ends_with(0).says(&["a is fenced since"]).does_not_say("SPLIT BRAIN");
+    let health = herd.run(&["health"]);
+    health.says(&["c has the newer rows"]);
+    let note = "inventory-a is left stopped: it is fenced since";
     herd.plan().ends_with(0).says(&[note]).does_not_say("inventory-a   start");
     herd.apply().ends_with(0).says(&[note]);
     assert_eq!(herd.primaries(), ["c"]);

@@ -44,6 +44,7 @@ use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{self, Adoption, ClusterPlan, Fixed, Logins, PoolerDrift, Situation};
 use crate::ops::preflight;
 use crate::ops::roles::{self, Lead};
+use crate::ops::split;
 use crate::secret::Secret;
 use crate::topology::model::{Cluster, Herd, Node, SecretReference, VaultReference};
 use crate::topology::secrets;
@@ -125,6 +126,7 @@ pub async fn prepare_wishing(
     let archive =
         archive::look(&doors, cluster, &context.build, &context.store).await.map_err(|error| vec![error])?;
     let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
+    let split = split::look(&doors, cluster, &observed).await;
     let plan = plan::plan(&Situation {
         cluster,
         places: &context.places,
@@ -137,6 +139,7 @@ pub async fn prepare_wishing(
         tls: tls.as_ref(),
         rotate: wishes.rotate,
         adoption: &adoption,
+        split: split.as_ref(),
     })?;
     if wishes.only_poolers { plan.only_poolers().map_err(|error| vec![error]) } else { Ok(plan) }
 }

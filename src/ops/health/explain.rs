@@ -99,7 +99,7 @@ pub fn explained(check: Check) -> Explained {
             remark: Some(
                 "A node that does not answer may be a primary: then it is unknown who is, and not \"nobody\".",
             ),
-            act: "Two primaries: keep clients away, and stop the wrong one with pg_ctl stop -m fast. None: \"pgherd plan\".",
+            act: "Two primaries: keep clients away, decide which is right, and fence the other: \"pgherd fence NODE\". None: \"pgherd plan\".",
             source: "https://www.postgresql.org/docs/current/warm-standby-failover.html",
         },
         Check::SystemIdentifier => Explained {
@@ -638,6 +638,26 @@ pub fn explained(check: Check) -> Explained {
             needs: Needs::Nothing,
             remark: Some("It keeps its cluster locked, and something may be half done."),
             act: "\"pgherd operation show\" tells how far it is; resume it or undo it.",
+            source: "https://www.postgresql.org/docs/current/high-availability.html",
+        },
+        Check::Fenced => Explained {
+            title: "whether a node is kept from being a primary",
+            asks: vec![Ask::Look { of: "each node", what: "its fence: fenced.json beside its marker" }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "One that accepts writes although it is fenced is critical: something started it behind pgherd's back.",
+            ),
+            act: "\"pgherd rejoin\" brings it back as a standby, \"pgherd unfence\" lets it be what it was.",
+            source: "https://www.postgresql.org/docs/current/warm-standby-failover.html",
+        },
+        Check::Lock => Explained {
+            title: "who holds the lock of the cluster in its repository, and since when",
+            asks: vec![Ask::Look { of: THE_REPOSITORY, what: "the lock of the cluster" }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "Who is gone and left an operation in it keeps every other one away until that one is taken over.",
+            ),
+            act: "\"pgherd operation list --hosts\" shows it from here; \"pgherd operation takeover\" goes on with it.",
             source: "https://www.postgresql.org/docs/current/high-availability.html",
         },
         Check::Poolers => Explained {

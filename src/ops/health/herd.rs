@@ -9,6 +9,7 @@ use crate::db::Conn;
 use crate::db::health::databases;
 use crate::db::health::herd::{self as ask, Collation, WalGenerated};
 use crate::db::queries::{ServerFacts, ServerRole};
+use crate::engine::shared_lock::Held;
 use crate::ops::certificate::Holder;
 use crate::ops::context::Context;
 use crate::ops::drill::{self, Verdict};
@@ -18,6 +19,8 @@ use crate::ops::status::{self, OperationStatus, TlsStatus};
 use crate::pg::history::TimelineHistory;
 use crate::pg::ident::quote_identifier;
 use crate::pg::timeline::TimelineId;
+use crate::repo::layout::ClusterKeys;
+use crate::repo::seal;
 use crate::topology::model::{Cluster, Herd};
 
 /// What a node tells that is compared with the others.
@@ -80,8 +83,20 @@ pub struct HerdSeen {
     /// `None` where no TLS is declared.
     pub tls: Option<TlsStatus>,
     pub operations: Asked<Vec<OperationStatus>>,
+    /// The lock in the repository; `None` where the cluster has none, or nobody holds it.
+    pub lock: Asked<Option<LockSeen>>,
     /// By host.
     pub regions: BTreeMap<String, String>,
+}
+
+/// Who holds the lock of a cluster in its repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockSeen {
+    pub by: String,
+    pub since: Timestamp,
+    pub operation: Option<String>,
+    /// Whether the holder may still do something; else it left the operation behind.
+    pub lives: bool,
 }
 
 /// What the reports of drills say.
@@ -124,15 +139,40 @@ pub async fn look(
         let timeline = primary.running()?.facts.timeline;
         Some(history(doors, cluster, &primary.node, timeline).await)
     };
-    let (history, tls) = tokio::join!(history, status::tls(doors, cluster, runs));
+    let (history, tls, lock) =
+        tokio::join!(history, status::tls(doors, cluster, runs), lock(doors, cluster, primary));
     HerdSeen {
         history,
         drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
         tls,
         operations: status::operations(context, cluster)
             .map_err(|error| Why::Failed(error.what().to_owned())),
+        lock,
         regions: herd.hosts.iter().map(|host| (host.name.clone(), host.region.clone())).collect(),
     }
+}
+
+/// Reads who holds the lock in the repository, from the host of the primary, else of the preferred node.
+async fn lock(doors: &Doors, cluster: &Cluster, primary: Option<&NodeObserved>) -> Asked<Option<LockSeen>> {
+    let Some(backups) = &cluster.backups else { return Ok(None) };
+    let leads =
+        primary.and_then(|primary| cluster.node(&primary.node)).unwrap_or_else(|| cluster.preferred());
+    let file = backups.repository.directory().join(ClusterKeys::new(&cluster.name).lock().as_str());
+    let failed = |why: String| Why::Failed(why);
+    let bytes = doors.host(&leads.host).read(&file).await.map_err(|error| failed(error.to_string()))?;
+    let Some(bytes) = bytes else { return Ok(None) };
+    let held: Held = seal::read_document(&bytes)
+        .map_err(|error| failed(format!("the lock in repository {}: {error}", backups.repository.name)))?;
+    let lives = held.lives();
+    if !lives && held.operation.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(LockSeen {
+        by: held.by.to_string(),
+        since: held.since,
+        operation: held.operation.map(|operation| operation.to_string()),
+        lives,
+    }))
 }
 
 /// Reads where the primary's timelines left each other, from its own pg_wal. Timeline 1 has no ancestors and no file.

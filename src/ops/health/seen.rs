@@ -26,6 +26,7 @@ use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE, Running};
 use crate::ops::pooler::{self, PoolerSeen};
 use crate::ops::roles::{self, Lead};
+use crate::ops::split::{self, SplitBrain};
 use crate::pg::ident::quote_identifier;
 use crate::pg::lsn::Lsn;
 use crate::topology::model::{Cluster, Herd, Node};
@@ -38,6 +39,8 @@ pub struct Seen<'a> {
     pub at: Timestamp,
     pub observed: ClusterObserved,
     pub lead: Lead,
+    /// What each primary has, where there are several.
+    pub split: Option<SplitBrain>,
     /// In the order of the file.
     pub nodes: Vec<NodeSeen>,
     /// One of each process, in the order of the file.
@@ -210,7 +213,8 @@ pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> R
         Lead::Primary(name) => observed.node(name),
         Lead::Unborn | Lead::StoppedPrimary(_) | Lead::Split(_) | Lead::Unknown { .. } => None,
     };
-    let (nodes, custom, herd) = tokio::join!(
+    let (split, nodes, custom, herd) = tokio::join!(
+        split::look(&later, cluster, &observed),
         ask(&later, cluster, &observed, conns, until),
         custom::look(&doors, cluster, &observed, &lead),
         herd::look(context, &later, herd, cluster, &observed, primary, &poolers),
@@ -220,6 +224,7 @@ pub async fn look<'a>(context: &Context, herd: &Herd, cluster: &'a Cluster) -> R
         at: Timestamp::now(),
         observed,
         lead,
+        split,
         nodes,
         poolers,
         kept,

@@ -8,7 +8,8 @@ use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, SHARE, Situation};
 use crate::ops::roles;
 use crate::repo::primary::Primary;
-use crate::topology::claim::{self, Archive, Profile};
+use crate::topology::claim::{self, Archive, Peer, Profile};
+use crate::topology::declared;
 use crate::topology::model::{Backups, Node};
 use crate::units::ByteCount;
 
@@ -118,7 +119,7 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
                         |text: &str| text.lines().rfind(|line| line.starts_with(name)).map(str::to_owned);
                     change.before.as_deref().and_then(line) != line(&change.after)
                 };
-                change.path.ends_with("profile.json") || SETTINGS.iter().any(|name| differs(name))
+                moves_the_archive(change) || SETTINGS.iter().any(|name| differs(name))
             };
             resets.iter().any(|(name, _)| set(name))
                 || expect.iter().any(|(name, _)| set(name))
@@ -237,7 +238,32 @@ pub(super) fn record(situation: &Situation<'_>, primary: &Node) -> Option<Vec<Pl
     }])
 }
 
-/// Returns how a node's profile must change for its server's commands to find the repository, with the reason.
+/// Says that a stopped primary must not be started as one, because another node is recorded as its successor.
+pub(super) fn overtaken(situation: &Situation<'_>, primary: &str) -> Option<Error> {
+    let (seen, backups) = declared(situation)?;
+    let RecordSeen::Says(record) = &seen.primary else { return None };
+    let node = situation.observed.node(primary)?;
+    let own = roles::timeline(node)?;
+    let same = node.control().is_some_and(|control| control.system_identifier == record.system_identifier);
+    if !same || record.node == primary || record.timeline < own {
+        return None;
+    }
+    let (name, other) = (situation.cluster.full_name(primary), situation.cluster.full_name(&record.node));
+    Some(
+        Error::refused(format!("cannot start {name} as a primary: {other} is recorded as primary"))
+            .detail(format!(
+                "In repository {}, since {:.0} on timeline {}; {name} is on timeline {own}. Nothing was changed.",
+                backups.repository.name, record.since, record.timeline
+            ))
+            .hint(format!(
+                "Bring it back as a standby: pgherd rejoin {name}. If {other} is lost for good, start {name} by hand with pg_ctl, \
+                 then: pgherd apply"
+            )),
+    )
+}
+
+/// Returns how a node's profile must change for its server's commands to find the repository, and its start guard the other nodes, with the
+/// reason.
 pub(super) fn profile_change(
     situation: &Situation<'_>,
     node: &Node,
@@ -245,23 +271,47 @@ pub(super) fn profile_change(
 ) -> Option<(FileChange, String)> {
     let before = files.profile.as_ref()?;
     let profile: Profile = claim::read(before.as_bytes()).ok()?;
-    let archive = Archive::of(situation.cluster);
-    if profile.archive == archive {
-        return None;
-    }
+    let places = situation.node_places(node);
+    let (archive, peers) =
+        (Archive::of(situation.cluster), declared::peers(situation.cluster, node, &places));
     let shown = |archive: &Option<Archive>| {
         archive
             .as_ref()
             .map_or("none".to_owned(), |archive| format!("{} ({})", archive.repository, archive.url))
     };
-    let reason = format!("profile: repository {} → {}", shown(&profile.archive), shown(&archive));
-    let after = claim::write(&Profile { archive, ..profile });
+    let named = |peers: &[Peer]| match peers {
+        [] => "none".to_owned(),
+        some => some.iter().map(|peer| peer.node.as_str()).collect::<Vec<_>>().join(", "),
+    };
+    let mut reasons = Vec::new();
+    if profile.archive != archive {
+        reasons.push(format!("repository {} → {}", shown(&profile.archive), shown(&archive)));
+    }
+    if profile.peers != peers {
+        let (old, new) = (named(&profile.peers), named(&peers));
+        reasons.push(match old == new {
+            true => format!("other nodes {new}, elsewhere than before"),
+            false => format!("other nodes {old} → {new}"),
+        });
+    }
+    if reasons.is_empty() {
+        return None;
+    }
+    let after = claim::write(&Profile { archive, peers, ..profile });
     let change = FileChange {
-        path: situation.node_places(node).profile,
+        path: places.profile,
         before: Some(before.clone()),
         after: String::from_utf8(after).expect("JSON is UTF-8"),
     };
-    Some((change, reason))
+    Some((change, format!("profile: {}", reasons.join("; "))))
+}
+
+/// Tells whether a change to a profile leads its server's commands elsewhere.
+fn moves_the_archive(change: &FileChange) -> bool {
+    let archive =
+        |text: &str| claim::read::<Profile>(text.as_bytes()).ok().and_then(|profile| profile.archive);
+    change.path.ends_with("profile.json")
+        && change.before.as_deref().and_then(archive) != archive(&change.after)
 }
 
 /// What forbids archiving; each would otherwise show itself in a server's log only.

@@ -31,6 +31,7 @@ use crate::ops::objects::{self, Change, ObjectsObserved};
 use crate::ops::observe::{ClusterObserved, Directory, Fence, NodeObserved, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
+use crate::ops::split::SplitBrain;
 use crate::repo::primary::PrimaryRecord;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -64,6 +65,8 @@ pub struct Situation<'a> {
     /// The login of pgherd's that is to have a new password.
     pub rotate: Option<Purpose>,
     pub adoption: &'a Adoption,
+    /// What each primary has, where there are several.
+    pub split: Option<&'a SplitBrain>,
 }
 
 impl Situation<'_> {
@@ -303,7 +306,11 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
     let lead = roles::lead(situation.observed);
     let primary = match &lead {
         Lead::Unborn => situation.cluster.preferred().name.clone(),
-        Lead::Primary(name) | Lead::StoppedPrimary(name) => name.clone(),
+        Lead::Primary(name) => name.clone(),
+        Lead::StoppedPrimary(name) => {
+            obstacles.extend(archive::overtaken(situation, name));
+            name.clone()
+        }
         Lead::Split(names) => {
             obstacles.push(split_brain(situation, names));
             return Err(obstacles);
@@ -674,26 +681,15 @@ fn socket_obstacle(situation: &Situation<'_>, node: &Node) -> Option<Error> {
 }
 
 fn split_brain(situation: &Situation<'_>, names: &[String]) -> Error {
-    let evidence: Vec<String> = situation
-        .observed
-        .nodes
-        .iter()
-        .filter_map(|node| {
-            node.running().filter(|running| running.is_primary()).map(|running| (node, running))
-        })
-        .map(|(node, running)| {
-            let lsn = running.facts.role.lsn().map_or_else(|| "?".to_owned(), |lsn| lsn.to_string());
-            format!(
-                "{}: timeline {}, LSN {lsn}, {} standbys",
-                node.node,
-                running.facts.timeline,
-                running.senders.len()
-            )
-        })
-        .collect();
+    let evidence = situation.split.map_or_else(String::new, |split| {
+        let sides = split.sides.iter().map(|side| format!("{}: {}", side.node, side.tell()));
+        let fork = split.fork();
+        let (first, rest) = fork.split_at(1);
+        format!("{}{rest}. {}. ", first.to_uppercase(), sides.collect::<Vec<_>>().join("; "))
+    });
     Error::refused(format!("{} has more than one primary: {}", situation.cluster.name, names.join(", ")))
-        .detail(format!("{}. Nothing was changed.", evidence.join("; ")))
-        .hint("Keep clients away, decide which one is right, stop the other with pg_ctl stop -m fast, and look again: pgherd status")
+        .detail(format!("{evidence}Nothing was changed."))
+        .hint("Keep clients away, decide which one is right, then stop the other and keep it from coming back: pgherd fence NODE")
 }
 
 fn no_lead(situation: &Situation<'_>, why: &str) -> Error {

@@ -22,6 +22,7 @@ use crate::ops::plan::{
     Situation, TlsSeen, plan,
 };
 use crate::ops::service::{Manager, UnitSeen};
+use crate::ops::split::{Side, SplitBrain};
 use crate::pg::control_file::ControlFile;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -65,6 +66,7 @@ struct World {
     tls: Option<TlsSeen>,
     rotate: Option<Purpose>,
     adoption: Adoption,
+    split: Option<SplitBrain>,
 }
 
 impl World {
@@ -103,6 +105,7 @@ impl World {
             tls: None,
             rotate: None,
             adoption: Adoption::default(),
+            split: None,
         }
     }
 
@@ -174,6 +177,10 @@ impl World {
         self.observed.nodes.iter_mut().find(|node| node.node == name).unwrap()
     }
 
+    fn stop(&mut self, name: &str) {
+        self.node(name).server = Server::Stopped;
+    }
+
     fn server(&mut self, name: &str) -> &mut Running {
         let Server::Up(running) = &mut self.node(name).server else { panic!("{name} does not run") };
         running
@@ -201,6 +208,7 @@ impl World {
             archive: self.archive.as_ref(),
             tls: self.tls.as_ref(),
             adoption: &self.adoption,
+            split: self.split.as_ref(),
         })
     }
 
@@ -627,7 +635,25 @@ fn two_primaries_are_refused_with_the_evidence() {
         (refusal.kind(), refusal.what()),
         (ErrorKind::Refused, "inventory has more than one primary: a, b")
     );
-    assert!(refusal.detail_text().unwrap().contains("b: timeline 2, LSN 0/5000000"));
+    assert_eq!(refusal.detail_text(), Some("Nothing was changed."));
+    world.split = Some(SplitBrain {
+        fork_timeline: TimelineId::new(1),
+        fork_lsn: Some(Lsn::new(0x400_0000)),
+        fork_unknown: None,
+        sides: vec![Side {
+            node: "b".to_owned(),
+            timeline: TimelineId::new(2).unwrap(),
+            lsn: Lsn::new(0x500_0000),
+            past_fork_bytes: Some(16 << 20),
+            last_commit: None,
+            last_commit_unknown: Some("track_commit_timestamp is off".to_owned()),
+            standbys: Vec::new(),
+            aliases: Vec::new(),
+        }],
+    });
+    let says = "They part at 0/4000000 on timeline 1. b: timeline 2, LSN 0/5000000, 16.0 MiB past the fork, ";
+    let told = world.refusal();
+    assert!(told.detail_text().unwrap().starts_with(says), "{told:?}");
 }
 
 #[test]
@@ -756,7 +782,9 @@ fn archiving(installed: Installed, repository: RepositorySeen) -> World {
         world.make(name);
         let archive = Archive::of(&world.cluster);
         let profile = Profile { archive, ..claim::read(PROFILE.as_bytes()).unwrap() };
-        let profile = Profile { port: world.cluster.node(name).unwrap().port, ..profile };
+        let own = world.cluster.node(name).unwrap();
+        let peers = declared::peers(&world.cluster, own, &world.places.of_node(&world.cluster, own));
+        let profile = Profile { port: own.port, peers, ..profile };
         let node = world.node(name);
         node.files.as_mut().unwrap().profile = Some(String::from_utf8(claim::write(&profile)).unwrap());
         node.profile = Some(profile);
@@ -794,6 +822,60 @@ fn a_primary_that_its_record_does_not_name_is_recorded() {
     assert_eq!(reason, Some("it says a of an earlier cluster, system identifier 8 → a, timeline 1"));
     world.archive.as_mut().unwrap().primary = RecordSeen::Missing;
     assert_eq!(lines(&world.plan().unwrap()), ["+ inventory-a: record it as primary in repository main"]);
+}
+
+#[test]
+fn a_stopped_primary_is_not_started_while_another_node_is_recorded() {
+    let mut world = archiving(ours(), ready());
+    for name in ["a", "b", "c"] {
+        world.stop(name);
+    }
+    assert!(lines(&world.plan().unwrap()).iter().any(|line| line.starts_with("+ inventory-a: start")));
+    world.archive.as_mut().unwrap().primary = RecordSeen::Says(record("b"));
+    let errors = world.plan().unwrap_err();
+    assert_eq!(errors[0].what(), "cannot start inventory-a as a primary: inventory-b is recorded as primary");
+    let timeline = TimelineId::new(7).unwrap();
+    world.archive.as_mut().unwrap().primary = RecordSeen::Says(PrimaryRecord {
+        system_identifier: SystemIdentifier::new(8).unwrap(),
+        timeline,
+        ..record("b")
+    });
+    assert!(world.plan().is_ok());
+}
+
+#[test]
+fn a_fenced_node_is_left_stopped_and_no_primary_is_made_of_it() {
+    let mut world = World::running();
+    let mark = claim::read(include_bytes!("../../topology/testdata/fenced-1.json")).unwrap();
+    world.stop("c");
+    world.node("c").fence = Fence::Fenced(mark);
+    let plan = world.plan().unwrap();
+    assert_eq!(lines(&plan), Vec::<String>::new());
+    assert!(
+        plan.notes
+            .iter()
+            .any(|note| note.starts_with("inventory-c is left stopped: it is fenced since 2026-11-22")),
+        "{:?}",
+        plan.notes
+    );
+    let fence = world.node("c").fence.clone();
+    world.stop("a");
+    world.node("a").fence = fence;
+    let errors = world.plan().unwrap_err();
+    assert_eq!(errors[0].what(), "cannot tell which node of inventory is primary");
+    assert!(errors[0].detail_text().unwrap().contains("a is fenced since"), "{:?}", errors[0]);
+    assert!(errors[0].hint_text().unwrap().contains("pgherd unfence inventory-a"), "{:?}", errors[0]);
+}
+
+#[test]
+fn other_nodes_that_come_are_told_to_the_start_guard() {
+    let mut world = archiving(ours(), ready());
+    world.cluster.postgres.service = Service::Systemd;
+    let plan = world.plan().unwrap();
+    let change = plan.steps().find(|step| step.text == "write profile.json, reload").unwrap();
+    assert_eq!(change.subject, "inventory-b");
+    assert_eq!(change.reason.as_deref(), Some("profile: other nodes none → a, c"));
+    assert!(!lines(&plan).iter().any(|line| line.contains("see it arrive")), "{:?}", lines(&plan));
 }
 
 #[test]

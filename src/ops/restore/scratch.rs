@@ -604,6 +604,8 @@ impl<'a> Copy<'a> {
             memory: self.memory(),
             archive: Archive::of(&self.cluster),
             adopted: None,
+            // A copy belongs to no cluster.
+            peers: Vec::new(),
         };
         provision::write(site, &places.profile, &claim::write(&profile), 0o640).await
     }

@@ -8,7 +8,7 @@ use super::super::seen::{NodeSeen, Seen};
 use super::replication::hidden;
 use super::{Of, command};
 use crate::db::queries::ServerRole;
-use crate::ops::observe::{NodeObserved, Running};
+use crate::ops::observe::{Fence, NodeObserved, Running};
 use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
@@ -28,6 +28,7 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     found.extend(version(seen));
     found.extend(seen.each().filter_map(|(node, _, asked)| collation(seen, node, asked)));
     found.extend(failover(seen));
+    found.extend(fenced(seen));
     found
 }
 
@@ -214,6 +215,45 @@ fn collation(seen: &Seen<'_>, node: &Node, asked: &NodeSeen) -> Option<Finding> 
     })
 }
 
+/// Who is fenced stays out of its cluster until somebody brings it back, and nobody else does.
+fn fenced(seen: &Seen<'_>) -> Vec<Finding> {
+    let of = Of::new(seen.cluster, Check::Fenced);
+    let mut found = Vec::new();
+    let mut hidden = false;
+    for (node, observed, _) in seen.each() {
+        let subject = Subject::Node(node.name.clone());
+        match (&observed.fence, observed.running()) {
+            (Fence::Open, _) => {}
+            (Fence::Unknown { .. }, _) => hidden = true,
+            (Fence::Fenced(mark), Some(running)) if running.is_primary() => {
+                let text = format!("it accepts writes although it is {mark}");
+                found.push(
+                    of.says(subject, Status::Critical, text)
+                        .next(format!("pgherd fence {} --immediate", node.name)),
+                );
+            }
+            (Fence::Fenced(mark), _) => {
+                let verb = if observed.ended_as_standby() { "unfence" } else { "rejoin" };
+                found.push(
+                    of.says(subject, Status::Warning, mark.to_string())
+                        .next(format!("pgherd {verb} {}", node.name)),
+                );
+            }
+        }
+    }
+    if !found.is_empty() {
+        return found;
+    }
+    vec![if hidden {
+        Finding {
+            follows: Some(Check::Connect),
+            ..of.says(Subject::Cluster, Status::Unknown, "not every node can be looked at")
+        }
+    } else {
+        of.says(Subject::Cluster, Status::Ok, "no node is fenced")
+    }]
+}
+
 /// Whether somebody could take over now, as far as it can be seen without trying. A cluster of one node has nobody, by declaration.
 fn failover(seen: &Seen<'_>) -> Option<Finding> {
     if seen.cluster.nodes.len() < 2 {
@@ -247,6 +287,17 @@ fn failover(seen: &Seen<'_>) -> Option<Finding> {
     }
     let rewinds = leading.facts.data_checksums
         || leading.settings.get("wal_log_hints").is_some_and(|row| row.setting == "on");
+    let whole_pages = leading.settings.get("full_page_writes").is_none_or(|row| row.setting == "on");
+    if !whole_pages {
+        doubts.push("pg_rewind needs full_page_writes, which is off".to_owned());
+    }
+    let followers = i64::try_from(seen.cluster.nodes.len().saturating_sub(1)).unwrap_or(i64::MAX);
+    for (node, _, asked) in seen.each().filter(|(node, _, _)| ready.contains(&node.name.as_str())) {
+        let senders = asked.facts.five.as_ref().ok().and_then(|five| five.get("max_wal_senders"));
+        if let Some(senders) = senders.filter(|senders| **senders < followers) {
+            doubts.push(format!("{}: max_wal_senders is {senders}, {followers} would follow it", node.name));
+        }
+    }
     if !rewinds {
         doubts.push("pg_rewind needs wal_log_hints or checksums, and neither is on".to_owned());
     }
@@ -259,6 +310,20 @@ fn failover(seen: &Seen<'_>) -> Option<Finding> {
             })
             .count();
         let needed = usize::try_from(rule.wait_for).unwrap_or(usize::MAX);
+        // Of N standbys W have each acknowledged commit: one of R that answer surely has it if R + W > N (two sets that together are more than all share one).
+        let members = rule.of.iter().filter(|name| **name != primary.node).count();
+        let answer = seen
+            .each()
+            .filter(|(node, observed, _)| {
+                rule.of.contains(&node.name) && node.name != primary.node && observed.running().is_some()
+            })
+            .count();
+        if answer + needed <= members {
+            doubts.push(format!(
+                "nobody could tell who has every acknowledged commit: {answer} of {members} synchronous standbys answer, {} must",
+                (members + 1).saturating_sub(needed)
+            ));
+        }
         if streaming <= needed {
             doubts.push(format!(
                 "after a loss commits would hang: {streaming} synchronous standbys stream, one takes over, {needed} must be left"
@@ -297,6 +362,9 @@ fn streams(running: Option<&Running>) -> bool {
 }
 
 fn cannot_take_over(observed: &NodeObserved) -> Option<&'static str> {
+    if matches!(observed.fence, Fence::Fenced(_)) {
+        return Some("it is fenced");
+    }
     let running = observed.running();
     match running.map(|running| &running.facts.role) {
         None => Some("it does not answer"),

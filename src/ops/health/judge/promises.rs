@@ -27,6 +27,7 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     found.extend(runway(seen));
     found.extend(expiry(seen));
     found.extend(operations(seen));
+    found.extend(lock(seen));
     found
 }
 
@@ -327,6 +328,34 @@ fn expiry(seen: &Seen<'_>) -> Vec<Finding> {
         None => {}
     }
     found
+}
+
+/// Who holds the lock in the repository keeps every other station away, and one that is gone until somebody takes its operation over.
+fn lock(seen: &Seen<'_>) -> Option<Finding> {
+    seen.cluster.backups.as_ref()?;
+    let of = Of::new(seen.cluster, Check::Lock);
+    let held = match &seen.herd.lock {
+        Ok(Some(held)) => held,
+        Ok(None) => return Some(of.says(Subject::Cluster, Status::Ok, "nobody holds it")),
+        Err(why) => return Some(of.unknown(Subject::Cluster, why)),
+    };
+    let doing = held.operation.as_ref().map_or("planning".to_owned(), |id| format!("operation {id}"));
+    let age = seen.at.duration_since(held.since).as_secs_f64().max(0.0);
+    let limits = limits(seen.cluster, None, Check::Lock);
+    match (&held.operation, held.lives) {
+        (Some(id), false) => {
+            let text = format!("{} left {doing} in it, which it held since {:.0}", held.by, held.since);
+            Some(
+                of.says(Subject::Cluster, Status::Warning, text)
+                    .next(format!("pgherd operation takeover {id}")),
+            )
+        }
+        (_, _) => {
+            let text = format!("{} holds it since {:.0}: {doing}", held.by, held.since);
+            let found = of.measures(Subject::Cluster, age, limits, text);
+            Some(found.next("pgherd operation list --hosts".to_owned()))
+        }
+    }
 }
 
 /// An operation that nobody drives keeps its cluster locked, and something may be half done.

@@ -36,8 +36,13 @@ fn primary(seen: &Seen<'_>) -> Finding {
     match &seen.lead {
         Lead::Primary(name) => says(Status::Ok, format!("{name} is primary")),
         Lead::Split(names) => {
-            says(Status::Critical, format!("{} are primaries at the same time", names.join(" and ")))
-                .next("keep clients away, then stop the wrong one with pg_ctl stop -m fast")
+            let parts = seen.split.as_ref().map_or_else(String::new, |split| {
+                let sides = split.sides.iter().map(|side| format!("; {}: {}", side.node, side.tell()));
+                format!("; {}{}", split.fork(), sides.collect::<String>())
+            });
+            let text = format!("{} are primaries at the same time{parts}", names.join(" and "));
+            says(Status::Critical, text)
+                .next("keep clients away, decide which one is right, then fence the other: pgherd fence NODE")
         }
         Lead::StoppedPrimary(name) => says(Status::Critical, format!("the primary {name} is stopped"))
             .next(command(seen.cluster, "plan")),

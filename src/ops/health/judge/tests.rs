@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::super::asked::{Asked, Why};
 use super::super::before::{Before, Counted, NodeBefore, SizeBefore, remember};
-use super::super::herd::{Drill, Drills, HerdSeen, NodeFacts};
+use super::super::herd::{Drill, Drills, HerdSeen, LockSeen, NodeFacts};
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::{Clock, Inside, NodeSeen, Position, Seen};
 use super::judge;
@@ -32,6 +32,7 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::PgVersion;
 use crate::repo::layout::Label;
 use crate::topology::checks::Check;
+use crate::topology::claim;
 use crate::topology::load_text;
 use crate::topology::model::{Cluster, Objective};
 use crate::units::ByteCount;
@@ -63,6 +64,7 @@ struct World {
     kept: Asked<Kept>,
     drills: Drills,
     operations: Asked<Vec<OperationStatus>>,
+    lock: Asked<Option<LockSeen>>,
 }
 
 impl World {
@@ -91,6 +93,7 @@ impl World {
             kept: Err(Why::Failed("nobody looked".to_owned())),
             drills: Drills::default(),
             operations: Ok(Vec::new()),
+            lock: Ok(None),
         }
     }
 
@@ -180,6 +183,7 @@ impl World {
             at: now(),
             observed: self.observed.clone(),
             lead: roles::lead(&self.observed),
+            split: None,
             nodes: self.nodes.clone(),
             poolers: Vec::new(),
             kept: Some(self.kept.clone()),
@@ -188,6 +192,7 @@ impl World {
                 drills: Some(Ok(self.drills.clone())),
                 tls: None,
                 operations: self.operations.clone(),
+                lock: self.lock.clone(),
                 regions: BTreeMap::new(),
             },
             before: self.before.clone(),
@@ -1046,6 +1051,42 @@ fn what_a_loss_would_cost_is_what_the_best_that_is_left_does_not_have() {
         Some(("000000010000000000000003".to_owned(), ago(90)));
     let stale = world.of_part(Check::Rpo, "undo-mistake");
     assert_eq!(stale.status, Status::Critical, "{stale:#?}");
+}
+
+#[test]
+fn a_fenced_node_is_told_until_it_is_back_and_one_that_accepts_writes_is_critical() {
+    let mut world = World::sound();
+    world.says(Check::Fenced, "-", Status::Ok, "no node is fenced");
+    let mark = claim::read(include_bytes!("../../../topology/testdata/fenced-1.json")).unwrap();
+    world.observed.nodes[1].fence = Fence::Fenced(mark);
+    world.says(Check::Fenced, "b", Status::Warning, "fenced since 2026-11-22T03:12:07Z by ada on station");
+    world.says(Check::Failover, "-", Status::Critical, "nobody could take over: b: it is fenced");
+    world.observed.nodes[0].fence = world.observed.nodes[1].fence.clone();
+    world.observed.nodes[1].fence = Fence::Open;
+    world.says(Check::Fenced, "a", Status::Critical, "it accepts writes although it is fenced since");
+    world.observed.nodes[0].fence = Fence::Unknown { why: "its host is silent".to_owned() };
+    world.says(Check::Fenced, "-", Status::Unknown, "not every node can be looked at");
+}
+
+#[test]
+fn a_lock_that_is_held_long_or_left_behind_is_told_with_its_holder() {
+    let mut world = World::sound();
+    world.says(Check::Lock, "-", Status::Ok, "nobody holds it");
+    let held = LockSeen {
+        by: "ada on station (pid 7)".to_owned(),
+        since: ago(60),
+        operation: Some("7f3a".to_owned()),
+        lives: true,
+    };
+    world.lock = Ok(Some(held.clone()));
+    world.says(Check::Lock, "-", Status::Ok, "ada on station (pid 7) holds it since");
+    world.lock = Ok(Some(LockSeen { since: ago(7 * 3600), ..held.clone() }));
+    world.says(Check::Lock, "-", Status::Warning, "operation 7f3a");
+    world.lock = Ok(Some(LockSeen { lives: false, ..held }));
+    let found = world.says(Check::Lock, "-", Status::Warning, "left operation 7f3a in it");
+    assert_eq!(found.next.as_deref(), Some("pgherd operation takeover 7f3a"));
+    world.lock = Err(Why::Failed("it is damaged".to_owned()));
+    world.says(Check::Lock, "-", Status::Unknown, "it is damaged");
 }
 
 #[test]
