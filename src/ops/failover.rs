@@ -20,13 +20,14 @@ use std::time::Duration;
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
+use crate::engine::operation::{Intent, Operation, Outcome, Way};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::error::{Error, Result};
 use crate::ops::cluster_lock::{Locker, WithoutAnswer};
 use crate::ops::context::Context;
 use crate::ops::failover::plan::FailPlan;
 use crate::ops::failover::step::FailStep;
+use crate::ops::notify::Subject;
 use crate::ops::plan::step::stages;
 use crate::ops::succession::{Input, World};
 use crate::topology::model::{Cluster, Herd};
@@ -50,7 +51,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::Locked`](crate::error::ErrorKind::Locked) if another operation holds the cluster, `Refused` if the world moved since the plan
-/// was made, and as [`operation::run`].
+/// was made, and as [`crate::engine::operation::run`].
 pub async fn run(
     context: &Context,
     request: Request<'_>,
@@ -75,7 +76,7 @@ pub async fn run(
     let id = operation.id();
     let (mut operation, world) =
         operation.or_call_off(World::open(context, id.as_str().to_owned(), fresh.input).await).await?;
-    let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    let outcome = Subject::of(context, &world.input).run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
 
@@ -87,7 +88,7 @@ fn locker<'a>(context: &'a Context, present: &'a Cluster) -> Locker<'a> {
 /// Goes on with a failover that no process drives any more, or takes it back until its pivot.
 ///
 /// # Errors
-/// As [`operation::run`] and [`operation::undo`].
+/// As [`crate::engine::operation::run`] and [`crate::engine::operation::undo`].
 pub async fn go_on(
     context: &Context,
     mut operation: Operation<FailStep>,
@@ -100,5 +101,5 @@ pub async fn go_on(
     let present = plan::without(&input.cluster, &input.left_out);
     locker(context, &present).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    operation::go(&mut operation, &world, way, events, interrupt).await
+    Subject::of(context, &world.input).go(&mut operation, &world, way, events, interrupt).await
 }

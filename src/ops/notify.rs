@@ -21,8 +21,9 @@ use crate::net::webhook::{NotTaken, Webhook};
 use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::observe;
-use crate::topology::model::Cluster;
-use crate::topology::notices::{Notify, Occasion};
+use crate::ops::succession::Input;
+use crate::topology::model::{Cluster, Notify};
+use crate::topology::notices::Occasion;
 
 /// The format of [`Notice`].
 pub const FORMAT: u32 = 1;
@@ -95,6 +96,19 @@ pub struct Subject<'a> {
     /// Names of nodes within the cluster.
     pub old_primary: Option<&'a str>,
     pub new_primary: Option<&'a str>,
+}
+
+impl<'a> Subject<'a> {
+    /// One node that leads after another.
+    pub fn of(context: &'a Context, input: &'a Input) -> Self {
+        Self {
+            context,
+            herd: &input.herd,
+            cluster: &input.cluster,
+            old_primary: Some(&input.from),
+            new_primary: Some(&input.to),
+        }
+    }
 }
 
 impl Subject<'_> {

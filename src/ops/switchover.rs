@@ -68,7 +68,7 @@ pub async fn run(
     let id = operation.id();
     let (mut operation, world) =
         operation.or_call_off(World::open(context, id.as_str().to_owned(), fresh.input).await).await?;
-    let outcome = subject(context, &world.input).run(&mut operation, &world, events, interrupt).await?;
+    let outcome = Subject::of(context, &world.input).run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
 
@@ -87,15 +87,5 @@ pub async fn go_on(
     let input: Input = operation.input()?;
     context.locker(&input.cluster).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    subject(context, &world.input).go(&mut operation, &world, way, events, interrupt).await
-}
-
-fn subject<'a>(context: &'a Context, input: &'a Input) -> Subject<'a> {
-    Subject {
-        context,
-        herd: &input.herd,
-        cluster: &input.cluster,
-        old_primary: Some(&input.from),
-        new_primary: Some(&input.to),
-    }
+    Subject::of(context, &world.input).go(&mut operation, &world, way, events, interrupt).await
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::DeclaredChecks;
 use super::custom::CustomCheck;
 use super::hooks::Hook;
-use super::notices::Notify;
+use super::notices::Occasion;
 use crate::units::ByteCount;
 
 /// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
@@ -274,6 +274,18 @@ pub struct Role {
     pub pools: Vec<String>,
     /// CONNECTION LIMIT, if stated.
     pub connections: Option<u32>,
+}
+
+/// Where role changes are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notify {
+    /// Whoever knows such an address may often write there, so it is kept like a password.
+    pub url: SecretReference,
+    /// At least one.
+    pub events: Vec<Occasion>,
+    /// Absolute path of the authorities that are believed; the system's if none is stated.
+    pub ca: Option<PathBuf>,
 }
 
 /// Where a secret is; never the secret.

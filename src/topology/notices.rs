@@ -1,10 +1,6 @@
-//! Who is told of role changes, over HTTP.
-
-use std::path::PathBuf;
+//! What somebody is told of a role change, over HTTP.
 
 use serde::{Deserialize, Serialize};
-
-use super::model::SecretReference;
 
 /// What somebody is told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,16 +25,4 @@ impl Occasion {
             Self::Stuck => "stuck",
         }
     }
-}
-
-/// Where role changes are told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Notify {
-    /// Whoever knows such an address may often write there, so it is kept like a password.
-    pub url: SecretReference,
-    /// At least one.
-    pub events: Vec<Occasion>,
-    /// Absolute path of the authorities that are believed; the system's if none is stated.
-    pub ca: Option<PathBuf>,
 }

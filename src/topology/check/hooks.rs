@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::super::decode::{HookWish, Spanned};
 use super::super::hooks::{Hook, Place, Point};
-use super::super::notices::{Notify, Occasion};
+use super::super::model::Notify;
+use super::super::notices::Occasion;
 use super::super::raw;
 use super::{Checker, Draft};
 use crate::units::human_duration;
