@@ -3,8 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, failover, fence, guard, health, init, man,
-    node, operation, plan, pooler, restore, schema, status, switchover, unfence, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, failback, failover, fence, guard, health,
+    init, man, node, operation, plan, pooler, rejoin, restore, schema, status, switchover, unfence, validate,
+    wal,
 };
 use crate::ui::exit;
 
@@ -42,6 +43,8 @@ pub enum Command {
     Drill(drill::DrillArgs),
     Switchover(switchover::SwitchoverArgs),
     Failover(failover::FailoverArgs),
+    Rejoin(rejoin::RejoinArgs),
+    Failback(failback::FailbackArgs),
     Fence(fence::FenceArgs),
     Unfence(unfence::UnfenceArgs),
     Pooler(pooler::PoolerArgs),

@@ -75,6 +75,8 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Wal(args) => commands::wal::run(args, app),
         Command::Drill(args) => commands::drill::run(args, app),
         Command::Switchover(args) => commands::switchover::run(args, app),
+        Command::Failback(args) => commands::failback::run(args, app),
+        Command::Rejoin(args) => commands::rejoin::run(args, app),
         Command::Failover(args) => commands::failover::run(args, app),
         Command::Fence(args) => commands::fence::run(args, app),
         Command::Unfence(args) => commands::unfence::run(args, app),

@@ -57,7 +57,7 @@ const SHARED_BY_OPS: &[&str] = &[
 
 /// Folders of `ops/` that are made of the other rooms, as the files directly in `ops/` are.
 const MADE_OF_ROOMS: &[&str] =
-    &["drill", "failover", "fence", "guard", "health", "in_place", "restore", "switchover"];
+    &["drill", "failover", "fence", "guard", "health", "in_place", "rejoin", "restore", "switchover"];
 
 /// Paths that only some places may name. A trailing `*` stands for the rest of a crate's name, or for a glob import.
 struct Door {

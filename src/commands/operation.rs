@@ -20,6 +20,7 @@ use crate::ops::fence::{self, step::FenceStep};
 use crate::ops::hold::{self, HoldStep};
 use crate::ops::in_place::{self, step::RestoreStep};
 use crate::ops::plan::step::ApplyStep;
+use crate::ops::rejoin::{self, step::RejoinStep};
 use crate::ops::switchover::{self, step::SwitchStep};
 use crate::ops::takeover;
 use crate::topology::model::Cluster;
@@ -306,6 +307,7 @@ fn cluster_of(header: &Header) -> Option<Cluster> {
         }
         destroy::KIND => destroy::cluster_of(&header.input),
         hold::KIND => hold::cluster_of(&header.input),
+        rejoin::KIND => rejoin::cluster_of(&header.input),
         _ => None,
     }
 }
@@ -397,6 +399,9 @@ async fn drive_to_end(
             if kind == in_place::KIND {
                 ui::in_place::print_report(&mut app.ui, &in_place::report::read(&context.store, id)?);
             }
+            if kind == rejoin::KIND {
+                ui::rejoin::print_report(&mut app.ui, &rejoin::report::read(&context.store, id)?);
+            }
             if kind == failover::KIND {
                 ui::failover::print_report(&mut app.ui, &failover::report::read(&context.store, id)?);
             }
@@ -440,6 +445,10 @@ async fn drive(
         switchover::KIND => {
             let operation: Operation<SwitchStep> = claimed(context, id, claim, interrupt).await?;
             switchover::go_on(context, operation, way, &events, interrupt).await
+        }
+        rejoin::KIND => {
+            let operation: Operation<RejoinStep> = claimed(context, id, claim, interrupt).await?;
+            rejoin::go_on(context, operation, way, &events, interrupt).await
         }
         failover::KIND => {
             let operation: Operation<FailStep> = claimed(context, id, claim, interrupt).await?;

@@ -8,9 +8,9 @@ use crate::engine::{event, lock};
 use crate::error::Error;
 use crate::ops::apply;
 use crate::ops::switchover::appointment::Appointment;
-use crate::ops::switchover::plan::Wish;
+use crate::ops::switchover::plan::{SwitchPlan, Wish};
 use crate::ops::switchover::{self, Request, report};
-use crate::topology::model::Herd;
+use crate::topology::model::{Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
@@ -89,10 +89,9 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     let (from, to) = (&plan.input.from, &plan.input.to);
     let question = format!("Switch {} from {from} to {to}?", plan.cluster);
     app.confirm_by_name("switchover", &question, to)?;
-    let interrupt = app.interrupt()?;
     if let Some(appointment) = appointment {
         app.ui.note(format!("waits until {:.0}; nothing is held meanwhile", appointment.moment()));
-        appointment.wait(&SystemClock, &interrupt).await?;
+        appointment.wait(&SystemClock, &app.interrupt()?).await?;
         if app.herd()? != herd {
             return Err(Error::refused(format!(
                 "{} has changed since the plan was shown",
@@ -103,8 +102,23 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
             .into());
         }
     }
+    drive(app, &herd, cluster, plan, wait).await?;
+    app.ui.note("next     pgherd status");
+    Ok(Exit::Done)
+}
+
+/// Drives a plan that was agreed to, and tells what it came to.
+pub(super) async fn drive(
+    app: &mut App,
+    herd: &Herd,
+    cluster: &Cluster,
+    plan: SwitchPlan,
+    wait: Duration,
+) -> Result<(), Failure> {
+    let context = app.context()?;
+    let interrupt = app.interrupt()?;
     let topology = apply::topology_file(&herd.file)?;
-    let request = Request { herd: &herd, cluster, plan, topology, wait };
+    let request = Request { herd, cluster, plan, topology, wait };
     let (events, stream) = event::channel();
     let (ended, ()) = tokio::join!(
         async {
@@ -117,8 +131,7 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     let (id, outcome) = ended?;
     outcome.into_result(&id)?;
     ui::switchover::print_report(&mut app.ui, &report::read(&context.store, &id)?);
-    app.ui.note("next     pgherd status");
-    Ok(Exit::Done)
+    Ok(())
 }
 
 fn appointment(args: &SwitchoverArgs, herd: &Herd) -> Result<Option<Appointment>, Error> {

@@ -91,3 +91,25 @@ pub async fn ensure_login(
     );
     conn.batch(&format!("ensure login {role}"), &sql).await
 }
+
+/// The functions that `pg_rewind` calls on its source (PostgreSQL docs, "pg_rewind").
+const REWIND_FUNCTIONS: &str = "pg_catalog.pg_ls_dir(text, boolean, boolean), pg_catalog.pg_stat_file(text, boolean), \
+     pg_catalog.pg_read_binary_file(text), pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)";
+
+/// Lets a role read the server's files in the way that `pg_rewind` does, in the session's database.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn grant_rewind(conn: &PrimaryConn, role: &str) -> Result<(), DbError> {
+    let sql = format!("GRANT EXECUTE ON FUNCTION {REWIND_FUNCTIONS} TO {}", quote_identifier(role));
+    conn.batch("grant what pg_rewind reads", &sql).await
+}
+
+/// Takes back what [`grant_rewind`] let a role do.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn revoke_rewind(conn: &PrimaryConn, role: &str) -> Result<(), DbError> {
+    let sql = format!("REVOKE EXECUTE ON FUNCTION {REWIND_FUNCTIONS} FROM {}", quote_identifier(role));
+    conn.batch("revoke what pg_rewind reads", &sql).await
+}

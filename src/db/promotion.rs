@@ -204,3 +204,45 @@ pub async fn read_catalogs(conn: &Conn) -> Result<u64, DbError> {
     let count: i64 = conn.field(WHAT, &row, "count")?;
     Ok(count.unsigned_abs())
 }
+
+/// What a copy of a server needs: the WAL that it still has, and how large it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Names of what lies in pg_wal.
+    pub wal: Vec<String>,
+    /// All databases, in bytes.
+    pub size: u64,
+    /// Its WAL, in bytes.
+    pub wal_size: u64,
+    /// Whether there are tablespaces beside the two of every cluster.
+    pub has_tablespaces: bool,
+    pub max_wal_senders: u64,
+    pub max_replication_slots: u64,
+}
+
+const SOURCE: &str = "
+SELECT (SELECT coalesce(array_agg(name), '{}') FROM pg_ls_waldir()) AS wal,
+       (SELECT coalesce(sum(size), 0)::int8 FROM pg_ls_waldir()) AS wal_size,
+       (SELECT sum(pg_database_size(oid))::int8 FROM pg_database) AS size,
+       (SELECT count(*) FROM pg_tablespace) > 2 AS has_tablespaces,
+       current_setting('max_wal_senders')::int8 AS max_wal_senders,
+       current_setting('max_replication_slots')::int8 AS max_replication_slots";
+
+/// Asks a server for what a copy of it needs.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn source(conn: &Conn) -> Result<Source, DbError> {
+    const WHAT: &str = "measure what a copy needs";
+    let row = conn.query_one(WHAT, SOURCE, &[]).await?;
+    let number =
+        |name: &str| conn.field::<i64>(WHAT, &row, name).map(|value| u64::try_from(value).unwrap_or(0));
+    Ok(Source {
+        wal: conn.field(WHAT, &row, "wal")?,
+        size: number("size")?,
+        wal_size: number("wal_size")?,
+        has_tablespaces: conn.field(WHAT, &row, "has_tablespaces")?,
+        max_wal_senders: number("max_wal_senders")?,
+        max_replication_slots: number("max_replication_slots")?,
+    })
+}

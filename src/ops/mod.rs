@@ -32,6 +32,7 @@ pub mod pooler;
 pub mod preflight;
 pub mod present;
 pub mod provision;
+pub mod rejoin;
 pub mod restore;
 pub mod roles;
 pub mod service;

@@ -882,10 +882,15 @@ pub async fn remove_empty(host: &dyn Host, path: &Path) -> Result<(), HostError>
     host.run(&command).await.map(drop)
 }
 
-/// Ends an `initdb` or `pg_basebackup` that a killed pgherd left running for this data directory.
-async fn end_leftovers(site: &Site<'_>) -> Result<()> {
-    let pattern =
-        format!("(initdb|pg_basebackup) -D {}( |$)", escape_pattern(&site.directory().display().to_string()));
+/// Ends an `initdb`, `pg_basebackup` or `pg_rewind` that a killed pgherd left running for this data directory.
+///
+/// # Errors
+/// When it does not end, and when the host cannot.
+pub async fn end_leftovers(site: &Site<'_>) -> Result<()> {
+    let pattern = format!(
+        "(initdb|pg_basebackup|pg_rewind) -D {}( |$)",
+        escape_pattern(&site.directory().display().to_string())
+    );
     let look = Command::new("pgrep").args(["-f", "--", &pattern]).reads();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {

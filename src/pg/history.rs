@@ -19,6 +19,14 @@ pub struct Ancestor {
     pub reason: String,
 }
 
+/// A timeline of a history: where the history came onto it and where it left it; `None` at the ends of the history.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    timeline: TimelineId,
+    begins: Option<Lsn>,
+    ends: Option<Lsn>,
+}
+
 /// The text is not a timeline history file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HistoryError {
@@ -70,6 +78,43 @@ impl TimelineHistory {
     /// Returns the ancestors, oldest first.
     pub fn ancestors(&self) -> &[Ancestor] {
         &self.ancestors
+    }
+
+    /// Returns where this history and another one part: the last timeline that both are on, and the point up to which they share its WAL,
+    /// `None` where neither has left it. `None` for histories that share nothing.
+    ///
+    /// ```
+    /// use pgherd::pg::{history::TimelineHistory, timeline::TimelineId};
+    /// let timeline = |id| TimelineId::new(id).unwrap();
+    /// let old = TimelineHistory::parse(timeline(1), "").unwrap();
+    /// let new = TimelineHistory::parse(timeline(2), "1\t0/3018170\tno recovery target specified\n").unwrap();
+    /// assert_eq!(new.parts_from(&old), Some((timeline(1), Some("0/3018170".parse().unwrap()))));
+    /// ```
+    ///
+    /// Mirrors `findCommonAncestorTimeline` in `pg_rewind.c`.
+    pub fn parts_from(&self, other: &Self) -> Option<(TimelineId, Option<Lsn>)> {
+        let (own, theirs) = (self.entries(), other.entries());
+        let same = |(one, another): &(Entry, Entry)| {
+            one.timeline == another.timeline && one.begins == another.begins
+        };
+        let (one, another) = own.into_iter().zip(theirs).take_while(same).last()?;
+        let end = match (one.ends, another.ends) {
+            (Some(one), Some(another)) => Some(one.min(another)),
+            (one, another) => one.or(another),
+        };
+        Some((one.timeline, end))
+    }
+
+    /// Each timeline of the history with where it begins and ends, the oldest first.
+    fn entries(&self) -> Vec<Entry> {
+        let mut begins = None;
+        let mut entries = Vec::new();
+        for ancestor in &self.ancestors {
+            entries.push(Entry { timeline: ancestor.timeline, begins, ends: Some(ancestor.switchpoint) });
+            begins = Some(ancestor.switchpoint);
+        }
+        entries.push(Entry { timeline: self.timeline, begins, ends: None });
+        entries
     }
 
     /// Tells whether a node that has reached `reached` on `timeline` can follow this history: it is on it, and not past the point
@@ -168,6 +213,22 @@ mod tests {
         let history = TimelineHistory::parse(timeline(1), "").unwrap();
         assert!(history.ancestors().is_empty());
         assert!(history.is_ancestor(history.timeline(), Lsn::new(7)));
+    }
+
+    #[test]
+    fn two_histories_part_where_they_shared_wal_last() {
+        let history = |id: u32, text: &str| TimelineHistory::parse(timeline(id), text).unwrap();
+        let (one, two) = (history(1, ""), history(2, "1\t0/50\tx\n"));
+        let other_two = history(2, "1\t0/40\tx\n");
+        let three = history(3, "1\t0/50\tx\n2\t0/90\ty\n");
+        let lsn = |text: &str| text.parse::<Lsn>().unwrap();
+        assert_eq!(one.parts_from(&one), Some((timeline(1), None)));
+        assert_eq!(two.parts_from(&one), Some((timeline(1), Some(lsn("0/50")))));
+        assert_eq!(three.parts_from(&two), Some((timeline(2), Some(lsn("0/90")))));
+        assert_eq!(three.parts_from(&one), Some((timeline(1), Some(lsn("0/50")))));
+        // One number, two promotions.
+        assert_eq!(three.parts_from(&other_two), Some((timeline(1), Some(lsn("0/40")))));
+        assert_eq!(history(4, "3\t0/50\tx\n").parts_from(&one), None);
     }
 
     #[test]

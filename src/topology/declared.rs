@@ -352,6 +352,27 @@ pub fn with_access_lines(pg_hba: &str, lines: &str) -> String {
     with_block(pg_hba, lines)
 }
 
+/// Returns pg_hba.conf with one more line at the end of our block, which must be there.
+pub fn with_line_in_block(pg_hba: &str, line: &str) -> String {
+    let without = without_line_in_block(pg_hba, line);
+    without.replacen(&format!("{BLOCK_END}\n"), &format!("{line}\n{BLOCK_END}\n"), 1)
+}
+
+/// Returns pg_hba.conf without that line in our block.
+pub fn without_line_in_block(pg_hba: &str, line: &str) -> String {
+    let (Some(begin), Some(end)) = (pg_hba.find(BLOCK_BEGIN), pg_hba.find(BLOCK_END)) else {
+        return pg_hba.to_owned();
+    };
+    let Some(block) = pg_hba.get(begin..end) else { return pg_hba.to_owned() };
+    let kept: String = block.split_inclusive('\n').filter(|other| other.trim_end() != line).collect();
+    format!("{}{kept}{}", &pg_hba[..begin], &pg_hba[end..])
+}
+
+/// Returns the line that lets the standbys' login into a database from an address; by a password, as in their own lines.
+pub fn rewind_line(cluster: &Cluster, database: &str, address: &str) -> String {
+    format!("host    {database}    {}    {}    scram-sha-256", replication_role(cluster), alone(address))
+}
+
 /// Returns what our block in pg_hba.conf says.
 pub fn access_lines(cluster: &Cluster) -> String {
     lines_for(cluster, if cluster.has_tls() { "hostssl" } else { "host   " })
@@ -512,6 +533,17 @@ mod tests {
         assert!(once.ends_with(mine));
         assert_eq!(with_access_lines(&once, LINES), once);
         assert_eq!(with_access_lines(&once.replace("peer map=pgherd", "trust"), LINES), once);
+    }
+
+    #[test]
+    fn a_line_of_a_moment_comes_into_the_block_and_goes_again() {
+        let line = "host    postgres    replicator    10.0.0.2/32    scram-sha-256";
+        let hba = with_access_lines("host all all 10.0.0.0/8 scram-sha-256\n", LINES);
+        let open = with_line_in_block(&hba, line);
+        assert!(open.contains(&format!("{LINES}{line}\n{BLOCK_END}\n")), "{open}");
+        assert_eq!(with_line_in_block(&open, line), open);
+        assert_eq!(without_line_in_block(&open, line), hba);
+        assert_eq!(without_line_in_block("host all all all trust\n", line), "host all all all trust\n");
     }
 
     #[test]

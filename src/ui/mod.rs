@@ -25,6 +25,7 @@ pub mod junit;
 pub mod operation;
 pub mod plan;
 pub mod pooler;
+pub mod rejoin;
 pub mod restore;
 pub mod status;
 pub mod switchover;

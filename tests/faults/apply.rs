@@ -25,7 +25,7 @@ use pgherd::ops::context::Context;
 use pgherd::ops::node::restore::{Target, Wish};
 use pgherd::ops::plan::ClusterPlan;
 use pgherd::ops::plan::step::ApplyStep;
-use pgherd::ops::{destroy, failover, in_place, switchover};
+use pgherd::ops::{destroy, failover, in_place, rejoin, switchover};
 use pgherd::topology::model::{Cluster, Herd};
 
 use crate::harness::{Then, sample};
@@ -77,11 +77,17 @@ enum Kind {
     Fail,
     /// The same, failing right before its pivot: what befalls the way back.
     FailBack,
+    /// An old primary that was killed and has nothing of its own: it follows.
+    Rejoin,
+    /// One that wrote what nobody else has: it is rewound.
+    Rewind,
+    /// The same, cloned beside what it has.
+    Reclone,
     /// The removal of a pair whose WAL was archived, and of the program that did it.
     Destroy,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 20] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
@@ -98,6 +104,9 @@ const KINDS: [Kind; 17] = [
     Kind::SwitchBack,
     Kind::Fail,
     Kind::FailBack,
+    Kind::Rejoin,
+    Kind::Rewind,
+    Kind::Reclone,
     Kind::Destroy,
 ];
 
@@ -120,6 +129,9 @@ impl Kind {
             Self::SwitchBack => "switch-back",
             Self::Fail => "fail",
             Self::FailBack => "fail-back",
+            Self::Rejoin => "rejoin",
+            Self::Rewind => "rewind",
+            Self::Reclone => "reclone",
             Self::Destroy => "destroy",
         }
     }
@@ -136,6 +148,9 @@ impl Kind {
             | Self::SwitchBack
             | Self::Fail
             | Self::FailBack
+            | Self::Rejoin
+            | Self::Rewind
+            | Self::Reclone
             | Self::Destroy => Shape::Archived,
             Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Rotate => Shape::Pair,
             Self::Restart => Shape::Larger,
@@ -154,6 +169,9 @@ impl Kind {
             | Self::SwitchBack
             | Self::Fail
             | Self::FailBack
+            | Self::Rejoin
+            | Self::Rewind
+            | Self::Reclone
             | Self::Destroy => Some(Shape::Archived),
             Self::Archive
             | Self::Replace
@@ -179,9 +197,13 @@ impl Kind {
         matches!(self, Self::Fail | Self::FailBack)
     }
 
+    fn rejoins(self) -> bool {
+        matches!(self, Self::Rejoin | Self::Rewind | Self::Reclone)
+    }
+
     /// Who leads when it is done.
     fn leads(self) -> &'static str {
-        if self.switches() || self.fails_over() { NODES[1] } else { NODES[0] }
+        if self.switches() || self.fails_over() || self.rejoins() { NODES[1] } else { NODES[0] }
     }
 
     /// The first call with these words fails, and only what comes after it is counted.
@@ -204,7 +226,10 @@ impl Kind {
             | Self::InPlace
             | Self::Switch
             | Self::Fail
-            | Self::Destroy => None,
+            | Self::Destroy
+            | Self::Rejoin
+            | Self::Rewind
+            | Self::Reclone => None,
         }
     }
 }
@@ -472,6 +497,11 @@ impl Bench {
                 Kind::InPlace | Kind::InPlaceBack => have_an_accident(&self.site, &herd).await,
                 Kind::Archive => self.site.have_older_builds(),
                 Kind::Fail | Kind::FailBack => self.site.kill(NODES[0]),
+                Kind::Rejoin | Kind::Reclone => {
+                    self.site.kill(NODES[0]);
+                    self.site.pgherd(&["failover", "--yes", "--quiet"]);
+                }
+                Kind::Rewind => go_two_ways(&self.site, herd.cluster(CLUSTER).unwrap()).await,
                 Kind::Birth
                 | Kind::Back
                 | Kind::Add
@@ -527,6 +557,16 @@ async fn spoil(site: &Site, cluster: &Cluster) {
     site.stop_pooler();
 }
 
+/// Has b lead from where a, which is dead by then, has gone on.
+async fn go_two_ways(site: &Site, cluster: &Cluster) {
+    site.stop(NODES[1]);
+    site.ask(cluster, NODES[0], "CREATE TABLE public.fork ()").await.unwrap();
+    site.kill(NODES[0]);
+    site.start(NODES[1]);
+    site.ask(cluster, NODES[1], "SELECT pg_promote()::text").await.unwrap();
+    site.ask(cluster, NODES[1], "CHECKPOINT").await.unwrap();
+}
+
 /// What a drive ends with whose journal died under it (`engine::journal`).
 const KILLED: &str = "killed by the test";
 
@@ -565,6 +605,28 @@ async fn run_in_place(context: &Context, herd: &Herd) -> Result<(OperationId, Ou
         wait: Duration::ZERO,
     };
     in_place::run(context, request, &EventSink::none(), &Interrupt::new()).await
+}
+
+async fn run_rejoin(context: &Context, herd: &Herd, kind: Kind) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
+    let cluster = herd.cluster(CLUSTER).unwrap();
+    let wish = rejoin::plan::Wish { node: NODES[0].to_owned(), primary: None, clone: kind == Kind::Reclone };
+    let plan =
+        rejoin::plan::plan(&looking, herd, cluster, &wish).await.map_err(|mut errors| errors.remove(0))?;
+    let way = match kind {
+        Kind::Rewind => rejoin::decide::Way::Rewind,
+        Kind::Reclone => rejoin::decide::Way::Clone,
+        _ => rejoin::decide::Way::Follow,
+    };
+    assert_eq!(plan.input.decision.way, way, "{:?}", plan.evidence);
+    let request = rejoin::Request {
+        herd,
+        cluster,
+        plan,
+        topology: apply::topology_file(&herd.file)?,
+        wait: Duration::ZERO,
+    };
+    rejoin::run(context, request, &EventSink::none(), &Interrupt::new()).await
 }
 
 async fn run_switchover(context: &Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
@@ -655,6 +717,9 @@ impl Scene<'_> {
                         run_in_place(&context, &self.herd).await
                     }
                     Some(_) if self.case.kind.fails_over() => run_failover(&context, &self.herd).await,
+                    Some(_) if self.case.kind.rejoins() => {
+                        run_rejoin(&context, &self.herd, self.case.kind).await
+                    }
                     Some(_) if self.case.kind.switches() => run_switchover(&context, &self.herd).await,
                     None => run_destroy(&context).await,
                     Some(plan) => run_apply(&context, &self.herd, plan).await,
@@ -713,6 +778,8 @@ impl Scene<'_> {
         let looked = match ended {
             Ended::By(End::Done) if self.case.kind == Kind::Destroy => self.nothing_left().await,
             Ended::By(End::Done) if self.case.kind.fails_over() => self.failed_over().await,
+            Ended::By(End::Done) if self.case.kind.rejoins() => self.rejoined().await,
+            Ended::By(End::Restored { .. }) if self.case.kind.rejoins() => self.out_of_the_way().await,
             Ended::By(End::Done) => match self.accident_is_there(false).await {
                 Ok(()) => self.as_declared().await,
                 wrong => wrong,
@@ -780,6 +847,10 @@ impl Scene<'_> {
         if self.case.kind.fails_over() {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
             return failover::go_on(&context, operation, way, &events, &interrupt).await;
+        }
+        if self.case.kind.rejoins() {
+            let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
+            return rejoin::go_on(&context, operation, way, &events, &interrupt).await;
         }
         if self.case.kind.switches() {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
@@ -959,6 +1030,38 @@ impl Scene<'_> {
         self.row_is_kept(&[NODES[1]]).await?;
         self.wal_arrives().await?;
         self.whole_or_absent()
+    }
+
+    /// The node follows, nothing of what brought it back is left, and one apply later there is nothing more to do.
+    async fn rejoined(&self) -> Result<(), String> {
+        for left in ["fenced.json", "rewinding.json", "before-rewind"] {
+            if self.site.facts(NODES[0]).join(left).exists() {
+                return Err(format!("done, and {left} is left"));
+            }
+        }
+        // Who promoted b in the case of a rewind told nobody.
+        self.site.pgherd(&["apply", "--yes", "--quiet"]);
+        self.as_declared().await
+    }
+
+    /// What is taken back leaves the old primary stopped; the other one leads, and serves.
+    async fn out_of_the_way(&self) -> Result<(), String> {
+        if self.site.running().iter().any(|name| name == "postgres a") {
+            return Err("it was taken back, and the old primary runs".to_owned());
+        }
+        for left in ["rewinding.json", "before-rewind"] {
+            if self.site.facts(NODES[0]).join(left).exists() {
+                return Err(format!("it was taken back, and {left} is left"));
+            }
+        }
+        if !self.site.data(NODES[0]).join("PG_VERSION").exists() {
+            return Err("it was taken back, and what the old primary had is not in its place".to_owned());
+        }
+        let leads = self.site.ask(self.cluster(), NODES[1], "SELECT NOT pg_is_in_recovery()").await;
+        if leads != Some(vec!["t".to_owned()]) {
+            return Err(format!("it was taken back, and b does not lead: {leads:?}"));
+        }
+        self.row_is_kept(&[NODES[1]]).await
     }
 
     /// A segment that is finished now is in the repository soon.

@@ -290,7 +290,8 @@ regions: {{here: {{hosts: {{local: local}}}}}}
         }
     }
 
-    fn start(&self, node: &str) {
+    /// Starts a server behind pgherd's back.
+    pub fn start(&self, node: &str) {
         let log = self.places.node(&format!("{CLUSTER}-{node}")).log.join("startup.log");
         let mut start = self.as_os_user(&self.bin.join("pg_ctl").display().to_string());
         run(start.args(["start", "-w", "-s", "-D"]).arg(self.data(node)).arg("-l").arg(log));

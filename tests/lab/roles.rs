@@ -1,11 +1,11 @@
 //! Roles that change under load, on hosts of their own: what clients see, through two poolers and directly.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::lab::{Lab, say};
+use super::lab::{Lab, eventually, say};
 use super::ledger::{Clients, Ledger, ROWS, TABLE};
 use super::services::newest_server;
-use super::station::{APP_PASSWORD, OPS, POOLER, PORT, Station, Way};
+use super::station::{APP_PASSWORD, OPS, POOLER, PORT, Station, Way, ended};
 
 /// Where the clients are.
 const APP: &str = "app";
@@ -68,11 +68,10 @@ fn turns() -> usize {
     if std::env::var_os("PGHERD_SOAK").is_some() { 50 } else { 3 }
 }
 
-#[test]
-fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_error() {
-    let Some(lab) = Lab::with_disks(&HOSTS) else { return };
+/// A herd that serves, with the ledger's table, into which clients are let directly as well.
+fn furnished(lab: &Lab) -> Station<'_> {
     let (_, bin) = newest_server();
-    let station = Station::furnish(&lab, &bin, &WAYS);
+    let station = Station::furnish(lab, &bin, &WAYS);
     declare(&station);
     station.done(&["apply", "--yes"]);
     station.stream(&["b", "c"]);
@@ -86,7 +85,13 @@ fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_err
         lab.prints(host, &["sh", "-c", &line]);
         station.sql(host, node, "postgres", "SELECT pg_reload_conf()").expect("it answers");
     }
+    station
+}
 
+#[test]
+fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_error() {
+    let Some(lab) = Lab::with_disks(&HOSTS) else { return };
+    let station = furnished(&lab);
     let clients = clients(&lab);
     let ledger = Ledger::start(&clients, 0);
     let mut leads = "a";
@@ -113,5 +118,86 @@ fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_err
     assert!(outcome.pooled.longest_gap < Duration::from_secs(90), "{:?}", outcome.pooled.longest_gap);
     // A connection to the primary itself ends with it, and its statement may be on its way: one error a switchover and writer.
     assert!((1..=2 * turns()).contains(&outcome.direct.errors), "{:?}", outcome.direct);
+    station.done(&["plan", "--detailed-exitcode"]);
+}
+
+/// Waits until rows are written on that node.
+fn writes_go_on(station: &Station<'_>, node: &str) {
+    let (_, host) = NODES.iter().find(|(name, _)| *name == node).expect("a node");
+    let count = || station.sql(host, node, "inventory", "SELECT count(*) FROM inventory.ledger");
+    let before = count();
+    assert!(eventually(|| count().is_some_and(|now| Some(now) != before)), "nobody writes on {node}");
+}
+
+/// Waits until a failover would be done: nobody has heard the primary for a while.
+fn may_fail_over(station: &Station<'_>) {
+    assert!(eventually(|| station.pgherd(&["failover", "--dry-run"]).status.success()));
+}
+
+#[test]
+fn a_host_that_is_lost_is_failed_over_from_and_comes_back_as_no_primary() {
+    let Some(lab) = Lab::with_disks(&HOSTS) else { return };
+    let station = furnished(&lab);
+    // The pooler that stays.
+    let clients =
+        Clients { poolers: vec![(lab.address("db2"), POOLER)], pooled: 4, direct: 1, ..clients(&lab) };
+    let ledger = Ledger::start(&clients, 0);
+    writes_go_on(&station, "a");
+
+    // Only the station is cut off from it: it is alive, and stays primary.
+    lab.cut_pair(OPS, "db1");
+    let refused = station.ends(&["failover", "--yes"], 4);
+    assert!(refused.contains("seen alive from elsewhere"), "{refused}");
+    station.mend();
+    writes_go_on(&station, "a");
+
+    // Everybody is: its commits are confirmed by nobody any more.
+    lab.cut("db1");
+    may_fail_over(&station);
+    let begun = Instant::now();
+    let shown = station.done(&["failover", "--to", "c", "--yes"]);
+    say(&format!("a host that is cut off: failover in {:.1?}", begun.elapsed()));
+    assert!(shown.contains("inventory-c is primary (timeline 2)"), "{shown}");
+    assert!(shown.contains("no commit of it ends"), "{shown}");
+    writes_go_on(&station, "c");
+
+    // Whoever boots it: its unit's guard finds another one ahead.
+    lab.power_off("db1");
+    station.mend();
+    lab.power_on("db1");
+    assert!(eventually(|| station.node("a").0 == "stopped"), "{:?}", station.node("a"));
+    let log = lab.prints("db1", &["journalctl", "--no-pager", "-u", "pgherd-inventory-a"]);
+    assert!(log.contains("cannot start inventory-a as a primary"), "{log}");
+    let outcome = ledger.stop(&clients, 0, || rows(&station, "c"));
+    say(&format!(
+        "{} rows; through the pooler: longest {:.2?}, {} errors",
+        outcome.acknowledged, outcome.pooled.longest_gap, outcome.pooled.errors
+    ));
+    outcome.is_sound();
+    station.done(&["rejoin", "a", "--yes"]);
+    station.stream(&["a", "b"]);
+    station.done(&["plan", "--detailed-exitcode"]);
+
+    // The next one dies, and pgherd in the middle of it.
+    let ledger = Ledger::start(&clients, 100);
+    writes_go_on(&station, "c");
+    lab.power_off("db3");
+    may_fail_over(&station);
+    let killed = station.begin(&["failover", "--to", "b", "--yes"]);
+    assert!(eventually(|| {
+        let listed = station.json(&["operation", "list"]);
+        listed["operations"].as_array().is_some_and(|all| all.iter().any(|one| one["state"] == "running"))
+    }));
+    lab.console(OPS, &["pkill", "--signal", "KILL", "-x", "pgherd"]);
+    ended(killed);
+    station.done(&["operation", "resume", &station.unfinished(), "--yes"]);
+    writes_go_on(&station, "b");
+    let outcome = ledger.stop(&clients, 100, || rows(&station, "b"));
+    outcome.is_sound();
+    lab.power_on("db3");
+    assert!(eventually(|| station.node("c").0 == "stopped"), "{:?}", station.node("c"));
+    station.done(&["failback", "--yes"]);
+    station.done(&["rejoin", "c", "--yes"]);
+    station.stream(&["b", "c"]);
     station.done(&["plan", "--detailed-exitcode"]);
 }

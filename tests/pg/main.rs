@@ -41,6 +41,7 @@ mod pooler_newer;
 mod pooler_routes;
 mod pooler_verb;
 mod queries;
+mod rejoin;
 mod repository_lock;
 mod restore;
 mod rotation;

@@ -120,10 +120,17 @@ pub(super) async fn undo(world: &World, node: &str, wanted: &Wanted<'_>) -> Resu
 /// # Errors
 /// When the host cannot.
 pub(crate) async fn set_own(site: &Site<'_>, wish: &NodeWish<'_>) -> Result<()> {
+    set_own_to(site, &declared::node_settings(site.cluster, site.node, wish, &site.places())).await
+}
+
+/// Gives a node these settings of its own; whoever calls has the server take them.
+///
+/// # Errors
+/// When the host cannot.
+pub(crate) async fn set_own_to(site: &Site<'_>, settings: &[Setting]) -> Result<()> {
     let path = site.node.configuration().join(declared::NODE_FILE);
-    let settings = declared::node_settings(site.cluster, site.node, wish, &site.places());
     let before = read(site, &path).await?;
-    write(site, &FileChange { path, before, after: declared::settings_file(&settings) }).await
+    write(site, &FileChange { path, before, after: declared::settings_file(settings) }).await
 }
 
 /// What ALTER SYSTEM had set of a node when it was taken over.

@@ -37,7 +37,7 @@ pub(super) async fn look(site: &Site<'_>, paths: &[PathBuf]) -> Result<Found<Evi
 }
 
 /// Gives everything its new name. What has it already is left alone.
-pub(super) async fn set_aside(site: &Site<'_>, paths: &[PathBuf]) -> Result<Evidence> {
+pub(crate) async fn set_aside(site: &Site<'_>, paths: &[PathBuf]) -> Result<Evidence> {
     if let Some(pid) = observe::postmaster(site.host(), &site.node.data_directory).await? {
         return Err(Error::refused(format!(
             "cannot rename {}: process {pid} runs for it",
@@ -56,7 +56,7 @@ pub(super) async fn set_aside(site: &Site<'_>, paths: &[PathBuf]) -> Result<Evid
 }
 
 /// Gives everything its old name back. What this operation made under it must be gone by then; an empty directory is removed.
-pub(super) async fn put_back(site: &Site<'_>, paths: &[PathBuf]) -> Result<()> {
+pub(crate) async fn put_back(site: &Site<'_>, paths: &[PathBuf]) -> Result<()> {
     // The data directory comes first in `paths` and last here: a server that has its data has its tablespaces, too.
     for from in paths.iter().rev() {
         let to = aside(from, site.operation);
@@ -107,7 +107,7 @@ async fn remove_empty(host: &dyn Host, path: &Path) -> Result<()> {
 }
 
 /// Says why a directory cannot be renamed, if it cannot: a link leads elsewhere, and the root of a file system has no other name.
-pub(super) async fn obstacle(host: &dyn Host, path: &Path) -> Result<Option<String>> {
+pub(crate) async fn obstacle(host: &dyn Host, path: &Path) -> Result<Option<String>> {
     let could_not =
         |error: HostError| Error::failed(format!("could not look at {}", path.display())).source(error);
     let Some(found) = host.stat(path).await.map_err(could_not)? else { return Ok(None) };
