@@ -651,7 +651,7 @@ fn two_primaries_are_refused_with_the_evidence() {
             aliases: Vec::new(),
         }],
     });
-    let says = "They part at 0/4000000 on timeline 1. b: timeline 2, LSN 0/5000000, 16.0 MiB past the fork, ";
+    let says = "They part at 0/4000000 on timeline 1. b: timeline 2, LSN 0/5000000, 16 MiB past the fork, ";
     let told = world.refusal();
     assert!(told.detail_text().unwrap().starts_with(says), "{told:?}");
 }
