@@ -61,16 +61,7 @@ pub async fn run(
     let Request { herd, cluster, plan: shown, topology, wait } = request;
     let present = plan::without(cluster, &shown.input.left_out);
     let lock = locker(context, &present).take(wait).await?;
-    let fresh = plan::plan(context, herd, cluster, &shown.wish).await;
-    let fresh = fresh.map_err(|mut errors| errors.remove(0)).and_then(|fresh| {
-        if fresh.is_still(&shown) {
-            return Ok(fresh);
-        }
-        Err(Error::refused(format!("{} has changed since the plan was shown", cluster.name))
-            .detail("What is there now asks for other steps. Nothing was changed.")
-            .hint("Look at it again with --dry-run."))
-    });
-    let (lock, fresh) = lock.keep_for(fresh).await?;
+    let (lock, fresh) = lock.keep_for(again(context, herd, cluster, shown).await).await?;
     let intent = Intent::of(KIND, topology, &fresh.input, stages(&fresh.stages))?;
     let operation = Operation::begin(&context.store, lock, intent).await?;
     let id = operation.id();
@@ -78,6 +69,21 @@ pub async fn run(
         operation.or_call_off(World::open(context, id.as_str().to_owned(), fresh.input).await).await?;
     let outcome = Subject::of(context, &world.input).run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
+}
+
+/// Makes the plan again, unless that was done just now, and sees that it is the one that was agreed to.
+async fn again(context: &Context, herd: &Herd, cluster: &Cluster, shown: FailPlan) -> Result<FailPlan> {
+    if plan::holds(context, cluster, &shown).await {
+        return Ok(shown);
+    }
+    let fresh = plan::plan(context, herd, cluster, &shown.wish).await;
+    let fresh = fresh.map_err(|mut errors| errors.remove(0))?;
+    if fresh.is_still(&shown) {
+        return Ok(fresh);
+    }
+    Err(Error::refused(format!("{} has changed since the plan was shown", cluster.name))
+        .detail("What is there now asks for other steps. Nothing was changed.")
+        .hint("Look at it again with --dry-run."))
 }
 
 /// A repository that does not answer holds no failover up.

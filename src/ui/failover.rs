@@ -31,7 +31,8 @@ struct Document<'a> {
 
 /// Prints what would be done, in the form that was asked for.
 pub fn print_plan(ui: &mut Ui, herd: &str, plan: &FailPlan) {
-    let FailPlan { cluster, headline, input, stages, notes, because, witnesses, loss, wish: _ } = plan;
+    let FailPlan { cluster, headline, input, stages, notes, because, witnesses, loss, wish: _, made: _ } =
+        plan;
     let (from, to) = (&input.from, &input.to);
     if ui.format == Format::Json {
         let loss = loss.as_ref();

@@ -1,12 +1,12 @@
 //! What a failover will do, decided before anything happens, or every reason why it cannot be done.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde::Serialize;
 
-use crate::db::queries::ServerRole;
+use crate::db::queries::{self, ServerRole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs;
 use crate::ops::apply;
@@ -100,7 +100,13 @@ pub struct FailPlan {
     pub stages: Vec<Vec<Planned>>,
     /// What the operator should know.
     pub notes: Vec<String>,
+    /// When it was made.
+    #[serde(skip)]
+    pub made: Instant,
 }
+
+/// Within this time a plan need not be made again: clients wait, and who was silent just now would be asked in vain once more.
+const FRESH: Duration = Duration::from_secs(5);
 
 impl FailPlan {
     /// Tells whether a plan that was made just now asks for the same.
@@ -228,6 +234,7 @@ pub async fn plan(
         input,
         stages,
         notes,
+        made: Instant::now(),
     })
 }
 
@@ -268,6 +275,22 @@ pub async fn look(context: &Context, cluster: &Cluster) -> Result<Sight> {
             why: witnesses.iter().map(told).collect::<Vec<_>>().join("; "),
         },
     })
+}
+
+/// Tells whether a plan that was made just now still holds: every standby in it is one, on the same timeline. Nobody else is asked again.
+pub async fn holds(context: &Context, cluster: &Cluster, plan: &FailPlan) -> bool {
+    if plan.made.elapsed() >= FRESH {
+        return false;
+    }
+    let Ok(doors) = Doors::look(cluster, context.places.clone(), &context.gate) else { return false };
+    let names = plan.input.siblings.iter().chain([&plan.input.to]);
+    let asked = names.filter_map(|name| cluster.node(name)).map(async |node| {
+        let conn = doors.connector.connect(&doors.superuser(cluster, node, "postgres")).await?;
+        let facts = queries::server_facts(&conn).await?;
+        let (timeline, _) = succession::identify(&doors, cluster, node).await?;
+        Ok::<_, Error>(matches!(facts.role, ServerRole::Standby { .. }) && timeline == plan.input.timeline)
+    });
+    join_all(asked).await.into_iter().all(|held| matches!(held, Ok(true)))
 }
 
 /// Finds the node that was primary: the one that the standbys were told to follow, else the only one that is no standby.
