@@ -16,7 +16,7 @@ pub use self::mark::{
 use self::step::{Done, FenceStep};
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
+use crate::engine::operation::{Intent, Operation, Outcome, Way};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::engine::step::Stage;
 use crate::engine::store::Store;
@@ -25,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::ops::apply;
 use crate::ops::context::Context;
+use crate::ops::notify::Subject;
 use crate::ops::observe::{
     self, Claim, ClusterObserved, Depth, Directory, Doors, Fence, NodeObserved, Running, Server,
 };
@@ -368,7 +369,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::Locked`] if another operation holds the cluster, `Refused` if the world moved since the plan was made, and as
-/// [`operation::run`].
+/// [`crate::engine::operation::run`].
 pub async fn run(
     context: &Context,
     request: Request<'_>,
@@ -396,14 +397,14 @@ pub async fn run(
     let id = operation.id();
     let (mut operation, world) =
         operation.or_call_off(World::open(context, id.as_str().to_owned(), fresh.input).await).await?;
-    let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    let outcome = subject(context, &world).run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
 
 /// Goes on with an operation of these kinds that no process drives any more, or takes it back until its pivot.
 ///
 /// # Errors
-/// As [`operation::run`] and [`operation::undo`].
+/// As [`crate::engine::operation::run`] and [`crate::engine::operation::undo`].
 pub async fn go_on(
     context: &Context,
     mut operation: Operation<FenceStep>,
@@ -415,7 +416,11 @@ pub async fn go_on(
     let input: Input = operation.input()?;
     context.locker(&input.cluster).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    operation::go(&mut operation, &world, way, events, interrupt).await
+    subject(context, &world).go(&mut operation, &world, way, events, interrupt).await
+}
+
+fn subject<'a>(context: &'a Context, world: &'a World) -> Subject<'a> {
+    Subject::without_change(context, &world.input.herd, &world.input.cluster)
 }
 
 /// What a fence has come to.

@@ -109,6 +109,11 @@ impl<'a> Subject<'a> {
             new_primary: Some(&input.to),
         }
     }
+
+    /// A cluster whose primary stays.
+    pub fn without_change(context: &'a Context, herd: &'a str, cluster: &'a Cluster) -> Self {
+        Self { context, herd, cluster, old_primary: None, new_primary: None }
+    }
 }
 
 impl Subject<'_> {

@@ -19,10 +19,11 @@ use std::time::Duration;
 
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::operation::{self, Intent, Operation, Outcome, Way};
+use crate::engine::operation::{Intent, Operation, Outcome, Way};
 use crate::engine::record::{OperationId, TopologyFile};
 use crate::error::{Error, Result};
 use crate::ops::context::Context;
+use crate::ops::notify::Subject;
 use crate::ops::plan::step::stages;
 use crate::ops::rejoin::plan::RejoinPlan;
 use crate::ops::rejoin::step::RejoinStep;
@@ -48,7 +49,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::Locked`] if another operation holds the cluster, `Refused` if the world moved since the plan was made, and as
-/// [`operation::run`].
+/// [`crate::engine::operation::run`].
 pub async fn run(
     context: &Context,
     request: Request<'_>,
@@ -72,14 +73,14 @@ pub async fn run(
     let id = operation.id();
     let (mut operation, world) =
         operation.or_call_off(World::open(context, id.as_str().to_owned(), fresh.input).await).await?;
-    let outcome = operation::run(&mut operation, &world, events, interrupt).await?;
+    let outcome = subject(context, &world).run(&mut operation, &world, events, interrupt).await?;
     Ok((id, outcome))
 }
 
 /// Goes on with a rejoin that no process drives any more, or takes it back until its pivot.
 ///
 /// # Errors
-/// As [`operation::run`] and [`operation::undo`].
+/// As [`crate::engine::operation::run`] and [`crate::engine::operation::undo`].
 pub async fn go_on(
     context: &Context,
     mut operation: Operation<RejoinStep>,
@@ -91,7 +92,12 @@ pub async fn go_on(
     let input: Input = operation.input()?;
     context.locker(&input.succession.cluster).join(&mut operation).await?;
     let world = World::open(context, id.as_str().to_owned(), input).await?;
-    operation::go(&mut operation, &world, way, events, interrupt).await
+    subject(context, &world).go(&mut operation, &world, way, events, interrupt).await
+}
+
+fn subject<'a>(context: &'a Context, world: &'a World) -> Subject<'a> {
+    let input = &world.succession.input;
+    Subject::without_change(context, &input.herd, &input.cluster)
 }
 
 /// Returns the cluster that an operation of this kind was given.
