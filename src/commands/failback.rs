@@ -99,7 +99,12 @@ async fn execute(args: &FailbackArgs, app: &mut App) -> Outcome {
 }
 
 fn wish(cluster: &Cluster) -> Wish {
-    Wish { to: Some(cluster.preferred().name.clone()), grace: GRACE, leave_logical_slots: false }
+    Wish {
+        to: Some(cluster.preferred().name.clone()),
+        region: None,
+        grace: GRACE,
+        leave_logical_slots: false,
+    }
 }
 
 /// Decides whether the preferred node has to come back first. Where it is a standby as it should be, what keeps it from leading is told.

@@ -39,6 +39,9 @@ pub struct SwitchoverArgs {
     /// The node that is to be primary; else the preferred one, or who has replayed most
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
+    /// The region that it is to be in: its preferred node, or who has replayed most there
+    #[arg(long, value_name = "REGION", conflicts_with = "to")]
+    region: Option<String>,
     /// Show what is in the way and what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -75,7 +78,12 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
     lock::until_free(&context.store, &cluster.name, wait).await?;
-    let wish = Wish { to: args.to.clone(), grace: args.grace, leave_logical_slots: args.leave_logical_slots };
+    let wish = Wish {
+        to: args.to.clone(),
+        region: args.region.clone(),
+        grace: args.grace,
+        leave_logical_slots: args.leave_logical_slots,
+    };
     let look = switchover::plan::plan(&context, &herd, cluster, &wish);
     let plan = app.within(look).await?.map_err(Failure::Errors)?;
     ui::switchover::print_plan(&mut app.ui, &herd.name, &plan);

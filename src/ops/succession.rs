@@ -1,6 +1,6 @@
 //! One node that leads after another: what every change of the primary shares, planned or forced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::db::queries::{self, ServerRole};
 use crate::db::{Conn, promotion};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::Command;
 use crate::ops::apply;
 use crate::ops::apply::evidence::Evidence as Applied;
@@ -215,6 +215,24 @@ pub async fn identify(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<(
     })
 }
 
+/// Sees that a cluster has nodes in a region.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] with the regions that there are.
+pub fn has_region(cluster: &Cluster, region: &str) -> Result<()> {
+    let there: BTreeSet<&str> = cluster.nodes.iter().filter_map(|node| cluster.region(node)).collect();
+    if there.contains(region) {
+        return Ok(());
+    }
+    let known = if there.is_empty() {
+        "Its nodes are on this machine, which is one region.".to_owned()
+    } else {
+        format!("Its nodes are in: {}.", there.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    Err(Error::new(ErrorKind::NotFound, format!("{} has no node in a region {region:?}", cluster.name))
+        .hint(known))
+}
+
 impl World {
     /// Runs the hook of a point, if there is one: before the promotion if none is given.
     ///
@@ -387,7 +405,7 @@ impl World {
     /// forgets it when it starts (`RemovePromoteSignalFiles` in `xlog.c`).
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Refused`] when it cannot be told that it has not been promoted.
+    /// [`ErrorKind::Refused`] when it cannot be told that it has not been promoted.
     pub async fn no_longer_asked(&self, node: &str) -> Result<()> {
         let site = self.site(node)?;
         provision::stop(&site).await?;
@@ -398,7 +416,7 @@ impl World {
     /// Sees that a candidate that does not run ended as a standby on the old timeline.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Refused`] when its pg_control says otherwise.
+    /// [`ErrorKind::Refused`] when its pg_control says otherwise.
     pub async fn not_promoted(&self, candidate: &Site<'_>) -> Result<()> {
         let control = provision::control_file(candidate).await?;
         if control.state == ClusterState::ShutDownInRecovery

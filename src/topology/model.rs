@@ -551,6 +551,11 @@ impl Cluster {
         self.nodes.iter().find(|node| node.name == name)
     }
 
+    /// Returns the region of a node's host; `None` where it is this machine under its only name.
+    pub fn region(&self, node: &Node) -> Option<&str> {
+        self.hosts.iter().find(|host| host.name == node.host).map(|host| host.region.as_str())
+    }
+
     /// Returns the node that is primary at birth.
     pub fn preferred(&self) -> &Node {
         self.nodes.iter().find(|node| node.preferred).expect("load gives every cluster one preferred node")

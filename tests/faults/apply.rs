@@ -637,6 +637,7 @@ async fn run_switchover(context: &Context, herd: &Herd) -> Result<(OperationId, 
     let cluster = herd.cluster(CLUSTER).unwrap();
     let wish = switchover::plan::Wish {
         to: Some(NODES[1].to_owned()),
+        region: None,
         grace: Duration::from_secs(10),
         leave_logical_slots: false,
     };

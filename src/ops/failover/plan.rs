@@ -300,7 +300,10 @@ fn old_primary<'a>(cluster: &'a Cluster, observed: &ClusterObserved) -> Result<&
         Lead::Primary(name) => {
             return Err(Error::refused(format!("{what}: {name} answers and takes writes"))
                 .detail("A failover is for a primary that is gone. Nothing was changed.")
-                .hint(format!("Hand over without an error: pgherd switchover --cluster {}", cluster.name)));
+                .hint(format!(
+                    "Hand over without an error: pgherd switchover --cluster {}; with --to NODE or --region REGION.",
+                    cluster.name
+                )));
         }
         Lead::Split(names) => {
             return Err(Error::refused(format!("{what}: {} accept writes", names.join(", ")))
@@ -460,8 +463,11 @@ fn candidate<'a>(cluster: &Cluster, old: &Node, standbys: &[Up<'a>], wish: &Wish
                 .hint("See what is the matter with it: pgherd status -v")
         });
     }
+    if let Some(region) = &wish.region {
+        succession::has_region(cluster, region)?;
+    }
     let latest = standbys.iter().map(|up| up.timeline).max();
-    let in_region = |node: &Node| wish.region.as_ref().is_none_or(|region| of_region(cluster, node, region));
+    let in_region = |node: &Node| wish.region.is_none() || wish.region.as_deref() == cluster.region(node);
     let fit = standbys.iter().filter(|up| {
         up.node.promote == Promote::Automatic && Some(up.timeline) == latest && in_region(up.node)
     });
@@ -479,10 +485,6 @@ fn candidate<'a>(cluster: &Cluster, old: &Node, standbys: &[Up<'a>], wish: &Wish
             .detail("Those that do not answer cannot, and those whose `promote` is by-hand lead only when they are named. Nothing was changed.")
             .hint("See what each node says: pgherd status -v")
     })
-}
-
-fn of_region(cluster: &Cluster, node: &Node, region: &str) -> bool {
-    cluster.hosts.iter().any(|host| host.name == node.host && host.region == region)
 }
 
 fn is_paused(up: &Up<'_>) -> bool {

@@ -19,7 +19,7 @@ use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserv
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::without_twins;
 use crate::ops::roles::{self, Lead};
-use crate::ops::succession::Input;
+use crate::ops::succession::{self, Input};
 use crate::ops::switchover::step::SwitchStep;
 use crate::pg::lsn::Lsn;
 use crate::topology::declared;
@@ -50,6 +50,8 @@ const BACKLOG: u64 = 8;
 pub struct Wish {
     /// The node that is to lead; the most suitable one if nobody names one.
     pub to: Option<String>,
+    /// The region that it is to be in, if none is named.
+    pub region: Option<String>,
     /// How long transactions that run may take to end, whole seconds.
     pub grace: Duration,
     /// Logical slots of the old primary may stay behind.
@@ -98,7 +100,7 @@ pub async fn plan(
     }
     let observed = observe::observe(&doors, cluster, Depth::Servers).await;
     let from = leads(cluster, &observed).map_err(one)?;
-    let to = candidate(cluster, &observed, &from, wish.to.as_deref()).map_err(one)?;
+    let to = candidate(cluster, &observed, &from, wish).map_err(one)?;
     let name = cluster.full_name(&from.node.name);
     let siblings: Vec<&str> = standbys(cluster, &observed, &from)
         .filter(|(node, _)| node.name != to.node.name)
@@ -242,9 +244,9 @@ fn candidate<'a>(
     cluster: &'a Cluster,
     observed: &'a ClusterObserved,
     from: &'a Up<'a>,
-    wished: Option<&str>,
+    wish: &Wish,
 ) -> Result<Up<'a>> {
-    if let Some(name) = wished {
+    if let Some(name) = wish.to.as_deref() {
         let node = cluster.node(name).ok_or_else(|| {
             let names: Vec<&str> = cluster.nodes.iter().map(|node| node.name.as_str()).collect();
             Error::new(ErrorKind::NotFound, format!("{} has no node {name:?}", cluster.name))
@@ -260,19 +262,26 @@ fn candidate<'a>(
         })?;
         return Ok(Up { node, running });
     }
+    let fits = |node: &Node| wish.region.is_none() || wish.region.as_deref() == cluster.region(node);
+    if let Some(region) = &wish.region {
+        succession::has_region(cluster, region)?;
+        if fits(from.node) {
+            return Ok(*from);
+        }
+    }
     // The preferred one, if it does not lead already; else who has most, and of those the first in the file.
     let mut best: Option<(bool, Option<Lsn>, Up<'a>)> = None;
-    for (node, running) in
-        standbys(cluster, observed, from).filter(|(node, _)| node.promote == Promote::Automatic)
-    {
+    let automatic = |node: &Node| node.promote == Promote::Automatic && fits(node);
+    for (node, running) in standbys(cluster, observed, from).filter(|(node, _)| automatic(node)) {
         let rank = (node.name == cluster.preferred().name, running.facts.role.lsn());
         if best.as_ref().is_none_or(|(preferred, lsn, _)| rank > (*preferred, *lsn)) {
             best = Some((rank.0, rank.1, Up { node, running }));
         }
     }
     best.map(|(_, _, up)| up).ok_or_else(|| {
+        let place = wish.region.as_ref().map(|region| format!(" in region {region}")).unwrap_or_default();
         Error::refused(format!(
-            "cannot switch {} over: no standby streams from {}",
+            "cannot switch {} over: no standby{place} streams from {}",
             cluster.name, from.node.name
         ))
         .detail("Those whose `promote` is by-hand lead only when they are named. Nothing was changed.")
