@@ -366,6 +366,8 @@ impl From<DiskSpace> for Disk {
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
+    /// What the servers themselves say, and nothing of files: who leads and who streams, while clients wait.
+    Roles,
     /// Servers, processes and disks: what `status` shows.
     Servers,
     /// Also the files that `plan` compares.
@@ -464,6 +466,10 @@ async fn observe_node(
     let host = doors.host(&node.host);
     let places = doors.node_places(cluster, node);
     let seen = async {
+        if depth == Depth::Roles {
+            let (server, conn) = observe_server(doors, cluster, node, &places).await;
+            return (NodeObserved { server, ..unknown(node, "it was not looked at") }, conn);
+        }
         let (marker, profile, fence, directory, disk, (server, conn)) = futures_util::join!(
             observe_claim(host, &places, node),
             host.read(&places.profile),
@@ -507,7 +513,7 @@ async fn observe_node(
     }
     // The doors have their own deadlines; this one holds whatever they do.
     let whole = match depth {
-        Depth::Servers => PATIENCE * 2,
+        Depth::Roles | Depth::Servers => PATIENCE * 2,
         // Many calls one after the other: a host that is far or busy is no reason to plan nothing.
         Depth::Files => PATIENCE * 10,
     };

@@ -263,8 +263,7 @@ async fn settled(world: &World) -> ClusterObserved {
     let deadline = Instant::now() + SETTLE;
     loop {
         let left_out = &world.left_out.nodes;
-        let observed =
-            observe::observe_but(&world.doors, &world.input.cluster, Depth::Servers, left_out).await;
+        let observed = observe::observe_but(&world.doors, &world.input.cluster, Depth::Roles, left_out).await;
         let unsettled = |node: &NodeObserved| match &node.server {
             _ if left_out.contains(&node.node) => false,
             Server::Up(running) => !running.is_primary() && !pooler::streams(running),

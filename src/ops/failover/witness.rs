@@ -51,8 +51,15 @@ pub fn host_answers(seen: &NodeObserved) -> bool {
 pub async fn ask(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved, old: &Node) -> Vec<Witness> {
     let seen = observed.node(&old.name).expect("every node is observed");
     let mut witnesses = vec![of_itself(cluster, seen, old)];
+    let down = witnesses[0].sees == Sees::Down;
     for node in cluster.nodes.iter().filter(|node| node.name != old.name) {
-        witnesses.extend(observed.node(&node.name).and_then(|seen| of_receiver(cluster, seen)));
+        let told = observed.node(&node.name).and_then(|seen| of_receiver(cluster, seen));
+        // Its own host knows better than who was sent something a moment ago. A child that outlives its postmaster is ended by the fence.
+        let told = told.map(|witness| match witness.sees {
+            Sees::Alive if down => Witness { sees: Sees::Silent, ..witness },
+            Sees::Alive | Sees::Starting | Sees::Down | Sees::Silent | Sees::Unknown => witness,
+        });
+        witnesses.extend(told);
     }
     // Its own host knows by its processes; that its port answers there says no more.
     let hosts = cluster.used_hosts();

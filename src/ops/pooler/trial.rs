@@ -17,6 +17,23 @@ use crate::topology::unit::Unit;
 /// Below the directory of the PgBouncer that it is for.
 const DIRECTORY: &str = "trial";
 
+/// A pgbouncer.ini without the hosts and ports that its aliases lead to.
+fn without_targets(ini: &str) -> Vec<String> {
+    let mut in_databases = false;
+    let is_target = |word: &&str| word.starts_with("host=") || word.starts_with("port=");
+    ini.lines()
+        .map(|line| {
+            if line.starts_with('[') {
+                in_databases = line == "[databases]";
+            }
+            if !in_databases {
+                return line.to_owned();
+            }
+            line.split(' ').filter(|word| !is_target(word)).collect::<Vec<_>>().join(" ")
+        })
+        .collect()
+}
+
 impl Pooler<'_> {
     /// Installs new files and has the running process take them over; returns the settings that only a restart takes over.
     ///
@@ -37,7 +54,8 @@ impl Pooler<'_> {
         }
     }
 
-    /// Installs new files after they were tried out; files that are there already are not tried again.
+    /// Installs new files after they were tried out; what differs from files that are there already only in where the aliases lead is not
+    /// tried again: clients wait for it.
     ///
     /// # Errors
     /// When they would not do; nothing was replaced then.
@@ -48,7 +66,9 @@ impl Pooler<'_> {
         before: &PoolerObserved,
     ) -> Result<(), Error> {
         let userlist = fingerprint(files.userlist.reveal().as_bytes());
-        let same = before.ini.as_deref() == Some(files.ini.as_str())
+        let aimed_elsewhere =
+            before.ini.as_deref().is_some_and(|ini| without_targets(ini) == without_targets(&files.ini));
+        let same = aimed_elsewhere
             && before.hba.as_deref() == Some(files.hba.as_str())
             && before.userlist.as_deref() == Some(userlist.as_str());
         if !same {
