@@ -45,7 +45,7 @@ bench-backup: ## measure a full backup and the WAL archive beside pgBackRest, an
 	scripts/bench-backup
 	scripts/bench-wal
 
-bench-roles: ## measure what clients see of switchovers, through PgBouncer and directly
+bench-roles: ## measure what clients see of switchovers and failovers, through PgBouncer and directly
 	cargo build --release --locked
 	scripts/bench-roles
 
