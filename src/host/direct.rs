@@ -9,6 +9,7 @@ use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
@@ -92,16 +93,34 @@ pub(super) fn append(path: &Path, at: u64, bytes: &[u8]) -> io::Result<u64> {
         Err(error) if error.kind() == ErrorKind::NotFound && at != 0 => return Ok(0),
         opened => opened?,
     };
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    let length = file.metadata()?.len();
-    if length == at {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        if let (0, Some(directory)) = (at, path.parent()) {
-            sync_directory(directory)?;
+    lock_for_append(&file)?;
+    let appended = (|| {
+        let length = file.metadata()?.len();
+        if length == at {
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            if let (0, Some(directory)) = (at, path.parent()) {
+                sync_directory(directory)?;
+            }
+        }
+        Ok(length)
+    })();
+    // A program that another thread is just starting has this file open, too, until it is itself: closing ours would not give the lock back.
+    rustix::fs::flock(&file, FlockOperation::Unlock)?;
+    appended
+}
+
+/// Holds a file for one append; waits as long as `flock -w 2` does where the host is behind ssh.
+fn lock_for_append(file: &File) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            taken => return Ok(taken?),
         }
     }
-    Ok(length)
 }
 
 pub(super) fn remove_file(path: &Path) -> io::Result<()> {
