@@ -75,3 +75,72 @@ pub fn fewer(cluster: &Cluster, to: &Node, siblings: &[String]) -> Option<String
     }
     Some(declared::synchronous_names(&fewer, to))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::topology::load_text;
+
+    fn cluster(nodes: &str, synchronous: &str) -> Cluster {
+        let nodes: String = nodes
+            .chars()
+            .zip(5441..)
+            .map(|(node, port)| {
+                format!("      {node}: {{host: local, port: {port}, data-directory: /d/{node}}}\n")
+            })
+            .collect();
+        let text = format!(
+            "pgherd: 1\nherd: shop\nregions: {{here: {{hosts: {{local: local}}}}}}\nclusters:\n  inventory:\n    postgres: {{version: 15}}\n    \
+             nodes:\n{nodes}{synchronous}"
+        );
+        let herd =
+            load_text(Path::new("pgherd.yml"), &text, Path::new("/")).unwrap_or_else(|why| panic!("{why}"));
+        herd.clusters.into_iter().next().unwrap()
+    }
+
+    fn quorum(cluster: &Cluster, answering: &[&str]) -> Quorum {
+        Quorum::of(cluster, cluster.node("a").unwrap(), answering.iter().copied())
+    }
+
+    #[test]
+    fn every_commit_is_on_one_that_answers_exactly_when_those_left_are_too_few_for_another_one() {
+        let one_of_three = cluster("abcd", "    synchronous: {wait-for: 1, of: [a, b, c, d]}\n");
+        let two_of_three = cluster("abcd", "    synchronous: {wait-for: 2, of: [a, b, c, d]}\n");
+        for (cluster, answering, holds, needed) in [
+            (&one_of_three, &["b", "c", "d"][..], true, 3),
+            (&one_of_three, &["b", "c"], false, 3),
+            (&two_of_three, &["b", "c"], true, 2),
+            (&two_of_three, &["d"], false, 2),
+            (&two_of_three, &[], false, 2),
+        ] {
+            let quorum = quorum(cluster, answering);
+            assert_eq!((quorum.holds(), quorum.needed()), (holds, needed), "{answering:?}");
+            // What does not answer may still confirm: as many as a commit waits for, unless it holds.
+            assert_eq!(3 - answering.len() < quorum.wait_for, holds, "{answering:?}");
+        }
+    }
+
+    #[test]
+    fn a_standby_that_no_commit_waits_for_does_not_count() {
+        let cluster = cluster("abc", "    synchronous: {wait-for: 1, of: [a, b]}\n");
+        assert!(quorum(&cluster, &["b"]).holds());
+        assert!(!quorum(&cluster, &["c"]).holds());
+        let nobody = super::tests::cluster("ab", "");
+        assert!(!quorum(&nobody, &["b"]).holds());
+        assert_eq!(quorum(&nobody, &["b"]).why_not(), "its commits waited for no standby");
+    }
+
+    #[test]
+    fn the_new_primary_waits_for_no_more_than_there_are() {
+        let two = cluster("abcd", "    synchronous: {wait-for: 2, of: [a, b, c, d]}\n");
+        let b = two.node("b").unwrap();
+        let siblings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(fewer(&two, b, &siblings(&["c", "d"])), None);
+        let one = fewer(&two, b, &siblings(&["c"])).unwrap();
+        assert_eq!(one, r#"ANY 1 ("inventory-a", "inventory-c", "inventory-d")"#);
+        assert_eq!(fewer(&two, b, &[]), Some(String::new()));
+        assert_eq!(fewer(&cluster("ab", ""), b, &[]), None);
+    }
+}
