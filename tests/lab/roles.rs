@@ -89,10 +89,15 @@ fn furnished(lab: &Lab) -> Station<'_> {
 }
 
 #[test]
-fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_error() {
+fn roles_change_under_load_planned_and_forced_and_what_was_lost_comes_back() {
     let Some(lab) = Lab::with_disks(&HOSTS) else { return };
     let station = furnished(&lab);
-    let clients = clients(&lab);
+    again_and_again_clients_of_the_poolers_see_no_error(&station);
+    a_host_that_is_lost_is_failed_over_from_and_comes_back_as_no_primary(&station);
+}
+
+fn again_and_again_clients_of_the_poolers_see_no_error(station: &Station<'_>) {
+    let clients = clients(station.lab);
     let ledger = Ledger::start(&clients, 0);
     let mut leads = "a";
     for turn in 0..turns() {
@@ -104,7 +109,7 @@ fn roles_change_again_and_again_under_load_and_clients_of_the_poolers_see_no_err
         assert!(shown.contains(&format!("inventory-{leads} is primary")), "{shown}");
         assert!(shown.contains("goes on without a gap"), "{shown}");
     }
-    let outcome = ledger.stop(&clients, 0, || rows(&station, leads));
+    let outcome = ledger.stop(&clients, 0, || rows(station, leads));
     say(&format!(
         "{} switchovers: {} rows; poolers: longest {:.2?}, {} errors; directly: longest {:.2?}, {} errors",
         turns(),
@@ -136,32 +141,31 @@ fn may_fail_over(station: &Station<'_>) {
     assert!(eventually(|| station.pgherd(&["failover", "--dry-run"]).status.success()));
 }
 
-#[test]
-fn a_host_that_is_lost_is_failed_over_from_and_comes_back_as_no_primary() {
-    let Some(lab) = Lab::with_disks(&HOSTS) else { return };
-    let station = furnished(&lab);
+fn a_host_that_is_lost_is_failed_over_from_and_comes_back_as_no_primary(station: &Station<'_>) {
+    let lab = station.lab;
+    station.done(&["switchover", "--to", "a", "--yes"]);
     // The pooler that stays.
     let clients =
-        Clients { poolers: vec![(lab.address("db2"), POOLER)], pooled: 4, direct: 1, ..clients(&lab) };
-    let ledger = Ledger::start(&clients, 0);
-    writes_go_on(&station, "a");
+        Clients { poolers: vec![(lab.address("db2"), POOLER)], pooled: 4, direct: 1, ..clients(lab) };
+    let ledger = Ledger::start(&clients, 1000);
+    writes_go_on(station, "a");
 
     // Only the station is cut off from it: it is alive, and stays primary.
     lab.cut_pair(OPS, "db1");
     let refused = station.ends(&["failover", "--yes"], 4);
     assert!(refused.contains("seen alive from elsewhere"), "{refused}");
     station.mend();
-    writes_go_on(&station, "a");
+    writes_go_on(station, "a");
 
     // Everybody is: its commits are confirmed by nobody any more.
     lab.cut("db1");
-    may_fail_over(&station);
+    may_fail_over(station);
     let begun = Instant::now();
     let shown = station.done(&["failover", "--region", "east", "--yes"]);
     say(&format!("a host that is cut off: failover in {:.1?}", begun.elapsed()));
-    assert!(shown.contains("inventory-c is primary (timeline 2)"), "{shown}");
+    assert!(shown.contains("inventory-c is primary"), "{shown}");
     assert!(shown.contains("no commit of it ends"), "{shown}");
-    writes_go_on(&station, "c");
+    writes_go_on(station, "c");
 
     // Whoever boots it: its unit's guard finds another one ahead.
     lab.power_off("db1");
@@ -170,7 +174,7 @@ fn a_host_that_is_lost_is_failed_over_from_and_comes_back_as_no_primary() {
     assert!(eventually(|| station.node("a").0 == "stopped"), "{:?}", station.node("a"));
     let log = lab.prints("db1", &["journalctl", "--no-pager", "-u", "pgherd-inventory-a"]);
     assert!(log.contains("cannot start inventory-a as a primary"), "{log}");
-    let outcome = ledger.stop(&clients, 0, || rows(&station, "c"));
+    let outcome = ledger.stop(&clients, 1000, || rows(station, "c"));
     say(&format!(
         "{} rows; through the pooler: longest {:.2?}, {} errors",
         outcome.acknowledged, outcome.pooled.longest_gap, outcome.pooled.errors
@@ -181,10 +185,10 @@ fn a_host_that_is_lost_is_failed_over_from_and_comes_back_as_no_primary() {
     station.done(&["plan", "--detailed-exitcode"]);
 
     // The next one dies, and pgherd in the middle of it.
-    let ledger = Ledger::start(&clients, 100);
-    writes_go_on(&station, "c");
+    let ledger = Ledger::start(&clients, 2000);
+    writes_go_on(station, "c");
     lab.power_off("db3");
-    may_fail_over(&station);
+    may_fail_over(station);
     let killed = station.begin(&["failover", "--to", "b", "--yes"]);
     assert!(eventually(|| {
         let listed = station.json(&["operation", "list"]);
@@ -193,8 +197,8 @@ fn a_host_that_is_lost_is_failed_over_from_and_comes_back_as_no_primary() {
     lab.console(OPS, &["pkill", "--signal", "KILL", "-x", "pgherd"]);
     ended(killed);
     station.done(&["operation", "resume", &station.unfinished(), "--yes"]);
-    writes_go_on(&station, "b");
-    let outcome = ledger.stop(&clients, 100, || rows(&station, "b"));
+    writes_go_on(station, "b");
+    let outcome = ledger.stop(&clients, 2000, || rows(station, "b"));
     outcome.is_sound();
     lab.power_on("db3");
     assert!(eventually(|| station.node("c").0 == "stopped"), "{:?}", station.node("c"));
