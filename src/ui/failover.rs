@@ -127,6 +127,9 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     if let Some(bytes) = report.salvaged {
         row(ui, "salvaged", &format!("{bytes} that only {} had", report.from));
     }
+    if let Some(why) = &report.not_salvaged {
+        row(ui, "lost", &format!("what only {} had, as was agreed to: {why}", report.from));
+    }
     match report.synchronous.as_deref() {
         Some("") => row(ui, "commits", "wait for no standby until the others are back"),
         Some(names) => row(ui, "commits", &format!("wait for {names} until the others are back")),

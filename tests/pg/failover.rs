@@ -94,6 +94,16 @@ fn what_no_standby_was_sent_is_brought_from_the_disk_of_the_dead_primary() {
     drop(sender);
     let there = "SELECT count(*) FROM inventory.ledger WHERE client IN (7, 8)";
     assert_eq!(herd.sql_in("b", "inventory", there), "0");
+    // While it cannot be read nothing is promoted, unless that is agreed to.
+    let (wal, aside) = (herd.data("a").join("pg_wal"), herd.data("a").join("pg_wal.aside"));
+    fs::rename(&wal, &aside).expect("take it away");
+    let refused = herd.run(&["failover", "--yes"]).ends_with(1);
+    refused.tells(&["could not bring what only inventory-a has", "--accept-data-loss inventory"]);
+    assert_eq!(herd.primaries(), [""; 0]);
+    herd.run(&["failover", "--accept-data-loss", "orders", "--yes"]).ends_with(2);
+    let dry = herd.run(&["failover", "--accept-data-loss", "inventory", "--dry-run"]).ends_with(0);
+    dry.says(&["bring what only inventory-a has, if that can be"]);
+    fs::rename(&aside, &wal).expect("put it back");
     let done = herd.run(&["failover", "--yes"]).ends_with(0);
     done.says(&["inventory-b is primary (timeline 2)", "that only inventory-a had"]);
     assert_eq!(herd.sql_in("b", "inventory", there), "1003");

@@ -30,6 +30,8 @@ pub enum Evidence {
     Complete { has: Lsn, fetched: Option<Fetched> },
     /// What only the old primary had is there.
     Salvaged { segments: u32, bytes: ByteCount, last_commit: Option<LastCommit> },
+    /// What only the old primary had could not be brought, and the operator had agreed to lose it.
+    NotSalvaged { why: String },
     /// The slot is there.
     SlotThere {},
     /// It is a standby that has replayed everything and may be promoted.

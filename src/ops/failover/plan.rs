@@ -13,7 +13,7 @@ use crate::ops::apply;
 use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
 use crate::ops::failover::quorum::{self, Quorum};
-use crate::ops::failover::stages::{Fence, stages};
+use crate::ops::failover::stages::{Fence, Salvage, stages};
 use crate::ops::failover::step::FailStep;
 use crate::ops::failover::witness::{self, Sees, Witness, host_answers};
 use crate::ops::hook::{self, Point};
@@ -220,7 +220,7 @@ pub async fn plan(
         synchronous,
         left_out,
     };
-    let salvage = reach && !quorum.holds();
+    let salvage = (reach && !quorum.holds()).then_some(Salvage { may_lose: wish.loss == Accept::Anything });
     let frozen: Vec<&str> = standbys.iter().map(|up| up.node.name.as_str()).collect();
     let stages = stages(&input, &to.running.slots, (&fence, salvage), &hosts, &frozen);
     let because = because(cluster, &to, &standbys, wish);

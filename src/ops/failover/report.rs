@@ -30,6 +30,8 @@ pub struct Report {
     pub fence: Option<String>,
     /// What was brought from the data directory of the old primary.
     pub salvaged: Option<ByteCount>,
+    /// Why that could not be brought, where the operator had agreed to lose it.
+    pub not_salvaged: Option<String>,
     /// Whom the new primary's commits wait for, where that is not what is declared.
     pub synchronous: Option<String>,
     /// From the first step until the poolers lead to the new primary; without poolers until it is promoted.
@@ -67,6 +69,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
         begins: None,
         fence: None,
         salvaged: None,
+        not_salvaged: None,
         synchronous: input.synchronous.clone(),
         serving_after_seconds: None,
         seconds: 0.0,
@@ -121,6 +124,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 report.fence = Some(format!("by the operator's word: {said}"));
             }
             (_, Evidence::Salvaged { bytes, .. }) => report.salvaged = Some(bytes),
+            (_, Evidence::NotSalvaged { why }) => report.not_salvaged = Some(why),
             (Some(FailStep::Streams { node }), Evidence::Streams { .. }) => report.streaming.push(node),
             (_, Evidence::Backfilled { archived, missing }) => {
                 report.backfilled = archived;

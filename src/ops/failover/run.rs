@@ -54,7 +54,7 @@ impl Step for FailStep {
             Self::Starve { .. } => "see that no commit of the old primary ends".to_owned(),
             Self::Statement { .. } => "take the operator's word for the old primary".to_owned(),
             Self::Complete { node, .. } => format!("see that {node} has what every standby has"),
-            Self::Salvage { from, node } => format!("bring what only {from} has to {node}"),
+            Self::Salvage { from, node, .. } => format!("bring what only {from} has to {node}"),
             Self::Slot { on, slot } => format!("slot {slot} on {on}"),
             Self::Ready { node } => format!("see that {node} may be promoted"),
             Self::Promote { node } => format!("promote {node}"),
@@ -205,7 +205,10 @@ impl Step for FailStep {
             Self::Starve { nodes, need } => starve(world, nodes, *need).await?,
             Self::Statement { .. } => Evidence::Stated {},
             Self::Complete { node, others } => complete(world, node, others).await?,
-            Self::Salvage { from, node } => salvage::bring(world, from, node).await?,
+            Self::Salvage { from, node, may_lose } => match salvage::bring(world, from, node).await {
+                Err(error) if *may_lose => Evidence::NotSalvaged { why: error.to_string() },
+                brought => brought?,
+            },
             Self::Slot { on, slot } => {
                 let conn = connect(&world.site(on)?).await?;
                 queries::ensure_physical_slot(&conn, slot).await.map_err(Error::from)?;

@@ -24,6 +24,13 @@ pub(super) enum Fence {
     Statement { said: String },
 }
 
+/// That what only the old primary's disk has is needed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Salvage {
+    /// The operator has agreed to go on without it.
+    pub may_lose: bool,
+}
+
 fn step(sign: Sign, subject: String, text: impl Into<String>, undo: &str, step: FailStep) -> Planned {
     Planned { sign, subject, text: text.into(), reason: None, impact: None, undo: undo.to_owned(), step }
 }
@@ -32,7 +39,7 @@ fn step(sign: Sign, subject: String, text: impl Into<String>, undo: &str, step: 
 pub(super) fn stages(
     input: &Input,
     slots: &[Slot],
-    (fence, salvage): (&Fence, bool),
+    (fence, salvage): (&Fence, Option<Salvage>),
     hosts: &[String],
     frozen: &[&str],
 ) -> Vec<Vec<Planned>> {
@@ -49,9 +56,12 @@ pub(super) fn stages(
     stages.push(fenced(input, fence));
     let complete = FailStep::Complete { node: input.to.clone(), others: input.siblings.clone() };
     stages.push(vec![step(Sign::Look, new.clone(), "has what every standby has", NOTHING, complete)]);
-    if salvage {
-        let of = FailStep::Salvage { from: input.from.clone(), node: input.to.clone() };
-        let text = format!("bring what only {old} has");
+    if let Some(Salvage { may_lose }) = salvage {
+        let of = FailStep::Salvage { from: input.from.clone(), node: input.to.clone(), may_lose };
+        let text = match may_lose {
+            true => format!("bring what only {old} has, if that can be"),
+            false => format!("bring what only {old} has"),
+        };
         stages.push(vec![step(Sign::Change, new.clone(), text, NOTHING, of)]);
     }
     stages.push(missing_slots(input, slots));

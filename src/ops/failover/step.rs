@@ -24,8 +24,8 @@ pub enum FailStep {
     Statement { said: String },
     /// See that the node has what every other standby has; fetch it where it has not.
     Complete { node: String, others: Vec<String> },
-    /// Bring what only the data directory of the old primary has.
-    Salvage { from: String, node: String },
+    /// Bring what only the data directory of the old primary has; `may_lose`: the operator has agreed to go on without it.
+    Salvage { from: String, node: String, may_lose: bool },
     /// A physical slot on the new primary that was not there, for a node that will follow it.
     Slot { on: String, slot: String },
     /// See that all is replayed; taken back, the node is started anew, so that no promotion that was asked for comes late.
