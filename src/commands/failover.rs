@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{App, Failure, Outcome};
-use crate::engine::{event, lock};
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
+use crate::engine::lock;
 use crate::error::{Error, ErrorKind};
 use crate::ops::apply;
 use crate::ops::context::Context;
@@ -97,20 +99,12 @@ async fn drive(
     plan: FailPlan,
     wait: Duration,
 ) -> Outcome {
-    let interrupt = app.interrupt()?;
     let topology = apply::topology_file(&herd.file)?;
     let request = Request { herd, cluster, plan, topology, wait };
-    let (events, stream) = event::channel();
-    let (ended, ()) = tokio::join!(
-        async {
-            let ended = failover::run(context, request, &events, &interrupt).await;
-            drop(events);
-            ended
-        },
-        ui::operation::draw(&mut app.ui, stream),
-    );
-    let (id, outcome) = ended?;
-    outcome.into_result(&id)?;
+    let run = async |events: EventSink, interrupt: Interrupt| {
+        failover::run(context, request, &events, &interrupt).await
+    };
+    let id = app.drive(run).await?;
     ui::failover::print_report(&mut app.ui, &report::read(&context.store, &id)?);
     app.ui.note("next     pgherd status");
     Ok(Exit::Done)

@@ -33,7 +33,9 @@ pub mod wal;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::engine::event::{self, EventSink};
 use crate::engine::interrupt::Interrupt;
+use crate::engine::record::OperationId;
 use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind};
 use crate::gate;
@@ -44,7 +46,7 @@ use crate::topology::places::Places;
 use crate::topology::problem::Problems;
 use crate::ui::exit::Exit;
 use crate::ui::{Asked, ColorChoice, Format, Monitoring, Ui, Verbosity, error};
-use crate::{topology, units};
+use crate::{topology, ui, units};
 
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -190,6 +192,27 @@ impl App {
         }
         Err(Error::new(ErrorKind::Refused, format!("no {verb}: the answer was {answer:?}, not {name:?}"))
             .detail("Nothing was changed."))
+    }
+
+    /// Has an operation driven while its events are drawn; returns its id if it ended as it should.
+    ///
+    /// # Errors
+    /// Those of the drive, and how it ended otherwise.
+    pub async fn drive(
+        &mut self,
+        work: impl AsyncFnOnce(
+            EventSink,
+            Interrupt,
+        ) -> Result<(OperationId, crate::engine::operation::Outcome), Error>,
+    ) -> Result<OperationId, Error> {
+        let interrupt = self.interrupt()?;
+        // The drawing ends with the sink, which ends with the work.
+        let (events, stream) = event::channel();
+        let drawn = ui::operation::draw(&mut self.ui, stream);
+        let (ended, ()) = tokio::join!(work(events, interrupt), drawn);
+        let (id, outcome) = ended?;
+        outcome.into_result(&id)?;
+        Ok(id)
     }
 
     /// Finds the topology file: the one that was named, else the first of the usual places that exists.
