@@ -128,14 +128,14 @@ fn without_a_pooler_at_a_moment_to_come_the_gap_without_writes_is_told_and_a_bas
     let moment = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(5);
     let at = moment.to_string();
     let mut waits = herd.start(&["switchover", "--to", "b", "--at", &at, "--yes"]);
-    until("it waits", || waits.so_far().0.contains("waits until").then_some(()));
+    until("it waits", || waits.so_far().1.contains("waits until").then_some(()));
     assert_eq!(herd.primaries(), ["a"]);
     assert!(jiff::Timestamp::now() < moment);
     herd.run(&["operation", "list"]).ends_with(0).does_not_say("switchover");
     until("it has ended", || waits.has_ended().then_some(()));
     let done = waits.end().ends_with(0);
     assert!(jiff::Timestamp::now() > moment);
-    done.says(&["inventory-b is primary (timeline 2)", "clients    no node took writes for"]);
+    done.clone().says(&["inventory-b is primary (timeline 2)", "clients    no node took writes for"]);
     let written = ledger::nothing_is_lost(&herd, "b", vec![writer]);
     led_by(&herd, "b", 2, 1);
 
