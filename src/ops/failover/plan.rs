@@ -175,7 +175,11 @@ pub async fn plan(
     if !reach {
         obstacles.extend(hook::missing(&doors, cluster, &[Point::Fence], nodes).await);
     }
-    let unconfirmed = waited::unconfirmed(&doors, cluster, to.node).await;
+    let unconfirmed = waited::unconfirmed(&doors, cluster, to.node).await.unwrap_or_else(|error| {
+        let name = cluster.full_name(&to.node.name);
+        obstacles.push(error.context(format!("see on {name} whose commits wait for a standby")));
+        Vec::new()
+    });
     let said: Vec<Said> =
         standbys.iter().map(|up| waited::by_a_standby(up.node, up.running, &unconfirmed)).collect();
     let quorum = Quorum::of(cluster, old, &said, own.as_ref());

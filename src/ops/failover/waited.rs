@@ -3,6 +3,7 @@
 use futures_util::future::join;
 
 use crate::db::commits::{self, Unconfirmed};
+use crate::error::Result;
 use crate::host::Command;
 use crate::ops::failover::quorum::Said;
 use crate::ops::observe::{Doors, Running};
@@ -37,16 +38,13 @@ pub(super) fn by_a_standby(node: &Node, running: &Running, unconfirmed: &[Unconf
     }
 }
 
-/// Asks a standby whose commits wait for no standby's disk; nobody if it does not say.
-pub(super) async fn unconfirmed(doors: &Doors, cluster: &Cluster, node: &Node) -> Vec<Unconfirmed> {
-    let ask = async {
-        let conn = doors.connector.connect(&doors.superuser(cluster, node, "postgres")).await?;
-        commits::unconfirmed(&conn).await
-    };
-    ask.await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "whose commits wait for no standby was not read");
-        Vec::new()
-    })
+/// Asks a standby whose commits wait for no standby's disk.
+///
+/// # Errors
+/// When it does not say: then nothing is known to be confirmed.
+pub(super) async fn unconfirmed(doors: &Doors, cluster: &Cluster, node: &Node) -> Result<Vec<Unconfirmed>> {
+    let conn = doors.connector.connect(&doors.superuser(cluster, node, "postgres")).await?;
+    Ok(commits::unconfirmed(&conn).await?)
 }
 
 /// Says whose commits R + W > N does not speak of: a fragment, `role batch in database shop (synchronous_commit = off)`.

@@ -368,9 +368,11 @@ fn change_standbys(
             }
             Fate::Add => continue,
         };
-        let names = match seen.running() {
-            Some(running) if waits_for_too_few => running.facts.synchronous_standby_names.clone(),
-            Some(_) | None => declared::synchronous_names(cluster, node),
+        let names = declared::synchronous_names(cluster, node);
+        let names = match seen.running().map(|running| &running.facts.synchronous_standby_names) {
+            Some(found) if waits_for_too_few && settings::is_less(found, &names) => found.clone(),
+            Some(_) | None if waits_for_too_few => String::new(),
+            Some(_) | None => names,
         };
         let wanted = settings::desired(situation, node, Some(primary), names);
         let configure = settings::configure(situation, node, seen, &wanted);

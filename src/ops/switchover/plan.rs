@@ -352,7 +352,7 @@ fn of_nodes(cluster: &Cluster, observed: &ClusterObserved, from: &Up<'_>, to: &U
                     "It has {:?}, declared is {names:?}: commits would wait for others than the file says. Nothing was changed.",
                     own.synchronous_standby_names
                 ))
-                .hint("Put it right before: pgherd apply"),
+                .hint("Put it right before: pgherd apply; where standbys are missing since a failover: pgherd rejoin NODE"),
         );
     }
     found
