@@ -13,7 +13,7 @@ use crate::ops::backup::{self, expire, verify};
 use crate::ops::drill;
 use crate::ops::kept;
 use crate::ops::node::{self, NodeRequest, Reporter};
-use crate::ops::pooler::expiry;
+use crate::ops::pooler::{expiry, turn};
 use crate::ops::restore;
 use crate::ops::wal;
 use crate::ui;
@@ -51,6 +51,7 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         }
         NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
         NodeRequest::LookAtKept(request) => reporter.end(&kept::run(&request)),
+        NodeRequest::OnPoolers(request) => reporter.end(&super::block_on(turn::run(&request)).flatten()),
         NodeRequest::ExpirePause(request) => {
             reporter.end(&super::block_on(expiry::run(&request)).flatten());
         }
@@ -92,6 +93,7 @@ impl Lonely {
             | NodeRequest::VerifyBackups(_)
             | NodeRequest::ListWal(_)
             | NodeRequest::ExpirePause(_)
+            | NodeRequest::OnPoolers(_)
             | NodeRequest::LookAtKept(_) => Self::Ends,
         }
     }

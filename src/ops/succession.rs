@@ -18,6 +18,7 @@ use crate::ops::hold::Holder;
 use crate::ops::hook::{self, Facts, Point, Ran};
 use crate::ops::observe::{self, Doors};
 use crate::ops::plan::Fixed;
+use crate::ops::pooler::turn;
 use crate::ops::provision::{self, Site};
 use crate::pg::control_file::ClusterState;
 use crate::pg::lsn::Lsn;
@@ -353,6 +354,23 @@ impl World {
         let Applied::PoolerAnswers { aliases } = done else { return Err(unexpected(&done)) };
         self.holder().resume(std::slice::from_ref(host)).await?;
         Ok(aliases)
+    }
+
+    /// Leads what leads to the old primary to the new one and lets the clients of the pooler on a host go on, as fast as that can be; returns
+    /// the aliases. The rest of its files is put right later, by [`World::lead_pooler`], and at once where this does not do.
+    ///
+    /// # Errors
+    /// When the pooler does not answer through each of them.
+    pub async fn turn_pooler(&self, host: &String, lost: bool) -> Result<Vec<String>> {
+        let of = (&self.apply.doors, &self.input.cluster, &self.apply.build);
+        let nodes = (self.apply.node(&self.input.from)?, self.apply.node(&self.input.to)?);
+        match turn::turn(of, host, &self.apply.operation, nodes, lost).await {
+            Ok(aliases) => Ok(aliases),
+            Err(error) => {
+                tracing::warn!(%error, "the pooler on {host} is put right as a whole");
+                self.lead_pooler(host).await
+            }
+        }
     }
 
     /// Gives the new primary its own settings and writes a checkpoint of its timeline.

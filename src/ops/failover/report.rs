@@ -101,7 +101,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 report.begins = Some(begins);
                 report.serving_after_seconds = since(entry.at);
             }
-            (Some(FailStep::Lead { host }), Evidence::Led { .. }) => {
+            (Some(FailStep::Turn { host } | FailStep::Lead { host }), Evidence::Led { .. }) => {
                 // The second time only the aliases of standbys move.
                 if !led.contains(&host) {
                     report.serving_after_seconds = since(entry.at);

@@ -35,7 +35,9 @@ pub enum FailStep {
     Promote { node: String },
     /// Lead a standby to the new primary, and wait a moment for it; commits may need it.
     Follow { node: String },
-    /// Lead the aliases of the poolers on this host to where the nodes are now.
+    /// Lead what leads to the old primary to the new one, in the poolers on this host, and let their clients go on.
+    Turn { host: String },
+    /// Lead the aliases of the poolers on this host to where the nodes are now, and let the clients go on if they were not.
     Lead { host: String },
     /// The same as `Follow`, until it streams.
     Streams { node: String },

@@ -25,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, Effect, Host, HostError, LineSink, Output, RunAs, Stdin};
 use crate::ops::binary::{self, Build};
 use crate::ops::observe::Doors;
+use crate::ops::pooler::turn::OnPoolers;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
@@ -57,6 +58,8 @@ pub enum NodeRequest {
     LookAtKept(LookAtKept),
     /// Starts what lets the clients of a paused pooler go on by itself; answered when it stands.
     ExpirePause(Box<ExpirePause>),
+    /// Holds back the clients of a host's pooler, or leads them elsewhere; answered as `ops::pooler::turn::Wanted` says.
+    OnPoolers(Box<OnPoolers>),
 }
 
 /// Lets the clients of a host's pooler go on after a time.
@@ -258,6 +261,17 @@ impl NodeDoor {
         Ok(Self { host, program, source: Some((places.clone(), build.clone())) })
     }
 
+    /// Opens it without a look whether the program is there: that it is not shows when it is called, and then it is put there.
+    ///
+    /// # Errors
+    /// When the build cannot be told.
+    pub fn unseen(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
+        let places = doors.places(host);
+        let program = places.copy(build.hash()?);
+        let source = Some((places.clone(), build.clone()));
+        Ok(Self { host: doors.shared_host(host), program, source })
+    }
+
     /// Opens it without putting anything there.
     ///
     /// # Errors
@@ -382,6 +396,7 @@ impl NodeRequest {
             | Self::ExpireBackups(_)
             | Self::VerifyBackups(_)
             | Self::ExpirePause(_)
+            | Self::OnPoolers(_)
             | Self::GuardScratch(_) => Effect::Changes,
         }
     }
