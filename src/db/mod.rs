@@ -4,6 +4,7 @@
 
 pub mod assertion;
 pub mod backup;
+pub mod commits;
 pub mod connect;
 pub mod custom;
 pub mod health;

@@ -22,6 +22,7 @@ use crate::ops::pooler::turn;
 use crate::ops::provision::{self, Site};
 use crate::pg::control_file::ClusterState;
 use crate::pg::lsn::Lsn;
+use crate::pg::synchronous::SynchronousNames;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::topology::declared::{self, NodeWish};
@@ -47,6 +48,9 @@ pub struct Input {
     /// Whom the new primary's commits wait for, where that is not what is declared: too few of those answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synchronous: Option<String>,
+    /// What standbys would have their commits wait for before, where that is not what is declared: it is put back when this is undone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub before: BTreeMap<String, String>,
     /// What does not answer.
     #[serde(default, skip_serializing_if = "is_nobody")]
     pub left_out: LeftOut,
@@ -101,11 +105,18 @@ impl World {
         }
     }
 
-    /// Returns whom a node's commits wait for, or would, while `primary` leads.
+    /// Returns whom a node's commits wait for, or would, while `primary` leads. What a standby has is never more than what its primary waits
+    /// for: when that one is gone, the standbys are who tells.
     fn synchronous(&self, node: &Node, primary: &str) -> String {
-        match &self.input.synchronous {
-            Some(fewer) if node.name == self.input.to && primary == node.name => fewer.clone(),
-            Some(_) | None => declared::synchronous_names(&self.input.cluster, node),
+        let Input { cluster, to, from, synchronous, before, .. } = &self.input;
+        match (synchronous, before.get(&node.name)) {
+            (_, Some(before)) if primary == from => before.clone(),
+            (Some(fewer), _) if primary == to && node.name == *to => fewer.clone(),
+            (Some(fewer), _) if primary == to => {
+                let fewer = SynchronousNames::parse(fewer).filter(|fewer| !fewer.names.is_empty());
+                declared::synchronous_names_for(cluster, node, fewer.map_or(0, |fewer| fewer.count))
+            }
+            (_, _) => declared::synchronous_names(cluster, node),
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) enum Fence {
 /// That what only the old primary's disk has is needed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Salvage {
-    /// The operator has agreed to go on without it.
+    /// The operator has agreed to go on without it, or enough standbys have every commit that waited for one.
     pub may_lose: bool,
 }
 

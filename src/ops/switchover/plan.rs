@@ -1,5 +1,6 @@
 //! What a switchover will do, decided before anything happens, or every reason why it cannot be done.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -163,6 +164,7 @@ pub async fn plan(
         to: to.node.name.clone(),
         siblings: siblings.iter().map(|name| (*name).to_owned()).collect(),
         synchronous: None,
+        before: BTreeMap::new(),
         left_out: LeftOut::default(),
     };
     let stages = if input.from == input.to { Vec::new() } else { stages(&input, &to, wish) };
@@ -350,7 +352,7 @@ fn of_nodes(cluster: &Cluster, observed: &ClusterObserved, from: &Up<'_>, to: &U
                     "It has {:?}, declared is {names:?}: commits would wait for others than the file says. Nothing was changed.",
                     own.synchronous_standby_names
                 ))
-                .hint("Put it right before: pgherd apply"),
+                .hint("Put it right before: pgherd apply; where standbys are missing since a failover: pgherd rejoin NODE"),
         );
     }
     found
