@@ -11,6 +11,7 @@ pub mod health;
 pub mod logins;
 pub mod look;
 pub mod objects;
+pub mod partition;
 pub mod pooler;
 pub mod promotion;
 pub mod queries;
