@@ -9,6 +9,7 @@ pub mod custom;
 pub mod health;
 pub mod logins;
 pub mod look;
+pub mod maintenance;
 pub mod objects;
 pub mod pooler;
 pub mod promotion;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::DeclaredChecks;
 use super::custom::CustomCheck;
 use super::hooks::Hook;
+use super::jobs::{Job, Scheduler};
 use super::notices::Occasion;
 use crate::units::ByteCount;
 
@@ -32,6 +33,9 @@ pub struct Herd {
     pub repositories: Vec<Repository>,
     /// Clusters in the order of the file.
     pub clusters: Vec<Cluster>,
+    pub scheduler: Scheduler,
+    /// What has a schedule: cluster by cluster, then what is of the whole herd.
+    pub jobs: Vec<Job>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
