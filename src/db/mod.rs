@@ -10,6 +10,7 @@ pub mod custom;
 pub mod health;
 pub mod logins;
 pub mod look;
+pub mod maintenance;
 pub mod objects;
 pub mod partition;
 pub mod pooler;
