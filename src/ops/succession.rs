@@ -405,7 +405,10 @@ impl World {
         Ok(term)
     }
 
-    /// Drops slots that nobody uses any more; returns those that were there.
+    /// Drops slots that nobody is to use any more; returns those that were there.
+    ///
+    /// A standby that was away may still read through one, by settings of before: it would keep the operation from ever ending, and WAL here
+    /// for good once it is led elsewhere.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -413,7 +416,7 @@ impl World {
         let conn = connect(&self.site(on)?).await?;
         let mut gone = Vec::new();
         for slot in slots {
-            if queries::drop_slot(&conn, slot).await? {
+            if queries::take_slot(&conn, slot).await? {
                 gone.push(slot.clone());
             }
         }

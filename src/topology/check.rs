@@ -8,8 +8,10 @@ mod custom;
 mod health;
 mod hooks;
 mod hosts;
+mod jobs;
 mod nodes;
 mod objects;
+mod partitions;
 mod poolers;
 mod repositories;
 
@@ -18,6 +20,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::declared::TLS_SETTINGS;
 use super::decode::{Cx, Decode as _, Named, OwnOr, SettingText, Spanned};
+use super::jobs::Job;
 use super::merge::{merge, without_none};
 use super::model::{
     Cluster, Herd, Host, Node, Poolers, Postgres, Reach, Repository, SecretReference, Service, Tls,
@@ -35,17 +38,20 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         report,
         base,
         herd: None,
+        timezone: "UTC".to_owned(),
         hosts: Vec::new(),
         host_index: HashMap::new(),
         repositories: Vec::new(),
         taken: HashMap::new(),
         directories: Vec::new(),
         full_names: HashMap::new(),
+        jobs: Vec::new(),
     };
     checker.format_version(&topology, tree);
     let name = checker.herd_name(&topology, tree);
     checker.herd.clone_from(&name);
     let timezone = checker.timezone(&topology);
+    checker.timezone.clone_from(&timezone);
     checker.regions(&topology, tree);
     checker.repositories(&topology, tree);
     let defaults = tree.find("defaults");
@@ -53,7 +59,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         checker.none_removes_something(None, "defaults", defaults);
     }
     let mut clusters = Vec::new();
-    match (tree.find("clusters").map(|clusters| &clusters.value), topology.clusters) {
+    match (tree.find("clusters").map(|clusters| &clusters.value), &topology.clusters) {
         (Some(Value::Mapping(entries)), _) => {
             for entry in entries {
                 let merged = match defaults {
@@ -69,10 +75,12 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     }
     checker.repository_directories();
     checker.data_directories();
+    let mut jobs = std::mem::take(&mut checker.jobs);
+    let scheduler = checker.scheduler(&topology, &mut jobs);
     let hosts = std::mem::take(&mut checker.hosts);
     let repositories = std::mem::take(&mut checker.repositories);
     let repositories = repositories.into_iter().filter_map(|declared| declared.repository).collect();
-    Some(Herd { name: name?, timezone, file, hosts, repositories, clusters })
+    Some(Herd { name: name?, timezone, file, hosts, repositories, clusters, scheduler, jobs })
 }
 
 /// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
@@ -95,6 +103,8 @@ struct Checker<'a> {
     base: &'a Path,
     /// `None` if its name is missing or wrong, which was reported.
     herd: Option<String>,
+    /// The zone of every clock time in the file.
+    timezone: String,
     hosts: Vec<Host>,
     host_index: HashMap<String, usize>,
     repositories: Vec<DeclaredRepository>,
@@ -103,6 +113,8 @@ struct Checker<'a> {
     directories: Vec<Directory>,
     /// Names of nodes in the whole herd, and where each was given.
     full_names: HashMap<String, Position>,
+    /// What has a schedule, of the clusters so far.
+    jobs: Vec<Job>,
 }
 
 struct DeclaredRepository {
@@ -182,6 +194,12 @@ impl Checker<'_> {
         let Some(zone) = &topology.timezone else {
             return "UTC".to_owned();
         };
+        self.known_zone(zone);
+        zone.value.clone()
+    }
+
+    /// Reports a zone that is none.
+    fn known_zone(&mut self, zone: &Spanned<String>) {
         if zone.value != "UTC" && jiff::tz::TimeZone::get(&zone.value).is_err() {
             let known: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
             let near =
@@ -197,7 +215,6 @@ impl Checker<'_> {
                 None => problem.hint("\"timedatectl list-timezones\" lists them."),
             };
         }
-        zone.value.clone()
     }
 
     /// In `settings`, `none` is also a word of PostgreSQL: without something to take away it must not vanish silently.
@@ -277,6 +294,7 @@ impl Checker<'_> {
         let databases = self.databases(&draft, raw.databases.as_ref());
         let roles = self.roles(&draft, raw.roles.as_ref());
         let schemas = self.schemas(&draft, raw.schemas.as_ref(), &databases);
+        let partitions = self.partitions(&draft, &raw, &databases);
         let pooler_port = ports.and_then(|ports| ports.pooler.as_ref()).map(|port| (port.value.0, port.at));
         let poolers = raw.poolers.as_ref().and_then(|poolers| self.poolers(&draft, poolers, pooler_port));
         if let (Some(raw), Some(poolers)) = (&raw.poolers, &poolers) {
@@ -299,6 +317,8 @@ impl Checker<'_> {
             .chain(poolers.iter().flat_map(|poolers| poolers.hosts.clone()))
             .collect();
         let hooks = self.hooks(&draft, &raw, &used);
+        let jobs = self.jobs_of(&draft, &raw, &databases);
+        self.jobs.extend(jobs);
         let notify = raw.notify.as_ref().and_then(|notify| self.notify(&draft, notify));
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {
@@ -309,6 +329,7 @@ impl Checker<'_> {
             databases,
             schemas,
             roles,
+            partitions,
             poolers,
             objectives,
             backups,

@@ -17,7 +17,9 @@ use super::model::{
     Service, VaultReference,
 };
 use super::notices::Occasion;
+use super::partitions::{DefaultPolicy, Every, Then};
 use super::problem::{Position, Report, nearest};
+use super::schedule::Schedule;
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
 use crate::units::{ByteCount, UnitError, parse_duration};
 
@@ -354,6 +356,42 @@ fn quantity<T>(
     }
 }
 
+/// A share in whole percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Percent(pub(super) u32);
+
+impl Decode for Percent {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let number = scalar(node)
+            .filter(|scalar| scalar.kind() == Kind::Text)
+            .and_then(|scalar| scalar.text.strip_suffix('%'))
+            .map(str::trim_end)
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+        let share = number.and_then(|digits| digits.parse().ok()).map(Self);
+        if share.is_none() {
+            cx.expected(node, "a share such as 20 %");
+        }
+        share
+    }
+}
+
+impl Decode for Schedule {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let Some(scalar) = scalar(node).filter(|scalar| scalar.kind() == Kind::Text) else {
+            cx.expected(node, "a schedule such as \"daily 02:00\"");
+            return None;
+        };
+        match Self::parse(&scalar.text) {
+            Ok(schedule) => Some(schedule),
+            Err(error) => {
+                let path = cx.path();
+                cx.report.add(node.at, format!("{path}: {error}")).hint(error.hint);
+                None
+            }
+        }
+    }
+}
+
 /// The value of a server setting as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SettingText(pub(super) String);
@@ -504,6 +542,14 @@ macro_rules! words {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ThePrimary;
 
+/// `copy`: the only thing that can be done with grants besides nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CopyGrants;
+
+words!(CopyGrants { "copy" => CopyGrants });
+words!(Every { "day" => Every::Day, "week" => Every::Week, "month" => Every::Month, "quarter" => Every::Quarter, "year" => Every::Year });
+words!(Then { "detach" => Then::Detach, "drop" => Then::Drop, "export and drop" => Then::ExportAndDrop });
+words!(DefaultPolicy { "leave" => DefaultPolicy::Leave, "create" => DefaultPolicy::Create, "refuse" => DefaultPolicy::Refuse });
 words!(Via { "local" => Via::Local, "ssh" => Via::Ssh });
 words!(ThePrimary { "primary" => ThePrimary });
 words!(Service { "pg_ctl" => Service::PgCtl, "systemd" => Service::Systemd, "debian" => Service::Debian });
@@ -727,6 +773,11 @@ inline_schema! {
         "minimum": crate::pg::version::OLDEST_MAJOR,
         "maximum": crate::pg::version::NEWEST_MAJOR,
     });
+    Percent => json_schema!({"type": "string", "pattern": "^[0-9]+ *%$"});
+    Schedule => json_schema!({
+        "type": "string",
+        "pattern": "^ *(every +[0-9]+ *(min|h)|(daily|weekly +(Mon|Tue|Wed|Thu|Fri|Sat|Sun)|(monthly|quarterly) +([1-9]|1[0-9]|2[0-8])) +([01][0-9]|2[0-3]):[0-5][0-9]) *$",
+    });
     ByteCount => json_schema!({"type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB)$"});
     SettingText => json_schema!({"type": ["string", "number", "boolean"]});
     Address => json_schema!({
@@ -791,6 +842,11 @@ impl JsonSchema for SecretReference {
 /// A span of time in the schema; the value itself is a [`Duration`].
 pub(super) fn duration_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "pattern": "^[0-9]+ *(ms|s|min|h|d|day|days)$"})
+}
+
+/// A span of the calendar in the schema.
+pub(super) fn calendar_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "pattern": "^[0-9]+ *(day|days|week|weeks|month|months|quarter|quarters|year|years)$"})
 }
 
 impl JsonSchema for HookWish {

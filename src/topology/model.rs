@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::checks::DeclaredChecks;
 use super::custom::CustomCheck;
 use super::hooks::Hook;
+use super::jobs::{Job, Scheduler};
 use super::notices::Occasion;
+use super::partitions::PartitionSet;
 use crate::units::ByteCount;
 
 /// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
@@ -32,6 +34,9 @@ pub struct Herd {
     pub repositories: Vec<Repository>,
     /// Clusters in the order of the file.
     pub clusters: Vec<Cluster>,
+    pub scheduler: Scheduler,
+    /// What has a schedule: cluster by cluster, then what is of the whole herd.
+    pub jobs: Vec<Job>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +116,9 @@ pub struct Cluster {
     pub databases: Vec<String>,
     pub schemas: Vec<Schema>,
     pub roles: Vec<Role>,
+    /// Tables that are partitioned by time, in the order of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionSet>,
     pub poolers: Option<Poolers>,
     /// Objectives by scenario.
     pub objectives: BTreeMap<String, Objective>,

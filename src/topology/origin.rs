@@ -8,12 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::checks::{DeclaredChecks, Report};
+use super::jobs::{Clean, Job, Refresh, Reindex, Vacuum, Work};
 use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository, RestoreProof,
     SecretReference, Service, Tls,
 };
+use super::partitions::TableName;
 use super::problem::{Position, Problems};
-use super::yaml::Node;
+use super::yaml::{Node, Value};
 
 /// Who said a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -46,6 +48,10 @@ pub fn explain(file: &Path, cluster: &str) -> Result<(Herd, Option<Vec<Effective
         let own = tree.find("clusters").and_then(|clusters| clusters.find(&cluster.name));
         let mut list = List { own, defaults: tree.find("defaults"), values: Vec::new() };
         list.cluster(cluster);
+        herd.jobs
+            .iter()
+            .filter(|job| job.cluster.as_ref() == Some(&cluster.name))
+            .for_each(|job| list.job(job));
         list.values
     });
     Ok((herd, values))
@@ -134,6 +140,7 @@ impl List<'_> {
                 role.connections.map_or("none".to_owned(), |limit| limit.to_string()),
             );
         }
+        self.partitions(cluster);
         self.poolers(cluster);
         for (scenario, objective) in &cluster.objectives {
             self.add(&["objectives", scenario, "rpo"], written(objective.rpo));
@@ -174,6 +181,37 @@ impl List<'_> {
             self.add_from(&path("run"), &["hooks", point], run);
             self.add(&path("timeout"), written(hook.timeout));
             self.add(&path("on"), hook.on.word());
+        }
+    }
+
+    fn partitions(&mut self, cluster: &Cluster) {
+        let tables =
+            |tree: Option<&Node>| match tree.and_then(|tree| tree.find("partitions")).map(|tree| &tree.value)
+            {
+                Some(Value::Mapping(entries)) => entries.iter().map(|entry| entry.key.clone()).collect(),
+                Some(Value::Scalar(_) | Value::Sequence(_) | Value::Alias) | None => Vec::new(),
+            };
+        let keys = [tables(self.own), tables(self.defaults)].concat();
+        for set in &cluster.partitions {
+            // The name may be written with quotes that it does not need.
+            let key = keys.iter().find(|key| TableName::parse(key).is_ok_and(|table| table == set.table));
+            let name = key.cloned().unwrap_or_else(|| set.table.to_string());
+            let path = |key| ["partitions", name.as_str(), key];
+            self.add(&path("database"), &set.database);
+            self.add(&path("by"), &set.by);
+            self.add(&path("every"), set.every.word());
+            self.add(&path("ahead"), set.ahead.to_string());
+            self.add(&path("keep"), set.keep.map_or("none".to_owned(), |keep| keep.to_string()));
+            if set.keep.is_some() {
+                self.add(&path("then"), set.then.word());
+            }
+            self.add(&path("timezone"), &set.timezone);
+            self.add(&path("default-partition"), set.default_partition.word());
+            if let Some(tablespace) = &set.tablespace {
+                self.add(&path("tablespace"), tablespace);
+            }
+            self.add(&path("grants"), if set.copies_grants { "copy" } else { "none" });
+            self.add(&path("names"), set.names.as_str());
         }
     }
 
@@ -237,6 +275,42 @@ impl List<'_> {
             let path = |key| ["drills", "restore", "assertions", assertion.name.as_str(), key];
             self.add(&path("database"), &assertion.database);
             self.add(&path("sql"), &assertion.sql);
+        }
+    }
+
+    fn job(&mut self, job: &Job) {
+        let when = job.when.to_string();
+        let mut maintenance = |name: &[&str], rest: &[(&str, String)]| {
+            let path = |key| [&["maintenance"], name, &[key]].concat();
+            self.add(&path("when"), when.clone());
+            self.add(&path("timeout"), written(job.timeout));
+            for (key, value) in rest {
+                self.add(&path(key), value.clone());
+            }
+        };
+        let percent = |share: u32| format!("{share} %");
+        match &job.work {
+            Work::Vacuum(Vacuum { dead, changed, rows }) => {
+                let rest =
+                    [("dead", percent(*dead)), ("changed", percent(*changed)), ("rows", rows.to_string())];
+                maintenance(&["vacuum"], &rest);
+            }
+            Work::Reindex(Reindex { bloat, at_least }) => {
+                maintenance(&["reindex"], &[("bloat", percent(*bloat)), ("at-least", at_least.to_string())]);
+            }
+            Work::Refresh(Refresh { database, views }) => {
+                let name = job.name.strip_prefix("refresh-").unwrap_or(&job.name);
+                let views: Vec<String> =
+                    views.iter().map(|view| format!("{}.{}", view.schema, view.name)).collect();
+                maintenance(&["refresh", name], &[("database", database.clone()), ("views", list(&views))]);
+            }
+            Work::Clean(Clean { logs }) => maintenance(&["clean"], &[("logs", written(*logs))]),
+            Work::DrillRestore => self.add(&["drills", "restore", "when"], when),
+            Work::Full | Work::Verify | Work::VerifyFull | Work::Expire => {
+                self.add(&["backups", &job.name], when);
+            }
+            // It is of no cluster.
+            Work::Health => {}
         }
     }
 
