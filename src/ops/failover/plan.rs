@@ -40,7 +40,7 @@ const POINTS: [Point; 4] =
     [Point::BeforePromote, Point::AfterPromote, Point::AfterFailover, Point::AfterUndo];
 
 /// How long the repository may take to say who is primary: it never holds a failover up.
-pub(super) const RECORD: Duration = Duration::from_secs(2);
+const RECORD: Duration = Duration::from_secs(2);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

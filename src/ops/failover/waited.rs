@@ -1,5 +1,7 @@
 //! What can still be learnt of whom commits of the old primary waited for: from its own files, from the standbys that answer, from roles and databases.
 
+use std::time::Duration;
+
 use futures_util::future::join;
 
 use crate::db::commits::{self, Unconfirmed};
@@ -10,6 +12,9 @@ use crate::ops::observe::{Doors, Running};
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
 
+/// How long the host of the old primary may take to read its files.
+const FILES: Duration = Duration::from_secs(2);
+
 /// Reads what the files of the old primary say, as PostgreSQL itself reads them; `None` if they cannot be read.
 pub(super) async fn by_its_files(doors: &Doors, cluster: &Cluster, old: &Node) -> Option<Said> {
     let programs = doors.programs(cluster, &old.host).await.ok()?;
@@ -19,7 +24,7 @@ pub(super) async fn by_its_files(doors: &Doors, cluster: &Cluster, old: &Node) -
         let command = Command::new(programs.path("postgres"))
             .args(["-D", directory.as_str(), "-c", &format!("config_file={file}"), "-C", name])
             .reads()
-            .timeout(super::plan::RECORD);
+            .timeout(FILES);
         let output = doors.host(&old.host).run(&command).await.ok()?;
         Some(output.text().trim().to_owned())
     };
