@@ -409,7 +409,7 @@ fn facts(set: &PartitionSet, seen: &Seen) -> SetFacts {
             .collect(),
         ahead: u32::try_from(ahead).unwrap_or(u32::MAX),
         ahead_declared: set.ahead,
-        horizon: lasting().last().map(|part| seen.grid.shown(part.range.1)),
+        horizon: lasting().next_back().map(|part| seen.grid.shown(part.range.1)),
         bytes: ByteCount(seen.parts.iter().map(|part| part.row.bytes.unsigned_abs()).sum()),
         default_partition: seen.default.as_ref().map(plan::table_of),
         default_rows: seen.default_rows.as_ref().map(|rows| rows.rows),
