@@ -170,7 +170,7 @@ async fn make(
 /// behind it is left too.
 fn close_gaps(set: &PartitionSet, seen: &Seen, periods: &mut [DrainedPeriod]) {
     let lasting = || seen.parts.iter().filter(|part| !part.is_restored());
-    let ends = (lasting().next().map(|part| part.range.0), lasting().last().map(|part| part.range.1));
+    let ends = (lasting().next().map(|part| part.range.0), lasting().next_back().map(|part| part.range.1));
     let (Some(Bound::At(first)), Some(Bound::At(last))) = ends else { return };
     let (Some(first), Some(after)) = (seen.grid.period_at(first), seen.grid.period_at(last)) else { return };
     let with_rows: Vec<(String, bool)> =
