@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     Globals, apply, backup, completions, config, destroy, drill, failback, failover, fence, guard, health,
-    init, man, node, operation, partition, plan, pooler, rejoin, restore, schema, status, switchover,
+    init, man, node, operation, partition, plan, pooler, rejoin, restore, run, schedule, schema, status, switchover,
     unfence, validate, wal,
 };
 use crate::ui::exit;
@@ -49,6 +49,8 @@ pub enum Command {
     Fence(fence::FenceArgs),
     Unfence(unfence::UnfenceArgs),
     Pooler(pooler::PoolerArgs),
+    Schedule(schedule::ScheduleArgs),
+    Run(run::RunArgs),
     Destroy(destroy::DestroyArgs),
     Guard(guard::GuardArgs),
     Operation(operation::OperationArgs),

@@ -82,6 +82,8 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Fence(args) => commands::fence::run(args, app),
         Command::Unfence(args) => commands::unfence::run(args, app),
         Command::Pooler(args) => commands::pooler::run(args, app),
+        Command::Schedule(args) => commands::schedule::run(args, app),
+        Command::Run(args) => commands::run::run(args, app),
         Command::Node(args) => commands::node::run(args, app),
         Command::Guard(args) => commands::guard::run(args, app),
         Command::Destroy(args) => commands::destroy::run(args, app),

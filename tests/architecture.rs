@@ -56,8 +56,18 @@ const SHARED_BY_OPS: &[&str] = &[
 ];
 
 /// Folders of `ops/` that are made of the other rooms, as the files directly in `ops/` are.
-const MADE_OF_ROOMS: &[&str] =
-    &["drill", "failover", "fence", "guard", "health", "in_place", "rejoin", "restore", "switchover"];
+const MADE_OF_ROOMS: &[&str] = &[
+    "drill",
+    "failover",
+    "fence",
+    "guard",
+    "health",
+    "in_place",
+    "rejoin",
+    "restore",
+    "schedule",
+    "switchover",
+];
 
 /// Paths that only some places may name. A trailing `*` stands for the rest of a crate's name, or for a glob import.
 struct Door {

@@ -124,6 +124,14 @@ pub fn run(args: &BackupArgs, app: &mut App) -> Outcome {
     }
 }
 
+/// Makes a full backup, as a job does.
+pub(super) async fn scheduled(app: &mut App) -> Outcome {
+    let archive_timeout = Duration::from_secs(5 * 60);
+    let args =
+        CreateArgs { from: None, workers: None, low_priority: false, rate_limit: None, archive_timeout };
+    create(&args, app).await
+}
+
 async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;

@@ -128,6 +128,18 @@ fn parse_until(text: &str) -> Result<Timestamp, String> {
     Timestamp::now().checked_add(span).map_err(|error| error.to_string())
 }
 
+/// Verifies what there is, as a job does.
+pub(super) async fn verify_scheduled(full: bool, app: &mut App) -> Outcome {
+    let args =
+        VerifyArgs { labels: Vec::new(), quick: false, full, seed: None, workers: 0, low_priority: true };
+    verify(&args, app).await
+}
+
+/// Removes what no rule keeps, as a job does: the schedule in the topology is the answer to the question.
+pub(super) async fn expire_scheduled(app: &mut App) -> Outcome {
+    expire(&ExpireArgs { preview: false }, app).await
+}
+
 pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;

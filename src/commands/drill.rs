@@ -111,6 +111,12 @@ fn list(app: &mut App) -> Outcome {
     Ok(Exit::Done)
 }
 
+/// Runs the declared restore drill, as a job does.
+pub(super) async fn restore_scheduled(app: &mut App) -> Outcome {
+    let args = RestoreArgs { to: None, seed: None, scratch_dir: None, junit: None, json: None, keep: false };
+    restore(&args, app).await
+}
+
 async fn restore(args: &RestoreArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;

@@ -194,6 +194,17 @@ fn judge(args: &HealthArgs, app: &mut App) -> Outcome {
     judged.map(|health| Exit::of_health(health.status))
 }
 
+/// Judges the herd, as a job does.
+pub(super) async fn scheduled(app: &mut App) -> Outcome {
+    let args = HealthArgs { verb: None, output: None, sample: None, watch: None, role: None };
+    let health = look(&args, app).await?;
+    for remark in &health.remarks {
+        app.ui.note(format!("NOTICE: {remark}"));
+    }
+    ui::health::print(&mut app.ui, app.globals.format, Ended::Judged(&health));
+    Ok(Exit::of_health(health.status))
+}
+
 async fn look(args: &HealthArgs, app: &App) -> Result<Health, Failure> {
     let herd = app.herd()?;
     let context = Context { role: args.role.clone(), ..app.context()? };

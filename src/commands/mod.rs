@@ -24,6 +24,8 @@ pub mod plan;
 pub mod pooler;
 pub mod rejoin;
 pub mod restore;
+pub mod run;
+pub mod schedule;
 pub mod schema;
 pub mod status;
 pub mod switchover;

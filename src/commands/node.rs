@@ -13,8 +13,8 @@ use crate::ops::backup::{self, expire, verify};
 use crate::ops::drill;
 use crate::ops::kept;
 use crate::ops::node::{self, NodeRequest, Reporter};
+use crate::ops::pooler::{expiry, turn};
 use crate::ops::partition;
-use crate::ops::pooler::expiry;
 use crate::ops::restore;
 use crate::ops::wal;
 use crate::ui;
@@ -52,6 +52,7 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         }
         NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
         NodeRequest::LookAtKept(request) => reporter.end(&kept::run(&request)),
+        NodeRequest::OnPoolers(request) => reporter.end(&super::block_on(turn::run(&request)).flatten()),
         NodeRequest::ExportPartition(request) => {
             reporter.end(&super::block_on(partition::export_here(&request, &reporter)).flatten());
         }
@@ -100,6 +101,7 @@ impl Lonely {
             | NodeRequest::VerifyBackups(_)
             | NodeRequest::ListWal(_)
             | NodeRequest::ExpirePause(_)
+            | NodeRequest::OnPoolers(_)
             | NodeRequest::ExportPartition(_)
             | NodeRequest::RestorePartition(_)
             | NodeRequest::ListExports { .. }

@@ -4,11 +4,13 @@
 
 pub mod assertion;
 pub mod backup;
+pub mod commits;
 pub mod connect;
 pub mod custom;
 pub mod health;
 pub mod logins;
 pub mod look;
+pub mod maintenance;
 pub mod objects;
 pub mod partition;
 pub mod pooler;

@@ -8,6 +8,7 @@ mod custom;
 mod health;
 mod hooks;
 mod hosts;
+mod jobs;
 mod nodes;
 mod objects;
 mod partitions;
@@ -19,6 +20,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::declared::TLS_SETTINGS;
 use super::decode::{Cx, Decode as _, Named, OwnOr, SettingText, Spanned};
+use super::jobs::Job;
 use super::merge::{merge, without_none};
 use super::model::{
     Cluster, Herd, Host, Node, Poolers, Postgres, Reach, Repository, SecretReference, Service, Tls,
@@ -43,6 +45,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         taken: HashMap::new(),
         directories: Vec::new(),
         full_names: HashMap::new(),
+        jobs: Vec::new(),
     };
     checker.format_version(&topology, tree);
     let name = checker.herd_name(&topology, tree);
@@ -56,7 +59,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         checker.none_removes_something(None, "defaults", defaults);
     }
     let mut clusters = Vec::new();
-    match (tree.find("clusters").map(|clusters| &clusters.value), topology.clusters) {
+    match (tree.find("clusters").map(|clusters| &clusters.value), &topology.clusters) {
         (Some(Value::Mapping(entries)), _) => {
             for entry in entries {
                 let merged = match defaults {
@@ -72,10 +75,12 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     }
     checker.repository_directories();
     checker.data_directories();
+    let mut jobs = std::mem::take(&mut checker.jobs);
+    let scheduler = checker.scheduler(&topology, &mut jobs);
     let hosts = std::mem::take(&mut checker.hosts);
     let repositories = std::mem::take(&mut checker.repositories);
     let repositories = repositories.into_iter().filter_map(|declared| declared.repository).collect();
-    Some(Herd { name: name?, timezone, file, hosts, repositories, clusters })
+    Some(Herd { name: name?, timezone, file, hosts, repositories, clusters, scheduler, jobs })
 }
 
 /// Checks a name of pgherd's own: it becomes part of paths, slot names and `cluster_name`.
@@ -108,6 +113,8 @@ struct Checker<'a> {
     directories: Vec<Directory>,
     /// Names of nodes in the whole herd, and where each was given.
     full_names: HashMap<String, Position>,
+    /// What has a schedule, of the clusters so far.
+    jobs: Vec<Job>,
 }
 
 struct DeclaredRepository {
@@ -310,6 +317,8 @@ impl Checker<'_> {
             .chain(poolers.iter().flat_map(|poolers| poolers.hosts.clone()))
             .collect();
         let hooks = self.hooks(&draft, &raw, &used);
+        let jobs = self.jobs_of(&draft, &raw, &databases);
+        self.jobs.extend(jobs);
         let notify = raw.notify.as_ref().and_then(|notify| self.notify(&draft, notify));
         (valid_name && !nodes.is_empty()).then_some(())?;
         Some(Cluster {

@@ -174,6 +174,7 @@ checks! {
     /// What is declared under `backups` is the threshold.
     Window = above("window", Measure::Time, None, None),
     Drill = above("drill", Measure::Time, Some(35.0 * DAY), Some(95.0 * DAY)),
+    Jobs = holds("jobs"),
     Runway = below("runway", Measure::Time, Some(DAY), Some(4.0 * HOUR)),
     Expiry = below("expiry", Measure::Time, Some(30.0 * DAY), Some(7.0 * DAY)),
     Operations = holds("operations"),

@@ -19,6 +19,7 @@ use super::model::{
 use super::notices::Occasion;
 use super::partitions::{DefaultPolicy, Every, Then};
 use super::problem::{Position, Report, nearest};
+use super::schedule::Schedule;
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
 use crate::units::{ByteCount, UnitError, parse_duration};
 
@@ -351,6 +352,42 @@ fn quantity<T>(
         _ => {
             cx.expected(node, expected);
             None
+        }
+    }
+}
+
+/// A share in whole percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Percent(pub(super) u32);
+
+impl Decode for Percent {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let number = scalar(node)
+            .filter(|scalar| scalar.kind() == Kind::Text)
+            .and_then(|scalar| scalar.text.strip_suffix('%'))
+            .map(str::trim_end)
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+        let share = number.and_then(|digits| digits.parse().ok()).map(Self);
+        if share.is_none() {
+            cx.expected(node, "a share such as 20 %");
+        }
+        share
+    }
+}
+
+impl Decode for Schedule {
+    fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let Some(scalar) = scalar(node).filter(|scalar| scalar.kind() == Kind::Text) else {
+            cx.expected(node, "a schedule such as \"daily 02:00\"");
+            return None;
+        };
+        match Self::parse(&scalar.text) {
+            Ok(schedule) => Some(schedule),
+            Err(error) => {
+                let path = cx.path();
+                cx.report.add(node.at, format!("{path}: {error}")).hint(error.hint);
+                None
+            }
         }
     }
 }
@@ -735,6 +772,11 @@ inline_schema! {
         "type": "integer",
         "minimum": crate::pg::version::OLDEST_MAJOR,
         "maximum": crate::pg::version::NEWEST_MAJOR,
+    });
+    Percent => json_schema!({"type": "string", "pattern": "^[0-9]+ *%$"});
+    Schedule => json_schema!({
+        "type": "string",
+        "pattern": "^ *(every +[0-9]+ *(min|h)|(daily|weekly +(Mon|Tue|Wed|Thu|Fri|Sat|Sun)|(monthly|quarterly) +([1-9]|1[0-9]|2[0-8])) +([01][0-9]|2[0-3]):[0-5][0-9]) *$",
     });
     ByteCount => json_schema!({"type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB)$"});
     SettingText => json_schema!({"type": ["string", "number", "boolean"]});

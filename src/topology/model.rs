@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::DeclaredChecks;
 use super::custom::CustomCheck;
 use super::hooks::Hook;
+use super::jobs::{Job, Scheduler};
 use super::notices::Occasion;
 use super::partitions::PartitionSet;
 use crate::units::ByteCount;
@@ -33,6 +34,9 @@ pub struct Herd {
     pub repositories: Vec<Repository>,
     /// Clusters in the order of the file.
     pub clusters: Vec<Cluster>,
+    pub scheduler: Scheduler,
+    /// What has a schedule: cluster by cluster, then what is of the whole herd.
+    pub jobs: Vec<Job>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::checks::{DeclaredChecks, Report};
+use super::jobs::{Clean, Job, Refresh, Reindex, Vacuum, Work};
 use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository, RestoreProof,
     SecretReference, Service, Tls,
@@ -47,6 +48,10 @@ pub fn explain(file: &Path, cluster: &str) -> Result<(Herd, Option<Vec<Effective
         let own = tree.find("clusters").and_then(|clusters| clusters.find(&cluster.name));
         let mut list = List { own, defaults: tree.find("defaults"), values: Vec::new() };
         list.cluster(cluster);
+        herd.jobs
+            .iter()
+            .filter(|job| job.cluster.as_ref() == Some(&cluster.name))
+            .for_each(|job| list.job(job));
         list.values
     });
     Ok((herd, values))
@@ -270,6 +275,42 @@ impl List<'_> {
             let path = |key| ["drills", "restore", "assertions", assertion.name.as_str(), key];
             self.add(&path("database"), &assertion.database);
             self.add(&path("sql"), &assertion.sql);
+        }
+    }
+
+    fn job(&mut self, job: &Job) {
+        let when = job.when.to_string();
+        let mut maintenance = |name: &[&str], rest: &[(&str, String)]| {
+            let path = |key| [&["maintenance"], name, &[key]].concat();
+            self.add(&path("when"), when.clone());
+            self.add(&path("timeout"), written(job.timeout));
+            for (key, value) in rest {
+                self.add(&path(key), value.clone());
+            }
+        };
+        let percent = |share: u32| format!("{share} %");
+        match &job.work {
+            Work::Vacuum(Vacuum { dead, changed, rows }) => {
+                let rest =
+                    [("dead", percent(*dead)), ("changed", percent(*changed)), ("rows", rows.to_string())];
+                maintenance(&["vacuum"], &rest);
+            }
+            Work::Reindex(Reindex { bloat, at_least }) => {
+                maintenance(&["reindex"], &[("bloat", percent(*bloat)), ("at-least", at_least.to_string())]);
+            }
+            Work::Refresh(Refresh { database, views }) => {
+                let name = job.name.strip_prefix("refresh-").unwrap_or(&job.name);
+                let views: Vec<String> =
+                    views.iter().map(|view| format!("{}.{}", view.schema, view.name)).collect();
+                maintenance(&["refresh", name], &[("database", database.clone()), ("views", list(&views))]);
+            }
+            Work::Clean(Clean { logs }) => maintenance(&["clean"], &[("logs", written(*logs))]),
+            Work::DrillRestore => self.add(&["drills", "restore", "when"], when),
+            Work::Full | Work::Verify | Work::VerifyFull | Work::Expire => {
+                self.add(&["backups", &job.name], when);
+            }
+            // It is of no cluster.
+            Work::Health => {}
         }
     }
 

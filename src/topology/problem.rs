@@ -147,7 +147,7 @@ impl Problem {
 }
 
 /// Finds the name that a person most likely meant: at most a third of its letters away.
-pub(super) fn nearest<'a>(found: &str, names: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(found: &str, names: &[&'a str]) -> Option<&'a str> {
     let lower = found.to_lowercase();
     names
         .iter()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::checks::{Measure, Report};
 use super::custom::On;
 use super::decode::{
-    Address, CopyGrants, Count, HookWish, Major, Named, OwnOr, Port, SettingText, Spanned, Text, ThePrimary,
+    Address, CopyGrants, Count, HookWish, Major, Named, OwnOr, Percent, Port, SettingText, Spanned, Text, ThePrimary,
     record,
 };
 use super::model::{
@@ -16,6 +16,7 @@ use super::model::{
 };
 use super::notices::Occasion;
 use super::partitions::{DefaultPolicy, Every, Then};
+use super::schedule::Schedule;
 use crate::units::ByteCount;
 
 record! {
@@ -33,6 +34,8 @@ record! {
         ssh: Ssh = "ssh",
         /// Where backups and WAL are kept, by name.
         repositories: Named<Repository> = "repositories",
+        /// How what has a schedule is started.
+        scheduler: Scheduler = "scheduler",
         /// What every cluster starts from; a cluster overrides it key by key, and "none" takes a key away.
         defaults: Cluster = "defaults",
         /// The clusters by name.
@@ -53,6 +56,17 @@ record! {
         host_keys: FilePlace = "host-keys",
         /// An ssh_config(5), in place of the user's and the system's: jump hosts and whatever else OpenSSH can do.
         config: FilePlace = "config",
+    }
+}
+
+record! {
+    /// How what has a schedule is started: by "pgherd run", which cron or systemd calls.
+    Scheduler {
+        /// A job begins up to so much later than its time, drawn by chance; not at all if it is not said.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        jitter: Duration = "jitter",
+        /// When the herd is judged; everything that is not OK is told.
+        health: Schedule = "health",
     }
 }
 
@@ -107,6 +121,8 @@ record! {
         backups: Backups = "backups",
         /// What is rehearsed, and what it must prove.
         drills: Drills = "drills",
+        /// What is done by itself to keep it fit.
+        maintenance: Maintenance = "maintenance",
         /// Thresholds of the checks of "pgherd health", by the name of the check.
         health: Named<Health> = "health",
         /// Checks of your own, by name: a query whose first column is held against thresholds.
@@ -403,6 +419,14 @@ record! {
         keep_full: Count = "keep-full",
         /// So many of the newest full backups always stay.
         minimum_full: Count = "minimum-full",
+        /// When a full backup is made: "daily 02:00".
+        full: Schedule = "full",
+        /// When the backups are checked, and chunks and WAL by chance.
+        verify: Schedule = "verify",
+        /// When every byte of the backups and of the WAL is read.
+        verify_full: Schedule = "verify-full",
+        /// When backups and WAL that no rule keeps are removed.
+        expire: Schedule = "expire",
     }
 }
 
@@ -411,6 +435,81 @@ record! {
     Drills {
         /// Restore a backup to a scratch directory.
         restore: RestoreDrill = "restore",
+    }
+}
+
+record! {
+    /// What is done by itself to keep a cluster fit; each takes no longer than its timeout, an hour if it is not said.
+    Maintenance {
+        /// Vacuum and analyze tables that autovacuum has neglected.
+        vacuum: VacuumJob = "vacuum",
+        /// Build invalid and bloated indexes anew, without keeping writers waiting.
+        reindex: ReindexJob = "reindex",
+        /// Refresh materialized views; a job a name.
+        refresh: Named<RefreshJob> = "refresh",
+        /// Remove old log files of the servers, and what stopped servers left of temporary files.
+        clean: CleanJob = "clean",
+    }
+}
+
+record! {
+    /// Vacuums and analyzes neglected tables, the worst first.
+    VacuumJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends; the next run goes on.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
+        /// A table of which this share of rows is dead is vacuumed; 20 % if it is not said.
+        dead: Percent = "dead",
+        /// A table of which this share of rows has changed since it was analyzed is analyzed; 20 % if it is not said.
+        changed: Percent = "changed",
+        /// Tables with fewer rows are left alone; 1000 if it is not said.
+        rows: Count = "rows",
+    }
+}
+
+record! {
+    /// Builds invalid indexes anew, then bloated ones, the worst first.
+    ReindexJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends; the next run goes on.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
+        /// An index of which this share is wasted is built anew; 50 % if it is not said.
+        bloat: Percent = "bloat",
+        /// Smaller indexes are left alone unless they are invalid; 16 MiB if it is not said.
+        at_least: ByteCount = "at-least",
+    }
+}
+
+record! {
+    /// Refreshes materialized views one after the other: concurrently where a unique index allows it.
+    RefreshJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
+        /// Their database; required where the cluster has several.
+        database: Text = "database",
+        /// The views as SCHEMA.NAME, in the order in which they are refreshed.
+        views: Vec<Spanned<Text>> = "views",
+    }
+}
+
+record! {
+    /// Removes old files of the servers.
+    CleanJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
+        /// Log files that were not written for so long are removed; 14 days if it is not said.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        logs: Duration = "logs",
     }
 }
 
@@ -438,6 +537,8 @@ record! {
 record! {
     /// What a restore drill restores, and what it must prove.
     RestoreDrill {
+        /// When it runs by itself: "weekly Sun 04:00".
+        when: Schedule = "when",
         /// "newest": the end of the archive; "random-second": some second that can be restored.
         to: DrillTarget = "to",
         /// What is checked on the restored cluster.

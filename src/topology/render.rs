@@ -21,6 +21,12 @@ pub enum Template {
     NodeUnit,
     /// The systemd unit of a PgBouncer, made by [`super::unit`].
     PoolerUnit,
+    /// The line for cron, made by [`super::timers`] as the next two.
+    Crontab,
+    /// The systemd service of a job.
+    JobUnit,
+    /// Its timer.
+    JobTimer,
 }
 
 impl Template {
@@ -29,6 +35,9 @@ impl Template {
             Self::PgbouncerIni => ("pgbouncer.ini", include_str!("../../templates/pgbouncer.ini.j2")),
             Self::NodeUnit => ("postgresql.service", include_str!("../../templates/postgresql.service.j2")),
             Self::PoolerUnit => ("pgbouncer.service", include_str!("../../templates/pgbouncer.service.j2")),
+            Self::Crontab => ("crontab", include_str!("../../templates/crontab.j2")),
+            Self::JobUnit => ("job.service", include_str!("../../templates/job.service.j2")),
+            Self::JobTimer => ("job.timer", include_str!("../../templates/job.timer.j2")),
             Self::FoundTopology => ("found.yml", include_str!("../../templates/found.yml.j2")),
             Self::FirstTopology => ("pgherd.yml", include_str!("../../templates/pgherd.yml.j2")),
         }

@@ -4,6 +4,7 @@
 
 mod events_json;
 mod file;
+mod held;
 mod lines;
 mod nagios;
 mod progress;
@@ -28,6 +29,7 @@ pub mod plan;
 pub mod pooler;
 pub mod rejoin;
 pub mod restore;
+pub mod schedule;
 pub mod status;
 pub mod switchover;
 pub mod templates;
@@ -36,6 +38,7 @@ pub mod wal;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -117,6 +120,8 @@ pub struct Ui {
     stderr_color: bool,
     /// The first error of writing to stdout; nothing is written after it.
     stdout_error: Option<io::Error>,
+    /// What is not written yet, while output is held back.
+    held: Option<Mutex<held::Held>>,
 }
 
 impl Ui {
@@ -127,12 +132,15 @@ impl Ui {
             stdout_color: wants_color(color, io::stdout().is_terminal()),
             stderr_color: wants_color(color, io::stderr().is_terminal()),
             stdout_error: None,
+            held: None,
         }
     }
 
     /// Writes a line of data to stdout, quiet or not.
     pub fn line(&mut self, text: impl Display) {
-        if self.stdout_error.is_none()
+        if let Some(held) = &mut self.held {
+            held.get_mut().unwrap_or_else(PoisonError::into_inner).keep(held::Stream::Data, text.to_string());
+        } else if self.stdout_error.is_none()
             && let Err(error) = writeln!(io::stdout().lock(), "{text}")
         {
             self.stdout_error = Some(error);
@@ -188,7 +196,36 @@ impl Ui {
 
     /// Writes a message to stderr, quiet or not. There is nobody left to tell if that fails.
     pub fn message(&self, text: impl Display) {
+        if let Some(held) = &self.held {
+            let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+            return held.keep(held::Stream::Messages, text.to_string());
+        }
         writeln!(io::stderr().lock(), "{text}").unwrap_or(());
+    }
+
+    /// Holds back what is written from now on, line by line, until [`Ui::release`] or [`Ui::discard`].
+    pub fn hold(&mut self) {
+        self.held = Some(Mutex::default());
+    }
+
+    /// Writes what was held back, and holds nothing back any more.
+    pub fn release(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        let held = held.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if held.lost > 0 {
+            self.message(format!("({} lines before this are left out)", held.lost));
+        }
+        for (stream, text) in held.lines {
+            match stream {
+                held::Stream::Data => self.line(text),
+                held::Stream::Messages => self.message(text),
+            }
+        }
+    }
+
+    /// Forgets what was held back, and holds nothing back any more.
+    pub fn discard(&mut self) {
+        self.held = None;
     }
 
     /// Colours a word for stdout.

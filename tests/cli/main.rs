@@ -4,6 +4,7 @@ mod large;
 mod monitoring;
 mod refusals;
 mod scale;
+mod schedule;
 mod schema;
 mod setup;
 mod verbs;

@@ -48,6 +48,7 @@ mod rejoin;
 mod repository_lock;
 mod restore;
 mod rotation;
+mod schedule;
 mod secrets;
 mod server;
 mod settings;

@@ -604,6 +604,16 @@ pub fn explained(check: Check) -> Explained {
             act: "\"pgherd drill list\" shows them, \"pgherd drill run restore\" rehearses.",
             source: "https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-PITR-RECOVERY",
         },
+        Check::Jobs => Explained {
+            title: "whether what has a schedule ran, and ended well",
+            asks: vec![Ask::Look { of: THE_STATION, what: "the records of its runs, and who runs what now" }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "A job is overdue when no run ended well an hour and its timeout after its time; nobody has to start anything for that to be seen.",
+            ),
+            act: "\"pgherd schedule list\" shows them, \"pgherd run JOB\" runs one; if nothing runs at all, look whether cron or the timers do.",
+            source: "https://www.postgresql.org/docs/current/maintenance.html",
+        },
         Check::Runway => Explained {
             title: "how long until WAL fills the primary's disk, if nothing takes it away",
             asks: vec![

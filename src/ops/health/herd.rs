@@ -15,6 +15,7 @@ use crate::ops::context::Context;
 use crate::ops::drill::{self, Verdict};
 use crate::ops::observe::{ClusterObserved, Doors, NodeObserved};
 use crate::ops::pooler::{PoolerProcess, PoolerSeen};
+use crate::ops::schedule::{Jobs, Listed};
 use crate::ops::status::{self, OperationStatus, TlsStatus};
 use crate::pg::history::TimelineHistory;
 use crate::pg::ident::quote_identifier;
@@ -80,6 +81,8 @@ pub struct HerdSeen {
     pub history: Option<Asked<TimelineHistory>>,
     /// The last drill, and the last one that passed; `None` where none is declared.
     pub drills: Option<Asked<Drills>>,
+    /// What runs by itself, on this station.
+    pub jobs: Asked<Vec<Listed>>,
     /// `None` where no TLS is declared.
     pub tls: Option<TlsStatus>,
     pub operations: Asked<Vec<OperationStatus>>,
@@ -144,6 +147,9 @@ pub async fn look(
     HerdSeen {
         history,
         drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
+        jobs: Jobs::of(context, herd)
+            .and_then(|jobs| jobs.list(Some(&cluster.name)))
+            .map_err(|error| Why::Failed(error.what().to_owned())),
         tls,
         operations: status::operations(context, cluster)
             .map_err(|error| Why::Failed(error.what().to_owned())),

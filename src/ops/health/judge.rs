@@ -9,6 +9,7 @@ mod counters;
 mod custom;
 mod databases;
 mod herd;
+mod jobs;
 mod nodes;
 mod poolers;
 mod promises;
@@ -37,6 +38,7 @@ pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     findings.extend(configuration::judge(seen));
     findings.extend(herd::judge(seen));
     findings.extend(promises::judge(seen));
+    findings.extend(jobs::judge(seen));
     findings.extend(poolers::judge(seen));
     findings.extend(custom::judge(seen));
     findings.retain(|finding| called(seen.cluster, finding).is_none_or(|report| report != Report::Never));

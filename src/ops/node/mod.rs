@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, Effect, Host, HostError, LineSink, Output, RunAs, Stdin};
 use crate::ops::binary::{self, Build};
 use crate::ops::observe::Doors;
+use crate::ops::pooler::turn::OnPoolers;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
@@ -59,6 +60,8 @@ pub enum NodeRequest {
     LookAtKept(LookAtKept),
     /// Starts what lets the clients of a paused pooler go on by itself; answered when it stands.
     ExpirePause(Box<ExpirePause>),
+    /// Holds back the clients of a host's pooler, or leads them elsewhere; answered as `ops::pooler::turn::Wanted` says.
+    OnPoolers(Box<OnPoolers>),
     /// Stores the rows of a detached partition and drops it; answered by `ops::partition::Exported`.
     ExportPartition(Box<ExportPartition>),
     /// Brings the rows of a partition back into a table of their own; answered by `ops::partition::BroughtBack`.
@@ -313,6 +316,17 @@ impl NodeDoor {
         Ok(Self { host, program, source: Some((places.clone(), build.clone())) })
     }
 
+    /// Opens it without a look whether the program is there: that it is not shows when it is called, and then it is put there.
+    ///
+    /// # Errors
+    /// When the build cannot be told.
+    pub fn unseen(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
+        let places = doors.places(host);
+        let program = places.copy(build.hash()?);
+        let source = Some((places.clone(), build.clone()));
+        Ok(Self { host: doors.shared_host(host), program, source })
+    }
+
     /// Opens it without putting anything there.
     ///
     /// # Errors
@@ -439,6 +453,7 @@ impl NodeRequest {
             | Self::ExpireBackups(_)
             | Self::VerifyBackups(_)
             | Self::ExpirePause(_)
+            | Self::OnPoolers(_)
             | Self::ExportPartition(_)
             | Self::RestorePartition(_)
             | Self::GuardScratch(_) => Effect::Changes,

@@ -20,10 +20,12 @@ use crate::db::health::databases::{
 use crate::db::health::herd::WalGenerated;
 use crate::db::health::wal::{Directory as WalDirectory, Pause, Replay, Sender, SlotSeen, Subscription};
 use crate::db::queries::{Archiver, ServerFacts, ServerRole, TimelineSource, WalReceiver};
+use crate::engine::record::Actor;
 use crate::ops::drill::Verdict;
 use crate::ops::kept::{Kept, LastBackup, MadeNow};
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Disk, Fence, NodeObserved, Running, Server};
 use crate::ops::roles;
+use crate::ops::schedule::{Ended, Listed, Run, Standing};
 use crate::ops::status::OperationStatus;
 use crate::ops::wal::Window;
 use crate::pg::lsn::Lsn;
@@ -63,6 +65,7 @@ struct World {
     before: Option<Before>,
     kept: Asked<Kept>,
     drills: Drills,
+    jobs: Vec<Listed>,
     operations: Asked<Vec<OperationStatus>>,
     lock: Asked<Option<LockSeen>>,
 }
@@ -92,6 +95,7 @@ impl World {
             before: None,
             kept: Err(Why::Failed("nobody looked".to_owned())),
             drills: Drills::default(),
+            jobs: Vec::new(),
             operations: Ok(Vec::new()),
             lock: Ok(None),
         }
@@ -190,6 +194,7 @@ impl World {
             herd: HerdSeen {
                 history: None,
                 drills: Some(Ok(self.drills.clone())),
+                jobs: Ok(self.jobs.clone()),
                 tls: None,
                 operations: self.operations.clone(),
                 lock: self.lock.clone(),
@@ -1006,6 +1011,60 @@ fn a_drill_that_did_not_pass_counts_although_one_before_it_did() {
     let old = drill(40, Verdict::Passed);
     world.drills = Drills { last: Some(old.clone()), passed: Some(old) };
     world.says(Check::Drill, "-", Status::Warning, "warning from");
+}
+
+#[test]
+fn a_job_that_nobody_starts_any_more_is_told_and_one_that_failed_too() {
+    let run = |hours: i64, exit: Option<u8>| Run {
+        due: Some(ago(hours * 3600)),
+        attempt: 1,
+        begun: ago(hours * 3600),
+        ended: exit.map(|_| ago(hours * 3600 - 60)),
+        outcome: exit.map(|exit| if exit == 0 { Ended::Done } else { Ended::Failed }),
+        exit,
+        by: Actor::here(),
+    };
+    let job = |standing, last: Option<Run>, last_success: Option<Run>, failures| Listed {
+        job: "inventory/full".to_owned(),
+        does: "full backup",
+        when: "daily 02:00".to_owned(),
+        timeout_seconds: 86_400,
+        next: now(),
+        standing,
+        running: None,
+        last,
+        last_success,
+        failures,
+    };
+    let good = Some(run(7, Some(0)));
+    for (listed, status, text) in [
+        (
+            job(Standing::Unseen, None, None, 0),
+            Status::Warning,
+            "nobody has asked on this station whether it is due",
+        ),
+        (job(Standing::New, None, None, 0), Status::Ok, "it has not been due yet"),
+        (job(Standing::Met, good.clone(), good.clone(), 0), Status::Ok, "it ended well last 7h00m ago"),
+        (
+            job(Standing::Failed, Some(run(2, Some(1))), good.clone(), 1),
+            Status::Warning,
+            "its last run, 2h00m ago, ended with exit code 1; it ended well last 7h00m ago",
+        ),
+        (
+            job(Standing::Overdue, Some(run(30, None)), None, 2),
+            Status::Critical,
+            "it is overdue (daily 02:00); its last run, 30h00m ago, was killed; it has not ended well yet",
+        ),
+    ] {
+        let mut world = World::sound();
+        world.jobs = vec![listed];
+        let found: Vec<Finding> =
+            world.judged().into_iter().filter(|finding| finding.check == Check::Jobs).collect();
+        let [found] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((found.status, found.text.as_str()), (status, text));
+        assert_eq!(found.subject, Subject::Part("full".to_owned()));
+        assert_eq!(found.next.is_some(), status != Status::Ok);
+    }
 }
 
 #[test]
