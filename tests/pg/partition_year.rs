@@ -63,15 +63,19 @@ fn a_busy_table_through_a_year() {
             CREATE TABLE inventory.moves (id bigserial, at timestamptz NOT NULL, who int REFERENCES inventory.people, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
             CREATE TABLE inventory.events (on_day date NOT NULL, n int) PARTITION BY RANGE (on_day);
             RESET ROLE; INSERT INTO inventory.people SELECT generate_series(1, 100);
-            CREATE TABLE public.ledger (id bigint, at timestamptz, who int); CREATE TABLE public.clock (at timestamptz);
-            ALTER SYSTEM SET deadlock_timeout = '100ms'; ALTER SYSTEM SET log_lock_waits = on; SELECT pg_reload_conf()");
+            CREATE TABLE public.ledger (id bigint, at timestamptz, who int); CREATE TABLE public.clock (at timestamptz)");
+        for setting in ["deadlock_timeout = '100ms'", "log_lock_waits = on"] {
+            sql(&herd, &format!("ALTER SYSTEM SET {setting}"));
+        }
+        sql(&herd, "SELECT pg_reload_conf()");
         let end: Zoned = Timestamp::now().to_zoned(TimeZone::UTC).first_of_month().expect("a day");
         let begin = end.checked_sub(12.months()).expect("a year ago");
         let apply = |at: &Zoned| {
             let at = at.timestamp().to_string();
-            sql(&herd, &format!("DELETE FROM public.clock; INSERT INTO public.clock VALUES ('{at}')"));
             herd.run(&["partition", "apply", "--at", &at, "--lock-timeout", "1s", "--tries", "20"])
-                .ends_with(0)
+                .ends_with(0);
+            // The clock of the writers goes on only when what they will write has a partition: never late.
+            sql(&herd, &format!("DELETE FROM public.clock; INSERT INTO public.clock VALUES ('{at}')"));
         };
         apply(&begin);
         let writers = Writers::start(&herd);
@@ -80,7 +84,6 @@ fn a_busy_table_through_a_year() {
             "DO $$ BEGIN LOOP PERFORM count(*) FROM inventory.moves; PERFORM count(*) FROM inventory.events; PERFORM pg_sleep(0.4); COMMIT; END LOOP; END $$",
         );
         for month in 1..=12_i32 {
-            // The clock of the writers goes on only when what they will write has a partition: never late.
             let now = begin.checked_add(month.months()).expect("within the year");
             apply(&now);
             let list = herd
