@@ -118,6 +118,8 @@ record! {
         backups: Backups = "backups",
         /// What is rehearsed, and what it must prove.
         drills: Drills = "drills",
+        /// What is dumped by itself into the repository, for those who must hand it out; a job a name.
+        dumps: Named<DumpJob> = "dumps",
         /// What is done by itself to keep it fit.
         maintenance: Maintenance = "maintenance",
         /// Thresholds of the checks of "pgherd health", by the name of the check.
@@ -415,8 +417,26 @@ record! {
         reindex: ReindexJob = "reindex",
         /// Refresh materialized views; a job a name.
         refresh: Named<RefreshJob> = "refresh",
-        /// Remove old log files of the servers, and what stopped servers left of temporary files.
+        /// Remove old log files of the servers.
         clean: CleanJob = "clean",
+    }
+}
+
+record! {
+    /// Dumps a database, or some of its schemas, by pg_dump into the repository.
+    DumpJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends and nothing is stored; 6 h if it is not said.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
+        /// The database; required where the cluster has several.
+        database: Text = "database",
+        /// Only these schemas; all of them if it is not said.
+        schemas: Vec<Spanned<Text>> = "schemas",
+        /// For how long a dump is kept, but the newest always stays; 30 days if it is not said.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        keep: Duration = "keep",
     }
 }
 
