@@ -28,8 +28,8 @@ clusters:
 ";
 
 fn herd(text: &str) -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join("pgherd.yml"), text).unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    fs::write(directory.path().join("pgherd.yml"), text).expect("a file can be written");
     directory
 }
 
@@ -49,18 +49,18 @@ fn run(directory: &Path, args: &[&str]) -> Output {
 
 fn shown(directory: &Path, args: &[&str]) -> String {
     let output = run(directory, args);
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).expect("output is UTF-8");
     format!(
         "{}--- stderr\n{}--- exit {}\n",
         text(&output.stdout),
         text(&output.stderr),
-        output.status.code().unwrap()
+        output.status.code().expect("it was not killed by a signal")
     )
 }
 
 /// Hides what differs from run to run: the directory, the program, and times to come.
 fn settled(directory: &Path, text: &str) -> String {
-    let real = directory.canonicalize().unwrap();
+    let real = directory.canonicalize().expect("the directory exists");
     let text =
         text.replace(&real.display().to_string(), "[DIR]").replace(&directory.display().to_string(), "[DIR]");
     let text = text.replace(env!("CARGO_BIN_EXE_pgherd"), "[PGHERD]");
