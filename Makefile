@@ -28,11 +28,11 @@ build: ## build the release binary
 test: ## install what is missing, lint, and run every test against PostgreSQL of the system, the oldest and the newest
 	scripts/setup --test
 	$(MAKE) --no-print-directory lint
-	$(with-servers) && cargo test --locked --no-fail-fast
+	$(with-servers) && scripts/test
 
 soak: ## run the tests with their full counts of faults and kills
 	scripts/setup --test
-	$(with-servers) && PGHERD_SOAK=1 cargo test --locked --no-fail-fast
+	$(with-servers) && PGHERD_SOAK=1 scripts/test
 
 bench: ## measure
 	cargo build --release --locked

@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     Globals, apply, backup, completions, config, destroy, drill, dump, failback, failover, fence, guard,
-    health, init, man, node, operation, plan, pooler, rejoin, restore, run, schedule, schema, status,
-    switchover, unfence, validate, wal,
+    health, init, man, node, operation, partition, plan, pooler, rejoin, restore, run, schedule, schema,
+    status, switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 
@@ -40,6 +40,7 @@ pub enum Command {
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
     Wal(wal::WalArgs),
+    Partition(partition::PartitionArgs),
     Drill(drill::DrillArgs),
     Dump(dump::DumpArgs),
     Switchover(switchover::SwitchoverArgs),

@@ -73,6 +73,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Restore(args) => commands::restore::run(args, app),
         Command::Backup(args) => commands::backup::run(args, app),
         Command::Wal(args) => commands::wal::run(args, app),
+        Command::Partition(args) => commands::partition::run(args, app),
         Command::Drill(args) => commands::drill::run(args, app),
         Command::Dump(args) => commands::dump::run(args, app),
         Command::Switchover(args) => commands::switchover::run(args, app),

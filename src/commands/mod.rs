@@ -20,6 +20,7 @@ pub mod init;
 pub mod man;
 pub mod node;
 pub mod operation;
+pub mod partition;
 pub mod plan;
 pub mod pooler;
 pub mod rejoin;

@@ -14,7 +14,8 @@ use crate::ops::drill;
 use crate::ops::dump;
 use crate::ops::kept;
 use crate::ops::node::{self, NodeRequest, Reporter};
-use crate::ops::pooler::expiry;
+use crate::ops::partition;
+use crate::ops::pooler::{expiry, turn};
 use crate::ops::restore;
 use crate::ops::wal;
 use crate::ui;
@@ -55,6 +56,14 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
             reporter.end(&super::block_on(dump::run(&request, &reporter)).flatten());
         }
         NodeRequest::LookAtKept(request) => reporter.end(&kept::run(&request)),
+        NodeRequest::OnPoolers(request) => reporter.end(&super::block_on(turn::run(&request)).flatten()),
+        NodeRequest::ExportPartition(request) => {
+            reporter.end(&super::block_on(partition::export_here(&request, &reporter)).flatten());
+        }
+        NodeRequest::RestorePartition(request) => {
+            reporter.end(&super::block_on(partition::restore_here(&request, &reporter)).flatten());
+        }
+        NodeRequest::ListExports { url, cluster } => reporter.end(&partition::exports_here(&url, &cluster)),
         NodeRequest::ExpirePause(request) => {
             reporter.end(&super::block_on(expiry::run(&request)).flatten());
         }
@@ -97,6 +106,10 @@ impl Lonely {
             | NodeRequest::ListWal(_)
             | NodeRequest::MakeDump(_)
             | NodeRequest::ExpirePause(_)
+            | NodeRequest::OnPoolers(_)
+            | NodeRequest::ExportPartition(_)
+            | NodeRequest::RestorePartition(_)
+            | NodeRequest::ListExports { .. }
             | NodeRequest::LookAtKept(_) => Self::Ends,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{App, Failure, Outcome, backup, backup_care, drill, health};
+use super::{App, Failure, Outcome, backup, backup_care, drill, health, partition};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::context::Context;
@@ -209,6 +209,7 @@ async fn work(app: &mut App, context: &Context, herd: &Herd, job: &Job) -> Outco
             ui::dump::print_made(&mut app.ui, &dumped);
             Ok(Exit::Done)
         }
+        Work::Partitions => partition::apply_scheduled(app).await,
         Work::Health => health::scheduled(app).await,
         Work::Vacuum(wish) => {
             maintain(app, cluster()?, async |cluster, bounds| {

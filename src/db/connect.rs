@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
@@ -358,6 +359,54 @@ impl Conn {
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, DbError> {
         self.within(what, self.client.query_typed(sql, params)).await
+    }
+
+    /// Has rows streamed out of the server; `take` is given each piece. It has no deadline but the server's own.
+    pub(super) async fn copy_out(
+        &self,
+        what: &str,
+        sql: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<Result<(), Error>, DbError> {
+        let stream = self.within(what, self.client.copy_out(sql)).await?;
+        let mut stream = std::pin::pin!(stream);
+        while let Some(piece) = stream.next().await {
+            let piece =
+                piece.map_err(|error| self.statement_error(what, self.statement_deadline(), &error))?;
+            if let Err(error) = take(&piece) {
+                // What is left of the rows would be taken for the next answer.
+                self.given_up.store(true, Ordering::Relaxed);
+                self.task.abort();
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Streams rows into the server; `give` returns pieces until there are no more. Returns how many rows the server has taken.
+    pub(super) async fn copy_in(
+        &self,
+        what: &str,
+        sql: &str,
+        mut give: impl FnMut() -> Result<Option<Vec<u8>>, Error>,
+    ) -> Result<Result<u64, Error>, DbError> {
+        let sink = self.within(what, self.client.copy_in::<_, io::Cursor<Vec<u8>>>(sql)).await?;
+        let mut sink = std::pin::pin!(sink);
+        let failed =
+            |error: &tokio_postgres::Error| self.statement_error(what, self.statement_deadline(), error);
+        loop {
+            match give() {
+                // A sink that is dropped before its end has the server refuse what it was given.
+                Err(error) => return Ok(Err(error)),
+                Ok(None) => break,
+                Ok(Some(piece)) => sink.send(io::Cursor::new(piece)).await.map_err(|error| failed(&error))?,
+            }
+        }
+        sink.finish().await.map(Ok).map_err(|error| failed(&error))
+    }
+
+    fn statement_deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline.load(Ordering::Relaxed))
     }
 
     pub(super) async fn query_one(

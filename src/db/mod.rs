@@ -4,6 +4,7 @@
 
 pub mod assertion;
 pub mod backup;
+pub mod commits;
 pub mod connect;
 pub mod custom;
 pub mod health;
@@ -11,6 +12,7 @@ pub mod logins;
 pub mod look;
 pub mod maintenance;
 pub mod objects;
+pub mod partition;
 pub mod pooler;
 pub mod promotion;
 pub mod queries;

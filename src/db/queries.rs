@@ -458,6 +458,18 @@ pub async fn drop_slot(conn: &Conn, name: &str) -> Result<bool, DbError> {
     Ok(!rows.is_empty())
 }
 
+/// Drops a replication slot from whoever reads through it; returns whether it was there.
+///
+/// A reader that is ended comes back: a standby after `wal_retrieve_retry_interval` (5 s).
+///
+/// # Errors
+/// When it is in use again before it could be dropped.
+pub async fn take_slot(conn: &Conn, name: &str) -> Result<bool, DbError> {
+    let sql = "SELECT pg_terminate_backend(active_pid, 3000) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL";
+    conn.query("end the reader of a slot", sql, &[(&name, Type::NAME)]).await?;
+    drop_slot(conn, name).await
+}
+
 /// What the archiver of a primary has done, from `pg_stat_archiver` and `pg_wal/archive_status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archiver {

@@ -586,6 +586,7 @@ fn as_cluster(input: &Input) -> Cluster {
         checks: Vec::new(),
         hooks: Vec::new(),
         notify: None,
+        partitions: Vec::new(),
         databases: Vec::new(),
         schemas: Vec::new(),
         roles: Vec::new(),

@@ -13,6 +13,7 @@ mod run;
 mod salvage;
 mod stages;
 pub mod step;
+mod waited;
 pub mod watch;
 pub mod witness;
 

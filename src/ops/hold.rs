@@ -19,7 +19,7 @@ use crate::ops::binary::Build;
 use crate::ops::context::Context;
 use crate::ops::observe::Doors;
 use crate::ops::pooler::{
-    ConsoleSeen, Paused, PoolerProcess, PoolerSeen, QUERY_WAIT_TIMEOUT, expiry, status,
+    ConsoleSeen, Paused, PoolerProcess, PoolerSeen, QUERY_WAIT_TIMEOUT, expiry, status, turn,
 };
 use crate::topology::model::Cluster;
 use crate::units::human_duration;
@@ -321,16 +321,8 @@ impl Holder<'_> {
     /// # Errors
     /// When transactions do not end in time, a pooler does not answer, or nothing would end the pause.
     pub async fn pause(self, hosts: &[String], grace: Duration) -> Result<()> {
-        // After a kill and a resume what should end the pause may have ended itself: nothing is paused without it.
-        for host in hosts {
-            let place = crate::ops::pooler::Place::find(self.doors, self.cluster, host, 1).await?;
-            let hold = expiry::held(&place).await?;
-            if hold.is_none_or(|hold| hold.operation != self.operation) {
-                return Err(Error::failed(format!("nothing would end the pause on {host} any more"))
-                    .detail("The time that clients may be held back has passed."));
-            }
-        }
-        let asked = hosts.iter().map(|host| apply::pooler::pause(self.doors, self.cluster, host, grace));
+        let of = (self.doors, self.cluster, self.build);
+        let asked = hosts.iter().map(|host| turn::pause(of, host, self.operation, grace));
         let answers = join_all(asked).await;
         for (host, answer) in hosts.iter().zip(&answers) {
             if let Ok(Paused::Draining) = answer {

@@ -29,6 +29,7 @@ pub mod node;
 pub mod notify;
 pub mod objects;
 pub mod observe;
+pub mod partition;
 pub mod plan;
 pub mod pooler;
 pub mod preflight;

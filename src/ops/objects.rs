@@ -346,6 +346,7 @@ mod tests {
             checks: Vec::new(),
             hooks: Vec::new(),
             notify: None,
+            partitions: Vec::new(),
             databases: vec!["inventory".to_owned()],
             schemas: vec![Schema {
                 name: "stock".to_owned(),

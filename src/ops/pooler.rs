@@ -12,9 +12,11 @@ mod files;
 mod habits;
 mod keys;
 mod place;
+mod process;
 mod routes;
 pub mod status;
 mod trial;
+pub mod turn;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -31,6 +33,7 @@ pub use files::{
 };
 pub use habits::{Habit, HabitKind};
 pub use place::{Place, layout, observe_poolers, processes, render_offline, streams};
+pub use process::Process;
 pub use routes::{PoolerSeen, RouteTruth, Truth, routes};
 
 use crate::error::Error;
@@ -112,6 +115,17 @@ pub struct Pooler<'a> {
 }
 
 impl Pooler<'_> {
+    /// Its process and its console.
+    pub fn process(&self) -> Process<'_> {
+        Process {
+            host: self.host,
+            psql: self.programs.path("psql"),
+            paths: self.paths,
+            listen: self.listen,
+            port: self.port,
+        }
+    }
+
     /// Looks at its files, its process and its console. Changes nothing; what cannot be seen is unknown.
     ///
     /// # Errors
@@ -124,7 +138,7 @@ impl Pooler<'_> {
             Service::Systemd => Some(service::look_at_unit(self.host, self.unit).await?),
             Service::PgCtl | Service::Debian => None,
         };
-        let (process, console) = self.observe_process().await;
+        let (process, console) = self.process().observe().await;
         Ok(PoolerObserved {
             ini: ini.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             hba: hba.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
@@ -133,43 +147,6 @@ impl Pooler<'_> {
             process,
             console,
         })
-    }
-
-    async fn observe_process(&self) -> (PoolerProcess, ConsoleSeen) {
-        let process = match self.pidfile_process().await {
-            Ok(Some(pid)) => PoolerProcess::Running { pid },
-            Ok(None) => PoolerProcess::Stopped,
-            Err(error) => PoolerProcess::Unknown { why: error.to_string() },
-        };
-        let console = self.observe_console(&process).await;
-        match (process, console) {
-            (PoolerProcess::Stopped, console @ ConsoleSeen::Answered(_)) => {
-                let why = format!(
-                    "something answers on its socket, but {} names no process of it",
-                    self.paths.pidfile().display()
-                );
-                (PoolerProcess::Unknown { why }, console)
-            }
-            seen => seen,
-        }
-    }
-
-    /// Asks the console. A process that was started with another port than the declared one has its socket under that.
-    async fn observe_console(&self, process: &PoolerProcess) -> ConsoleSeen {
-        let why = match self.console(self.port).show().await {
-            Ok(console) => return ConsoleSeen::Answered(console),
-            Err(error) => error.to_string(),
-        };
-        if matches!(process, PoolerProcess::Running { .. }) {
-            let names = self.host.list(self.paths.directory()).await.ok().flatten().unwrap_or_default();
-            let ports = names.iter().filter_map(|name| name.strip_prefix(".s.PGSQL.")?.parse().ok());
-            for port in ports.filter(|port| *port != self.port) {
-                if let Ok(console) = self.console(port).show().await {
-                    return ConsoleSeen::Answered(console);
-                }
-            }
-        }
-        ConsoleSeen::Unknown { why }
     }
 
     /// Writes its files and its unit where they differ; the process takes them over with [`Pooler::reload_and_verify`].
@@ -216,7 +193,7 @@ impl Pooler<'_> {
         shared: bool,
     ) -> Result<u32, Error> {
         let at = format!("{}:{}", self.listen, self.port);
-        match self.observe_process().await {
+        match self.process().observe().await {
             (PoolerProcess::Running { pid }, ConsoleSeen::Answered(_)) => return Ok(pid),
             (PoolerProcess::Unknown { why }, _)
             | (PoolerProcess::Running { .. }, ConsoleSeen::Unknown { why }) => {
@@ -249,7 +226,7 @@ impl Pooler<'_> {
             .await
             .map_err(|error| Error::from(error).context(format!("start PgBouncer {at}")))?;
         loop {
-            let (process, console) = self.observe_process().await;
+            let (process, console) = self.process().observe().await;
             if let (PoolerProcess::Running { pid }, ConsoleSeen::Answered(_)) = (&process, &console) {
                 self.open_and_verify(files, logged).await?;
                 // PgBouncer goes on without the port if it could not have it, and says so only in its log.
@@ -282,7 +259,7 @@ impl Pooler<'_> {
     /// When it does something else afterwards; with the last lines of its log.
     pub async fn reload_and_verify(&self, files: &PoolerFiles) -> Result<Vec<Drift>, Error> {
         let logged = self.log_size().await?;
-        self.console(self.port).tell("RELOAD").await?;
+        self.process().tell("RELOAD").await?;
         self.open_and_verify(files, logged).await
     }
 
@@ -301,18 +278,18 @@ impl Pooler<'_> {
         if before != after.reveal().as_bytes() {
             self.host.write_atomic(&path, after.reveal().as_bytes(), 0o600).await?;
         }
-        if self.pidfile_process().await?.is_none() {
+        if self.process().pid().await?.is_none() {
             return Ok(None);
         }
-        let pools = self.shown().await?.pools;
-        self.console(self.port).tell("RELOAD").await?;
+        let pools = self.process().shown().await?.pools;
+        self.process().tell("RELOAD").await?;
         let connected = |row: &&PoolRow| row.user == role && row.servers_active + row.servers_idle > 0;
         Ok(pools.iter().find(connected).map(|row| row.alias.clone()))
     }
 
     /// Opens and closes aliases as they lead somewhere or not, and compares what runs with what is declared.
     async fn open_and_verify(&self, files: &PoolerFiles, logged: u64) -> Result<Vec<Drift>, Error> {
-        let console = self.shown().await?;
+        let console = self.process().shown().await?;
         for route in &files.routes {
             let Some(row) = console.databases.iter().find(|row| row.alias == route.alias) else { continue };
             let verb = match (route.to.is_empty(), row.disabled) {
@@ -320,11 +297,12 @@ impl Pooler<'_> {
                 (false, true) => "ENABLE",
                 (true, true) | (false, false) => continue,
             };
-            self.console(self.port).tell(&format!("{verb} {}", quote_identifier(&route.alias))).await?;
+            self.process().tell(&format!("{verb} {}", quote_identifier(&route.alias))).await?;
         }
-        let (restart, wrong): (Vec<Drift>, Vec<Drift>) = drift::running_drift(files, &self.shown().await?)
-            .into_iter()
-            .partition(|drift| matches!(drift, Drift::Setting { restart: true, .. }));
+        let (restart, wrong): (Vec<Drift>, Vec<Drift>) =
+            drift::running_drift(files, &self.process().shown().await?)
+                .into_iter()
+                .partition(|drift| matches!(drift, Drift::Setting { restart: true, .. }));
         if wrong.is_empty() {
             return Ok(restart);
         }
@@ -338,81 +316,12 @@ impl Pooler<'_> {
         Err(Error::failed(what).detail(evidence).hint(format!("Its log is {}.", self.paths.log().display())))
     }
 
-    async fn shown(&self) -> Result<Console, Error> {
-        self.console(self.port).show().await.map_err(|error| match error {
-            ConsoleError::Host(error) => error.into(),
-            answer @ ConsoleError::Answer(_) => {
-                Error::failed(format!("could not ask PgBouncer {}:{}", self.listen, self.port)).source(answer)
-            }
-        })
-    }
-
-    /// Has every client wait before its next transaction, also one that logs in only now, and gives those that run `grace` to end.
-    ///
-    /// The whole process is paused, not its aliases one by one: with a paused alias PgBouncer would still try to reach the server for
-    /// a client that logs in, and then refuse the next ones. It stays paused when whoever asked for it is gone.
-    ///
-    /// # Errors
-    /// When the console does not say that it is paused.
-    pub async fn pause(&self, grace: Duration) -> Result<Paused, Error> {
-        let began = Instant::now();
-        match self.tell_pause(grace).await? {
-            Told::Done => return Ok(Paused::Drained),
-            Told::Before => {}
-            // It goes on waiting without us, if it has heard us at all.
-            Told::NoAnswer => match self.tell_pause(CONFIRM).await? {
-                Told::Done => return Ok(Paused::Drained),
-                Told::Before => {}
-                Told::NoAnswer => {
-                    return Err(Error::failed(format!(
-                        "PgBouncer {}:{} does not say whether it is paused",
-                        self.listen, self.port
-                    )));
-                }
-            },
-        }
-        loop {
-            let open: u32 = self.shown().await?.databases.iter().map(|row| row.current_connections).sum();
-            if open == 0 {
-                return Ok(Paused::Drained);
-            }
-            if began.elapsed() >= grace {
-                return Ok(Paused::Draining);
-            }
-            sleep(POLL).await;
-        }
-    }
-
-    async fn tell_pause(&self, limit: Duration) -> Result<Told, Error> {
-        match self.console(self.port).tell_within("PAUSE", limit).await {
-            Ok(()) => Ok(Told::Done),
-            Err(HostError::Exited { stderr, .. }) if stderr.contains(PAUSED_ALREADY) => Ok(Told::Before),
-            Err(HostError::Lost { .. }) => Ok(Told::NoAnswer),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Lets the clients go on. No error if they were not held back, or if it does not run.
-    ///
-    /// # Errors
-    /// When the console does not take it.
-    pub async fn resume(&self) -> Result<(), Error> {
-        if self.observe_process().await.0 == PoolerProcess::Stopped {
-            return Ok(());
-        }
-        match self.console(self.port).tell("RESUME").await {
-            Ok(()) => Ok(()),
-            Err(HostError::Exited { stderr, .. }) if stderr.contains(NOT_PAUSED) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Stops it: lets transactions end for `grace`, then ends it at once. No error if it does not run.
     ///
     /// # Errors
     /// When its state is unknown, or it does not end.
     pub async fn stop(&self, grace: Duration) -> Result<(), Error> {
-        let pid = match self.observe_process().await {
+        let pid = match self.process().observe().await {
             (PoolerProcess::Running { pid }, _) => pid,
             (PoolerProcess::Stopped, _) => return Ok(()),
             (PoolerProcess::Unknown { why }, _) => {
@@ -431,16 +340,16 @@ impl Pooler<'_> {
         // from 1.23 on, where SIGQUIT is what SIGTERM was; older ones do not catch SIGQUIT, which ends them all the same, unless they
         // were started below a background job of a shell, which ignores it.
         for (signal, limit) in [("INT", grace), ("QUIT", STOP_LIMIT), ("TERM", STOP_LIMIT)] {
-            if self.pidfile_process().await? != Some(pid) {
+            if self.process().pid().await? != Some(pid) {
                 break;
             }
             self.signal(signal, pid).await?;
             let began = Instant::now();
-            while began.elapsed() < limit && self.pidfile_process().await? == Some(pid) {
+            while began.elapsed() < limit && self.process().pid().await? == Some(pid) {
                 sleep(POLL).await;
             }
         }
-        if self.pidfile_process().await? == Some(pid) {
+        if self.process().pid().await? == Some(pid) {
             return Err(Error::failed(format!(
                 "PgBouncer {}:{} (process {pid}) does not end",
                 self.listen, self.port
@@ -466,27 +375,6 @@ impl Pooler<'_> {
             Ok(_) | Err(HostError::Exited { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Returns the process that the pidfile names, if it runs and is this PgBouncer.
-    async fn pidfile_process(&self) -> Result<Option<u32>, HostError> {
-        let Some(content) = self.host.read(&self.paths.pidfile()).await? else { return Ok(None) };
-        let Ok(pid) = String::from_utf8_lossy(&content).trim().parse() else { return Ok(None) };
-        if !self.host.process_exists(pid).await? {
-            return Ok(None);
-        }
-        let cmdline = match self.host.read(Path::new(&format!("/proc/{pid}/cmdline"))).await {
-            Ok(cmdline) => cmdline.unwrap_or_default(),
-            // It ended while it was read (ESRCH).
-            Err(HostError::File { .. }) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let ini = self.paths.ini();
-        let mut words = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        let program = words.next().unwrap_or_default();
-        let ours = Path::new(program.as_ref()).file_name().is_some_and(|name| name == "pgbouncer")
-            && words.any(|word| Path::new(word.as_ref()) == ini);
-        Ok(ours.then_some(pid))
     }
 
     /// Tells who listens on the port of the address that clients use; `None` if it is free.
@@ -538,18 +426,6 @@ impl Pooler<'_> {
             .reads();
         self.host.run(&tail).await.map(|output| output.text()).unwrap_or_default()
     }
-
-    fn console(&self, port: u16) -> console::Line<'_> {
-        console::Line { host: self.host, psql: self.programs.path("psql"), paths: self.paths, port }
-    }
-}
-
-/// What came of a PAUSE.
-enum Told {
-    Done,
-    /// It was paused before, or is about to be.
-    Before,
-    NoAnswer,
 }
 
 /// The SHA-256 of a file's bytes, in hexadecimal.

@@ -4,6 +4,8 @@
 
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Fence, NodeObserved, Running, Server};
 use crate::pg::timeline::TimelineId;
+use crate::topology::declared;
+use crate::topology::model::{Cluster, Node};
 
 /// Who leads the cluster, as far as the observation tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,18 @@ pub fn lead(observed: &ClusterObserved) -> Lead {
         }
     }
     stopped_primary(observed)
+}
+
+/// Returns whom a standby that is made beside a living primary has its commits wait for once it leads: as declared, or nobody while its
+/// primary waits for others. What a standby says is never more than what its primary waits for: when that one is gone, it is who tells.
+pub fn synchronous_beside(cluster: &Cluster, node: &Node, primary: (&Node, Option<&Running>)) -> String {
+    let (leads, running) = primary;
+    let waits = running.map(|running| running.facts.synchronous_standby_names.as_str());
+    if waits == Some(&declared::synchronous_names(cluster, leads)) {
+        declared::synchronous_names(cluster, node)
+    } else {
+        String::new()
+    }
 }
 
 fn unborn(node: &NodeObserved) -> bool {

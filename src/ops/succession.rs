@@ -18,9 +18,11 @@ use crate::ops::hold::Holder;
 use crate::ops::hook::{self, Facts, Point, Ran};
 use crate::ops::observe::{self, Doors};
 use crate::ops::plan::Fixed;
+use crate::ops::pooler::turn;
 use crate::ops::provision::{self, Site};
 use crate::pg::control_file::ClusterState;
 use crate::pg::lsn::Lsn;
+use crate::pg::synchronous::SynchronousNames;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::topology::declared::{self, NodeWish};
@@ -46,6 +48,9 @@ pub struct Input {
     /// Whom the new primary's commits wait for, where that is not what is declared: too few of those answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synchronous: Option<String>,
+    /// What standbys would have their commits wait for before, where that is not what is declared: it is put back when this is undone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub before: BTreeMap<String, String>,
     /// What does not answer.
     #[serde(default, skip_serializing_if = "is_nobody")]
     pub left_out: LeftOut,
@@ -100,11 +105,18 @@ impl World {
         }
     }
 
-    /// Returns whom a node's commits wait for, or would, while `primary` leads.
+    /// Returns whom a node's commits wait for, or would, while `primary` leads. What a standby has is never more than what its primary waits
+    /// for: when that one is gone, the standbys are who tells.
     fn synchronous(&self, node: &Node, primary: &str) -> String {
-        match &self.input.synchronous {
-            Some(fewer) if node.name == self.input.to && primary == node.name => fewer.clone(),
-            Some(_) | None => declared::synchronous_names(&self.input.cluster, node),
+        let Input { cluster, to, from, synchronous, before, .. } = &self.input;
+        match (synchronous, before.get(&node.name)) {
+            (_, Some(before)) if primary == from => before.clone(),
+            (Some(fewer), _) if primary == to && node.name == *to => fewer.clone(),
+            (Some(fewer), _) if primary == to => {
+                let fewer = SynchronousNames::parse(fewer).filter(|fewer| !fewer.names.is_empty());
+                declared::synchronous_names_for(cluster, node, fewer.map_or(0, |fewer| fewer.count))
+            }
+            (_, _) => declared::synchronous_names(cluster, node),
         }
     }
 
@@ -344,6 +356,23 @@ impl World {
         Ok(aliases)
     }
 
+    /// Leads what leads to the old primary to the new one and lets the clients of the pooler on a host go on, as fast as that can be; returns
+    /// the aliases. The rest of its files is put right later, by [`World::lead_pooler`], and at once where this does not do.
+    ///
+    /// # Errors
+    /// When the pooler does not answer through each of them.
+    pub async fn turn_pooler(&self, host: &String, lost: bool) -> Result<Vec<String>> {
+        let of = (&self.apply.doors, &self.input.cluster, &self.apply.build);
+        let nodes = (self.apply.node(&self.input.from)?, self.apply.node(&self.input.to)?);
+        match turn::turn(of, host, &self.apply.operation, nodes, lost).await {
+            Ok(aliases) => Ok(aliases),
+            Err(error) => {
+                tracing::warn!(%error, "the pooler on {host} is put right as a whole");
+                self.lead_pooler(host).await
+            }
+        }
+    }
+
     /// Gives the new primary its own settings and writes a checkpoint of its timeline.
     ///
     /// # Errors
@@ -376,7 +405,10 @@ impl World {
         Ok(term)
     }
 
-    /// Drops slots that nobody uses any more; returns those that were there.
+    /// Drops slots that nobody is to use any more; returns those that were there.
+    ///
+    /// A standby that was away may still read through one, by settings of before: it would keep the operation from ever ending, and WAL here
+    /// for good once it is led elsewhere.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -384,7 +416,7 @@ impl World {
         let conn = connect(&self.site(on)?).await?;
         let mut gone = Vec::new();
         for slot in slots {
-            if queries::drop_slot(&conn, slot).await? {
+            if queries::take_slot(&conn, slot).await? {
                 gone.push(slot.clone());
             }
         }

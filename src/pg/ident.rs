@@ -26,6 +26,9 @@ pub fn quote_literal(text: &str) -> String {
     }
 }
 
+/// The most bytes of a name: `NAMEDATALEN - 1`. PostgreSQL cuts off what is longer.
+pub const MOST_BYTES: usize = 63;
+
 /// Why a name cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -47,7 +50,7 @@ pub fn check_object_name(name: &str) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty);
     }
-    if name.len() > 63 {
+    if name.len() > MOST_BYTES {
         return Err(NameError::TooLong(name.len()));
     }
     if name.starts_with("pg_") {

@@ -11,6 +11,7 @@ pub mod ident;
 pub mod lsn;
 pub mod page;
 pub mod scram;
+pub mod synchronous;
 pub mod system;
 pub mod timeline;
 pub mod version;

@@ -7,6 +7,7 @@ pub mod archive;
 pub mod catalog;
 pub mod dir;
 pub mod dump;
+pub mod export;
 pub mod faulty;
 pub mod layout;
 pub mod manifest;

@@ -3,6 +3,7 @@
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::WalFile;
 use crate::repo::Key;
+use crate::repo::export::{self, InExport};
 use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
 
 /// What lies at a key below the folder of a cluster.
@@ -21,6 +22,7 @@ pub enum InSystem {
     Wal(WalFile),
     Lease(String),
     Backup(Label, InBackup),
+    Export(Key, InExport),
 }
 
 /// What lies at a key below the folder of a backup.
@@ -61,6 +63,10 @@ fn in_system(keys: &SystemKeys, rest: &str) -> Option<InSystem> {
             let name = rest.rsplit('/').next()?.strip_suffix(".zst")?;
             Some(InSystem::Wal(name.parse().ok()?))
         }
+        export::FOLDER => {
+            let part = export::part_of(rest)?;
+            Some(InSystem::Export(export::exports(keys).join(rest).ok()?, part))
+        }
         "lease" => Some(InSystem::Lease(rest.strip_suffix(".json")?.to_owned())),
         "backup" => {
             let (label, rest) = rest.split_once('/')?;
@@ -82,6 +88,7 @@ impl InSystem {
             Self::Wal(file) => keys.wal(*file),
             Self::Lease(id) => keys.lease(id),
             Self::Backup(label, found) => found.key(&keys.backup(label)),
+            Self::Export(key, _) => key.clone(),
         }
     }
 }
@@ -100,6 +107,7 @@ impl InBackup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::export::ExportKeys;
 
     fn place(key: &str) -> Place {
         Place::of(&ClusterKeys::new("inventory"), &Key::new(key).unwrap())
@@ -125,6 +133,10 @@ mod tests {
         ] {
             let file: WalFile = name.parse().unwrap();
             known.push((system.wal(file), Place::System(id, InSystem::Wal(file))));
+        }
+        let export = ExportKeys::new(&system, "shop", ("shop", "events_2019"), label.at()).unwrap();
+        for (key, found) in [(export.manifest(), InExport::Manifest), (export.rows(), InExport::Rows)] {
+            known.push((key.clone(), Place::System(id, InSystem::Export(key, found))));
         }
         for (key, found) in [
             (backup.manifest(), InBackup::Manifest),
@@ -155,6 +167,7 @@ mod tests {
             format!("{system}/backup/20261121T100203Z-full/notes.txt"),
             format!("{system}/backup/yesterday/manifest.json"),
             format!("{system}/lease/7f3a"),
+            format!("{system}/partition/shop/shop/events/20261121T100203Z/notes.txt"),
             format!("{system}/notes.txt"),
         ] {
             assert_eq!(place(&key), Place::Stray, "{key}");

@@ -11,6 +11,7 @@ mod hosts;
 mod jobs;
 mod nodes;
 mod objects;
+mod partitions;
 mod poolers;
 mod repositories;
 
@@ -37,6 +38,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
         report,
         base,
         herd: None,
+        timezone: "UTC".to_owned(),
         hosts: Vec::new(),
         host_index: HashMap::new(),
         repositories: Vec::new(),
@@ -49,6 +51,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     let name = checker.herd_name(&topology, tree);
     checker.herd.clone_from(&name);
     let timezone = checker.timezone(&topology);
+    checker.timezone.clone_from(&timezone);
     checker.regions(&topology, tree);
     checker.repositories(&topology, tree);
     let defaults = tree.find("defaults");
@@ -100,6 +103,8 @@ struct Checker<'a> {
     base: &'a Path,
     /// `None` if its name is missing or wrong, which was reported.
     herd: Option<String>,
+    /// The zone of every clock time in the file.
+    timezone: String,
     hosts: Vec<Host>,
     host_index: HashMap<String, usize>,
     repositories: Vec<DeclaredRepository>,
@@ -189,6 +194,12 @@ impl Checker<'_> {
         let Some(zone) = &topology.timezone else {
             return "UTC".to_owned();
         };
+        self.known_zone(zone);
+        zone.value.clone()
+    }
+
+    /// Reports a zone that is none.
+    fn known_zone(&mut self, zone: &Spanned<String>) {
         if zone.value != "UTC" && jiff::tz::TimeZone::get(&zone.value).is_err() {
             let known: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
             let near =
@@ -204,7 +215,6 @@ impl Checker<'_> {
                 None => problem.hint("\"timedatectl list-timezones\" lists them."),
             };
         }
-        zone.value.clone()
     }
 
     /// In `settings`, `none` is also a word of PostgreSQL: without something to take away it must not vanish silently.
@@ -284,6 +294,7 @@ impl Checker<'_> {
         let databases = self.databases(&draft, raw.databases.as_ref());
         let roles = self.roles(&draft, raw.roles.as_ref());
         let schemas = self.schemas(&draft, raw.schemas.as_ref(), &databases);
+        let partitions = self.partitions(&draft, &raw, &databases);
         let pooler_port = ports.and_then(|ports| ports.pooler.as_ref()).map(|port| (port.value.0, port.at));
         let poolers = raw.poolers.as_ref().and_then(|poolers| self.poolers(&draft, poolers, pooler_port));
         if let (Some(raw), Some(poolers)) = (&raw.poolers, &poolers) {
@@ -318,6 +329,7 @@ impl Checker<'_> {
             databases,
             schemas,
             roles,
+            partitions,
             poolers,
             objectives,
             backups,

@@ -298,14 +298,21 @@ fn conninfo_value(text: &str) -> String {
 
 /// Returns `ANY 1 ("inventory-b", "inventory-c")` as it is right while `primary` is the primary; empty without synchronous standbys.
 pub fn synchronous_names(cluster: &Cluster, primary: &Node) -> String {
-    let Some(synchronous) = &cluster.synchronous else { return String::new() };
+    synchronous_names_for(cluster, primary, cluster.synchronous.as_ref().map_or(0, |of| of.wait_for))
+}
+
+/// Returns the same where commits wait for another number of them than is declared; empty for none.
+pub fn synchronous_names_for(cluster: &Cluster, primary: &Node, wait_for: u32) -> String {
+    let Some(synchronous) = cluster.synchronous.as_ref().filter(|_| wait_for > 0) else {
+        return String::new();
+    };
     let of: Vec<String> = synchronous
         .of
         .iter()
         .filter(|name| **name != primary.name)
         .map(|name| format!("\"{}\"", cluster.full_name(name)))
         .collect();
-    format!("ANY {} ({})", synchronous.wait_for, of.join(", "))
+    format!("ANY {wait_for} ({})", of.join(", "))
 }
 
 /// Writes settings as a configuration file.

@@ -17,6 +17,7 @@ use super::model::{
     Service, VaultReference,
 };
 use super::notices::Occasion;
+use super::partitions::{DefaultPolicy, Every, Then};
 use super::problem::{Position, Report, nearest};
 use super::schedule::Schedule;
 use super::yaml::{Entry, Kind, Node, Scalar, Value};
@@ -541,6 +542,14 @@ macro_rules! words {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ThePrimary;
 
+/// `copy`: the only thing that can be done with grants besides nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CopyGrants;
+
+words!(CopyGrants { "copy" => CopyGrants });
+words!(Every { "day" => Every::Day, "week" => Every::Week, "month" => Every::Month, "quarter" => Every::Quarter, "year" => Every::Year });
+words!(Then { "detach" => Then::Detach, "drop" => Then::Drop, "export and drop" => Then::ExportAndDrop });
+words!(DefaultPolicy { "leave" => DefaultPolicy::Leave, "create" => DefaultPolicy::Create, "refuse" => DefaultPolicy::Refuse });
 words!(Via { "local" => Via::Local, "ssh" => Via::Ssh });
 words!(ThePrimary { "primary" => ThePrimary });
 words!(Service { "pg_ctl" => Service::PgCtl, "systemd" => Service::Systemd, "debian" => Service::Debian });
@@ -833,6 +842,11 @@ impl JsonSchema for SecretReference {
 /// A span of time in the schema; the value itself is a [`Duration`].
 pub(super) fn duration_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "pattern": "^[0-9]+ *(ms|s|min|h|d|day|days)$"})
+}
+
+/// A span of the calendar in the schema.
+pub(super) fn calendar_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "pattern": "^[0-9]+ *(day|days|week|weeks|month|months|quarter|quarters|year|years)$"})
 }
 
 impl JsonSchema for HookWish {

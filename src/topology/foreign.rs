@@ -6,7 +6,7 @@ use super::problem::{Position, Report, nearest};
 use super::yaml::{Node, Value};
 
 /// Keys of the format that this version does not have.
-const LATER: &[&str] = &["checks", "clone", "delay", "partitions", "priority", "upstream"];
+const LATER: &[&str] = &["checks", "clone", "delay", "priority", "upstream"];
 
 /// Keys under which people name a kind of database.
 const KIND_KEYS: &[&str] = &[

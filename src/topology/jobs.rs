@@ -36,6 +36,8 @@ pub enum Work {
     DrillRestore,
     /// Judges the herd.
     Health,
+    /// Makes partitions ahead of time and lets old ones go.
+    Partitions,
     Vacuum(Vacuum),
     Reindex(Reindex),
     Refresh(Refresh),
@@ -128,6 +130,7 @@ impl Work {
             Self::Expire => "expire backups and WAL",
             Self::DrillRestore => "restore drill",
             Self::Health => "judge the herd",
+            Self::Partitions => "make partitions ahead of time, let old ones go",
             Self::Vacuum(_) => "vacuum and analyze neglected tables",
             Self::Reindex(_) => "reindex invalid and bloated indexes",
             Self::Refresh(_) => "refresh materialized views",

@@ -19,6 +19,7 @@ mod merge;
 pub mod model;
 pub mod notices;
 pub mod origin;
+pub mod partitions;
 pub mod places;
 pub mod problem;
 mod raw;

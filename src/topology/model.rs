@@ -14,6 +14,7 @@ use super::custom::CustomCheck;
 use super::hooks::Hook;
 use super::jobs::{Job, Scheduler};
 use super::notices::Occasion;
+use super::partitions::PartitionSet;
 use crate::units::ByteCount;
 
 /// Where nodes and poolers of a machine listen for that machine itself, and all of them on a host without an address.
@@ -115,6 +116,9 @@ pub struct Cluster {
     pub databases: Vec<String>,
     pub schemas: Vec<Schema>,
     pub roles: Vec<Role>,
+    /// Tables that are partitioned by time, in the order of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionSet>,
     pub poolers: Option<Poolers>,
     /// Objectives by scenario.
     pub objectives: BTreeMap<String, Objective>,

@@ -13,8 +13,9 @@ use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository, RestoreProof,
     SecretReference, Service, Tls,
 };
+use super::partitions::TableName;
 use super::problem::{Position, Problems};
-use super::yaml::Node;
+use super::yaml::{Node, Value};
 
 /// Who said a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -139,6 +140,7 @@ impl List<'_> {
                 role.connections.map_or("none".to_owned(), |limit| limit.to_string()),
             );
         }
+        self.partitions(cluster);
         self.poolers(cluster);
         for (scenario, objective) in &cluster.objectives {
             self.add(&["objectives", scenario, "rpo"], written(objective.rpo));
@@ -179,6 +181,37 @@ impl List<'_> {
             self.add_from(&path("run"), &["hooks", point], run);
             self.add(&path("timeout"), written(hook.timeout));
             self.add(&path("on"), hook.on.word());
+        }
+    }
+
+    fn partitions(&mut self, cluster: &Cluster) {
+        let tables =
+            |tree: Option<&Node>| match tree.and_then(|tree| tree.find("partitions")).map(|tree| &tree.value)
+            {
+                Some(Value::Mapping(entries)) => entries.iter().map(|entry| entry.key.clone()).collect(),
+                Some(Value::Scalar(_) | Value::Sequence(_) | Value::Alias) | None => Vec::new(),
+            };
+        let keys = [tables(self.own), tables(self.defaults)].concat();
+        for set in &cluster.partitions {
+            // The name may be written with quotes that it does not need.
+            let key = keys.iter().find(|key| TableName::parse(key).is_ok_and(|table| table == set.table));
+            let name = key.cloned().unwrap_or_else(|| set.table.to_string());
+            let path = |key| ["partitions", name.as_str(), key];
+            self.add(&path("database"), &set.database);
+            self.add(&path("by"), &set.by);
+            self.add(&path("every"), set.every.word());
+            self.add(&path("ahead"), set.ahead.to_string());
+            self.add(&path("keep"), set.keep.map_or("none".to_owned(), |keep| keep.to_string()));
+            if set.keep.is_some() {
+                self.add(&path("then"), set.then.word());
+            }
+            self.add(&path("timezone"), &set.timezone);
+            self.add(&path("default-partition"), set.default_partition.word());
+            if let Some(tablespace) = &set.tablespace {
+                self.add(&path("tablespace"), tablespace);
+            }
+            self.add(&path("grants"), if set.copies_grants { "copy" } else { "none" });
+            self.add(&path("names"), set.names.as_str());
         }
     }
 
@@ -271,6 +304,7 @@ impl List<'_> {
                     views.iter().map(|view| format!("{}.{}", view.schema, view.name)).collect();
                 maintenance(&["refresh", name], &[("database", database.clone()), ("views", list(&views))]);
             }
+            Work::Partitions => maintenance(&["partitions"], &[]),
             Work::Clean(Clean { logs }) => maintenance(&["clean"], &[("logs", written(*logs))]),
             Work::Dump(Dump { name, database, schemas, keep }) => {
                 let path = |key| ["dumps", name.as_str(), key];

@@ -7,14 +7,15 @@ use std::time::Duration;
 use super::checks::{Measure, Report};
 use super::custom::On;
 use super::decode::{
-    Address, Count, HookWish, Major, Named, OwnOr, Percent, Port, SettingText, Spanned, Text, ThePrimary,
-    record,
+    Address, CopyGrants, Count, HookWish, Major, Named, OwnOr, Percent, Port, SettingText, Spanned, Text,
+    ThePrimary, record,
 };
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
     Service,
 };
 use super::notices::Occasion;
+use super::partitions::{DefaultPolicy, Every, Then};
 use super::schedule::Schedule;
 use crate::units::ByteCount;
 
@@ -110,6 +111,8 @@ record! {
         schemas: Named<Schema> = "schemas",
         /// The roles that log in.
         roles: Named<Role> = "roles",
+        /// Tables that are partitioned by time, by their names with the schema: "orders.order_events".
+        partitions: Named<Partitions> = "partitions",
         /// Its PgBouncers.
         poolers: Poolers = "poolers",
         /// How much may be lost and how long it may take.
@@ -285,6 +288,35 @@ record! {
 }
 
 record! {
+    /// The partitions of a table: which there are ahead of time, and what becomes of old ones.
+    Partitions {
+        /// Its database; required where the cluster has several.
+        database: Text = "database",
+        /// The column that the table is partitioned by: a date, timestamp or timestamptz.
+        by: Text = "by",
+        /// The time of one partition; a week begins on Monday.
+        every: Every = "every",
+        /// How many periods after the present one have a partition; 3 if it is not said.
+        ahead: Count = "ahead",
+        /// A partition stays until its last moment is so long ago; for ever if it is not said.
+        #[schemars(schema_with = "super::decode::calendar_schema")]
+        keep: Text = "keep",
+        /// What becomes of it then: "detach" (the default), "drop", or "export and drop", which stores its rows in the repository first.
+        then: Then = "then",
+        /// The zone whose midnights are the bounds; that of the file if it is not said.
+        timezone: Text = "timezone",
+        /// A default partition: "leave" (the default: none is made, one that is there stays), "create", or "refuse".
+        default_partition: DefaultPolicy = "default-partition",
+        /// Tablespace of new partitions; that of the table if it is not said.
+        tablespace: Text = "tablespace",
+        /// "copy": a new partition is given the privileges that the table has.
+        grants: CopyGrants = "grants",
+        /// How partitions are called, with {table}, {year}, {quarter}, {month}, {week} and {day} of the first day.
+        names: Text = "names",
+    }
+}
+
+record! {
     /// A role that logs in.
     Role {
         /// Where its password is.
@@ -411,6 +443,8 @@ record! {
 record! {
     /// What is done by itself to keep a cluster fit; each takes no longer than its timeout, an hour if it is not said.
     Maintenance {
+        /// Make partitions ahead of time and let old ones go, as "partitions" declares.
+        partitions: PartitionsJob = "partitions",
         /// Vacuum and analyze tables that autovacuum has neglected.
         vacuum: VacuumJob = "vacuum",
         /// Build invalid and bloated indexes anew, without keeping writers waiting.
@@ -437,6 +471,17 @@ record! {
         /// For how long a dump is kept, but the newest always stays; 30 days if it is not said.
         #[schemars(schema_with = "super::decode::duration_schema")]
         keep: Duration = "keep",
+    }
+}
+
+record! {
+    /// Maintains the declared partitions.
+    PartitionsJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends; the next run goes on.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
     }
 }
 

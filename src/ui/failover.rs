@@ -128,7 +128,7 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
         row(ui, "salvaged", &format!("{bytes} that only {} had", report.from));
     }
     if let Some(why) = &report.not_salvaged {
-        row(ui, "lost", &format!("what only {} had, as was agreed to: {why}", report.from));
+        row(ui, "lost", &format!("what only {} had could not be brought: {why}", report.from));
     }
     match report.synchronous.as_deref() {
         Some("") => row(ui, "commits", "wait for no standby until the others are back"),

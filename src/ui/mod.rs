@@ -25,6 +25,7 @@ pub mod in_place;
 pub mod journal;
 pub mod junit;
 pub mod operation;
+pub mod partition;
 pub mod plan;
 pub mod pooler;
 pub mod rejoin;

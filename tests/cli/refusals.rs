@@ -197,7 +197,7 @@ fn refuses_an_unknown_key_and_says_what_was_meant() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, dumps, health, hooks, maintenance, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, dumps, health, hooks, maintenance, nodes, notify, objectives, partitions, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -266,7 +266,7 @@ fn refuses_an_unknown_key_that_is_taken_away() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, dumps, health, hooks, maintenance, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, dumps, health, hooks, maintenance, nodes, notify, objectives, partitions, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -612,12 +612,12 @@ HINT:   Choose another name, such as "inventory" or "db-1"."#,
 fn refuses_a_key_that_a_later_version_brings() {
     refuses(
         ONE,
-        r#"    partitions: {orders: monthly}
+        r#"    upstream: b
 "#,
         r#"
-ERROR:  pgherd.yml:9:5: unknown key "partitions" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, dumps, health, hooks, maintenance, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
-HINT:   This version of pgherd does not have "partitions" yet. Remove it."#,
+ERROR:  pgherd.yml:9:5: unknown key "upstream" in clusters.inventory
+DETAIL: Its keys are: backups, checks, databases, drills, dumps, health, hooks, maintenance, nodes, notify, objectives, partitions, poolers, ports, postgres, roles, schemas, synchronous.
+HINT:   This version of pgherd does not have "upstream" yet. Remove it."#,
     );
 }
 
@@ -1875,4 +1875,42 @@ HINT:   Write [started, done, stuck], or remove the key."#,
         told,
         "Some(Notify { url: File(\"/etc/pgherd/secrets/hook\"), events: [Stuck, Done], ca: None })"
     );
+}
+
+#[test]
+fn partitions_are_refused_before_a_server_is_asked() {
+    refuses(
+        ONE,
+        r#"    partitions:
+      events: {by: at, every: month}
+      a.b: {every: month}
+      a.c: {by: at, every: fortnight}
+      a.d: {by: at, every: month, ahead: 0}
+      a.e: {by: at, every: month, ahead: 120}
+      a.f: {by: at, every: month, keep: 3 weeks}
+      a.g: {by: at, every: day, keep: 2 m}
+      a.h: {by: at, every: month, then: drop}
+      a.i: {by: at, every: month, keep: 1 year, then: export and drop}
+      a.j: {by: at, every: month, timezone: Europe/Berlim}
+      a.k: {by: at, every: month, names: "{table}_{year}"}
+      a.l_that_is_called_so_long_that_its_partitions_find_no_names: {by: at, every: day}
+      a.m: {by: at, every: month, database: other}
+"#,
+        "",
+    );
+}
+
+#[test]
+fn partitions_have_their_defaults_and_names_are_exact() {
+    let herd = accepts(ONE, "    partitions:\n      '\"My.Schema\".Events': {by: At, every: week}\n");
+    let set = &herd.clusters[0].partitions[0];
+    assert_eq!(
+        (set.table.schema.as_str(), set.table.name.as_str(), set.by.as_str()),
+        ("My.Schema", "Events", "At")
+    );
+    assert_eq!(
+        (set.ahead, set.keep, set.timezone.as_str(), set.database.as_str()),
+        (3, None, "UTC", "inventory")
+    );
+    assert_eq!(set.names.as_str(), "{table}_{year}_w{week}");
 }

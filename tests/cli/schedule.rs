@@ -301,6 +301,11 @@ fn what_is_wrong_with_a_schedule_is_told_with_its_place_and_what_to_write() {
     refuses("schemas: [orders], ", "schemas: [], ", "clusters.inventory.dumps.legal.schemas names nothing");
     refuses("keep: 90 days", "keep: 3 h", "dumps.legal.keep must be a day or more");
     refuses("when: weekly Mon 01:00, ", "", "dumps.legal has no \"when\"");
+    refuses(
+        "    maintenance:\n",
+        "    maintenance:\n      partitions: {when: daily 01:00}\n",
+        "clusters.inventory.maintenance.partitions has nothing to do: inventory declares no partitions",
+    );
     refuses("jitter: 2 min", "jitter: 2 h", "scheduler.jitter must be 1 h at most");
     refuses("jitter: 2 min", "hosts: [local]", "unknown key \"hosts\" in scheduler");
 }

@@ -25,7 +25,7 @@ use pgherd::ops::context::Context;
 use pgherd::ops::node::restore::{Target, Wish};
 use pgherd::ops::plan::ClusterPlan;
 use pgherd::ops::plan::step::ApplyStep;
-use pgherd::ops::{destroy, failover, in_place, rejoin, switchover};
+use pgherd::ops::{destroy, failover, fence, in_place, rejoin, switchover};
 use pgherd::topology::model::{Cluster, Herd};
 
 use crate::harness::{Then, sample};
@@ -83,11 +83,15 @@ enum Kind {
     Rewind,
     /// The same, cloned beside what it has.
     Reclone,
+    /// A primary that is kept from being one.
+    Fence,
+    /// The same one, let go again.
+    Unfence,
     /// The removal of a pair whose WAL was archived, and of the program that did it.
     Destroy,
 }
 
-const KINDS: [Kind; 20] = [
+const KINDS: [Kind; 22] = [
     Kind::Birth,
     Kind::Back,
     Kind::Add,
@@ -107,6 +111,8 @@ const KINDS: [Kind; 20] = [
     Kind::Rejoin,
     Kind::Rewind,
     Kind::Reclone,
+    Kind::Fence,
+    Kind::Unfence,
     Kind::Destroy,
 ];
 
@@ -132,6 +138,8 @@ impl Kind {
             Self::Rejoin => "rejoin",
             Self::Rewind => "rewind",
             Self::Reclone => "reclone",
+            Self::Fence => "fence",
+            Self::Unfence => "unfence",
             Self::Destroy => "destroy",
         }
     }
@@ -151,6 +159,8 @@ impl Kind {
             | Self::Rejoin
             | Self::Rewind
             | Self::Reclone
+            | Self::Fence
+            | Self::Unfence
             | Self::Destroy => Shape::Archived,
             Self::Add | Self::Replace | Self::Reboot | Self::Mend | Self::Rotate => Shape::Pair,
             Self::Restart => Shape::Larger,
@@ -172,6 +182,8 @@ impl Kind {
             | Self::Rejoin
             | Self::Rewind
             | Self::Reclone
+            | Self::Fence
+            | Self::Unfence
             | Self::Destroy => Some(Shape::Archived),
             Self::Archive
             | Self::Replace
@@ -199,6 +211,10 @@ impl Kind {
 
     fn rejoins(self) -> bool {
         matches!(self, Self::Rejoin | Self::Rewind | Self::Reclone)
+    }
+
+    fn fences(self) -> bool {
+        matches!(self, Self::Fence | Self::Unfence)
     }
 
     /// Who leads when it is done.
@@ -229,7 +245,9 @@ impl Kind {
             | Self::Destroy
             | Self::Rejoin
             | Self::Rewind
-            | Self::Reclone => None,
+            | Self::Reclone
+            | Self::Fence
+            | Self::Unfence => None,
         }
     }
 }
@@ -502,6 +520,10 @@ impl Bench {
                     let (_, outcome) = run_failover(&context, &herd).await.unwrap();
                     assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
                 }
+                Kind::Unfence => {
+                    let (_, outcome) = run_fence(&context, &herd, Kind::Fence).await.unwrap();
+                    assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
+                }
                 Kind::Rewind => go_two_ways(&self.site, herd.cluster(CLUSTER).unwrap()).await,
                 Kind::Birth
                 | Kind::Back
@@ -511,6 +533,7 @@ impl Bench {
                 | Kind::Encrypt
                 | Kind::Switch
                 | Kind::SwitchBack
+                | Kind::Fence
                 | Kind::Destroy => {}
             }
             self.site.keep(kind.name());
@@ -680,6 +703,27 @@ async fn run_failover(context: &Context, herd: &Herd) -> Result<(OperationId, Ou
     failover::run(context, request, &EventSink::none(), &Interrupt::new()).await
 }
 
+async fn run_fence(context: &Context, herd: &Herd, kind: Kind) -> Result<(OperationId, Outcome), Error> {
+    let looking = Context { gate: gate::open(), ..context.clone() };
+    let cluster = herd.cluster(CLUSTER).unwrap();
+    let node = cluster.node(NODES[0]).unwrap();
+    let wish = if kind == Kind::Fence {
+        let why = "its disk answers late".to_owned();
+        fence::Wish::Fence { why, force: fence::Force::Fast, limit: Duration::from_secs(30) }
+    } else {
+        fence::Wish::Unfence
+    };
+    let request = fence::Request {
+        herd,
+        cluster,
+        node,
+        plan: fence::plan(&looking, herd, cluster, node, &wish).await?,
+        topology: apply::topology_file(&herd.file)?,
+        wait: Duration::ZERO,
+    };
+    fence::run(context, request, &EventSink::none(), &Interrupt::new()).await
+}
+
 async fn run_apply(
     context: &Context,
     herd: &Herd,
@@ -717,6 +761,7 @@ impl Scene<'_> {
         let first = self
             .limited(async {
                 match &initial.plan {
+                    _ if self.case.kind.fences() => run_fence(&context, &self.herd, self.case.kind).await,
                     Some(_) if self.case.kind.goes_back_in_place() => {
                         run_in_place(&context, &self.herd).await
                     }
@@ -783,6 +828,17 @@ impl Scene<'_> {
             Ended::By(End::Done) if self.case.kind == Kind::Destroy => self.nothing_left().await,
             Ended::By(End::Done) if self.case.kind.fails_over() => self.failed_over().await,
             Ended::By(End::Done) if self.case.kind.rejoins() => self.rejoined().await,
+            Ended::By(End::Done) if self.case.kind == Kind::Fence => self.fenced(&id).await,
+            Ended::By(ended) if self.case.kind.fences() => {
+                let done = ended == End::Done;
+                if self.is_let_go() != (done == (self.case.kind == Kind::Unfence)) {
+                    Err(format!("it ended as {ended:?}, and its mark says otherwise"))
+                } else if self.is_let_go() {
+                    self.leads_again().await
+                } else {
+                    self.same_as_before(initial).await
+                }
+            }
             Ended::By(End::Restored { .. }) if self.case.kind.rejoins() => self.out_of_the_way().await,
             Ended::By(End::Done) => match self.accident_is_there(false).await {
                 Ok(()) => self.as_declared().await,
@@ -852,6 +908,10 @@ impl Scene<'_> {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
             return failover::go_on(&context, operation, way, &events, &interrupt).await;
         }
+        if self.case.kind.fences() {
+            let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
+            return fence::go_on(&context, operation, way, &events, &interrupt).await;
+        }
         if self.case.kind.rejoins() {
             let operation = Operation::open(&context.store, id, Duration::ZERO).await?;
             return rejoin::go_on(&context, operation, way, &events, &interrupt).await;
@@ -893,7 +953,8 @@ impl Scene<'_> {
     }
 
     async fn plan(&self) -> Result<Option<ClusterPlan>, String> {
-        if self.case.kind == Kind::Destroy {
+        // While no node may be primary there is none.
+        if matches!(self.case.kind, Kind::Destroy | Kind::Unfence) {
             return Ok(None);
         }
         let context = self.site.context(gate::open(), self.site.store());
@@ -947,8 +1008,8 @@ impl Scene<'_> {
 
     /// Nobody is held back any more.
     async fn clients_go_on(&self) -> Result<(), String> {
-        if self.case.kind.fails_over() || self.case.kind.before().is_none_or(|shape| shape != Shape::Archived)
-        {
+        let serves = !self.case.kind.fails_over() && !self.case.kind.fences();
+        if !serves || self.case.kind.before().is_none_or(|shape| shape != Shape::Archived) {
             return Ok(());
         }
         let conn = self.site.enter(self.cluster(), CLUSTER).await.map_err(|error| error.to_string())?;
@@ -1053,6 +1114,49 @@ impl Scene<'_> {
             if !matches!(outcome, Outcome::Done) {
                 return Err(format!("done, and an apply ended as {outcome:?}"));
             }
+        }
+        self.as_declared().await
+    }
+
+    /// What holds of a primary that is fenced: nothing of it runs and nothing starts it as one; and it is let go without a trace.
+    async fn fenced(&self, id: &OperationId) -> Result<(), String> {
+        let expected = ["pgbouncer", "postgres b"];
+        if self.site.running() != expected {
+            return Err(format!("done, and there run: {:?}", self.site.running()));
+        }
+        if self.is_let_go() {
+            return Err("done, and it is not marked".to_owned());
+        }
+        let report = fence::report(&self.site.store(), id).map_err(|error| format!("{error:?}"))?;
+        let sealed = report.shut_out.is_some_and(|out| out.sealed);
+        if sealed != self.site.data(NODES[0]).join("standby.signal").exists() {
+            return Err(format!("done, and that it starts as a standby ({sealed}) is not true"));
+        }
+        let context = self.site.context(gate::open(), self.site.store());
+        let plan = apply::prepare(&context, &self.herd, self.cluster()).await;
+        if plan.is_ok() {
+            return Err("done, and apply would go on with it".to_owned());
+        }
+        let let_go = run_fence(&context, &self.herd, Kind::Unfence).await;
+        if !matches!(let_go, Ok((_, Outcome::Done))) {
+            return Err(format!("done, and it is not let go: {let_go:?}"));
+        }
+        self.leads_again().await
+    }
+
+    fn is_let_go(&self) -> bool {
+        !self.site.facts(NODES[0]).join("fenced.json").exists()
+    }
+
+    /// One that is not fenced, whether it was stopped or not, is what it was one apply later.
+    async fn leads_again(&self) -> Result<(), String> {
+        let context = self.site.context(gate::open(), self.site.store());
+        let plan = apply::prepare(&context, &self.herd, self.cluster()).await;
+        let plan = plan.map_err(|errors| format!("no plan can be made: {errors:?}"))?;
+        let (_, outcome) =
+            run_apply(&context, &self.herd, &plan).await.map_err(|error| format!("{error:?}"))?;
+        if !matches!(outcome, Outcome::Done) {
+            return Err(format!("an apply ended as {outcome:?}"));
         }
         self.as_declared().await
     }

@@ -12,11 +12,14 @@
 
 mod adoption;
 mod faults;
+mod herd;
 mod lab;
 mod ledger;
 mod removal;
 mod roles;
+mod scene;
 mod services;
 mod shared;
 mod station;
 mod story;
+mod troubles;

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -31,20 +32,15 @@ pub struct Way<'a> {
 /// The station.
 pub struct Station<'a> {
     pub lab: &'a Lab,
+    host: &'static str,
     ways: Vec<Way<'a>>,
     bin: String,
     program: String,
 }
 
 impl<'a> Station<'a> {
-    /// Furnishes the lab's host of that name; `bin` has the servers' programs.
+    /// Furnishes the lab's host [`OPS`], and lets its operator in to all others; `bin` has the servers' programs.
     pub fn furnish(lab: &'a Lab, bin: &str, ways: &[Way<'a>]) -> Self {
-        let station = Self {
-            lab,
-            ways: ways.to_vec(),
-            bin: bin.to_owned(),
-            program: env!("CARGO_BIN_EXE_pgherd").to_owned(),
-        };
         for way in ways.iter().filter(|way| way.user != "root") {
             let rule = format!(
                 "useradd --create-home --shell /bin/sh {0} && usermod --password '*' {0} && \
@@ -53,7 +49,14 @@ impl<'a> Station<'a> {
             );
             lab.prints(way.host, &["sh", "-c", &rule]);
         }
-        lab.prints(OPS, &["useradd", "--create-home", "--shell", "/bin/sh", OPERATOR]);
+        Self::another(lab, OPS, bin, ways)
+    }
+
+    /// Furnishes a station on a host of any name, for the same hosts, with nothing of the first one's.
+    pub fn another(lab: &'a Lab, host: &'static str, bin: &str, ways: &[Way<'a>]) -> Self {
+        let program = env!("CARGO_BIN_EXE_pgherd").to_owned();
+        let station = Self { lab, host, ways: ways.to_vec(), bin: bin.to_owned(), program };
+        lab.prints(host, &["useradd", "--create-home", "--shell", "/bin/sh", OPERATOR]);
         let mut config = "Host *\n    IdentitiesOnly yes\n    IdentityFile ~/.ssh/id\n".to_owned();
         for way in ways {
             let address = lab.address(way.host);
@@ -74,7 +77,7 @@ impl<'a> Station<'a> {
     /// Writes a file of the operator's.
     pub fn write(&self, path: &str, text: &str) {
         let script = "umask 077; mkdir -p \"$(dirname \"$1\")\" && printf '%s' \"$2\" > \"$1\"";
-        let output = self.lab.console(OPS, &self.as_operator(&["sh", "-c", script, "sh", path, text]));
+        let output = self.lab.console(self.host, &self.as_operator(&["sh", "-c", script, "sh", path, text]));
         assert!(output.status.success(), "{path}: {}", told(&output));
     }
 
@@ -84,12 +87,13 @@ impl<'a> Station<'a> {
         self.only_ssh();
     }
 
-    fn only_ssh(&self) {
+    /// Loses what a station has no business with.
+    pub fn only_ssh(&self) {
         for way in &self.ways {
-            self.lab.cut_port_between(OPS, way.host, PORT);
-            self.lab.cut_port_between(OPS, way.host, POOLER);
+            self.lab.cut_port_between(self.host, way.host, PORT);
+            self.lab.cut_port_between(self.host, way.host, POOLER);
             if way.through.is_some() {
-                self.lab.cut_pair(OPS, way.host);
+                self.lab.cut_pair(self.host, way.host);
             }
         }
     }
@@ -110,7 +114,7 @@ impl<'a> Station<'a> {
     pub fn pgherd(&self, args: &[&str]) -> Output {
         let begun = Instant::now();
         let argv = [&[self.program.as_str()], args].concat();
-        let output = self.lab.console(OPS, &self.as_operator(&argv));
+        let output = self.lab.console(self.host, &self.as_operator(&argv));
         tell(&format!("{:.1} s  pgherd {args:?}", begun.elapsed().as_secs_f64()), &told(&output));
         output
     }
@@ -119,7 +123,7 @@ impl<'a> Station<'a> {
     pub fn begin(&self, args: &[&str]) -> std::process::Child {
         let argv = [&[self.program.as_str()], args].concat();
         let words = self.as_operator(&argv);
-        let mut command = self.lab.on_console(OPS, &words);
+        let mut command = self.lab.on_console(self.host, &words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("nsenter runs")
     }
@@ -167,12 +171,28 @@ impl<'a> Station<'a> {
 
     /// The operation that has not ended.
     pub fn unfinished(&self) -> String {
+        self.left_open().expect("an operation that has not ended")
+    }
+
+    /// The operation that has not ended, if there is one.
+    pub fn left_open(&self) -> Option<String> {
         let listed = self.json(&["operation", "list"]);
         let open = |operation: &&serde_json::Value| {
             ["stopped", "stuck", "incomplete"].iter().any(|state| operation["state"] == *state)
         };
-        let found = listed["operations"].as_array().unwrap().iter().find(open);
-        found.unwrap_or_else(|| panic!("{listed:#}"))["operation"].as_str().unwrap().to_owned()
+        let found = listed["operations"].as_array().unwrap().iter().find(open)?;
+        Some(found["operation"].as_str().unwrap().to_owned())
+    }
+
+    /// Where the journals of this station are, as the machine sees them.
+    pub fn journals(&self) -> PathBuf {
+        let init = self.lab.init(self.host).expect("the station is on");
+        PathBuf::from(format!("/proc/{init}/root/home/{OPERATOR}/.local/state/pgherd/operations"))
+    }
+
+    /// Kills what pgherd does here, without a word.
+    pub fn kill(&self) {
+        self.lab.console(self.host, &["pkill", "--signal", "KILL", "-x", "pgherd"]);
     }
 
     // ---- what an application and a local superuser do, on a host's console

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::herd::{Frozen, Herd, PAIR, WHOLE, newest_or_15, processes, text, until};
+use crate::herd::{APP_PASSWORD, Frozen, Herd, PAIR, WHOLE, newest_or_15, processes, text, until};
 use crate::ledger::{self, Writer, archived, led_by};
 use crate::server::installations;
+use crate::sshd::{Login, Sshd};
 
 /// Ends a node's server as a power cut ends it: nothing is written any more, nobody is told.
 fn kill(herd: &Herd, node: &str) {
@@ -110,6 +111,196 @@ fn what_no_standby_was_sent_is_brought_from_the_disk_of_the_dead_primary() {
     led_by_without(&herd, "b", 2, 0);
     assert!(archived(&herd, "00000002.history"));
     herd.run(&["wal", "list"]).ends_with(0).does_not_say("gap");
+}
+
+#[test]
+fn what_a_primary_really_waited_for_counts_and_not_what_is_declared() {
+    let mut herd = Herd::declare(&newest_or_15(0), &WHOLE);
+    herd.keep_backups();
+    herd.edit("wait-for: 1", "wait-for: 2");
+    herd.apply().ends_with(0);
+    herd.sql_in("a", "inventory", ledger::TABLE);
+    let names = |node: &str| herd.sql(node, "SHOW synchronous_standby_names");
+    let declared = "ANY 2 (\"inventory-a\", \"inventory-b\")";
+    assert_eq!(names("c"), declared);
+
+    // b leads alone, and nobody is waited for; what would wait in vain is not asked for by an apply either.
+    herd.sql("a", "ALTER ROLE app SET synchronous_commit = off");
+    herd.stop("c", "fast");
+    kill(&herd, "a");
+    herd.run(&["failover", "--yes"]).ends_with(0).says(&[
+        // Commits that no standby was promised for are named, and brought.
+        "what role app (synchronous_commit = off) committed may be on no standby: it is brought from the disk of inventory-a",
+        "commits    wait for no standby",
+    ]);
+    herd.plan().ends_with(0).says(&["commits of inventory wait for no standby, not for ANY 2"]);
+    // Nor once one of the two is back, who says no more than what b waits for.
+    herd.run(&["rejoin", "c", "--yes"]).ends_with(0);
+    assert_eq!((names("b"), names("c")), (String::new(), String::new()));
+
+    // Acknowledged by b alone, and then b dies as well: what is on its disk is brought, since nothing else has it.
+    let sender: i32 = herd.sql("b", "SELECT pid FROM pg_stat_replication").parse().expect("one streams");
+    let sender = Frozen::new(Pid::from_raw(sender).expect("a process"));
+    herd.sql_in("b", "inventory", "INSERT INTO inventory.ledger SELECT 7, n FROM generate_series(1, 1000) n");
+    kill(&herd, "b");
+    drop(sender);
+    let done = herd.run(&["failover", "--yes"]).ends_with(0);
+    done.says(&[
+        "less than declared is counted on: inventory-c has synchronous_standby_names = ''",
+        "bring what only inventory-b has",
+        "inventory-c is primary (timeline 3)",
+    ]);
+    assert_eq!(herd.sql_in("c", "inventory", "SELECT count(*) FROM inventory.ledger"), "1000");
+
+    // With both back what is declared is in effect, on the primary first.
+    for node in ["b", "a"] {
+        herd.run(&["rejoin", node, "--yes"]).ends_with(0);
+    }
+    assert_eq!(names("c"), declared);
+    led_by(&herd, "c", 3, 2);
+}
+
+/// A program of the operator's that cuts the old primary off, as slowly as the test wants.
+const POWER: &str = "#!/bin/sh
+at=$(dirname \"$0\")
+echo \"$PGHERD_POINT $PGHERD_ATTEMPT $PGHERD_OLD_PRIMARY\" >>\"$at/told\"
+if [ -e \"$at/broken\" ]; then echo 'the outlet does not answer'; exit 1; fi
+while [ -e \"$at/slow\" ]; do sleep 0.05; done
+echo \"$PGHERD_ATTEMPT\" >>\"$at/off\"
+echo 'outlet 7 is off'
+";
+
+/// Commits rows of these numbers.
+fn timed(herd: &Herd, node: &str, from: u32, to: u32) {
+    let sql = format!("INSERT INTO inventory.timed SELECT generate_series({from}, {to})");
+    herd.sql_in(node, "inventory", &sql);
+}
+
+fn rows(herd: &Herd, node: &str) -> String {
+    let sql = "SELECT coalesce(string_agg(n::text, ' ' ORDER BY n), '') FROM inventory.timed";
+    herd.sql_in(node, "inventory", sql)
+}
+
+#[test]
+fn a_host_that_is_lost_takes_a_fence_by_hook_or_word_and_a_loss_that_is_agreed_to() {
+    let mut herd = Herd::declare(&newest_or_15(1), &PAIR);
+    let mut sshd = Sshd::start(&herd, "sshd", Login::Caller);
+    sshd.reaches(&mut herd);
+    sshd.part();
+    herd.edit(" a: {host: local", " a: {host: db1");
+    herd.edit("{host: local", "{host: db2");
+    herd.edit("hosts: [local]", "hosts: [db2]");
+    herd.keep_backups();
+    herd.apply().ends_with(0);
+    herd.sql_in("a", "inventory", ledger::TABLE);
+    herd.sql_in(
+        "a",
+        "inventory",
+        "CREATE TABLE inventory.timed (n int); GRANT SELECT ON inventory.timed TO app",
+    );
+    let kept = Instant::now();
+    timed(&herd, "a", 1, 2);
+    until("b has them", || (rows(&herd, "b") == "1 2").then_some(()));
+
+    // Acknowledged, and on its way to nobody; then the host is gone with it.
+    let sender: i32 = herd.sql("a", "SELECT pid FROM pg_stat_replication").parse().expect("one streams");
+    let sender = Frozen::new(Pid::from_raw(sender).expect("a process"));
+    timed(&herd, "a", 3, 4);
+    let lost = Instant::now();
+    kill(&herd, "a");
+    drop(sender);
+    sshd.lose();
+
+    // Both are told at once: it may still take writes, and rows may be lost, how much at most.
+    let refused = herd.run(&["failover", "--yes"]).ends_with(4);
+    refused.tells(&[
+        "inventory-a may still take writes",
+        "--old-primary-is-off",
+        "rows of inventory that were acknowledged may be lost",
+        "what was committed in the last",
+        "--accept-data-loss inventory",
+    ]);
+    herd.run(&["failover", "--accept-data-loss", "inventory", "--yes"])
+        .ends_with(4)
+        .tells(&["may still take writes"]);
+    herd.run(&["failover", "--old-primary-is-off", "I saw it", "--yes"]).ends_with(4).tells(&["may be lost"]);
+    let age = lost.elapsed().as_secs_f64();
+    let signed = [
+        "--format",
+        "json",
+        "failover",
+        "--dry-run",
+        "--accept-data-loss",
+        "inventory",
+        "--old-primary-is-off",
+        "x",
+    ];
+    let told = herd.run(&signed).ends_with(0).json()["loss"]["seconds"].as_f64().expect("how long ago");
+    let (least, most) = (age, kept.elapsed().as_secs_f64());
+    assert!(
+        least <= told && told <= most,
+        "rows of {least} s before are lost, none of {most} s, and told is {told} s"
+    );
+
+    // By nobody's word but the operator's, up to a veto; the standby follows again then.
+    let follows = "SELECT setting <> '' FROM pg_settings WHERE name = 'primary_conninfo'";
+    herd.edit("    schemas:\n", "    hooks: {before-promote: [/bin/false]}\n    schemas:\n");
+    let word =
+        ["--accept-data-loss", "inventory", "--old-primary-is-off", "remote hands, ticket 4711", "--yes"];
+    herd.run(&[&["failover"][..], &word].concat())
+        .ends_with(1)
+        .says(&["takes no writes, by the operator's word: remote hands, ticket 4711"])
+        .tells(&["the hook before-promote, "]);
+    assert_eq!((herd.primaries(), herd.sql("b", follows).as_str()), (Vec::new(), "t"));
+
+    // A hook that does not hold it is no fence, and everything is taken back.
+    let hooks = herd.path("hooks");
+    fs::create_dir(&hooks).unwrap();
+    fs::write(hooks.join("power"), POWER).unwrap();
+    fs::set_permissions(hooks.join("power"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(hooks.join("broken"), "").unwrap();
+    herd.edit("{before-promote: [/bin/false]}", "{fence: {run: [hooks/power], timeout: 30 s}}");
+    let agreed = ["failover", "--accept-data-loss", "inventory", "--yes"];
+    herd.run(&agreed).ends_with(1).tells(&[
+        "the hook fence",
+        "ended with status 1",
+        "the outlet does not answer",
+    ]);
+    assert_eq!((herd.primaries(), herd.sql("b", follows).as_str()), (Vec::new(), "t"));
+    fs::remove_file(hooks.join("broken")).unwrap();
+
+    // pgherd is killed while the hook is at work: that goes on to its end, and is run once more by whoever resumes.
+    fs::remove_file(hooks.join("told")).unwrap();
+    fs::write(hooks.join("slow"), "").unwrap();
+    let mut killed = herd.start(&agreed);
+    until("the hook is at work", || hooks.join("told").exists().then_some(()));
+    killed.signal(Signal::KILL);
+    killed.end();
+    assert!(!hooks.join("off").exists());
+    fs::remove_file(hooks.join("slow")).unwrap();
+    until("it has ended by itself", || hooks.join("off").exists().then_some(()));
+    let report = herd.run(&["status", "--format", "json"]).json();
+    let id = report["clusters"][0]["operations"][0]["id"].as_str().expect("an operation").to_owned();
+    // A repository that is away holds nothing up; what belongs there is done when it is back.
+    let away = herd.path("repository.away");
+    fs::rename(herd.repository(), &away).unwrap();
+    herd.run(&["operation", "resume", &id, "--yes"]).ends_with(7);
+    assert_eq!(herd.primaries(), ["b"]);
+    let count = "SELECT count(*) FROM inventory.timed";
+    assert_eq!(herd.client("pooler", "app", APP_PASSWORD, "inventory", count).unwrap(), "2");
+    fs::rename(&away, herd.repository()).unwrap();
+    let resumed = herd.run(&["operation", "resume", &id, "--yes"]).ends_with(0);
+    assert!(archived(&herd, "00000002.history"));
+    resumed.says(&["inventory-b is primary (timeline 2)", "the hook fence has cut it off: outlet 7 is off"]);
+    assert_eq!(fs::read_to_string(hooks.join("told")).unwrap(), "fence 1 inventory-a\nfence 2 inventory-a\n");
+
+    // What was lost is what was acknowledged in that time and no more.
+    assert_eq!(rows(&herd, "b"), "1 2");
+
+    // The host is back: what only it had is kept and named, and it follows.
+    sshd.find();
+    herd.run(&["rejoin", "a", "--yes"]).ends_with(0).says(&["rewound", "wal-before"]);
+    assert_eq!(rows(&herd, "a"), "1 2");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use pgherd::secret::Secret;
 use crate::herd::{APP_PASSWORD, Herd, Shape, files_below, text, until};
 use crate::server::Installation;
 
-const TABLE: &str = "
+pub const TABLE: &str = "
 SET ROLE inventory_owner;
 CREATE TABLE inventory.ledger (client int, number int, PRIMARY KEY (client, number))";
 
@@ -45,11 +45,20 @@ pub struct Written {
 
 impl Writer {
     pub fn start(herd: &Herd, client: u32) -> Self {
+        Self::at(vec![herd.port("pooler")], client)
+    }
+
+    /// One that knows these nodes and goes to the next one whenever it has an error, as a connection string with several hosts does.
+    pub fn direct(herd: &Herd, client: u32, nodes: &[&str]) -> Self {
+        Self::at(nodes.iter().map(|node| herd.port(node)).collect(), client)
+    }
+
+    fn at(ports: Vec<u16>, client: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (port, asked) = (herd.port("pooler"), stop.clone());
+        let asked = stop.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(write(port, client, &asked))
+            runtime.block_on(write(&ports, client, &asked))
         });
         Self { client, stop, thread }
     }
@@ -60,11 +69,12 @@ impl Writer {
     }
 }
 
-async fn write(port: u16, client: u32, stop: &AtomicBool) -> Written {
+async fn write(ports: &[u16], client: u32, stop: &AtomicBool) -> Written {
     let patience = Duration::from_secs(110);
-    let login = Login {
+    let mut ports = ports.iter().cycle();
+    let mut login = Login {
         server: "pooler".to_owned(),
-        endpoint: Endpoint::Tcp { host: "127.0.0.1".to_owned(), port },
+        endpoint: Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: *ports.next().expect("a port") },
         user: "app".to_owned(),
         database: "inventory".to_owned(),
         password: Some(Secret::new(APP_PASSWORD)),
@@ -97,7 +107,11 @@ async fn write(port: u16, client: u32, stop: &AtomicBool) -> Written {
                 written.longest = written.longest.max(last.elapsed());
                 last = Instant::now();
             }
-            Err(error) => written.errors.push(error.to_string()),
+            Err(error) => {
+                written.errors.push(error.to_string());
+                let port = *ports.next().expect("a port");
+                login.endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port };
+            }
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

@@ -132,4 +132,29 @@ fn role_changes_are_told_and_nobody_waits_for_an_address_that_fails_or_is_silent
     let told = herd.run(&["switchover", "--to", "b", "--yes"]).ends_with(1);
     told.tells(&["WARNING: nobody was told \"done\": ", "environment variable NOTIFY_URL is not set"]);
     assert_eq!(herd.primaries(), ["a"]);
+
+    // A fence, a failover and the way back are told alike.
+    herd.edit("    hooks: {before-switchover: [/bin/false]}\n", "");
+    herd.variable("NOTIFY_URL", Some(&address.url));
+    address.answers(&[Some(200)]);
+    let told = |of: &[&str]| {
+        herd.run(of).ends_with(0);
+        let taken = address.taken();
+        let told = taken.iter().map(|(_, body)| {
+            let word = |key: &str| body[key].as_str().unwrap_or("-").to_owned();
+            [word("kind"), word("outcome"), word("old_primary"), word("new_primary")].join(" ")
+        });
+        told.collect::<Vec<String>>()
+    };
+    let fenced = told(&["fence", "a", "--yes", "--reason", "it is ill"]);
+    assert_eq!(fenced, ["fence running - -", "fence done - -"]);
+    let failed_over = told(&["failover", "--yes"]);
+    let roles = "inventory-a inventory-b";
+    assert_eq!(failed_over, [format!("failover running {roles}"), format!("failover done {roles}")]);
+    let rejoined = told(&["rejoin", "a", "--yes"]);
+    assert_eq!(rejoined.len(), 2, "{rejoined:?}");
+    assert!(
+        rejoined[0].starts_with("rejoin running ") && rejoined[1].starts_with("rejoin done "),
+        "{rejoined:?}"
+    );
 }

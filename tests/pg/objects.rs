@@ -42,6 +42,7 @@ fn reporting(major: u32) -> Cluster {
         checks: Vec::new(),
         hooks: Vec::new(),
         notify: None,
+        partitions: Vec::new(),
         nodes: Vec::new(),
         synchronous: None,
         databases: vec!["reporting".to_owned()],

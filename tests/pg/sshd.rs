@@ -181,6 +181,36 @@ impl Sshd {
         self.port.number
     }
 
+    /// Has the first address be answered by an sshd of its own, which [`Sshd::lose`] takes away.
+    pub fn part(&mut self) {
+        let config = fs::read_to_string(self.directory.join("sshd_config")).expect("a file");
+        let (first, rest) = (listen(addresses().take(1)), listen(addresses().take(EACH).skip(1)));
+        fs::write(self.directory.join("sshd_config.other"), config.replace(&rest, "")).expect("a file");
+        fs::write(self.directory.join("sshd_config"), config.replace(&first, "")).expect("a file");
+        self.cut();
+        self.child.kill().expect("end it");
+        self.child.wait().expect("it has ended");
+        self.child = start(&self.directory, "sshd_config", self.login);
+        until("sshd answers", || std::net::TcpStream::connect(("127.0.0.2", self.port.number)).ok());
+        self.find();
+    }
+
+    /// Loses the first host: nobody answers there, and every session has ended.
+    pub fn lose(&mut self) {
+        let mut lost = self.other.take().expect("it stands on its own");
+        for session in children(Pid::from_child(&lost)) {
+            kill_process(session, Signal::KILL).ok();
+        }
+        lost.kill().expect("end it");
+        lost.wait().expect("it has ended");
+    }
+
+    /// Finds the first host again.
+    pub fn find(&mut self) {
+        self.other = Some(start(&self.directory, "sshd_config.other", self.login));
+        until("sshd answers", || std::net::TcpStream::connect(("127.0.0.1", self.port.number)).ok());
+    }
+
     /// Ends the connections that there are, but not the listener.
     pub fn cut(&self) {
         for child in children(self.pid()) {

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::herd::{Herd, PAIR, Ran, WHOLE, newest_or_15, until};
+use crate::herd::{Herd, PAIR, Ran, Shape, WHOLE, as_server, newest_or_15, text, until};
 use crate::ledger::{self, Writer, archived, led_by};
 use crate::server::installations;
+use crate::sshd::make_for_servers;
 
 /// Ends the writers; none had an error, and every row that was acknowledged is there, on `primary` and once.
 #[track_caller]
@@ -102,6 +103,56 @@ fn a_candidate_that_does_not_get_the_last_record_is_not_promoted_and_the_old_pri
         "what was made for it is gone"
     );
     assert!(!herd.data("a").join("standby.signal").exists());
+}
+
+#[test]
+fn without_a_pooler_at_a_moment_to_come_the_gap_without_writes_is_told_and_a_base_backup_is_in_the_way() {
+    let herd = ledger::up(&newest_or_15(1), &Shape { nodes: &["a", "b"], synchronous: true, pooler: false });
+    // A base backup of somebody else's, which the end of the primary would end as well.
+    let target = herd.path("basebackup");
+    let mut backup = as_server(&herd.installation().bin().join("pg_basebackup"));
+    backup.args(["-D", text(&target), "--max-rate=32k", "-c", "fast", "-X", "none", "-U", "postgres", "-p"]);
+    backup.arg(herd.port("a").to_string()).arg("-h").arg(herd.path("state/run/inventory-a"));
+    make_for_servers(&target);
+    let mut backup = backup.spawn().expect("pg_basebackup starts");
+    let runs = "SELECT count(*) FROM pg_stat_progress_basebackup";
+    until("the backup is read", || (herd.sql("a", runs) == "1").then_some(()));
+    switch(&herd, "b").ends_with(4).tells(&["a base backup runs", "Nothing was changed."]);
+    assert_eq!(herd.primaries(), ["a"]);
+    backup.kill().expect("end it");
+    backup.wait().expect("it has ended");
+    until("nobody reads it", || (herd.sql("a", runs) == "0").then_some(()));
+
+    // Nothing is done before its moment, and nothing is held.
+    let writer = Writer::direct(&herd, 0, &["a", "b"]);
+    let moment = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(5);
+    let at = moment.to_string();
+    let mut waits = herd.start(&["switchover", "--to", "b", "--at", &at, "--yes"]);
+    until("it waits", || waits.so_far().1.contains("waits until").then_some(()));
+    assert_eq!(herd.primaries(), ["a"]);
+    assert!(jiff::Timestamp::now() < moment);
+    herd.run(&["operation", "list"]).ends_with(0).does_not_say("switchover");
+    until("it has ended", || waits.has_ended().then_some(()));
+    let done = waits.end().ends_with(0);
+    assert!(jiff::Timestamp::now() > moment);
+    done.clone().says(&["inventory-b is primary (timeline 2)", "clients    no node took writes for"]);
+    let written = ledger::nothing_is_lost(&herd, "b", vec![writer]);
+    led_by(&herd, "b", 2, 1);
+
+    // What it tells is what a client sees, less what that takes to come back.
+    let list = herd.run(&["--format", "json", "operation", "list"]).json().to_string();
+    assert!(list.contains("switchover"), "{list}");
+    let told = done
+        .stdout
+        .lines()
+        .find_map(|line| line.split_once("took writes for "))
+        .expect("the gap")
+        .1
+        .to_owned();
+    let gap = pgherd::units::parse_duration(&told.replace(' ', "")).expect("a span");
+    println!("told {gap:?}, a client saw {:?}, with {} errors", written.longest, written.errors.len());
+    assert!(gap <= written.longest + Duration::from_millis(250), "{gap:?}, {:?}", written.longest);
+    assert!(written.longest <= gap + Duration::from_secs(2), "{gap:?}, {:?}", written.longest);
 }
 
 /// How many switchovers are killed.

@@ -306,7 +306,9 @@ pub(crate) async fn pause(doors: &Doors, cluster: &Cluster, host: &str, grace: D
     let pause_one = async |place: &Place<'_>| match place.door().observe().await?.process {
         // It has no clients, and is not started meanwhile.
         PoolerProcess::Stopped => Ok(Paused::Drained),
-        PoolerProcess::Running { .. } | PoolerProcess::Unknown { .. } => place.door().pause(grace).await,
+        PoolerProcess::Running { .. } | PoolerProcess::Unknown { .. } => {
+            place.door().process().pause(grace).await
+        }
     };
     let paused = join_all(places.iter().map(pause_one)).await;
     let mut all = Paused::Drained;
@@ -324,7 +326,7 @@ pub(crate) async fn pause(doors: &Doors, cluster: &Cluster, host: &str, grace: D
 /// As [`pooler::Pooler::resume`]; every process is told before the first one's error is.
 pub(crate) async fn resume(doors: &Doors, cluster: &Cluster, host: &str) -> Result<()> {
     let places = Place::all(doors, cluster, host).await?;
-    let resumed = join_all(places.iter().map(async |place| place.door().resume().await)).await;
+    let resumed = join_all(places.iter().map(async |place| place.door().process().resume().await)).await;
     resumed.into_iter().collect()
 }
 

@@ -139,6 +139,8 @@ impl SortedSystem {
                 self.wal.push(StoredWal { file, stored: listed.size, at: listed.modified });
             }
             InSystem::Lease(_) => self.leases.push(listed),
+            // Rows of partitions are kept for ever; no backup needs them.
+            InSystem::Export(..) => {}
             InSystem::Backup(label, found) => {
                 let folder = self.folders.entry(label).or_default();
                 match found {

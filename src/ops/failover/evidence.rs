@@ -30,7 +30,7 @@ pub enum Evidence {
     Complete { has: Lsn, fetched: Option<Fetched> },
     /// What only the old primary had is there.
     Salvaged { segments: u32, bytes: ByteCount, last_commit: Option<LastCommit> },
-    /// What only the old primary had could not be brought, and the operator had agreed to lose it.
+    /// What only the old primary had could not be brought; the operator had agreed to lose it, or its commits waited for no standby.
     NotSalvaged { why: String },
     /// The slot is there.
     SlotThere {},

@@ -1,20 +1,23 @@
 //! What a failover will do, decided before anything happens, or every reason why it cannot be done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::db::commits::Unconfirmed;
 use crate::db::queries::{self, ServerRole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs;
 use crate::ops::apply;
 use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
-use crate::ops::failover::quorum::{self, Quorum};
+use crate::ops::failover::quorum::{self, Quorum, Said};
 use crate::ops::failover::stages::{Fence, Salvage, stages};
 use crate::ops::failover::step::FailStep;
+use crate::ops::failover::waited;
 use crate::ops::failover::witness::{self, Sees, Witness, host_answers};
 use crate::ops::hook::{self, Point};
 use crate::ops::node::{self, NodeDoor};
@@ -142,10 +145,12 @@ pub async fn plan(
     let observed = observe::observe(&doors, cluster, Depth::Servers).await;
     let old = old_primary(cluster, &observed).map_err(one)?;
     let old_seen = observed.node(&old.name).expect("every node is observed");
-    let (witnesses, standbys, left_out) = futures_util::join!(
+    let reach = host_answers(old_seen);
+    let (witnesses, standbys, left_out, own) = futures_util::join!(
         witness::ask(&doors, cluster, &observed, old),
         standbys(&doors, cluster, &observed, old),
         left_out(&doors, cluster, &observed, old),
+        async { if reach { waited::by_its_files(&doors, cluster, old).await } else { None } },
     );
     let mut obstacles = of_witnesses(cluster, old, &witnesses);
     let to = match candidate(cluster, old, &standbys, wish) {
@@ -165,13 +170,19 @@ pub async fn plan(
     for host in &hosts {
         obstacles.extend(programs::find_pgbouncer(doors.host(host)).await.err());
     }
-    let reach = host_answers(old_seen);
     let nodes = (Some(old.name.as_str()), Some(to.node.name.as_str()));
     obstacles.extend(hook::missing(&doors, cluster, &POINTS, nodes).await);
     if !reach {
         obstacles.extend(hook::missing(&doors, cluster, &[Point::Fence], nodes).await);
     }
-    let quorum = Quorum::of(cluster, old, standbys.iter().map(|up| up.node.name.as_str()));
+    let unconfirmed = waited::unconfirmed(&doors, cluster, to.node).await.unwrap_or_else(|error| {
+        let name = cluster.full_name(&to.node.name);
+        obstacles.push(error.context(format!("see on {name} whose commits wait for a standby")));
+        Vec::new()
+    });
+    let said: Vec<Said> =
+        standbys.iter().map(|up| waited::by_a_standby(up.node, up.running, &unconfirmed)).collect();
+    let quorum = Quorum::of(cluster, old, &said, own.as_ref());
     let mut notes = Vec::new();
     let fence = match fence(cluster, old, reach, &quorum, wish) {
         Ok(fence) => Some(fence),
@@ -193,7 +204,10 @@ pub async fn plan(
     let fixed = apply::fix(&doors, herd, &present, &observed).await.map_err(one)?;
     let siblings: Vec<String> =
         standbys.iter().map(|up| up.node.name.clone()).filter(|name| *name != to.node.name).collect();
-    let synchronous = quorum::fewer(cluster, to.node, &siblings);
+    notes.extend(quorum.less().map(|why| format!("less than declared is counted on: {why}")));
+    notes.extend(of_unconfirmed(cluster, old, &quorum, &unconfirmed, reach));
+    let fewer = quorum::fewer(cluster, &siblings);
+    let synchronous = fewer.map(|fewer| declared::synchronous_names_for(cluster, to.node, fewer));
     if let Some(fewer) = &synchronous {
         notes.push(format!(
             "too few standbys are left for what is declared: commits wait for {} until the others are back",
@@ -218,9 +232,12 @@ pub async fn plan(
         to: to.node.name.clone(),
         siblings,
         synchronous,
+        before: before(cluster, &standbys),
         left_out,
     };
-    let salvage = (reach && !quorum.holds()).then_some(Salvage { may_lose: wish.loss == Accept::Anything });
+    // Also for commits that wait for nobody: what of them is on the disk need not be lost.
+    let salvage = (reach && !(quorum.holds() && unconfirmed.is_empty()))
+        .then_some(Salvage { may_lose: quorum.holds() || wish.loss == Accept::Anything });
     let frozen: Vec<&str> = standbys.iter().map(|up| up.node.name.as_str()).collect();
     let stages = stages(&input, &to.running.slots, (&fence, salvage), &hosts, &frozen);
     let because = because(cluster, &to, &standbys, wish);
@@ -235,6 +252,34 @@ pub async fn plan(
         stages,
         notes,
         made: Instant::now(),
+    })
+}
+
+/// What the standbys would have their commits wait for, where that is not what is declared.
+fn before(cluster: &Cluster, standbys: &[Up<'_>]) -> BTreeMap<String, String> {
+    let names = standbys.iter().map(|up| (up.node, &up.running.facts.synchronous_standby_names));
+    names
+        .filter(|(node, names)| **names != declared::synchronous_names(cluster, node))
+        .map(|(node, names)| (node.name.clone(), names.clone()))
+        .collect()
+}
+
+/// Says of whose commits enough standbys say nothing.
+fn of_unconfirmed(
+    cluster: &Cluster,
+    old: &Node,
+    quorum: &Quorum,
+    unconfirmed: &[Unconfirmed],
+    reach: bool,
+) -> Option<String> {
+    let told = waited::told(unconfirmed).filter(|_| quorum.holds())?;
+    let name = cluster.full_name(&old.name);
+    Some(if reach {
+        format!(
+            "what {told} committed may be on no standby: it is brought from the disk of {name} if that can be read"
+        )
+    } else {
+        format!("what {told} committed last may be on {name} alone, and is lost then")
     })
 }
 
@@ -630,12 +675,12 @@ fn loss(to: &Up<'_>, standbys: &[Up<'_>]) -> Loss {
     let mut written: Option<Lsn> = None;
     let mut heard: Option<Duration> = None;
     for up in standbys {
-        let ServerRole::Standby { receiver, last_replayed, .. } = &up.running.facts.role else { continue };
+        let ServerRole::Standby { receiver, .. } = &up.running.facts.role else { continue };
         written = written.max(receiver.as_ref().and_then(|receiver| receiver.latest_end_lsn));
-        // One that receives nothing any more has heard it at the latest when its last commit was made.
-        let at = receiver.as_ref().and_then(|receiver| receiver.last_message_at).or(*last_replayed);
-        let age = at.map(|at| up.running.facts.now.duration_since(at));
-        let age = age.and_then(|age| Duration::try_from(age).ok());
+        let age =
+            has_everything_until(&up.running.facts.role).map(|at| up.running.facts.now.duration_since(at));
+        // The primary's clock may be ahead of the standby's.
+        let age = age.map(|age| Duration::try_from(age).unwrap_or_default());
         heard = match (heard, age) {
             (Some(least), Some(age)) => Some(least.min(age)),
             (known, age) => known.or(age),
@@ -645,6 +690,16 @@ fn loss(to: &Up<'_>, standbys: &[Up<'_>]) -> Loss {
         bytes_known: written.map(|written| ByteCount(written.as_u64().saturating_sub(most.as_u64()))),
         seconds: heard.map(|heard| heard.as_secs_f64()),
     }
+}
+
+/// Returns the moment up to which a standby has every commit. One that had received all that its primary told it of was not behind when it
+/// heard it last; of any other only the time of the last commit that it has replayed is known.
+fn has_everything_until(role: &ServerRole) -> Option<Timestamp> {
+    let ServerRole::Standby { receiver, last_replayed, .. } = role else { return None };
+    let told = receiver
+        .as_ref()
+        .filter(|receiver| receiver.flushed_lsn.is_some() && receiver.flushed_lsn >= receiver.latest_end_lsn);
+    told.and_then(|receiver| receiver.last_message_at).or(*last_replayed)
 }
 
 fn may_lose(cluster: &Cluster, quorum: &Quorum, loss: &Loss) -> Error {
@@ -673,4 +728,40 @@ fn may_lose(cluster: &Cluster, quorum: &Quorum, loss: &Loss) -> Error {
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::queries::WalReceiver;
+
+    #[test]
+    fn a_standby_that_lags_has_everything_only_up_to_its_last_commit() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let lsn = |text: &str| Some(text.parse::<Lsn>().unwrap());
+        let (commit, message) = (at("2026-11-22T04:00:00Z"), at("2026-11-22T04:10:00Z"));
+        let standby = |flushed: &str, receives: bool| ServerRole::Standby {
+            received_lsn: lsn(flushed),
+            replayed_lsn: lsn(flushed),
+            replay_paused: false,
+            last_replayed: Some(commit),
+            receiver: receives.then(|| {
+                Box::new(WalReceiver {
+                    status: "streaming".to_owned(),
+                    received_timeline: None,
+                    written_lsn: lsn(flushed),
+                    flushed_lsn: lsn(flushed),
+                    latest_end_lsn: lsn("0/5000000"),
+                    latest_end_at: None,
+                    last_message_at: Some(message),
+                    sender_host: None,
+                    sender_port: None,
+                    slot: None,
+                })
+            }),
+        };
+        assert_eq!(has_everything_until(&standby("0/5000000", true)), Some(message));
+        assert_eq!(has_everything_until(&standby("0/4000000", true)), Some(commit));
+        assert_eq!(has_everything_until(&standby("0/5000000", false)), Some(commit));
+    }
 }

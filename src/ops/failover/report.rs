@@ -30,7 +30,7 @@ pub struct Report {
     pub fence: Option<String>,
     /// What was brought from the data directory of the old primary.
     pub salvaged: Option<ByteCount>,
-    /// Why that could not be brought, where the operator had agreed to lose it.
+    /// Why that could not be brought, where that may be: the operator had agreed to lose it, or it is of commits that waited for no standby.
     pub not_salvaged: Option<String>,
     /// Whom the new primary's commits wait for, where that is not what is declared.
     pub synchronous: Option<String>,
@@ -101,7 +101,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 report.begins = Some(begins);
                 report.serving_after_seconds = since(entry.at);
             }
-            (Some(FailStep::Lead { host }), Evidence::Led { .. }) => {
+            (Some(FailStep::Turn { host } | FailStep::Lead { host }), Evidence::Led { .. }) => {
                 // The second time only the aliases of standbys move.
                 if !led.contains(&host) {
                     report.serving_after_seconds = since(entry.at);

@@ -27,7 +27,7 @@ pub(super) enum Fence {
 /// That what only the old primary's disk has is needed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Salvage {
-    /// The operator has agreed to go on without it.
+    /// The operator has agreed to go on without it, or enough standbys have every commit that waited for one.
     pub may_lose: bool,
 }
 
@@ -130,12 +130,9 @@ fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
         let of = FailStep::Follow { node: node.clone() };
         step(Sign::Change, name(node), format!("follow {new}"), "none", of)
     };
-    let lead = |text: &str| -> Vec<Planned> {
-        let of = |host: &String| {
-            let of = FailStep::Lead { host: host.clone() };
-            step(Sign::Change, POOLER.to_owned(), text, "none", of)
-        };
-        hosts.iter().map(of).collect()
+    let on_poolers = |text: &str, of: fn(String) -> FailStep| -> Vec<Planned> {
+        let one = |host: &String| step(Sign::Change, POOLER.to_owned(), text, "none", of(host.clone()));
+        hosts.iter().map(one).collect()
     };
     let settle = FailStep::Settle { node: input.to.clone() };
     let text = "its own settings, checkpoint of the new timeline";
@@ -145,21 +142,18 @@ fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
         step(Sign::Change, name(node), format!("stream from {new}"), "none", of)
     }));
     let mut first: Vec<Planned> = input.siblings.iter().map(follow).collect();
-    let mut led = lead(&format!("lead {} to {new}", cluster.name));
-    // Beside what clients wait for next, and never in front of the poolers.
-    let moved =
-        hook::planned(cluster, Point::AfterPromote, "none", FailStep::Hook { point: Point::AfterPromote });
-    let beside = if hosts.is_empty() { &mut first } else { &mut led };
-    beside.extend(moved);
-    let mut stages = vec![first, led, settled];
+    // All that clients wait for goes side by side: a commit that came before its standby waits for it.
+    let text = format!("lead {} to {new}", cluster.name);
+    first.extend(on_poolers(&text, |host| FailStep::Turn { host }));
+    let asked = FailStep::Hook { point: Point::AfterPromote };
+    first.extend(hook::planned(cluster, Point::AfterPromote, "none", asked));
+    let mut stages = vec![first, settled];
     if cluster.backups.is_some() {
         let record = FailStep::Record { node: input.to.clone() };
         let text = format!("{new} is primary in the repository's record");
         stages.push(vec![step(Sign::Change, cluster.name.clone(), text, "none", record)]);
     }
-    if !input.siblings.is_empty() {
-        stages.push(lead("aliases of standbys to where they are now"));
-    }
+    stages.push(on_poolers("every alias to where the nodes are now", |host| FailStep::Lead { host }));
     if cluster.backups.is_some() {
         let backfill = FailStep::Backfill { node: input.to.clone() };
         let text = format!("archive what {} had not archived", name(&input.from));

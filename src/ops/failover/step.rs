@@ -24,7 +24,8 @@ pub enum FailStep {
     Statement { said: String },
     /// See that the node has what every other standby has; fetch it where it has not.
     Complete { node: String, others: Vec<String> },
-    /// Bring what only the data directory of the old primary has; `may_lose`: the operator has agreed to go on without it.
+    /// Bring what only the data directory of the old primary has; `may_lose`: without it all the same, since the operator has agreed or
+    /// enough standbys have what was promised.
     Salvage { from: String, node: String, may_lose: bool },
     /// A physical slot on the new primary that was not there, for a node that will follow it.
     Slot { on: String, slot: String },
@@ -34,7 +35,9 @@ pub enum FailStep {
     Promote { node: String },
     /// Lead a standby to the new primary, and wait a moment for it; commits may need it.
     Follow { node: String },
-    /// Lead the aliases of the poolers on this host to where the nodes are now.
+    /// Lead what leads to the old primary to the new one, in the poolers on this host, and let their clients go on.
+    Turn { host: String },
+    /// Lead the aliases of the poolers on this host to where the nodes are now, and let the clients go on if they were not.
     Lead { host: String },
     /// The same as `Follow`, until it streams.
     Streams { node: String },

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -25,11 +26,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, Effect, Host, HostError, LineSink, Output, RunAs, Stdin};
 use crate::ops::binary::{self, Build};
 use crate::ops::observe::Doors;
+use crate::ops::pooler::turn::OnPoolers;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::Label;
 use crate::repo::manifest::Tablespace;
+use crate::topology::partitions::{PartitionSet, TableName};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
 
@@ -59,6 +62,61 @@ pub enum NodeRequest {
     MakeDump(Box<MakeDump>),
     /// Starts what lets the clients of a paused pooler go on by itself; answered when it stands.
     ExpirePause(Box<ExpirePause>),
+    /// Holds back the clients of a host's pooler, or leads them elsewhere; answered as `ops::pooler::turn::Wanted` says.
+    OnPoolers(Box<OnPoolers>),
+    /// Stores the rows of a detached partition and drops it; answered by `ops::partition::Exported`.
+    ExportPartition(Box<ExportPartition>),
+    /// Brings the rows of a partition back into a table of their own; answered by `ops::partition::BroughtBack`.
+    RestorePartition(Box<RestorePartition>),
+    /// Lists the partitions whose rows are stored; answered by a list of [`crate::repo::export::ExportManifest`].
+    ListExports { url: String, cluster: String },
+}
+
+/// The server of a node, as its os-user reaches it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalServer {
+    /// As messages call it.
+    pub name: String,
+    /// Directory of its socket.
+    pub socket: PathBuf,
+    pub port: u16,
+    pub user: String,
+    /// How long a lock is waited for, and how often that is tried.
+    pub lock_timeout: Duration,
+    pub tries: u32,
+}
+
+/// Stores the rows of a detached partition and drops it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportPartition {
+    pub url: String,
+    pub herd: String,
+    pub cluster: String,
+    pub system_identifier: SystemIdentifier,
+    pub server: LocalServer,
+    pub set: PartitionSet,
+    pub table: TableName,
+    /// The moment that the set is looked at for.
+    pub at: Timestamp,
+}
+
+/// Brings the rows of a partition back into a table of their own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestorePartition {
+    pub url: String,
+    pub cluster: String,
+    pub server: LocalServer,
+    pub set: PartitionSet,
+    /// The name that it had.
+    pub partition: String,
+    /// When it was exported; the last time if it is not said.
+    pub exported_at: Option<Timestamp>,
+    /// What the comment of the table says of it.
+    pub until: Option<Timestamp>,
+    pub at: Timestamp,
 }
 
 /// Lets the clients of a host's pooler go on after a time.
@@ -282,6 +340,17 @@ impl NodeDoor {
         Ok(Self { host, program, source: Some((places.clone(), build.clone())) })
     }
 
+    /// Opens it without a look whether the program is there: that it is not shows when it is called, and then it is put there.
+    ///
+    /// # Errors
+    /// When the build cannot be told.
+    pub fn unseen(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
+        let places = doors.places(host);
+        let program = places.copy(build.hash()?);
+        let source = Some((places.clone(), build.clone()));
+        Ok(Self { host: doors.shared_host(host), program, source })
+    }
+
     /// Opens it without putting anything there.
     ///
     /// # Errors
@@ -400,13 +469,18 @@ impl NodeRequest {
     fn effect(&self) -> Effect {
         match self {
             Self::Repository { call, .. } => call.effect(),
-            Self::PlanForRestore(_) | Self::ListWal(_) | Self::LookAtKept(_) => Effect::Reads,
+            Self::PlanForRestore(_) | Self::ListWal(_) | Self::LookAtKept(_) | Self::ListExports { .. } => {
+                Effect::Reads
+            }
             Self::CopyForBackup(_)
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)
             | Self::VerifyBackups(_)
             | Self::MakeDump(_)
             | Self::ExpirePause(_)
+            | Self::OnPoolers(_)
+            | Self::ExportPartition(_)
+            | Self::RestorePartition(_)
             | Self::GuardScratch(_) => Effect::Changes,
         }
     }

@@ -11,6 +11,7 @@ use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
 use crate::ops::service::Manager;
 use crate::pg::guc;
+use crate::pg::synchronous::SynchronousNames;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node, Service};
 
@@ -488,42 +489,13 @@ pub(super) fn waits(cluster: &Cluster, node: &Node, waiting: &[String]) -> Optio
 /// Returns a value of `synchronous_standby_names` that counts a standby under its old name and under its new one: while standbys take
 /// their new names no commit waits in vain, and none is acknowledged by fewer of them. `None` if one of the two cannot be read.
 pub(super) fn merged(old: &str, new: &str) -> Option<String> {
-    let (old, new) = (Names::parse(old)?, Names::parse(new)?);
+    let (old, new) = (SynchronousNames::parse(old)?, SynchronousNames::parse(new)?);
     if old.names.is_empty() {
         return Some(String::new());
     }
     let mut names = old.names;
     names.extend(new.names.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
     Some(format!("{} {} ({})", old.method, old.count, names.join(", ")))
-}
-
-/// `ANY 1 (a, "b")`, `FIRST 2 (a, b)`, `2 (a, b)` or `a, b`: PostgreSQL docs, "synchronous_standby_names".
-struct Names {
-    method: &'static str,
-    count: u32,
-    /// As they are written.
-    names: Vec<String>,
-}
-
-impl Names {
-    fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
-        let upper = text.to_ascii_uppercase();
-        let (method, rest) = match (upper.strip_prefix("ANY "), upper.strip_prefix("FIRST ")) {
-            (Some(_), _) => ("ANY", text[4..].trim_start()),
-            (None, Some(_)) => ("FIRST", text[6..].trim_start()),
-            (None, None) => ("FIRST", text),
-        };
-        let (count, list) = match rest.split_once('(') {
-            Some((count, list)) => (count.trim().parse().ok()?, list.trim_end().strip_suffix(')')?),
-            None => (1, rest),
-        };
-        // A comma in a quoted name would need more than this.
-        let plain = |name: &str| !name.trim_matches('"').contains(['"', '(', ')']) && !name.is_empty();
-        let names: Vec<String> =
-            list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
-        names.iter().all(|name| plain(name)).then_some(Self { method, count, names })
-    }
 }
 
 #[cfg(test)]

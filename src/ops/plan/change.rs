@@ -53,7 +53,20 @@ pub(super) fn plan(
     let declared_names = declared::synchronous_names(cluster, primary);
     let found_names = lead.running().map(|running| running.facts.synchronous_standby_names.clone());
     let moving = standbys.iter().any(|(node, _)| situation.adoption.candidates.contains_key(&node.name));
-    let present_names = match found_names {
+    let waits_for_too_few = too_few_to_wait_for(situation, primary, &standbys, found_names.as_deref());
+    let declared_names = match (&found_names, waits_for_too_few) {
+        (Some(found), true) => {
+            plan.notes.push(format!(
+                "commits of {} wait for {}, not for {declared_names} as declared, until more standbys stream: bring them back, pgherd rejoin \
+                 NODE, or pgherd apply once they do",
+                cluster.name,
+                if found.is_empty() { "no standby" } else { found }
+            ));
+            found.clone()
+        }
+        (_, _) => declared_names,
+    };
+    let present_names = match found_names.clone() {
         // Standbys that are taken over change their names while commits wait for them.
         Some(found) if moving => adopt::merged(&found, &declared_names),
         Some(found) if !added.is_empty() => Some(found),
@@ -90,10 +103,13 @@ pub(super) fn plan(
     plan.stages.push(access.cloned().into_iter().collect());
     let primary_now = primary_step.filter(|_| matches!(lead.server, Server::Up(_)));
     // A standby that speaks TLS, or no longer does, needs a primary that takes it.
-    let primary_first = crosses || moving || !lowered.is_empty();
+    let reloads = primary_now.as_ref().is_some_and(|step| step.sign != Sign::Disrupt);
+    // What a standby says of whom commits wait for is never more than what its primary waits for.
+    let stricter = reloads && found_names.is_some_and(|found| settings::is_less(&found, &declared_names));
+    let primary_first = crosses || moving || !lowered.is_empty() || stricter;
     let (first, last) = if primary_first { (primary_now, None) } else { (None, primary_now) };
     plan.stages.push(first.into_iter().collect());
-    change_standbys(situation, primary, &standbys, plan);
+    change_standbys(situation, primary, &standbys, waits_for_too_few, plan);
     if !added.is_empty() {
         add_standbys(situation, primary, &added, plan);
         for (node, seen) in
@@ -144,6 +160,30 @@ pub(super) fn plan(
     let settle = tls::settle(situation, primary);
     pooler_and_proof(situation, plan, Reach { nodes_move, passwords_change }, settle, proved);
     Ok(())
+}
+
+/// Tells whether commits wait for fewer standbys than is declared, and would wait in vain for as many: after a failover that left too few.
+fn too_few_to_wait_for(
+    situation: &Situation<'_>,
+    primary: &Node,
+    standbys: &[(&Node, Fate<'_>)],
+    found: Option<&str>,
+) -> bool {
+    let cluster = situation.cluster;
+    let (Some(synchronous), Some(found)) = (&cluster.synchronous, found) else { return false };
+    let comes = |fate: &Fate<'_>| {
+        match fate {
+        Fate::Add | Fate::Start(_) => true,
+        Fate::Compare(seen) => seen.running().is_some_and(|running| {
+            matches!(&running.facts.role, ServerRole::Standby { receiver: Some(receiver), .. } if receiver.status == "streaming")
+        }),
+        Fate::Leave(_) => false,
+    }
+    };
+    let there =
+        standbys.iter().filter(|(node, fate)| synchronous.of.contains(&node.name) && comes(fate)).count();
+    there < synchronous.wait_for as usize
+        && settings::is_less(found, &declared::synchronous_names(cluster, primary))
 }
 
 fn moves_a_node(step: &ApplyStep) -> bool {
@@ -310,6 +350,7 @@ fn change_standbys(
     situation: &Situation<'_>,
     primary: &Node,
     standbys: &[(&Node, Fate<'_>)],
+    waits_for_too_few: bool,
     plan: &mut ClusterPlan,
 ) {
     let cluster = situation.cluster;
@@ -328,6 +369,11 @@ fn change_standbys(
             Fate::Add => continue,
         };
         let names = declared::synchronous_names(cluster, node);
+        let names = match seen.running().map(|running| &running.facts.synchronous_standby_names) {
+            Some(found) if waits_for_too_few && settings::is_less(found, &names) => found.clone(),
+            Some(_) | None if waits_for_too_few => String::new(),
+            Some(_) | None => names,
+        };
         let wanted = settings::desired(situation, node, Some(primary), names);
         let configure = settings::configure(situation, node, seen, &wanted);
         plan.notes.extend(adopt::waits(cluster, node, &settings::waiting(situation, node, seen, &wanted)));

@@ -8,6 +8,7 @@ use crate::ops::plan::crossing::{self, Crossing};
 use crate::ops::plan::step::{Activation, ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::plan::{Situation, adopt, archive};
 use crate::pg::guc;
+use crate::pg::synchronous::SynchronousNames;
 use crate::topology::declared::{self, NodeWish, Setting};
 use crate::topology::model::{Cluster, Node};
 
@@ -82,6 +83,14 @@ impl Desired {
     fn value(&self, name: &str) -> Option<&str> {
         self.all().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
+}
+
+/// Tells whether commits wait for fewer standbys by `found` than by `wanted`, both values of `synchronous_standby_names`.
+pub(super) fn is_less(found: &str, wanted: &str) -> bool {
+    let count = |names: &str| {
+        SynchronousNames::parse(names).filter(|found| !found.names.is_empty()).map_or(0, |found| found.count)
+    };
+    count(found) < count(wanted)
 }
 
 /// Has commits of a newborn cluster wait for its standbys, now that they stream.

@@ -342,6 +342,38 @@ fn a_herd_that_is_as_declared_needs_nothing() {
 }
 
 #[test]
+fn commits_are_not_made_to_wait_for_more_standbys_than_there_are() {
+    let less = "ANY 1 (\"inventory-b\", \"inventory-c\")";
+    let mut world = World::running();
+    world.cluster.synchronous.as_mut().unwrap().wait_for = 2;
+    for node in ["a", "b"] {
+        world.server(node).facts.synchronous_standby_names = less.to_owned();
+    }
+    let ServerRole::Standby { receiver, .. } = &mut world.server("c").facts.role else { panic!() };
+    *receiver = None;
+    let plan = world.plan().unwrap();
+    let told = format!("commits of inventory wait for {less}, not for ANY 2");
+    assert!(plan.notes.iter().any(|note| note.starts_with(&told)), "{:?}", plan.notes);
+    let changes = |plan: &ClusterPlan| {
+        let primary = plan.steps().find(|step| step.subject == "inventory-a");
+        primary.map(|step| step.reason.clone().unwrap_or_default())
+    };
+    assert!(!changes(&plan).is_some_and(|why| why.contains("synchronous_standby_names")), "{plan:?}");
+
+    // Once it streams they are, and the primary's first: what a standby says is never more than what its primary waits for.
+    let mut world = World::running();
+    world.cluster.synchronous.as_mut().unwrap().wait_for = 2;
+    world.server("a").facts.synchronous_standby_names = less.to_owned();
+    let plan = world.plan().unwrap();
+    assert_eq!(
+        plan.steps().next().map(|step| step.subject.as_str()),
+        Some("inventory-a"),
+        "{:?}",
+        lines(&plan)
+    );
+}
+
+#[test]
 fn birth_opens_to_clients_only_after_the_standbys_stream() {
     let plan = World::unborn().plan().unwrap();
     assert_eq!(

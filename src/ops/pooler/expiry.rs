@@ -52,8 +52,15 @@ fn file(directory: &Path) -> PathBuf {
 /// # Errors
 /// When the host does not tell, or the file is not one of ours.
 pub async fn held(place: &Place<'_>) -> Result<Option<Hold>> {
-    let host = place.doors.host(place.host);
-    let Some(hold) = read(host, place.paths.directory()).await? else { return Ok(None) };
+    held_here(place.doors.host(place.host), place.paths.directory()).await
+}
+
+/// As [`held`], of the directory of a host's first process.
+///
+/// # Errors
+/// As [`held`].
+pub(super) async fn held_here(host: &dyn Host, directory: &Path) -> Result<Option<Hold>> {
+    let Some(hold) = read(host, directory).await? else { return Ok(None) };
     // A host that was booted since holds nobody back.
     Ok(host.process_exists(hold.pid).await?.then_some(hold))
 }
@@ -103,7 +110,15 @@ pub async fn arm(
 /// When its file cannot be removed.
 pub async fn disarm(doors: &Doors, cluster: &Cluster, host: &str) -> Result<()> {
     let place = Place::find(doors, cluster, host, 1).await?;
-    Ok(doors.host(host).remove_file(&file(place.paths.directory())).await?)
+    disarm_here(doors.host(host), place.paths.directory()).await
+}
+
+/// As [`disarm`], of the directory of a host's first process.
+///
+/// # Errors
+/// As [`disarm`].
+pub(super) async fn disarm_here(host: &dyn Host, directory: &Path) -> Result<()> {
+    Ok(host.remove_file(&file(directory)).await?)
 }
 
 /// Runs on the host: starts itself once more, apart from whoever waits, or is the one that was started so.

@@ -829,6 +829,7 @@ pub(super) mod tests {
             checks: Vec::new(),
             hooks: Vec::new(),
             notify: None,
+            partitions: Vec::new(),
             databases: vec!["inventory".to_owned()],
             schemas: Vec::new(),
             roles: vec![role("inventory_app", None), role("bi", Some(4))],

@@ -134,7 +134,7 @@ impl Pooler<'_> {
         }
         let began = Instant::now();
         let console = loop {
-            match self.observe_process().await {
+            match self.process().observe().await {
                 (PoolerProcess::Running { .. }, ConsoleSeen::Answered(console)) => break console,
                 (PoolerProcess::Stopped, _) if self.log_since(0).await.contains(" FATAL ") => {
                     return Err(self.said("it ended at its start", None).await);
@@ -167,7 +167,7 @@ impl Pooler<'_> {
                 .detail(format!("{}.", wrong.join("; "))));
         }
         // A line that it does not understand takes all passwords away, and it reports success (`load_auth_file` in `loader.c`).
-        let known = self.console(self.port).users().await?;
+        let known = self.process().console(self.port).users().await?;
         let lost: Vec<String> =
             userlist_names(files).into_iter().filter(|name| !known.contains(name)).collect();
         if !lost.is_empty() {
@@ -201,7 +201,7 @@ impl Pooler<'_> {
                     self.host.write_atomic(&path, content.as_bytes(), 0o600).await?;
                 }
             }
-            self.console(self.port).tell("RELOAD").await
+            self.process().tell("RELOAD").await
         };
         let ended = match back.await {
             Ok(()) => "The former files were put back and read again.".to_owned(),

@@ -1,5 +1,7 @@
 //! What a rejoin will do, decided before anything happens, or every reason why it cannot be done.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::db::promotion::{self, Source};
@@ -101,6 +103,7 @@ pub async fn plan(
     let seen = observed.node(&node.name).expect("every node is observed");
     let facts = &primary.facts;
     let fixed = apply::fix(&doors, herd, &present, &observed).await.map_err(one)?;
+    let as_declared = facts.synchronous_standby_names == declared::synchronous_names(cluster, above);
     let succession = succession::Input {
         herd: herd.name.clone(),
         cluster: cluster.with_adopted(&fixed.adopted),
@@ -109,8 +112,10 @@ pub async fn plan(
         timeline: facts.timeline,
         from: node.name.clone(),
         to: above.name.clone(),
-        siblings: Vec::new(),
-        synchronous: None,
+        siblings: if as_declared { Vec::new() } else { following(cluster, node, primary) },
+        // A standby says no more than what the primary waits for; that is put right when enough of them are back.
+        synchronous: (!as_declared).then(String::new),
+        before: BTreeMap::new(),
         left_out,
     };
     let headline = format!("primary {}, timeline {}", above.name, facts.timeline);
@@ -216,6 +221,19 @@ async fn left_out(
         }
     }
     left_out
+}
+
+/// The other standbys that stream from the primary.
+fn following(cluster: &Cluster, node: &Node, primary: &Running) -> Vec<String> {
+    let streams = |other: &&Node| {
+        let name = cluster.full_name(&other.name);
+        other.name != node.name
+            && primary
+                .senders
+                .iter()
+                .any(|sender| sender.application_name == name && sender.state == "streaming")
+    };
+    cluster.nodes.iter().filter(streams).map(|other| other.name.clone()).collect()
 }
 
 /// Tells whether the primary's commits wait for others than is declared, and enough of those are there when the node is back.

@@ -20,12 +20,15 @@ use crate::ops::rejoin::{copy, quarantine, rewind, surplus};
 use crate::ops::succession;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
+use crate::topology::declared::{self, NodeWish};
 
 const SHORT: Duration = Duration::from_secs(300);
 /// How long what gets on may take.
 const LONG: Duration = Duration::from_secs(86_400);
 /// How long a standby may take that does not get on.
 const STILL: Duration = Duration::from_secs(60);
+/// How long a reload may take until its values are seen.
+const TAKE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Step for RejoinStep {
@@ -185,7 +188,7 @@ impl Step for RejoinStep {
                 Evidence::Closed {}
             }
             Self::Settle { on } => {
-                world.succession.settle(on).await.map_err(StepError::unless_refused)?;
+                wait_as_declared(world, on).await.map_err(StepError::unless_refused)?;
                 Evidence::Settled {}
             }
             Self::Unfence { node } => {
@@ -340,6 +343,31 @@ async fn start(world: &World, node: &str, upstream: &str) -> Result<Evidence> {
         provision::start(&site).await?;
     }
     Ok(Evidence::Started {})
+}
+
+/// Has commits wait for whom the topology declares. The primary first: what a standby says is never more than what its primary waits for.
+async fn wait_as_declared(world: &World, on: &str) -> Result<()> {
+    let world = &world.succession;
+    let nodes = [on, &world.input.from].into_iter().chain(world.input.siblings.iter().map(String::as_str));
+    for node in nodes {
+        let site = world.site(node)?;
+        let synchronous = declared::synchronous_names(&world.input.cluster, site.node);
+        let own = world.wish(site.node, on)?;
+        let wish = NodeWish { synchronous: synchronous.clone(), ..own };
+        apply::configure::set_own(&site, &wish).await?;
+        let conn = succession::connect(&site).await?;
+        queries::reload(&conn).await?;
+        let deadline = Instant::now() + TAKE;
+        while queries::server_facts(&conn).await?.synchronous_standby_names != synchronous {
+            if Instant::now() >= deadline {
+                return Err(Error::failed(format!("{} does not take its settings", site.name())).detail(
+                    format!("Its synchronous_standby_names are not {synchronous:?} after a reload."),
+                ));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+    Ok(())
 }
 
 async fn look_streaming(world: &World, node: &str, upstream: &str) -> Result<Found<Evidence>> {

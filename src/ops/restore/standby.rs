@@ -28,6 +28,7 @@ use crate::ops::node::{NodeRequest, Priority};
 use crate::ops::observe::{self, NodeObserved, Server};
 use crate::ops::plan::Fixed;
 use crate::ops::provision::{self, Site};
+use crate::ops::roles;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::{ClusterKeys, Label};
@@ -299,7 +300,8 @@ impl Job<'_> {
 
     async fn copy(&self, tell: &Tell) -> Result<Restored> {
         let own = self.own;
-        let names = declared::synchronous_names(own.cluster, own.node);
+        let above = self.prepared.observed.node(&self.above.node.name).and_then(NodeObserved::running);
+        let names = roles::synchronous_beside(own.cluster, own.node, (self.above.node, above));
         let wish = NodeWish { upstream: Some(self.above.node), synchronous: names, memory: self.memory() };
         let settings = declared::node_settings(own.cluster, own.node, &wish, &own.places());
         let neutral = OLD_PLACE.iter().filter(|name| !KEPT.contains(name)).map(|name| (*name).to_owned());

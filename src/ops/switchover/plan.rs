@@ -1,5 +1,6 @@
 //! What a switchover will do, decided before anything happens, or every reason why it cannot be done.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -163,6 +164,7 @@ pub async fn plan(
         to: to.node.name.clone(),
         siblings: siblings.iter().map(|name| (*name).to_owned()).collect(),
         synchronous: None,
+        before: BTreeMap::new(),
         left_out: LeftOut::default(),
     };
     let stages = if input.from == input.to { Vec::new() } else { stages(&input, &to, wish) };
@@ -350,7 +352,7 @@ fn of_nodes(cluster: &Cluster, observed: &ClusterObserved, from: &Up<'_>, to: &U
                     "It has {:?}, declared is {names:?}: commits would wait for others than the file says. Nothing was changed.",
                     own.synchronous_standby_names
                 ))
-                .hint("Put it right before: pgherd apply"),
+                .hint("Put it right before: pgherd apply; where standbys are missing since a failover: pgherd rejoin NODE"),
         );
     }
     found
@@ -612,17 +614,9 @@ fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
             first.push(follow(&input.from));
         }
     }
-    let lead = |text: String| -> Vec<Planned> {
-        let of = |host: &String| {
-            step(
-                Sign::Change,
-                POOLER.to_owned(),
-                text.clone(),
-                "none",
-                SwitchStep::Lead { host: host.clone() },
-            )
-        };
-        hosts.iter().map(of).collect()
+    let on_poolers = |text: &str, of: fn(String) -> SwitchStep| -> Vec<Planned> {
+        let one = |host: &String| step(Sign::Change, POOLER.to_owned(), text, "none", of(host.clone()));
+        hosts.iter().map(one).collect()
     };
     let mut back: Vec<Planned> = vec![step(
         Sign::Change,
@@ -635,22 +629,18 @@ fn afterwards(input: &Input, hosts: &[String]) -> Vec<Vec<Planned>> {
         let text = format!("stream from {}", name(&input.to));
         step(Sign::Change, name(node), text, "none", SwitchStep::Streams { node: node.clone() })
     }));
-    let mut led = lead(format!("lead {} to {}, RESUME", cluster.name, name(&input.to)));
-    // Beside what clients wait for next, and never in front of the poolers.
-    let moved =
-        hook::planned(cluster, Point::AfterPromote, "none", SwitchStep::Hook { point: Point::AfterPromote });
-    if hosts.is_empty() {
-        first.extend(moved)
-    } else {
-        led.extend(moved)
-    }
-    let mut stages = vec![first, led, back];
+    // All that clients wait for goes side by side: a commit that came before its standby waits for it.
+    let text = format!("lead {} to {}, RESUME", cluster.name, name(&input.to));
+    first.extend(on_poolers(&text, |host| SwitchStep::Turn { host }));
+    let asked = SwitchStep::Hook { point: Point::AfterPromote };
+    first.extend(hook::planned(cluster, Point::AfterPromote, "none", asked));
+    let mut stages = vec![first, back];
     if cluster.backups.is_some() {
         let record = SwitchStep::Record { node: input.to.clone() };
         let text = format!("{} is primary in the repository's record", name(&input.to));
         stages.push(vec![step(Sign::Change, cluster.name.clone(), text, "none", record)]);
     }
-    stages.push(lead("aliases of standbys to where they are now".to_owned()));
+    stages.push(on_poolers("every alias to where the nodes are now", |host| SwitchStep::Lead { host }));
     let others = cluster.nodes.iter().filter(|node| node.name != input.from);
     let slots: Vec<String> = others.map(|node| cluster.slot_name(&node.name)).collect();
     let text = "drop its slots, which nobody reads any more";

@@ -121,7 +121,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
                 report.begins = Some(begins);
                 report.without_primary_seconds = stopping.map(|stopping| between(stopping, entry.at));
             }
-            (Some(SwitchStep::Lead { host }), Evidence::Led { .. }) => {
+            (Some(SwitchStep::Turn { host } | SwitchStep::Lead { host }), Evidence::Led { .. }) => {
                 // The second time only the aliases of standbys move.
                 if !led.contains(&host) {
                     report.clients_waited_seconds = held.map(|held| between(held, entry.at));

@@ -60,6 +60,7 @@ impl Step for SwitchStep {
             Self::Ready { node } => format!("see that {node} may be promoted"),
             Self::Promote { node } => format!("promote {node}"),
             Self::Follow { node } => format!("lead {node} to the new primary"),
+            Self::Turn { host } => format!("lead the pooler on {host}"),
             Self::Lead { host } => format!("pooler on {host}"),
             Self::Streams { node } => format!("see {node} stream"),
             Self::Settle { node } => format!("checkpoint of the new timeline on {node}"),
@@ -88,6 +89,7 @@ impl Step for SwitchStep {
             },
             Self::Promote { .. }
             | Self::Follow { .. }
+            | Self::Turn { .. }
             | Self::Lead { .. }
             | Self::Streams { .. }
             | Self::Settle { .. }
@@ -115,6 +117,7 @@ impl Step for SwitchStep {
             | Self::Arm { .. }
             | Self::Has { .. }
             | Self::Follow { .. }
+            | Self::Turn { .. }
             | Self::Lead { .. }
             | Self::Settle { .. }
             | Self::Record { .. }
@@ -126,7 +129,8 @@ impl Step for SwitchStep {
     fn retry(&self) -> Retry {
         match self {
             // Past the pivot each of them may be done again, and a connection that broke is no reason to leave it.
-            Self::Lead { .. }
+            Self::Turn { .. }
+            | Self::Lead { .. }
             | Self::Streams { .. }
             | Self::Settle { .. }
             | Self::Record { .. }
@@ -177,6 +181,7 @@ impl Step for SwitchStep {
             | Self::Has { .. }
             | Self::Ready { .. }
             | Self::Follow { .. }
+            | Self::Turn { .. }
             | Self::Lead { .. }
             | Self::Settle { .. }
             | Self::Record { .. }
@@ -219,6 +224,10 @@ impl Step for SwitchStep {
             Self::Follow { node } => {
                 let led = world.lead_for_a_moment(node, MOMENT).await;
                 Evidence::Pointed { why_not: led.err().map(|error| error.to_string()) }
+            }
+            Self::Turn { host } => {
+                let aliases = world.turn_pooler(host, false).await.map_err(StepError::unless_refused)?;
+                Evidence::Led { aliases }
             }
             Self::Lead { host } => {
                 Evidence::Led { aliases: world.lead_pooler(host).await.map_err(StepError::unless_refused)? }
@@ -275,6 +284,7 @@ impl Step for SwitchStep {
             | Self::Has { .. }
             | Self::Promote { .. }
             | Self::Follow { .. }
+            | Self::Turn { .. }
             | Self::Lead { .. }
             | Self::Streams { .. }
             | Self::Settle { .. }

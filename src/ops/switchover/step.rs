@@ -30,7 +30,9 @@ pub enum SwitchStep {
     Promote { node: String },
     /// Lead a standby to the new primary, the old primary by a start, and wait a moment for it; clients may need it for their commits.
     Follow { node: String },
-    /// Lead the aliases of the poolers on this host to where the nodes are now and let the clients go on.
+    /// Lead what leads to the old primary to the new one, in the poolers on this host, and let their clients go on.
+    Turn { host: String },
+    /// Lead the aliases of the poolers on this host to where the nodes are now, and let the clients go on if they were not.
     Lead { host: String },
     /// The same as `Follow`, until it streams.
     Streams { node: String },

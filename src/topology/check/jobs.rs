@@ -120,6 +120,19 @@ impl Checker<'_> {
         databases: &[String],
         jobs: &mut Jobs<'_>,
     ) {
+        if let Some(Spanned { at, value }) = &raw.partitions {
+            let when = self.when(draft, (&["maintenance", "partitions"], *at), value.when.as_ref());
+            let timeout = self.bound(draft, "partitions", value.timeout.as_ref());
+            if draft.names("partitions").is_empty() {
+                let path = draft.path(".maintenance.partitions");
+                self.report
+                    .add(*at, format!("{path} has nothing to do: {} declares no partitions", draft.name))
+                    .hint("Declare \"partitions: {SCHEMA.TABLE: {...}}\", or remove the job.");
+            }
+            if let Some(when) = when {
+                jobs.add("partitions", when, timeout, Work::Partitions);
+            }
+        }
         if let Some(Spanned { at, value }) = &raw.vacuum {
             let when = self.when(draft, (&["maintenance", "vacuum"], *at), value.when.as_ref());
             let timeout = self.bound(draft, "vacuum", value.timeout.as_ref());
