@@ -3,9 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    Globals, apply, backup, completions, config, destroy, drill, failback, failover, fence, guard, health,
-    init, man, node, operation, partition, plan, pooler, rejoin, restore, run, schedule, schema, status,
-    switchover, unfence, validate, wal,
+    Globals, apply, backup, completions, config, destroy, drill, dump, failback, failover, fence, guard,
+    health, init, man, node, operation, partition, plan, pooler, rejoin, restore, run, schedule, schema,
+    status, switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 
@@ -42,6 +42,7 @@ pub enum Command {
     Wal(wal::WalArgs),
     Partition(partition::PartitionArgs),
     Drill(drill::DrillArgs),
+    Dump(dump::DumpArgs),
     Switchover(switchover::SwitchoverArgs),
     Failover(failover::FailoverArgs),
     Rejoin(rejoin::RejoinArgs),

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod destroy;
 pub mod drill;
+pub mod dump;
 pub mod failback;
 pub mod failover;
 pub mod fence;

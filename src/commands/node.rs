@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::host::SILENCE;
 use crate::ops::backup::{self, expire, verify};
 use crate::ops::drill;
+use crate::ops::dump;
 use crate::ops::kept;
 use crate::ops::node::{self, NodeRequest, Reporter};
 use crate::ops::partition;
@@ -51,6 +52,9 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
             reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
         }
         NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
+        NodeRequest::MakeDump(request) => {
+            reporter.end(&super::block_on(dump::run(&request, &reporter)).flatten());
+        }
         NodeRequest::LookAtKept(request) => reporter.end(&kept::run(&request)),
         NodeRequest::OnPoolers(request) => reporter.end(&super::block_on(turn::run(&request)).flatten()),
         NodeRequest::ExportPartition(request) => {
@@ -100,6 +104,7 @@ impl Lonely {
             | NodeRequest::ExpireBackups(_)
             | NodeRequest::VerifyBackups(_)
             | NodeRequest::ListWal(_)
+            | NodeRequest::MakeDump(_)
             | NodeRequest::ExpirePause(_)
             | NodeRequest::OnPoolers(_)
             | NodeRequest::ExportPartition(_)

@@ -280,6 +280,13 @@ async fn plan(args: &PlanArgs, app: &mut App) -> Outcome {
     Ok(if whole { Exit::Done } else { Exit::Partial })
 }
 
+/// Maintains the declared partitions, as a job does.
+pub(super) async fn apply_scheduled(app: &mut App) -> Outcome {
+    let Options { lock_timeout, tries, .. } = Options::default();
+    let manner = Manner { adopt: false, lock_timeout, tries };
+    apply(&ApplyArgs { tables: Vec::new(), at: None, manner }, app).await
+}
+
 async fn apply(args: &ApplyArgs, app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{App, Failure, Outcome, backup, backup_care, drill, health};
+use super::{App, Failure, Outcome, backup, backup_care, drill, health, partition};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::context::Context;
+use crate::ops::dump;
 use crate::ops::maintenance::{self, Bounds, Report};
-use crate::ops::schedule::{self, Begun, Ended, Jobs, Turn};
+use crate::ops::schedule::{self, Asked, Begun, Ended, Jobs, Turn};
 use crate::topology::jobs::{Job, Work};
 use crate::topology::model::{Cluster, Herd};
 use crate::ui;
@@ -22,8 +23,7 @@ use crate::units::{self, human_duration};
 /// never run beside itself; what is recorded of each run is shown by "pgherd schedule list".
 ///
 /// With --due only what is due is run, each job once however many of its times were missed; what somebody runs already is left to them,
-/// without a word. What failed waits for its next time. What was killed or interrupted, or could not get at what it needs (exit code 5, 10
-/// or 130), is tried again ten minutes later, up to six times in all.
+/// without a word. What failed waits for its next time.
 ///
 /// Every job ends after its timeout: what the topology says of it, an hour for other maintenance, 6 h for expire, a day for backups, their
 /// verification and drills; --timeout says it for this run. Asked to end (SIGTERM, SIGINT) it stops as that verb does.
@@ -73,6 +73,11 @@ async fn jobs(args: &RunArgs, app: &mut App) -> Outcome {
     }
     let interrupt = Interrupt::on_signals()?;
     let jitter = args.jitter.unwrap_or(if args.due { herd.scheduler.jitter } else { Duration::ZERO });
+    let asked = match (args.due, &args.job) {
+        (false, _) => Asked::ByHand,
+        (true, Some(_)) => Asked::ByTimer,
+        (true, None) => Asked::Looking,
+    };
     let limit = app.globals.timeout;
     let mut first = Exit::Done;
     let mut waited = jitter.is_zero();
@@ -80,17 +85,22 @@ async fn jobs(args: &RunArgs, app: &mut App) -> Outcome {
         if interrupt.is_asked() {
             return Ok(Exit::Interrupted);
         }
-        if !waited && (!args.due || jobs.is_due(job)?) {
+        // Only once, and only if there is something to wait for.
+        if !waited && (asked == Asked::ByHand || jobs.is_due(job).unwrap_or(false)) {
             wait(jitter, &interrupt).await?;
             waited = true;
         }
         app.globals.cluster.clone_from(&job.cluster);
         app.globals.timeout = Some(limit.unwrap_or(job.timeout));
-        let exit = match jobs.take(job, !args.due, args.wait_lock.unwrap_or_default()).await? {
-            Turn::NotDue => continue,
-            Turn::Busy(_) if args.due => continue,
-            Turn::Busy(error) => return Err(error.into()),
-            Turn::Begun(begun) => one(app, &context, (&jobs, &herd, job), *begun).await?,
+        // What is wrong with one job keeps no other from being run.
+        let exit = match jobs.take(job, asked, args.wait_lock.unwrap_or_default()).await {
+            Ok(Turn::NotDue) => continue,
+            Ok(Turn::Busy(_)) if args.due => continue,
+            Ok(Turn::Busy(error)) | Err(error) => Failure::from(error).print(&app.ui),
+            Ok(Turn::Begun(begun)) => match one(app, &context, (&jobs, &herd, job), *begun).await {
+                Ok(exit) => exit,
+                Err(error) => Failure::from(error).print(&app.ui),
+            },
         };
         if first == Exit::Done {
             first = exit;
@@ -192,6 +202,14 @@ async fn work(app: &mut App, context: &Context, herd: &Herd, job: &Job) -> Outco
         Work::VerifyFull => backup_care::verify_scheduled(true, app).await,
         Work::Expire => backup_care::expire_scheduled(app).await,
         Work::DrillRestore => drill::restore_scheduled(app).await,
+        Work::Dump(wish) => {
+            let interrupt = app.interrupt()?;
+            let timeout = app.globals.timeout.unwrap_or(job.timeout);
+            let dumped = dump::make(context, herd, cluster()?, wish, timeout, &interrupt).await?;
+            ui::dump::print_made(&mut app.ui, &dumped);
+            Ok(Exit::Done)
+        }
+        Work::Partitions => partition::apply_scheduled(app).await,
         Work::Health => health::scheduled(app).await,
         Work::Vacuum(wish) => {
             maintain(app, cluster()?, async |cluster, bounds| {

@@ -81,25 +81,31 @@ struct Work<'p> {
     pid: i32,
 }
 
+/// Finds the primary of a cluster.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] with the reason where it cannot be told.
+pub async fn leader<'c>(context: &Context, cluster: &'c Cluster) -> Result<(Doors, &'c Node)> {
+    let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
+    let observed = observe::observe(&doors, cluster, Depth::Roles).await;
+    let cannot = |why: String| {
+        Error::new(ErrorKind::NotFound, format!("cannot tell the primary of {}", cluster.name))
+            .detail(format!("{why}. Nothing was changed."))
+            .hint("See how it stands: pgherd status")
+    };
+    let name = match lead(&observed) {
+        Lead::Primary(name) => name,
+        Lead::Unborn => return Err(cannot("The cluster is not there yet".to_owned())),
+        Lead::StoppedPrimary(name) => return Err(cannot(format!("{} is stopped", cluster.full_name(&name)))),
+        Lead::Split(names) => return Err(cannot(format!("{} are primaries", names.join(" and ")))),
+        Lead::Unknown { why } => return Err(cannot(why)),
+    };
+    Ok((doors, cluster.node(&name).expect("who leads is a node of the cluster")))
+}
+
 impl Primary {
     async fn find(context: &Context, cluster: &Cluster) -> Result<Self> {
-        let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
-        let observed = observe::observe(&doors, cluster, Depth::Roles).await;
-        let cannot = |why: String| {
-            Error::new(ErrorKind::NotFound, format!("cannot tell the primary of {}", cluster.name))
-                .detail(format!("{why}. Nothing was changed."))
-                .hint("See how it stands: pgherd status")
-        };
-        let name = match lead(&observed) {
-            Lead::Primary(name) => name,
-            Lead::Unborn => return Err(cannot("The cluster is not there yet".to_owned())),
-            Lead::StoppedPrimary(name) => {
-                return Err(cannot(format!("{} is stopped", cluster.full_name(&name))));
-            }
-            Lead::Split(names) => return Err(cannot(format!("{} are primaries", names.join(" and ")))),
-            Lead::Unknown { why } => return Err(cannot(why)),
-        };
-        let node = cluster.node(&name).expect("who leads is a node of the cluster");
+        let (doors, node) = leader(context, cluster).await?;
         let login = doors.superuser(cluster, node, "postgres");
         Ok(Self { connector: Connector::new(context.gate.clone()), login })
     }

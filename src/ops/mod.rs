@@ -14,6 +14,7 @@ pub mod context;
 pub mod copies;
 pub mod destroy;
 pub mod drill;
+pub mod dump;
 pub mod failover;
 pub mod fence;
 pub mod found;

@@ -6,6 +6,7 @@ pub mod about;
 pub mod archive;
 pub mod catalog;
 pub mod dir;
+pub mod dump;
 pub mod export;
 pub mod faulty;
 pub mod layout;

@@ -36,10 +36,13 @@ pub enum Work {
     DrillRestore,
     /// Judges the herd.
     Health,
+    /// Makes partitions ahead of time and lets old ones go.
+    Partitions,
     Vacuum(Vacuum),
     Reindex(Reindex),
     Refresh(Refresh),
     Clean(Clean),
+    Dump(Dump),
 }
 
 /// Vacuums and analyzes tables that autovacuum has neglected.
@@ -84,6 +87,17 @@ pub struct Clean {
     pub logs: Duration,
 }
 
+/// Dumps a database, or some of its schemas, into the repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Dump {
+    pub name: String,
+    pub database: String,
+    /// Empty: all of them.
+    pub schemas: Vec<String>,
+    /// Older ones are removed, but never the newest.
+    pub keep: Duration,
+}
+
 /// Where jobs run, and how they are started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scheduler {
@@ -116,10 +130,12 @@ impl Work {
             Self::Expire => "expire backups and WAL",
             Self::DrillRestore => "restore drill",
             Self::Health => "judge the herd",
+            Self::Partitions => "make partitions ahead of time, let old ones go",
             Self::Vacuum(_) => "vacuum and analyze neglected tables",
             Self::Reindex(_) => "reindex invalid and bloated indexes",
             Self::Refresh(_) => "refresh materialized views",
-            Self::Clean(_) => "remove old logs and temporary files",
+            Self::Clean(_) => "remove old logs",
+            Self::Dump(_) => "dump a database into the repository",
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::checks::{DeclaredChecks, Report};
-use super::jobs::{Clean, Job, Refresh, Reindex, Vacuum, Work};
+use super::jobs::{Clean, Dump, Job, Refresh, Reindex, Vacuum, Work};
 use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository, RestoreProof,
     SecretReference, Service, Tls,
@@ -304,7 +304,17 @@ impl List<'_> {
                     views.iter().map(|view| format!("{}.{}", view.schema, view.name)).collect();
                 maintenance(&["refresh", name], &[("database", database.clone()), ("views", list(&views))]);
             }
+            Work::Partitions => maintenance(&["partitions"], &[]),
             Work::Clean(Clean { logs }) => maintenance(&["clean"], &[("logs", written(*logs))]),
+            Work::Dump(Dump { name, database, schemas, keep }) => {
+                let path = |key| ["dumps", name.as_str(), key];
+                self.add(&path("when"), when.clone());
+                self.add(&path("timeout"), written(job.timeout));
+                self.add(&path("database"), database);
+                let all = if schemas.is_empty() { "all".to_owned() } else { list(schemas) };
+                self.add(&path("schemas"), all);
+                self.add(&path("keep"), written(*keep));
+            }
             Work::DrillRestore => self.add(&["drills", "restore", "when"], when),
             Work::Full | Work::Verify | Work::VerifyFull | Work::Expire => {
                 self.add(&["backups", &job.name], when);

@@ -121,6 +121,8 @@ record! {
         backups: Backups = "backups",
         /// What is rehearsed, and what it must prove.
         drills: Drills = "drills",
+        /// What is dumped by itself into the repository, for those who must hand it out; a job a name.
+        dumps: Named<DumpJob> = "dumps",
         /// What is done by itself to keep it fit.
         maintenance: Maintenance = "maintenance",
         /// Thresholds of the checks of "pgherd health", by the name of the check.
@@ -441,14 +443,45 @@ record! {
 record! {
     /// What is done by itself to keep a cluster fit; each takes no longer than its timeout, an hour if it is not said.
     Maintenance {
+        /// Make partitions ahead of time and let old ones go, as "partitions" declares.
+        partitions: PartitionsJob = "partitions",
         /// Vacuum and analyze tables that autovacuum has neglected.
         vacuum: VacuumJob = "vacuum",
         /// Build invalid and bloated indexes anew, without keeping writers waiting.
         reindex: ReindexJob = "reindex",
         /// Refresh materialized views; a job a name.
         refresh: Named<RefreshJob> = "refresh",
-        /// Remove old log files of the servers, and what stopped servers left of temporary files.
+        /// Remove old log files of the servers.
         clean: CleanJob = "clean",
+    }
+}
+
+record! {
+    /// Dumps a database, or some of its schemas, by pg_dump into the repository.
+    DumpJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends and nothing is stored; 6 h if it is not said.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
+        /// The database; required where the cluster has several.
+        database: Text = "database",
+        /// Only these schemas; all of them if it is not said.
+        schemas: Vec<Spanned<Text>> = "schemas",
+        /// For how long a dump is kept, but the newest always stays; 30 days if it is not said.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        keep: Duration = "keep",
+    }
+}
+
+record! {
+    /// Maintains the declared partitions.
+    PartitionsJob {
+        /// When it begins.
+        when: Schedule = "when",
+        /// After this long it ends; the next run goes on.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
     }
 }
 

@@ -13,6 +13,7 @@ mod told;
 
 pub mod backup;
 pub mod drill;
+pub mod dump;
 pub mod ended;
 pub mod error;
 pub mod exit;

@@ -24,11 +24,12 @@ clusters:
       reindex: {when: weekly Sat 23:00, timeout: 2 h}
       refresh: {sales: {when: every 1 h, timeout: 20 min, views: [reporting.sales]}}
       clean: {when: daily 00:30, logs: 30 days}
+    dumps: {legal: {when: weekly Mon 01:00, schemas: [orders], keep: 90 days}}
 ";
 
 fn herd(text: &str) -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join("pgherd.yml"), text).unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    fs::write(directory.path().join("pgherd.yml"), text).expect("a file can be written");
     directory
 }
 
@@ -48,18 +49,18 @@ fn run(directory: &Path, args: &[&str]) -> Output {
 
 fn shown(directory: &Path, args: &[&str]) -> String {
     let output = run(directory, args);
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).expect("output is UTF-8");
     format!(
         "{}--- stderr\n{}--- exit {}\n",
         text(&output.stdout),
         text(&output.stderr),
-        output.status.code().unwrap()
+        output.status.code().expect("it was not killed by a signal")
     )
 }
 
 /// Hides what differs from run to run: the directory, the program, and times to come.
 fn settled(directory: &Path, text: &str) -> String {
-    let real = directory.canonicalize().unwrap();
+    let real = directory.canonicalize().expect("the directory exists");
     let text =
         text.replace(&real.display().to_string(), "[DIR]").replace(&directory.display().to_string(), "[DIR]");
     let text = text.replace(env!("CARGO_BIN_EXE_pgherd"), "[PGHERD]");
@@ -94,7 +95,7 @@ fn a_list_shows_every_job_before_anything_has_run() {
     assert_eq!(json["timezone"], "Europe/Berlin");
     assert_eq!(json["jobs"][0]["job"], "inventory/full");
     assert_eq!(json["jobs"][0]["standing"], "unseen");
-    assert_eq!(json["jobs"].as_array().unwrap().len(), 10);
+    assert_eq!(json["jobs"].as_array().unwrap().len(), 11);
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn the_units_that_are_rendered_are_taken_by_systemd_as_they_are() {
     assert!(wrote.status.success(), "{wrote:?}");
     let mut files: Vec<_> = fs::read_dir(&units).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
-    assert_eq!(files.len(), 20);
+    assert_eq!(files.len(), 22);
     let verified = Command::new("systemd-analyze")
         .arg("verify")
         .args(&files)
@@ -176,6 +177,17 @@ fn what_is_not_due_is_not_run_and_nothing_is_said() {
 }
 
 #[test]
+fn a_timer_of_its_own_that_fires_for_the_first_time_is_not_told_to_wait_for_the_second() {
+    let place = herd(&HERD.replace("health: every 15 min", "health: every 5 min"));
+    let first = shown(place.path(), &["run", "health", "--due", "--jitter", "0s"]);
+    assert!(first.contains("health of shop, due at "), "{first}");
+    assert_eq!(
+        shown(place.path(), &["run", "health", "--due", "--jitter", "0s"]),
+        "--- stderr\n--- exit 0\n"
+    );
+}
+
+#[test]
 fn what_was_missed_is_run_once_everything_is_said_of_its_failure_and_it_waits() {
     let place = herd(HERD);
     run(place.path(), &["run", "--due"]);
@@ -206,6 +218,16 @@ fn what_was_missed_is_run_once_everything_is_said_of_its_failure_and_it_waits() 
     let again = shown(place.path(), &["run", "--due", "--jitter", "0s"]);
     assert!(again.contains("cannot tell the primary"), "{again}");
     assert!(fs::read_to_string(&record).unwrap().contains("\"attempt\": 2"));
+    // A record that is damaged is told, and keeps no other job from being looked at.
+    fs::write(place.path().join("state/schedule/shop/inventory.full.json"), "{").unwrap();
+    let looked = place.path().join("state/schedule/shop/health.json");
+    fs::remove_file(&looked).unwrap();
+    let damaged = shown(place.path(), &["run", "--due", "--jitter", "0s"]);
+    assert!(
+        damaged.contains("ERROR:  could not read the record ") && damaged.ends_with("--- exit 1\n"),
+        "{damaged}"
+    );
+    assert!(looked.exists());
 }
 
 /// Holds a part of a topology to be refused in these words.
@@ -276,6 +298,14 @@ fn what_is_wrong_with_a_schedule_is_told_with_its_place_and_what_to_write() {
     );
     refuses(", views: [reporting.sales]", "", "refresh.sales has no \"views\"");
     refuses("logs: 30 days", "logs: 3 h", "maintenance.clean.logs must be a day or more");
+    refuses("schemas: [orders], ", "schemas: [], ", "clusters.inventory.dumps.legal.schemas names nothing");
+    refuses("keep: 90 days", "keep: 3 h", "dumps.legal.keep must be a day or more");
+    refuses("when: weekly Mon 01:00, ", "", "dumps.legal has no \"when\"");
+    refuses(
+        "    maintenance:\n",
+        "    maintenance:\n      partitions: {when: daily 01:00}\n",
+        "clusters.inventory.maintenance.partitions has nothing to do: inventory declares no partitions",
+    );
     refuses("jitter: 2 min", "jitter: 2 h", "scheduler.jitter must be 1 h at most");
     refuses("jitter: 2 min", "hosts: [local]", "unknown key \"hosts\" in scheduler");
 }

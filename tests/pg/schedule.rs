@@ -115,7 +115,6 @@ fn maintenance_mends_what_is_neglected_on_every_major_and_says_nothing() {
             sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgherd maintenance'"),
             "0"
         );
-        herd.nothing_is_left();
     }
 }
 
@@ -166,7 +165,9 @@ fn a_job_keeps_out_of_the_way_tells_what_it_left_and_is_run_once_however_often_i
     // A job that takes long, and is ended in its middle: asked to, killed, at its timeout, and by a change of the primary.
     sql("CREATE TABLE pace AS SELECT 60 AS seconds");
     sql("DROP MATERIALIZED VIEW plain");
-    sql("CREATE MATERIALIZED VIEW plain AS SELECT pg_sleep(seconds) FROM pace WITH NO DATA");
+    sql(
+        "CREATE MATERIALIZED VIEW plain AS SELECT seconds, pg_sleep(seconds)::text AS slept FROM pace WITH NO DATA",
+    );
     let refreshes = |node: &str| {
         herd.sql_in(
             node,
@@ -200,5 +201,90 @@ fn a_job_keeps_out_of_the_way_tells_what_it_left_and_is_run_once_however_often_i
         .says(&["public.plain   refreshed; readers waited"]);
     let kept = fs::read_to_string(record(&herd, "refresh-sales")).unwrap();
     assert!(kept.contains("\"failures\": 0") && kept.contains("\"outcome\": \"done\""), "{kept}");
-    herd.nothing_is_left();
+}
+
+#[test]
+fn a_dump_is_what_the_database_holds_is_proved_and_is_kept_as_long_as_declared() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    herd.keep_backups();
+    herd.edit(
+        "    schemas:\n",
+        "    dumps:\n      legal: {when: monthly 28 01:00, keep: 2 days}\n      \
+         part: {when: monthly 28 02:00, schemas: [inventory]}\n      gone: {when: monthly 28 03:00, schemas: [no_such_schema]}\n    schemas:\n",
+    );
+    herd.apply().ends_with(0);
+    let sql = |database: &str, sql: &str| herd.sql_in("a", database, sql);
+    sql(
+        "inventory",
+        "CREATE TABLE inventory.stock AS SELECT n AS item, md5(n::text) AS mark FROM generate_series(1, 20000) n",
+    );
+    sql("inventory", "CREATE INDEX stock_item ON inventory.stock (item)");
+    sql("inventory", "CREATE TABLE public.other AS SELECT 1 AS n");
+
+    let quiet = herd.run(&["run", "inventory/dump-legal"]).ends_with(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    herd.run(&["run", "-v", "inventory/dump-part"]).ends_with(0).says(&[
+        "dump part ",
+        " of inventory (inventory), ",
+        "read whole by pg_restore",
+    ]);
+    // One whose schema is not there is none.
+    herd.run(&["run", "inventory/dump-gone"]).ends_with(1).tells(&["no matching schemas were found"]);
+    let list =
+        herd.run(&["dump", "list"]).ends_with(0).says(&["legal", "part", "inventory-a"]).does_not_say("gone");
+    assert_eq!(list.stdout.matches("Z").count(), 2, "{}", list.stdout);
+
+    // Fetched and restored, it is the same row for row.
+    let file = herd.path("legal.dump");
+    let fetch = |name: &str, to: &str| herd.run(&["dump", "fetch", name, "--to", to]);
+    fetch("legal", file.to_str().unwrap()).ends_with(0).says(&["its checksum holds"]);
+    fetch("legal", file.to_str().unwrap()).ends_with(4).tells(&["could not write"]);
+    fetch("none", herd.path("none").to_str().unwrap()).ends_with(10);
+    // Whoever restores it is not root here: it is handed out.
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    sql("postgres", "CREATE DATABASE handed_out");
+    let socket = herd.path("state/run/inventory-a");
+    herd.program(
+        "pg_restore",
+        &[
+            "--exit-on-error",
+            "--no-owner",
+            "-h",
+            socket.to_str().unwrap(),
+            "-p",
+            &herd.port("a").to_string(),
+            "-U",
+            "postgres",
+            "-d",
+            "handed_out",
+            file.to_str().unwrap(),
+        ],
+    );
+    let sum = "SELECT count(*) || ' ' || sum(hashtext(item::text || mark)::int8) FROM inventory.stock";
+    assert_eq!(sql("handed_out", sum), sql("inventory", sum));
+    assert_eq!(sql("handed_out", "SELECT n FROM public.other"), "1");
+
+    // A flipped byte is found, and nothing appears.
+    let stored = crate::herd::files_below(&herd.repository())
+        .into_iter()
+        .find(|path| path.to_str().unwrap().contains("_dumps/inventory/part/") && path.ends_with("data"))
+        .unwrap();
+    let mut bytes = fs::read(&stored).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&stored, &bytes).unwrap();
+    let to = herd.path("part.dump");
+    fetch("part", to.to_str().unwrap())
+        .ends_with(1)
+        .tells(&["is damaged", "its checksum is not the one of what pg_dump wrote"]);
+    assert!(!to.exists());
+
+    // Verification and expiry of the backups leave dumps alone.
+    herd.run(&["backup", "create"]).ends_with(0);
+    herd.run(&["backup", "verify"]).ends_with(0);
+    herd.run(&["backup", "expire", "--yes"]).ends_with(0);
+    herd.run(&["dump", "list"]).ends_with(0).says(&["legal", "part"]);
+    let inside = fs::read_dir(herd.repository()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = inside.filter(|name| name.to_string_lossy().starts_with(".dump-")).collect();
+    assert!(left.is_empty(), "no scratch directory stays: {left:?}");
 }

@@ -58,6 +58,8 @@ pub enum NodeRequest {
     ListWal(ListWal),
     /// Looks at what the repository keeps of a cluster; answered by `ops::kept::Kept`.
     LookAtKept(LookAtKept),
+    /// Has pg_dump make a dump and stores it; answered by `ops::dump::Dumped`.
+    MakeDump(Box<MakeDump>),
     /// Starts what lets the clients of a paused pooler go on by itself; answered when it stands.
     ExpirePause(Box<ExpirePause>),
     /// Holds back the clients of a host's pooler, or leads them elsewhere; answered as [`Wanted`] says.
@@ -175,6 +177,28 @@ pub struct OnPoolers {
 pub struct LookAtKept {
     pub url: String,
     pub cluster: String,
+}
+
+/// Makes a dump on the host of the primary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MakeDump {
+    pub url: String,
+    pub herd: String,
+    pub cluster: String,
+    pub node: String,
+    pub name: String,
+    pub database: String,
+    pub schemas: Vec<String>,
+    /// Holds pg_dump and pg_restore.
+    pub programs: PathBuf,
+    pub socket: PathBuf,
+    pub port: u16,
+    pub user: String,
+    /// The scratch directory is made in this one.
+    pub scratch: PathBuf,
+    pub keep: Duration,
+    pub timeout: Duration,
 }
 
 /// Lists the WAL archive of a cluster.
@@ -489,6 +513,7 @@ impl NodeRequest {
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)
             | Self::VerifyBackups(_)
+            | Self::MakeDump(_)
             | Self::ExpirePause(_)
             | Self::OnPoolers(_)
             | Self::ExportPartition(_)

@@ -22,6 +22,9 @@ use crate::topology::jobs::Job;
 use crate::topology::model::Herd;
 use crate::topology::problem::nearest;
 
+/// No timer that works fires later than this.
+const PUNCTUAL: Duration = Duration::from_secs(5 * 60);
+
 /// The jobs of a herd on this station.
 #[derive(Debug)]
 pub struct Jobs<'a> {
@@ -53,6 +56,17 @@ pub struct Listed {
 pub struct Running {
     pub by: Actor,
     pub since: Timestamp,
+}
+
+/// Who wants a job to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Somebody, at any time.
+    ByHand,
+    /// Who looks often what is due.
+    Looking,
+    /// A timer of its own, which nobody has looked before.
+    ByTimer,
 }
 
 /// What a run of a job has got: nobody else runs it until this is dropped.
@@ -135,13 +149,13 @@ impl<'a> Jobs<'a> {
         Ok(decided != Due::NotYet && lock::holder(&self.lock_file(job))?.is_none())
     }
 
-    /// Takes a job's turn, if nobody else has it: when it is due, or with `whenever` at any time.
+    /// Takes a job's turn, if nobody else has it: when it is due, or by hand at any time.
     ///
     /// Records that it has begun, durably.
     ///
     /// # Errors
     /// When the record cannot be read or written.
-    pub async fn take(&self, job: &Job, whenever: bool, wait: Duration) -> Result<Turn> {
+    pub async fn take(&self, job: &Job, asked: Asked, wait: Duration) -> Result<Turn> {
         let file = self.file(job);
         let now = self.now();
         let lock = match JobLock::take(&self.lock_file(job), &job.full_name(), now, wait).await {
@@ -152,12 +166,18 @@ impl<'a> Jobs<'a> {
         let now = self.now();
         let known = record::read(&file)?;
         let is_new = known.is_none();
-        let mut record = known.unwrap_or_else(|| Record::new(&self.herd.name, job, &self.herd.timezone, now));
+        // A timer of its own fires at the first time of a job, and a little later: that time counts already.
+        let since = match asked {
+            Asked::ByTimer => now - signed(self.herd.scheduler.jitter + PUNCTUAL),
+            Asked::ByHand | Asked::Looking => now,
+        };
+        let mut record =
+            known.unwrap_or_else(|| Record::new(&self.herd.name, job, &self.herd.timezone, since));
         let before = record.clone();
         let decided = due::decide(&mut record, &job.when, (&self.zone, &self.herd.timezone), now);
         let due = match decided {
             Due::Now { at } => Some(at),
-            Due::NotYet if whenever => None,
+            Due::NotYet if asked == Asked::ByHand => None,
             Due::NotYet => {
                 if is_new || record != before {
                     record::write(&file, &record)?;

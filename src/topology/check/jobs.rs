@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::decode::{NamedEntry, Percent, Spanned};
-use super::super::jobs::{Clean, Job, Refresh, Reindex, Scheduler, Vacuum, View, Work};
+use super::super::jobs::{Clean, Dump, Job, Refresh, Reindex, Scheduler, Vacuum, View, Work};
 use super::super::problem::Position;
 use super::super::raw;
 use super::super::schedule::Schedule;
@@ -60,7 +60,57 @@ impl Checker<'_> {
         if let Some(maintenance) = &raw.maintenance {
             self.maintenance(draft, &maintenance.value, databases, &mut jobs);
         }
+        self.dumps(draft, raw, databases, &mut jobs);
         jobs.jobs
+    }
+
+    fn dumps(&mut self, draft: &Draft<'_>, raw: &raw::Cluster, databases: &[String], jobs: &mut Jobs<'_>) {
+        let dumps = raw.dumps.as_ref().map(|raw| raw.value.0.as_slice()).unwrap_or_default();
+        for NamedEntry { name, at, value } in dumps {
+            let named = self.name(*at, "dump", name);
+            let path = ["dumps", name.as_str()];
+            let said = draft.path(&format!(".dumps.{name}"));
+            if !draft.has(&["backups"]) {
+                self.report
+                    .add(*at, format!("{said} has nowhere to go: {} has no backups", draft.name))
+                    .detail("A dump is kept in the repository of the backups.")
+                    .hint("Declare \"backups: {repository: NAME}\", or remove the dump.");
+            }
+            let when = self.when(draft, (&path, *at), value.when.as_ref());
+            if let Some(timeout) =
+                value.timeout.as_ref().filter(|limit| !(MINUTE..=DAY).contains(&limit.value))
+            {
+                self.report
+                    .add(timeout.at, format!("{said}.timeout must be from 1 min to 1 d"))
+                    .hint("Write for how long it may run, such as \"30 min\" or \"2 h\".");
+            }
+            if let Some(keep) = value.keep.as_ref().filter(|keep| keep.value < DAY) {
+                self.report
+                    .add(keep.at, format!("{said}.keep must be a day or more"))
+                    .hint("Write for how long a dump is kept, such as \"90 days\".");
+            }
+            if let Some(schemas) =
+                value.schemas.as_ref().filter(|_| draft.is_empty_list(&["dumps", name, "schemas"]))
+            {
+                self.report
+                    .add(schemas.at, format!("{said}.schemas names nothing"))
+                    .hint("Remove the key: the whole database is then dumped.");
+            }
+            let schemas: Vec<String> = value
+                .schemas
+                .iter()
+                .flat_map(|schemas| &schemas.value)
+                .filter(|schema| self.object_name(schema.at, "schema", &schema.value))
+                .map(|schema| schema.value.clone())
+                .collect();
+            let database = self.database_of(draft, (&path, *at), value.database.as_ref(), databases, false);
+            if let (true, Some(when), Some(database)) = (named, when, database) {
+                let timeout = value.timeout.as_ref().map_or(6 * HOUR, |timeout| timeout.value);
+                let keep = value.keep.as_ref().map_or(30 * DAY, |keep| keep.value);
+                let dump = Dump { name: name.clone(), database, schemas, keep };
+                jobs.add(format!("dump-{name}"), when, timeout, Work::Dump(dump));
+            }
+        }
     }
 
     fn maintenance(
@@ -70,6 +120,19 @@ impl Checker<'_> {
         databases: &[String],
         jobs: &mut Jobs<'_>,
     ) {
+        if let Some(Spanned { at, value }) = &raw.partitions {
+            let when = self.when(draft, (&["maintenance", "partitions"], *at), value.when.as_ref());
+            let timeout = self.bound(draft, "partitions", value.timeout.as_ref());
+            if draft.names("partitions").is_empty() {
+                let path = draft.path(".maintenance.partitions");
+                self.report
+                    .add(*at, format!("{path} has nothing to do: {} declares no partitions", draft.name))
+                    .hint("Declare \"partitions: {SCHEMA.TABLE: {...}}\", or remove the job.");
+            }
+            if let Some(when) = when {
+                jobs.add("partitions", when, timeout, Work::Partitions);
+            }
+        }
         if let Some(Spanned { at, value }) = &raw.vacuum {
             let when = self.when(draft, (&["maintenance", "vacuum"], *at), value.when.as_ref());
             let timeout = self.bound(draft, "vacuum", value.timeout.as_ref());

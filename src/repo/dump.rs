@@ -1,0 +1,130 @@
+//! Dumps in a repository: what pg_dump made of one database, for those who must hand it out; docs/formats/dump.md.
+//!
+//! `_dumps/CLUSTER/NAME/LABEL/`: beside the clusters, whose names begin with a letter, since a dump outlives the cluster that it is of.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::seal::{self, Blake3, SealError};
+use super::{Key, Repo, Result};
+use crate::units::ByteCount;
+
+const FOLDER: &str = "_dumps";
+
+/// Where the dumps of one name are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpKeys {
+    folder: String,
+}
+
+/// `dump.json`: a sealed document. It is the commit: without it there is no dump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DumpManifest {
+    pub format: u32,
+    pub herd: String,
+    pub cluster: String,
+    pub name: String,
+    /// When it began, to the second: `20261121T100203Z`.
+    pub label: String,
+    pub database: String,
+    /// Empty: all of them.
+    pub schemas: Vec<String>,
+    /// Where it was read.
+    pub node: String,
+    /// What pg_dump says of itself.
+    pub pg_dump: String,
+    pub begun: Timestamp,
+    pub ended: Timestamp,
+    pub size: ByteCount,
+    pub data_blake3: Blake3,
+    /// What `pg_restore --list` lists.
+    pub entries: u64,
+}
+
+/// A dump as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundDump {
+    pub label: String,
+    /// When its newest object was stored, by the store's clock.
+    pub modified: Timestamp,
+    pub manifest: Option<Result<DumpManifest, SealError>>,
+}
+
+impl DumpKeys {
+    /// Takes names that the topology has checked.
+    pub fn new(cluster: &str, name: &str) -> Self {
+        Self { folder: format!("{FOLDER}/{cluster}/{name}") }
+    }
+
+    pub fn folder(&self) -> Key {
+        key(self.folder.clone())
+    }
+
+    /// Returns the key of what pg_dump wrote.
+    pub fn data(&self, label: &str) -> Key {
+        key(format!("{}/{label}/data", self.folder))
+    }
+
+    pub fn manifest(&self, label: &str) -> Key {
+        key(format!("{}/{label}/dump.json", self.folder))
+    }
+}
+
+fn key(text: String) -> Key {
+    Key::new(text).expect("names of clusters and dumps, and labels, are made of what a key may hold")
+}
+
+/// Returns the label of a dump that begins at `at`.
+pub fn label(at: Timestamp) -> String {
+    at.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// Returns the names of which a cluster has dumps.
+///
+/// # Errors
+/// As the repository fails.
+pub async fn names(repo: &dyn Repo, cluster: &str) -> Result<Vec<String>> {
+    Ok(repo.list(Some(&key(format!("{FOLDER}/{cluster}")))).await?.folders)
+}
+
+/// Lists the dumps of one name, oldest first.
+///
+/// # Errors
+/// As the repository fails.
+pub async fn list(repo: &dyn Repo, keys: &DumpKeys) -> Result<Vec<FoundDump>> {
+    let mut found: Vec<FoundDump> = Vec::new();
+    for label in repo.list(Some(&keys.folder())).await?.folders {
+        let objects = repo.list(Some(&key(format!("{}/{label}", keys.folder)))).await?.objects;
+        let Some(modified) = objects.iter().map(|object| object.modified).max() else { continue };
+        let bytes = repo.read(&keys.manifest(&label)).await?;
+        found.push(FoundDump { label, modified, manifest: bytes.map(|bytes| seal::read_document(&bytes)) });
+    }
+    found.sort_by(|a, b| a.label.cmp(&b.label));
+    Ok(found)
+}
+
+/// Removes a dump: the manifest first, so that killed in between it is none.
+///
+/// # Errors
+/// As the repository fails.
+pub async fn remove(repo: &dyn Repo, keys: &DumpKeys, label: &str) -> Result<()> {
+    repo.remove(&keys.manifest(label)).await?;
+    repo.remove(&keys.data(label)).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_golden_manifest_reads_and_writes_byte_for_byte() {
+        let golden = include_str!("../../tests/golden/dump-v1.json");
+        let manifest: DumpManifest = seal::read_document(golden.as_bytes()).unwrap();
+        assert_eq!(manifest.label, label(manifest.begun));
+        assert_eq!(String::from_utf8(seal::write_document(&manifest)).unwrap(), golden);
+        let keys = DumpKeys::new(&manifest.cluster, &manifest.name);
+        assert_eq!(keys.data(&manifest.label).as_str(), "_dumps/orders/legal/20261121T100203Z/data");
+    }
+}
