@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     Globals, apply, backup, completions, config, destroy, drill, failback, failover, fence, guard, health,
-    init, man, node, operation, partition, plan, pooler, rejoin, restore, run, schedule, schema, status, switchover,
-    unfence, validate, wal,
+    init, man, node, operation, partition, plan, pooler, rejoin, restore, run, schedule, schema, status,
+    switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 

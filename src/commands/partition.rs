@@ -381,7 +381,9 @@ async fn restore(args: &RestoreArgs, app: &mut App) -> Outcome {
     let interrupt = app.interrupt()?;
     let options = args.manner.options(std::slice::from_ref(&args.table), None);
     let keep = SignedDuration::try_from(args.keep_for).map_err(|error| Error::usage(error.to_string()))?;
-    let until = Timestamp::now().checked_add(keep).map_err(|error| Error::usage(error.to_string()))?;
+    let now = Timestamp::from_second(Timestamp::now().as_second())
+        .map_err(|error| Error::usage(error.to_string()))?;
+    let until = now.checked_add(keep).map_err(|error| Error::usage(error.to_string()))?;
     let wish = RestoreWish {
         table: args.table.clone(),
         partition: args.partition.clone(),

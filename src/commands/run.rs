@@ -80,10 +80,7 @@ async fn jobs(args: &RunArgs, app: &mut App) -> Outcome {
         if interrupt.is_asked() {
             return Ok(Exit::Interrupted);
         }
-        if args.due && !waited && jobs.is_due(job)? {
-            wait(jitter, &interrupt).await?;
-            waited = true;
-        } else if !args.due && !waited {
+        if !waited && (!args.due || jobs.is_due(job)?) {
             wait(jitter, &interrupt).await?;
             waited = true;
         }

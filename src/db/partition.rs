@@ -548,12 +548,13 @@ pub fn quoted(columns: &[String]) -> String {
     columns.iter().map(|name| quote_identifier(name)).collect::<Vec<_>>().join(", ")
 }
 
-/// Tells whether a tablespace is there.
+/// Tells whether a role may put tables in a tablespace; `None` if there is none of that name.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn tablespace_exists(conn: &Conn, name: &str) -> Result<bool, DbError> {
+pub async fn may_use_tablespace(conn: &Conn, name: &str, role: &str) -> Result<Option<bool>, DbError> {
     const WHAT: &str = "look for a tablespace";
-    const SQL: &str = "SELECT 1 AS one FROM pg_tablespace WHERE spcname = $1";
-    Ok(!conn.query(WHAT, SQL, &[(&name, Type::NAME)]).await?.is_empty())
+    const SQL: &str = "SELECT has_tablespace_privilege($2::name, oid, 'CREATE') AS may FROM pg_tablespace WHERE spcname = $1";
+    let rows = conn.query(WHAT, SQL, &[(&name, Type::NAME), (&role, Type::NAME)]).await?;
+    rows.first().map(|row| conn.field(WHAT, row, "may")).transpose()
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::checks::{Measure, Report};
 use super::custom::On;
 use super::decode::{
-    Address, CopyGrants, Count, HookWish, Major, Named, OwnOr, Percent, Port, SettingText, Spanned, Text, ThePrimary,
-    record,
+    Address, CopyGrants, Count, HookWish, Major, Named, OwnOr, Percent, Port, SettingText, Spanned, Text,
+    ThePrimary, record,
 };
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,

@@ -132,19 +132,15 @@ pub fn print_plans(ui: &mut Ui, herd: &str, plans: &[(String, Vec<SetPlanned>)],
     for (cluster, sets) in plans {
         ui.line(format!("{herd}/{cluster}"));
         for planned in sets {
-            match (&planned.plan, &planned.failure) {
-                (Some(plan), _) => {
-                    steps += plan.steps.len();
-                    plan_lines(ui, plan);
-                }
-                (None, failure) => {
-                    let why = failure.as_ref().map_or("", |failure| failure.what.as_str());
-                    let word = ui.paint(Tone::Bad, "nothing can be done");
-                    ui.line(format!("  {}   {word}: {why}", planned.table));
-                    if let Some(failure) = failure {
-                        evidence(ui, failure);
-                    }
-                }
+            if let Some(plan) = &planned.plan {
+                steps += plan.steps.len();
+                plan_lines(ui, plan, planned.failure.is_none());
+            }
+            if let Some(failure) = &planned.failure {
+                let word = if planned.plan.is_some() { "it goes no further" } else { "nothing can be done" };
+                let word = ui.paint(Tone::Bad, word);
+                ui.line(format!("  {}   {word}: {}", planned.table, failure.what));
+                evidence(ui, failure);
             }
         }
     }
@@ -155,10 +151,10 @@ pub fn print_plans(ui: &mut Ui, herd: &str, plans: &[(String, Vec<SetPlanned>)],
     }
 }
 
-fn plan_lines(ui: &mut Ui, plan: &Plan) {
-    if plan.steps.is_empty() {
+fn plan_lines(ui: &mut Ui, plan: &Plan, whole: bool) {
+    if plan.steps.is_empty() && whole {
         ui.line(format!("  {}   nothing to do", plan.table));
-    } else {
+    } else if !plan.steps.is_empty() {
         ui.line(format!("  {}", plan.table));
     }
     for step in &plan.steps {

@@ -1904,7 +1904,13 @@ fn partitions_are_refused_before_a_server_is_asked() {
 fn partitions_have_their_defaults_and_names_are_exact() {
     let herd = accepts(ONE, "    partitions:\n      '\"My.Schema\".Events': {by: At, every: week}\n");
     let set = &herd.clusters[0].partitions[0];
-    assert_eq!((set.table.schema.as_str(), set.table.name.as_str(), set.by.as_str()), ("My.Schema", "Events", "At"));
-    assert_eq!((set.ahead, set.keep, set.timezone.as_str(), set.database.as_str()), (3, None, "UTC", "inventory"));
+    assert_eq!(
+        (set.table.schema.as_str(), set.table.name.as_str(), set.by.as_str()),
+        ("My.Schema", "Events", "At")
+    );
+    assert_eq!(
+        (set.ahead, set.keep, set.timezone.as_str(), set.database.as_str()),
+        (3, None, "UTC", "inventory")
+    );
     assert_eq!(set.names.as_str(), "{table}_{year}_w{week}");
 }

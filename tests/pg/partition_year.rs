@@ -35,7 +35,10 @@ impl Writers {
     /// Ends them; a writer whose statement failed has ended before.
     fn end(mut self, herd: &Herd) {
         let said = std::fs::read_to_string(herd.path("writers.err")).expect("readable");
-        assert!(self.0.try_wait().expect("a child").is_none() && !said.contains("ERROR"), "a writer failed: {said}");
+        assert!(
+            self.0.try_wait().expect("a child").is_none() && !said.contains("ERROR"),
+            "a writer failed: {said}"
+        );
     }
 }
 
@@ -60,14 +63,19 @@ fn a_busy_table_through_a_year() {
             CREATE TABLE inventory.moves (id bigserial, at timestamptz NOT NULL, who int REFERENCES inventory.people, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
             CREATE TABLE inventory.events (on_day date NOT NULL, n int) PARTITION BY RANGE (on_day);
             RESET ROLE; INSERT INTO inventory.people SELECT generate_series(1, 100);
-            CREATE TABLE public.ledger (id bigint, at timestamptz, who int); CREATE TABLE public.clock (at timestamptz);
-            ALTER SYSTEM SET deadlock_timeout = '100ms'; ALTER SYSTEM SET log_lock_waits = on; SELECT pg_reload_conf()");
+            CREATE TABLE public.ledger (id bigint, at timestamptz, who int); CREATE TABLE public.clock (at timestamptz)");
+        for setting in ["deadlock_timeout = '100ms'", "log_lock_waits = on"] {
+            sql(&herd, &format!("ALTER SYSTEM SET {setting}"));
+        }
+        sql(&herd, "SELECT pg_reload_conf()");
         let end: Zoned = Timestamp::now().to_zoned(TimeZone::UTC).first_of_month().expect("a day");
         let begin = end.checked_sub(12.months()).expect("a year ago");
         let apply = |at: &Zoned| {
             let at = at.timestamp().to_string();
+            herd.run(&["partition", "apply", "--at", &at, "--lock-timeout", "1s", "--tries", "20"])
+                .ends_with(0);
+            // The clock of the writers goes on only when what they will write has a partition: never late.
             sql(&herd, &format!("DELETE FROM public.clock; INSERT INTO public.clock VALUES ('{at}')"));
-            herd.run(&["partition", "apply", "--at", &at, "--lock-timeout", "1s", "--tries", "20"]).ends_with(0)
         };
         apply(&begin);
         let writers = Writers::start(&herd);
@@ -76,10 +84,12 @@ fn a_busy_table_through_a_year() {
             "DO $$ BEGIN LOOP PERFORM count(*) FROM inventory.moves; PERFORM count(*) FROM inventory.events; PERFORM pg_sleep(0.4); COMMIT; END LOOP; END $$",
         );
         for month in 1..=12_i32 {
-            // The clock of the writers goes on only when what they will write has a partition: never late.
             let now = begin.checked_add(month.months()).expect("within the year");
             apply(&now);
-            let list = herd.run(&["partition", "list", "--format", "json", "--at", &now.timestamp().to_string()]).ends_with(0).json();
+            let list = herd
+                .run(&["partition", "list", "--format", "json", "--at", &now.timestamp().to_string()])
+                .ends_with(0)
+                .json();
             for (set, kept) in list["clusters"][0]["sets"].as_array().expect("sets").iter().zip([3, 5]) {
                 let facts = &set["set"];
                 // The present month, two ahead, and those that ended less than `keep` ago; at the first moment of a month one ended just now.
@@ -96,7 +106,9 @@ fn a_busy_table_through_a_year() {
         assert!(!log.contains("deadlock detected"), "{}", installation.major);
         let waits: Vec<f64> = log
             .lines()
-            .filter_map(|line| line.split(" acquired ").nth(1)?.split(" after ").nth(1)?.split(' ').next()?.parse().ok())
+            .filter_map(|line| {
+                line.split(" acquired ").nth(1)?.split(" after ").nth(1)?.split(' ').next()?.parse().ok()
+            })
             .collect();
         let longest = waits.iter().copied().fold(0.0, f64::max);
         // The lock timeout, and what a machine that is busy with other tests takes to give it back.
@@ -111,9 +123,21 @@ fn a_busy_table_through_a_year() {
         assert!(written > 100 && exports.len() == 9, "{written} rows, {} exports", exports.len());
         let month = exports[4]["partition"].as_str().expect("a name");
         herd.run(&["partition", "restore", "inventory.moves", month]).ends_with(0);
-        let bounds = (exports[4]["from"].as_str().expect("a time"), exports[4]["to"].as_str().expect("a time"));
-        let differs = sql(&herd, &format!("SELECT count(*) FROM (SELECT id, at, who FROM inventory.{month} EXCEPT ALL TABLE public.ledger) d"));
-        let missing = sql(&herd, &format!("SELECT count(*) FROM (SELECT * FROM public.ledger WHERE at >= '{}Z' AND at < '{}Z' EXCEPT ALL SELECT id, at, who FROM inventory.{month}) d", bounds.0, bounds.1));
+        let bounds =
+            (exports[4]["from"].as_str().expect("a time"), exports[4]["to"].as_str().expect("a time"));
+        let differs = sql(
+            &herd,
+            &format!(
+                "SELECT count(*) FROM (SELECT id, at, who FROM inventory.{month} EXCEPT ALL TABLE public.ledger) d"
+            ),
+        );
+        let missing = sql(
+            &herd,
+            &format!(
+                "SELECT count(*) FROM (SELECT * FROM public.ledger WHERE at >= '{}Z' AND at < '{}Z' EXCEPT ALL SELECT id, at, who FROM inventory.{month}) d",
+                bounds.0, bounds.1
+            ),
+        );
         assert_eq!((differs.as_str(), missing.as_str()), ("0", "0"));
     }
 }

@@ -205,6 +205,16 @@ pub fn attach(
     Script { what: format!("attach {table}"), blocks: vec![Block::Transaction(statements)], locks }
 }
 
+/// Attaches a table that was filled from the repository; what said of it what it holds is the partition's bound from then on.
+pub fn attach_again(names: &Names, table: &str, range: (&str, &str), comment_text: &str) -> Script {
+    let mut script = attach(names, table, range, None, Some(comment_text));
+    let bound = format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {}", quote_identifier(BOUND));
+    if let Some(Block::Transaction(statements)) = script.blocks.first_mut() {
+        statements.push(bound);
+    }
+    script
+}
+
 /// Attaches an empty default partition.
 pub fn attach_default(names: &Names, table: &str) -> Script {
     let mut locks = vec![lock(&names.parent, SHARE_UPDATE_EXCLUSIVE), lock(table, ACCESS_EXCLUSIVE)];
@@ -265,6 +275,8 @@ pub fn detach(names: &Names, table: &str, (from, to): (Option<&str>, &str), mark
             Block::Transaction(vec![
                 lock_parent(names, ACCESS_EXCLUSIVE),
                 format!("ALTER TABLE {} DETACH PARTITION {table}", names.parent),
+                // One that was detached before, and attached again by hand, has it still.
+                format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {bound}"),
                 format!(
                     "ALTER TABLE {table} ADD CONSTRAINT {bound} CHECK ({key} IS NOT NULL{lower} AND {key} < {to}) NOT VALID"
                 ),

@@ -45,6 +45,8 @@ pub struct DrainedPeriod {
     pub rows: i64,
     /// Where they go.
     pub partition: TableName,
+    /// Empty partitions that are made with it, so that there is no gap.
+    pub before: Vec<String>,
     pub moved: bool,
     /// Why it is left, as a fragment.
     pub left: Option<String>,
@@ -67,9 +69,13 @@ pub async fn drain(
     let way = Way::open(context, herd, cluster).await?;
     let mut worker = Worker::open(&way, &set.database, options).await?;
     let seen = look::look(&worker.conn, set, options.now()).await?;
-    if !wish.preview {
+    let seen = if wish.preview {
+        seen
+    } else {
         worker.hold(set, seen.parent.oid).await?;
-    }
+        // What was read before the set was held may have been changed by who held it.
+        look::look(&worker.conn, set, options.now()).await?
+    };
     let mut drained = Drained {
         table: set.table.clone(),
         default_partition: seen.default.as_ref().map(table_of),
@@ -95,6 +101,7 @@ pub async fn drain(
         }
     }
     named_exist(wish, &drained)?;
+    close_gaps(set, &seen, &mut drained.periods);
     if wish.preview {
         return Ok(drained);
     }
@@ -110,31 +117,105 @@ pub async fn drain(
             return Err(Error::new(ErrorKind::Interrupted, "interrupted")
                 .detail("What was moved by then is moved. The next run goes on."));
         }
-        let wanted = wanted(set, &seen.grid, &one.period, one.partition.name.clone());
-        // What has the name may be what an interrupted run has prepared.
-        let mut now = seen.clone();
-        for found in
-            catalog::names_taken(&worker.conn, &set.table.schema, std::slice::from_ref(&wanted.name)).await?
-        {
-            let table = set.table.beside(&found.name).quoted();
-            let has_rows = found.kind != 'r' || catalog::has_rows(&worker.conn, &table).await?;
-            now.taken.push((found, has_rows));
+        for called in &one.before {
+            let empty = wanted(set, &seen.grid, called);
+            make(&mut worker, set, &seen, &names, &empty, None).await?;
         }
-        for script in plan::prepare(set, &now, &names, &wanted)? {
-            worker.insist(&script).await?;
-        }
-        let (from, to) = (seen.grid.literal(wanted.from), seen.grid.literal(wanted.to));
-        let script = sql::drain(&names, &default.quoted(), &one.partition.quoted(), &columns, (&from, &to));
-        worker.insist(&script).await?;
+        let wanted = wanted(set, &seen.grid, &one.period);
+        make(&mut worker, set, &seen, &names, &wanted, Some(columns.as_str())).await?;
         one.moved = true;
     }
     drained.retries = worker.retries;
     Ok(drained)
 }
 
-fn wanted(set: &PartitionSet, grid: &Grid, called: &str, name: String) -> Wanted {
+fn wanted(set: &PartitionSet, grid: &Grid, called: &str) -> Wanted {
     let start = start_of(called, set.every).expect("a period was named by us");
+    let name = set.names.name(&set.table.name, start, set.every);
     Wanted { start, from: grid.bound(start), to: grid.bound(grid.next(start)), name }
+}
+
+/// Makes a partition beside the default one: with the rows of these columns that it has in there, or without any.
+async fn make(
+    worker: &mut Worker,
+    set: &PartitionSet,
+    seen: &Seen,
+    names: &sql::Names,
+    wanted: &Wanted,
+    columns: Option<&str>,
+) -> Result<()> {
+    let Some(default) = &names.default else { return Ok(()) };
+    // What has the name may be what an interrupted run has prepared.
+    let mut now = seen.clone();
+    let found =
+        catalog::names_taken(&worker.conn, &set.table.schema, std::slice::from_ref(&wanted.name)).await?;
+    for found in found {
+        let table = set.table.beside(&found.name).quoted();
+        let has_rows = found.kind != 'r' || catalog::has_rows(&worker.conn, &table).await?;
+        now.taken.push((found, has_rows));
+    }
+    for script in plan::prepare(set, &now, names, wanted)? {
+        worker.insist(&script).await?;
+    }
+    let table = set.table.beside(&wanted.name).quoted();
+    let (from, to) = (seen.grid.literal(wanted.from), seen.grid.literal(wanted.to));
+    let script = match columns {
+        Some(columns) => sql::drain(names, default, &table, columns, (&from, &to)),
+        None => sql::attach(names, &table, (&from, &to), None, None),
+    };
+    worker.insist(&script).await
+}
+
+/// Says which empty partitions must come before those that rows are moved to, so that no gap is left; where rows that are not moved are in that gap, what is
+/// behind it is left too.
+fn close_gaps(set: &PartitionSet, seen: &Seen, periods: &mut [DrainedPeriod]) {
+    let lasting = || seen.parts.iter().filter(|part| !part.is_restored());
+    let ends = (lasting().next().map(|part| part.range.0), lasting().next_back().map(|part| part.range.1));
+    let (Some(Bound::At(first)), Some(Bound::At(last))) = ends else { return };
+    let (Some(first), Some(after)) = (seen.grid.period_at(first), seen.grid.period_at(last)) else { return };
+    let with_rows: Vec<(String, bool)> =
+        periods.iter().map(|one| (one.period.clone(), one.left.is_none())).collect();
+    let (mut covered_to, mut starts) = (after, Vec::new());
+    for one in periods.iter_mut().filter(|one| one.left.is_none()) {
+        let Some(start) = start_of(&one.period, set.every) else { continue };
+        if start < first {
+            starts.push(start);
+            continue;
+        }
+        let mut between = covered_to;
+        while between < start {
+            one.before.push(period(between, set.every));
+            between = seen.grid.next(between);
+        }
+        covered_to = covered_to.max(seen.grid.next(start));
+    }
+    // Before the first partition, the gaps are closed with the oldest that is moved.
+    if let Some(oldest) = starts.iter().min().copied() {
+        let mut empty = Vec::new();
+        let mut between = oldest;
+        while between < first {
+            if !starts.contains(&between) {
+                empty.push(period(between, set.every));
+            }
+            between = seen.grid.next(between);
+        }
+        let called = period(oldest, set.every);
+        if let Some(one) = periods.iter_mut().find(|one| one.period == called) {
+            one.before = empty;
+        }
+    }
+    let mut broken = false;
+    for one in periods.iter_mut().filter(|one| one.left.is_none()) {
+        let in_gap = one
+            .before
+            .iter()
+            .find(|called| with_rows.iter().any(|(other, moved)| other == *called && !moved));
+        broken |= in_gap.is_some();
+        if broken {
+            let which = in_gap.cloned().unwrap_or_else(|| "another period".to_owned());
+            one.left = Some(format!("rows of {which} come between, and are not moved"));
+        }
+    }
 }
 
 fn decide(set: &PartitionSet, seen: &Seen, wish: &DrainWish, start: Date, rows: i64) -> DrainedPeriod {
@@ -157,7 +238,7 @@ fn decide(set: &PartitionSet, seen: &Seen, wish: &DrainWish, start: Date, rows: 
     } else {
         None
     };
-    DrainedPeriod { period: called, rows, partition, moved: false, left }
+    DrainedPeriod { period: called, rows, partition, before: Vec::new(), moved: false, left }
 }
 
 /// A period that was named and has no row is a slip of the pen.

@@ -15,7 +15,7 @@ use crate::db::partition::{
     SessionFacts,
 };
 use crate::error::Result;
-use crate::topology::partitions::{PartitionSet, TableName};
+use crate::topology::partitions::{DefaultPolicy, PartitionSet, TableName};
 
 /// The most rows of a default partition that are counted.
 pub(super) const MOST_COUNTED: i64 = 1_000_000;
@@ -88,10 +88,9 @@ pub(super) async fn look(conn: &Conn, set: &PartitionSet, at: Timestamp) -> Resu
     };
     let hypertable = parent.kind == 'r' && catalog::is_hypertable(conn, schema, name).await?;
     let key = refuse::parent(set, &parent, hypertable, at)?;
-    if let Some(tablespace) = &set.tablespace
-        && !catalog::tablespace_exists(conn, tablespace).await?
-    {
-        return Err(refuse::no_tablespace(set, tablespace));
+    if let Some(tablespace) = &set.tablespace {
+        let may = catalog::may_use_tablespace(conn, tablespace, &parent.owner).await?;
+        refuse::tablespace(set, tablespace, &parent.owner, may)?;
     }
     let zone = TimeZone::get(&set.timezone).map_err(|_| refuse::no_zone(set))?;
     let grid = Grid { every: set.every, key, zone };
@@ -120,7 +119,10 @@ pub(super) async fn look(conn: &Conn, set: &PartitionSet, at: Timestamp) -> Resu
     };
     let wanted = wanted(set, &grid, &parts, at)?;
     let mut taken = Vec::new();
-    let names: Vec<String> = wanted.iter().map(|wanted| wanted.name.clone()).collect();
+    let mut names: Vec<String> = wanted.iter().map(|wanted| wanted.name.clone()).collect();
+    if default.is_none() && set.default_partition == DefaultPolicy::Create {
+        names.push(super::plan::default_name(set));
+    }
     for found in catalog::names_taken(conn, schema, &names).await? {
         let is_table = found.kind == 'r' && found.partition_of.is_none();
         let has_rows = is_table && catalog::has_rows(conn, &set.table.beside(&found.name).quoted()).await?;
@@ -204,7 +206,7 @@ fn wanted(set: &PartitionSet, grid: &Grid, parts: &[Part], at: Timestamp) -> Res
 pub(super) mod tests {
     use super::*;
     use crate::ops::partition::grid::KeyType;
-    use crate::topology::partitions::{DefaultPolicy, Every, Keep, NamePattern, Then};
+    use crate::topology::partitions::{Every, Keep, NamePattern, Then};
 
     pub(in crate::ops::partition) fn set(every: Every, ahead: u32) -> PartitionSet {
         PartitionSet {

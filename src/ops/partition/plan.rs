@@ -12,6 +12,7 @@ use super::mark::{BEGIN, Mark, State};
 use super::refuse;
 use crate::db::partition::sql::{self, EXCLUSION, Grant, Names, NewTable, Script};
 use crate::db::partition::{MarkedRow, PartitionRow};
+use crate::engine::record::Failure;
 use crate::error::Result;
 use crate::pg::ident::{MOST_BYTES, quote_identifier};
 use crate::topology::partitions::{DefaultPolicy, PartitionSet, TableName, Then, period};
@@ -68,6 +69,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What the operator should know, as whole sentences.
     pub notes: Vec<String>,
+    /// Why it goes no further than its steps.
+    pub stop: Option<Failure>,
 }
 
 /// How a set of pg_partman is treated.
@@ -171,7 +174,14 @@ pub(super) fn plan(set: &PartitionSet, seen: &Seen, adopt: Adopt) -> Result<Plan
         }
     }
     let made = steps.len();
+    let mut stop = None;
     for wanted in &seen.wanted {
+        if let (Some(rows), Some(default)) = (seen.in_the_way.get(&wanted.name), &seen.default) {
+            // What comes before it can be made, and what comes after it would leave a gap.
+            let error = refuse::rows_in_default(set, &table_of(default), wanted, rows);
+            stop = Some(Failure::from(&error));
+            break;
+        }
         steps.push(create(set, seen, &names, wanted)?);
     }
     if set.default_partition == DefaultPolicy::Create && seen.default.is_none() {
@@ -182,8 +192,10 @@ pub(super) fn plan(set: &PartitionSet, seen: &Seen, adopt: Adopt) -> Result<Plan
         steps.push(step(Kind::Analyze, "", &set.table, scripts));
     }
     let mut notes = notes(set, seen);
-    old(set, seen, &names, &mut steps, &mut notes);
-    Ok(Plan { table: set.table.clone(), database: set.database.clone(), steps, notes })
+    if stop.is_none() {
+        old(set, seen, &names, &mut steps, &mut notes);
+    }
+    Ok(Plan { table: set.table.clone(), database: set.database.clone(), steps, notes, stop })
 }
 
 fn step(kind: Kind, period: &str, table: &TableName, scripts: Vec<Script>) -> Step {
@@ -193,9 +205,6 @@ fn step(kind: Kind, period: &str, table: &TableName, scripts: Vec<Script>) -> St
 fn create(set: &PartitionSet, seen: &Seen, names: &Names, wanted: &Wanted) -> Result<Step> {
     if seen.wanted.iter().filter(|other| other.name == wanted.name).count() > 1 {
         return Err(refuse::same_name(set, &wanted.name));
-    }
-    if let (Some(rows), Some(default)) = (seen.in_the_way.get(&wanted.name), &seen.default) {
-        return Err(refuse::rows_in_default(set, &table_of(default), wanted, rows));
     }
     let table = set.table.beside(&wanted.name);
     let mut scripts = prepare(set, seen, names, wanted)?;
@@ -223,25 +232,32 @@ pub(super) fn prepare(
     wanted: &Wanted,
 ) -> Result<Vec<Script>> {
     let table = set.table.beside(&wanted.name);
-    let mut scripts = Vec::new();
-    if let Some((found, has_rows)) = seen.taken.iter().find(|(found, _)| found.name == wanted.name) {
-        let mark = found.comment.as_deref().and_then(Mark::read);
-        let ours = mark.is_some_and(|mark| {
-            mark.state == State::Prepared && mark.of == set.table && mark.name == wanted.name
-        });
-        if !ours || *has_rows || found.partition_of.is_some() || found.kind != 'r' {
-            return Err(refuse::name_taken(set, wanted, found));
-        }
-        scripts.push(sql::discard(&table.quoted()));
-    }
+    let mut scripts = discarded(set, seen, &wanted.name, &period(wanted.start, set.every))?;
     let range = (Bound::At(wanted.from), Bound::At(wanted.to));
     let mark = Mark::new(State::Prepared, &set.table, &wanted.name, range, seen.at);
     scripts.push(sql::create(names, &new_table(set, seen, &table), &mark.text()));
     Ok(scripts)
 }
 
+/// Returns what removes a table of that name which an interrupted run has prepared.
+///
+/// # Errors
+/// [`refuse::name_taken`] if it is another one.
+fn discarded(set: &PartitionSet, seen: &Seen, name: &str, what: &str) -> Result<Vec<Script>> {
+    let Some((found, has_rows)) = seen.taken.iter().find(|(found, _)| found.name == name) else {
+        return Ok(Vec::new());
+    };
+    let mark = found.comment.as_deref().and_then(Mark::read);
+    let ours =
+        mark.is_some_and(|mark| mark.state == State::Prepared && mark.of == set.table && mark.name == name);
+    if !ours || *has_rows || found.partition_of.is_some() || found.kind != 'r' {
+        return Err(refuse::name_taken(set, what, found));
+    }
+    Ok(vec![sql::discard(&set.table.beside(name).quoted())])
+}
+
 /// A name of its own for each partition, within what PostgreSQL takes.
-fn exclusion_name(partition: &str) -> String {
+pub(super) fn exclusion_name(partition: &str) -> String {
     let mut name = format!("{EXCLUSION}{partition}");
     while name.len() > MOST_BYTES {
         // From the front, since the end tells partitions apart.
@@ -250,17 +266,19 @@ fn exclusion_name(partition: &str) -> String {
     name
 }
 
+/// Returns how a default partition is called that is made.
+pub(super) fn default_name(set: &PartitionSet) -> String {
+    let name = format!("{}_default", set.table.name);
+    if name.len() > MOST_BYTES { "default_partition".to_owned() } else { name }
+}
+
 fn create_default(set: &PartitionSet, seen: &Seen, names: &Names) -> Result<Step> {
-    let mut name = format!("{}_default", set.table.name);
-    if name.len() > MOST_BYTES {
-        name = "default_partition".to_owned();
-    }
+    let name = default_name(set);
     let table = set.table.beside(&name);
+    let mut scripts = discarded(set, seen, &name, "default")?;
     let mark = Mark::new(State::Prepared, &set.table, &name, (Bound::Lowest, Bound::Highest), seen.at);
-    let scripts = vec![
-        sql::create(names, &new_table(set, seen, &table), &mark.text()),
-        sql::attach_default(names, &table.quoted()),
-    ];
+    scripts.push(sql::create(names, &new_table(set, seen, &table), &mark.text()));
+    scripts.push(sql::attach_default(names, &table.quoted()));
     Ok(step(Kind::CreateDefault, "default", &table, scripts))
 }
 

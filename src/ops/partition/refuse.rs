@@ -176,12 +176,20 @@ pub(super) fn conversion(set: &PartitionSet, parent: &ParentRow, at: Timestamp) 
     .join("\n")
 }
 
-/// The declared tablespace is not there.
-pub(super) fn no_tablespace(set: &PartitionSet, tablespace: &str) -> Error {
-    cannot(set, &format!("there is no tablespace {tablespace}")).detail("Nothing was changed.").hint(format!(
-        "Make it on every node, then: create tablespace {} location '/PATH'.",
-        quote_identifier(tablespace)
-    ))
+/// Checks that the owner may use the declared tablespace; `None`: there is none.
+pub(super) fn tablespace(set: &PartitionSet, tablespace: &str, owner: &str, may: Option<bool>) -> Result<()> {
+    let name = quote_identifier(tablespace);
+    match may {
+        Some(true) => Ok(()),
+        Some(false) => {
+            Err(cannot(set, &format!("its owner {owner} may not use the tablespace {tablespace}"))
+                .detail("New partitions are made by the owner of the table. Nothing was changed.")
+                .hint(format!("Grant it: grant create on tablespace {name} to {}.", quote_identifier(owner))))
+        }
+        None => Err(cannot(set, &format!("there is no tablespace {tablespace}"))
+            .detail("Nothing was changed.")
+            .hint(format!("Make it on every node, then: create tablespace {name} location '/PATH'."))),
+    }
 }
 
 /// The zone is not known on this machine.
@@ -300,7 +308,7 @@ pub(super) fn too_late(set: &PartitionSet, grid: &Grid, last: Option<&Part>) -> 
 }
 
 /// A relation has the name of a partition that shall be made.
-pub(super) fn name_taken(set: &PartitionSet, wanted: &Wanted, found: &NameTaken) -> Error {
+pub(super) fn name_taken(set: &PartitionSet, what_for: &str, found: &NameTaken) -> Error {
     let mark = found.comment.as_deref().and_then(Mark::read);
     let what = match (&found.partition_of, &mark) {
         (Some(parent), _) => format!("a partition of {parent}"),
@@ -310,11 +318,10 @@ pub(super) fn name_taken(set: &PartitionSet, wanted: &Wanted, found: &NameTaken)
         (None, Some(mark)) => format!("a table that was prepared for {} and has rows", mark.of),
         (None, None) => format!("{} that has nothing to do with it", kind_name(found.kind)),
     };
-    let table = set.table.beside(&wanted.name);
+    let table = set.table.beside(&found.name);
     cannot(set, &format!("{table} is taken"))
         .detail(format!(
-            "The partition of {} would be called like that, and it is {what}. Nothing was changed.",
-            period(wanted.start, set.every)
+            "The partition {what_for} would be called like that, and it is {what}. Nothing was changed."
         ))
         .hint(format!(
             "Rename one of them: alter table {} rename to NAME; or name partitions otherwise: names: \"{}\".",
@@ -343,7 +350,7 @@ pub(super) fn rows_in_default(
         .map(|(first, last)| format!(", from {first} to {last}"))
         .unwrap_or_default();
     cannot(set, &format!("the default partition {default} has rows of {}", period(wanted.start, set.every)))
-        .detail(format!("It is {more}{} rows{extent}. A partition for them cannot be attached before they are out of there. Nothing was changed.", rows.rows))
+        .detail(format!("It is {more}{} rows{extent}. A partition for them cannot be attached before they are out of there.", rows.rows))
         .hint(format!("See what moving them takes, and move them: pgherd partition drain {} --preview", set.table))
 }
 

@@ -89,6 +89,8 @@ pub async fn restore(
     let mut worker = Worker::open(&way, &set.database, options).await?;
     let seen = look::look(&worker.conn, set, options.now()).await?;
     worker.hold(set, seen.parent.oid).await?;
+    // What was read before the set was held may have been changed by who held it.
+    let seen = look::look(&worker.conn, set, options.now()).await?;
     let request = NodeRequest::RestorePartition(Box::new(RestorePartition {
         url: backups.repository.url.clone(),
         cluster: cluster.name.clone(),
@@ -117,7 +119,7 @@ pub async fn restore(
         };
         let literals = (bound_sql(&seen.grid, range.0), bound_sql(&seen.grid, range.1));
         let script =
-            sql::attach(&names, &back.table.quoted(), (&literals.0, &literals.1), None, Some(&mark.text()));
+            sql::attach_again(&names, &back.table.quoted(), (&literals.0, &literals.1), &mark.text());
         worker
             .insist(&script)
             .await

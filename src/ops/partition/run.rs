@@ -171,7 +171,7 @@ impl<'a> Way<'a> {
     /// [`ErrorKind::NotFound`] where none is seen; the doors' own.
     pub(super) async fn open(context: &Context, herd: &'a Herd, cluster: &'a Cluster) -> Result<Self> {
         let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
-        let observed = observe::observe(&doors, cluster, Depth::Roles).await;
+        let observed = observe::observe(&doors, cluster, Depth::Servers).await;
         let why = match roles::lead(&observed) {
             Lead::Primary(name) => {
                 let node = cluster.node(&name).expect("the lead is a node of the cluster");
@@ -348,7 +348,10 @@ pub async fn plan(
             plan::plan(set, &seen, options.adopt)
         };
         let (plan, failure) = match plan.await {
-            Ok(plan) => (Some(plan), None),
+            Ok(plan) => {
+                let stop = plan.stop.clone();
+                (Some(plan), stop)
+            }
             Err(error) => (None, Some(Failure::from(&error))),
         };
         planned.push(SetPlanned { table: set.table.clone(), database: set.database.clone(), plan, failure });
@@ -406,7 +409,7 @@ fn facts(set: &PartitionSet, seen: &Seen) -> SetFacts {
             .collect(),
         ahead: u32::try_from(ahead).unwrap_or(u32::MAX),
         ahead_declared: set.ahead,
-        horizon: lasting().last().map(|part| seen.grid.shown(part.range.1)),
+        horizon: lasting().next_back().map(|part| seen.grid.shown(part.range.1)),
         bytes: ByteCount(seen.parts.iter().map(|part| part.row.bytes.unsigned_abs()).sum()),
         default_partition: seen.default.as_ref().map(plan::table_of),
         default_rows: seen.default_rows.as_ref().map(|rows| rows.rows),
@@ -557,7 +560,7 @@ impl Run<'_> {
         // What was read before the set was held may have been changed by who held it.
         let seen = look::look(&worker.conn, set, self.options.now()).await?;
         let plan = plan::plan(set, &seen, self.options.adopt)?;
-        if half == Half::Removes && !seen.wanted.is_empty() {
+        if half == Half::Removes && !seen.wanted.is_empty() && plan.stop.is_none() {
             return Err(Error::failed(format!(
                 "the partitions of {} end too early, so that none was removed",
                 set.table
@@ -572,7 +575,7 @@ impl Run<'_> {
             .map(|key| key.to_oid);
         let links = (own, references.collect());
         if half == Half::Makes {
-            report.notes = plan.notes;
+            report.notes.clone_from(&plan.notes);
         }
         for step in plan.steps.iter().filter(|step| step.kind.makes() == (half == Half::Makes)) {
             self.not_interrupted()?;
@@ -584,6 +587,9 @@ impl Run<'_> {
                 bytes: step.bytes,
             };
             report.done.push(done);
+        }
+        if let Some(stop) = &plan.stop {
+            return Err(Error::from(stop));
         }
         Ok(links)
     }
