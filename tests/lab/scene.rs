@@ -15,7 +15,7 @@ use super::ledger::{Clients, Ledger};
 use super::station::{Station, ended, tell};
 
 /// No command of an operator takes longer, whatever befalls it.
-const LONGEST: Duration = Duration::from_secs(400);
+const LONGEST: Duration = Duration::from_secs(600);
 /// How often a busy machine may have a command refused.
 const REFUSED: usize = 4;
 /// How often it may be necessary to go on until an operation has ended.
