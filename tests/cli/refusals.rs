@@ -197,7 +197,7 @@ fn refuses_an_unknown_key_and_says_what_was_meant() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, maintenance, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, maintenance, nodes, notify, objectives, partitions, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
@@ -266,7 +266,7 @@ fn refuses_an_unknown_key_that_is_taken_away() {
 "#,
         r#"
 ERROR:  pgherd.yml:9:5: unknown key "synchronus" in clusters.inventory
-DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, maintenance, nodes, notify, objectives, poolers, ports, postgres, roles, schemas, synchronous.
+DETAIL: Its keys are: backups, checks, databases, drills, health, hooks, maintenance, nodes, notify, objectives, partitions, poolers, ports, postgres, roles, schemas, synchronous.
 HINT:   Did you mean "synchronous"?"#,
     );
 }
