@@ -1896,7 +1896,42 @@ fn partitions_are_refused_before_a_server_is_asked() {
       a.l_that_is_called_so_long_that_its_partitions_find_no_names: {by: at, every: day}
       a.m: {by: at, every: month, database: other}
 "#,
-        "",
+        r#"
+ERROR:  pgherd.yml:10:7: clusters.inventory.partitions.events is not the name of a table: it has no schema
+DETAIL: No search_path decides which table is meant.
+HINT:   Write it with its schema: public.events.
+ERROR:  pgherd.yml:11:7: clusters.inventory.partitions.a.b has no "by"
+HINT:   Add it: by: created_at.
+ERROR:  pgherd.yml:12:28: clusters.inventory.partitions.a.c.every must be "day" or "week" or "month" or "quarter" or "year", found "fortnight"
+HINT:   Write "day" or "week" or "month" or "quarter" or "year".
+ERROR:  pgherd.yml:13:42: clusters.inventory.partitions.a.d.ahead must be from 1 to 119, found 0
+DETAIL: It counts months after the present one. Without one the next month begins without a partition; ten years of them fill the lock table and slow down every query.
+HINT:   Write ahead: 3.
+ERROR:  pgherd.yml:14:42: clusters.inventory.partitions.a.e.ahead must be from 1 to 119, found 120
+DETAIL: It counts months after the present one. Without one the next month begins without a partition; ten years of them fill the lock table and slow down every query.
+HINT:   Write ahead: 3.
+ERROR:  pgherd.yml:15:41: clusters.inventory.partitions.a.f.keep is shorter than one month: 3 weeks
+DETAIL: A partition would go before the period after it has ended, and the one that is written to could follow.
+HINT:   Keep one month or more.
+ERROR:  pgherd.yml:16:39: clusters.inventory.partitions.a.g.keep: "m" could be minutes or months; write "months"
+HINT:   Write a number and a unit: keep: 2 years.
+ERROR:  pgherd.yml:17:41: clusters.inventory.partitions.a.h says "then" and not how long a partition is kept
+HINT:   Add it: keep: 2 years; or remove "then": partitions are kept for ever.
+ERROR:  pgherd.yml:18:55: clusters.inventory.partitions.a.i exports, and inventory has no repository
+DETAIL: The rows of a partition that is dropped go to the repository of the cluster's backups.
+HINT:   Declare it: backups: {repository: NAME}; or write then: detach.
+ERROR:  pgherd.yml:19:45: unknown time zone "Europe/Berlim"
+DETAIL: A zone is an IANA name such as UTC or Europe/Berlin.
+HINT:   Did you mean "Europe/Berlin"?
+ERROR:  pgherd.yml:20:42: clusters.inventory.partitions.a.k.names cannot name the partitions
+DETAIL: Without {month} two partitions would have the same name.
+HINT:   Write it as pgherd does where nothing is said: "{table}_{year}_{month}".
+ERROR:  pgherd.yml:21:7: the partitions of a.l_that_is_called_so_long_that_its_partitions_find_no_names would have names of 69 bytes, PostgreSQL takes 63
+DETAIL: PostgreSQL cuts "l_that_is_called_so_long_that_its_partitions_find_no_names_2026_12_28" off, and what is left may be the name of another partition.
+HINT:   Name them with something shorter: names: "SHORT_{year}_{month}_{day}".
+ERROR:  pgherd.yml:22:45: unknown database "other" in clusters.inventory.partitions.a.m
+DETAIL: Declared: inventory.
+HINT:   Write one of them, or declare it first."#,
     );
 }
 

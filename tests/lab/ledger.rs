@@ -110,6 +110,11 @@ struct Look {
 impl Ledger {
     /// Starts to write and to look. Client numbers begin at `first`, so that several may write to one table.
     pub fn start(clients: &Clients, first: usize) -> Self {
+        Self::start_slowly(clients, first, BETWEEN_WRITES)
+    }
+
+    /// The same, where each writer waits so long after every row.
+    pub fn start_slowly(clients: &Clients, first: usize, between: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let connector = Connector::new(gate::open());
         let nodes: Vec<Login> =
@@ -119,7 +124,7 @@ impl Ledger {
             let start = |index| {
                 let (stop, ways, number) = (Arc::clone(&stop), ways(index), next + index);
                 let connector = connector.clone();
-                clients.spawn(async move { write(&connector, &ways, number, &stop).await })
+                clients.spawn(async move { write(&connector, &ways, number, (between, &stop)).await })
             };
             let started = (0..count).map(start).collect();
             next += count;
@@ -223,7 +228,12 @@ impl Clients {
 }
 
 /// Writes one row after the other, each with a number of its own. After an error it connects anew, to whoever takes writes.
-async fn write(connector: &Connector, ways: &[Login], client: usize, stop: &AtomicBool) -> Written {
+async fn write(
+    connector: &Connector,
+    ways: &[Login],
+    client: usize,
+    (between, stop): (Duration, &AtomicBool),
+) -> Written {
     let mut written = Written::default();
     let mut conn: Option<Conn> = None;
     let mut last = Instant::now();
@@ -266,7 +276,7 @@ async fn write(connector: &Connector, ways: &[Login], client: usize, stop: &Atom
                 conn = None;
             }
         }
-        tokio::time::sleep(BETWEEN_WRITES).await;
+        tokio::time::sleep(between).await;
     }
     written
 }

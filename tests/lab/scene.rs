@@ -16,8 +16,11 @@ use super::station::{Station, ended, tell};
 
 /// No command of an operator takes longer, whatever befalls it.
 const LONGEST: Duration = Duration::from_secs(400);
+/// How often a busy machine may have a command refused.
+const REFUSED: usize = 4;
 /// How often it may be necessary to go on until an operation has ended.
 const DRIVES: usize = 4;
+const BETWEEN_WRITES: Duration = Duration::from_millis(20);
 /// After the number of this scene come those of its writers.
 const WRITERS: usize = 10;
 
@@ -92,7 +95,7 @@ impl<'a> Scene<'a> {
         let clients = Clients { pooled: 2, direct: 2, ..herd.clients() };
         let first = 100_000 + number * WRITERS;
         say(&format!("trouble {name}: {} leads, {} is to", old.name, to.name));
-        let ledger = Ledger::start(&clients, first);
+        let ledger = Ledger::start_slowly(&clients, first, BETWEEN_WRITES);
         herd.writes_go_on(old);
         let mut scene =
             Self { herd, name: name.to_owned(), old, to, third, ending, old_one_may_speak: false };
@@ -132,8 +135,20 @@ impl<'a> Scene<'a> {
         self.run_and(args, None, || {})
     }
 
-    /// Runs pgherd, and has something befall it in the middle.
-    pub fn run_and(&self, args: &[&str], at: Option<At>, befalls: impl FnOnce()) -> Ended {
+    /// Runs pgherd, and has something befall it in the middle. On a busy machine a node may not answer in time, and the command is refused
+    /// before anything could befall it: then it is run again.
+    pub fn run_and(&self, args: &[&str], at: Option<At>, befalls: impl Fn()) -> Ended {
+        for _ in 0..REFUSED {
+            let ended = self.try_and(args, at, &befalls);
+            let too_soon = at.is_some() && !ended.befell && matches!(ended.code, Some(4 | 10));
+            if !(too_soon && ended.said.contains("not answer")) {
+                return ended;
+            }
+        }
+        self.try_and(args, at, &befalls)
+    }
+
+    fn try_and(&self, args: &[&str], at: Option<At>, befalls: &dyn Fn()) -> Ended {
         let known = journals(&self.herd.station);
         let begun = Instant::now();
         let mut child = self.herd.station.begin(args);
@@ -143,13 +158,9 @@ impl<'a> Scene<'a> {
         }
         let output = waited_for(&self.herd.station, child);
         let ended = Ended { code: output.status.code(), said: told(&output), took: begun.elapsed(), befell };
-        tell(&format!("{:.1} s  pgherd {args:?}", ended.took.as_secs_f64()), &ended.said);
-        say(&format!(
-            "trouble {}: {args:?} ends with {:?} after {:.1} s",
-            self.name,
-            ended.code,
-            ended.took.as_secs_f64()
-        ));
+        let seconds = ended.took.as_secs_f64();
+        tell(&format!("{seconds:.1} s  pgherd {args:?}"), &ended.said);
+        say(&format!("trouble {}: {args:?} ends with {:?} after {seconds:.1} s", self.name, ended.code));
         if at.is_some() && !befell {
             say(&format!("trouble {}: nothing befell it, it ended before", self.name));
         }

@@ -3,6 +3,7 @@
 //! `make test` plays a sample, `make soak` all of them. `PGHERD_LAB_ONLY=one,other` plays those whose names have one of these words,
 //! `PGHERD_LAB_SEED` is what else goes by chance, and which ones are the sample.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::herd::{GATE, HOSTS, Herd, NODES, OTHER};
@@ -193,12 +194,13 @@ fn second_pgherd(scene: &mut Scene<'_>) {
     let Herd { station, other, .. } = scene.herd;
     let args = ["switchover", "--to", scene.to.name, "--yes"];
     let third = ["switchover", "--to", scene.third.name, "--yes"];
-    let mut told_here = Vec::new();
+    let told_here = std::cell::RefCell::new(Vec::new());
     let first = scene.run_and(&args, Some(At::Step("checkpoint")), || {
         // Beside one another, as long as the first one is at work.
         let begun = [station.begin(&third), station.begin(&["apply", "--yes"]), other.begin(&third)];
-        told_here = begun.into_iter().map(super::station::ended).collect();
+        told_here.replace(begun.into_iter().map(super::station::ended).collect());
     });
+    let told_here = told_here.into_inner();
     first.with(&[0]);
     for refused in &told_here {
         tell("a second one", &told(refused));
@@ -336,20 +338,30 @@ fn is_soak() -> bool {
     std::env::var_os("PGHERD_SOAK").is_some() || std::env::var_os("PGHERD_LAB_ONLY").is_some()
 }
 
+/// Those of less than a minute, of which `make test` plays a sample.
+const BRIEF: [&str; 10] = [
+    "cut-from-station-switchover",
+    "cut-from-station-failover",
+    "cut-station-and-candidate-switchover",
+    "cut-postgres-failover",
+    "cut-ssh-switchover",
+    "cut-ssh-failover",
+    "killed",
+    "killed-and-started-by-its-unit",
+    "replay-is-paused",
+    "pooler-is-dead",
+];
+
 /// Plays some of them on a herd that is there already.
 pub fn befall_a_sample(herd: &Herd<'_>) {
     if is_soak() {
         return;
     }
-    let mut all = all();
-    // What takes longer than a minute is for the soak.
-    all.retain(|trouble| {
-        !["hang", "expired", "delayed", "candidate-switchover", "full"]
-            .iter()
-            .any(|word| trouble.name.contains(word))
-    });
+    let brief: Vec<Trouble> =
+        all().into_iter().filter(|trouble| BRIEF.contains(&trouble.name.as_str())).collect();
+    assert_eq!(brief.len(), BRIEF.len(), "each of them is one of all");
     for number in 0..SAMPLE {
-        let one = &all[usize::try_from(chance(1000 + number as u64)).unwrap_or(0) % all.len()];
+        let one = &brief[usize::try_from(chance(1000 + number as u64)).unwrap_or(0) % brief.len()];
         Scene::play(herd, number, &one.name, Ending::Resume, &*one.act);
     }
 }
@@ -364,13 +376,10 @@ fn whatever_befalls_a_role_change_no_row_is_lost_and_there_are_never_two_primari
     let herd = Herd::furnish(&lab);
     let only = std::env::var("PGHERD_LAB_ONLY").unwrap_or_default();
     let words: Vec<&str> = only.split(',').filter(|word| !word.is_empty()).collect();
-    let is_asked_for = |name: &str| {
-        // A name that is whole is itself alone.
-        words.is_empty()
-            || words
-                .iter()
-                .any(|word| name == *word || (!word.ends_with(char::is_numeric) && name.contains(word)))
-    };
+    let names: BTreeSet<String> = all().into_iter().map(|trouble| trouble.name).collect();
+    // A whole name means itself alone.
+    let is_meant = |name: &str, word: &str| name == word || (!names.contains(word) && name.contains(word));
+    let is_asked_for = |name: &str| words.is_empty() || words.iter().any(|word| is_meant(name, word));
     let mut wrong = Vec::new();
     for (number, trouble) in all().into_iter().enumerate().filter(|(_, trouble)| is_asked_for(&trouble.name))
     {

@@ -163,7 +163,7 @@ fn a_set_is_made_kept_exported_dropped_and_brought_back() {
             ""
         );
         assert_eq!(sql(&herd, "SELECT count(*) FROM inventory.moves"), "4000");
-        apply(&herd, &["--at", "2026-07-05 UTC"]).ends_with(0).says(&["nothing to do", "was brought back"]);
+        apply(&herd, &["--at", "2026-07-05"]).ends_with(0).says(&["nothing to do", "was brought back"]);
         herd.run(&["partition", "restore", "inventory.moves", "moves_2026_03"])
             .ends_with(4)
             .tells(&["its range has the partition"]);
@@ -196,8 +196,8 @@ fn a_default_partition_is_proved_empty_and_drained_by_periods() {
         );
         sql(&herd, TABLE);
         sql(&herd, "ALTER ROLE postgres SET log_min_messages = debug1");
-        apply(&herd, &["--at", "2026-03-15 UTC"]).ends_with(0).says(&["+3 (2026-03, 2026-04, default)"]);
-        apply(&herd, &["--at", "2026-04-15 UTC"]).ends_with(0).says(&["+1 (2026-05)"]);
+        apply(&herd, &["--at", "2026-03-15"]).ends_with(0).says(&["+3 (2026-03, 2026-04, default)"]);
+        apply(&herd, &["--at", "2026-04-15"]).ends_with(0).says(&["+1 (2026-05)"]);
         let log = server_log(&herd);
         assert!(log.contains("is implied by existing constraints"), "{}", installation.major);
         assert_eq!(sql(&herd, "SELECT count(*) FROM pg_constraint WHERE conname LIKE 'pgherd%'"), "0");
@@ -207,7 +207,7 @@ fn a_default_partition_is_proved_empty_and_drained_by_periods() {
             "INSERT INTO inventory.moves SELECT n, '2026-06-03'::timestamptz + n * interval '1 hour', 'x' FROM generate_series(1, 300) n",
         );
         sql(&herd, "INSERT INTO inventory.moves VALUES (9001, 'infinity', 'x'), (9002, '2126-01-01', 'x')");
-        apply(&herd, &["--at", "2026-05-15 UTC"]).ends_with(4).tells(&[
+        apply(&herd, &["--at", "2026-05-15"]).ends_with(4).tells(&[
             "has rows of 2026-06",
             "It is 300 rows",
             "pgherd partition drain inventory.moves",
@@ -228,7 +228,7 @@ fn a_default_partition_is_proved_empty_and_drained_by_periods() {
         assert_eq!(sql(&herd, "SELECT count(*) FROM inventory.moves_2026_06"), "300");
         assert_eq!(sql(&herd, "SELECT count(*) FROM inventory.moves"), "302");
         // Plain DETACH beside a default partition leaves the bound as a CHECK, and only such a table is dropped.
-        let gone = apply(&herd, &["--at", "2026-06-15 UTC"]).ends_with(0);
+        let gone = apply(&herd, &["--at", "2026-06-15"]).ends_with(0);
         gone.says(&["+1 (2026-07)", "detached 1 (2026-03)", "dropped 1"]);
         assert_eq!(sql(&herd, "SELECT to_regclass('inventory.moves_2026_03') IS NULL"), "t");
     }
@@ -242,8 +242,8 @@ fn only_what_pgherd_has_detached_is_dropped() {
         "      inventory.moves: {by: at, every: month, ahead: 1, keep: 2 months, then: detach}\n",
     );
     sql(&herd, TABLE);
-    apply(&herd, &["--at", "2026-01-15 UTC"]).ends_with(0);
-    apply(&herd, &["--at", "2026-06-15 UTC"]).ends_with(0).says(&["detached 3 (2026-01, 2026-02, 2026-03)"]);
+    apply(&herd, &["--at", "2026-01-15"]).ends_with(0);
+    apply(&herd, &["--at", "2026-06-15"]).ends_with(0).says(&["detached 3 (2026-01, 2026-02, 2026-03)"]);
     sql(&herd, "ALTER TABLE inventory.moves_2026_02 RENAME TO kept_by_hand");
     sql(&herd, "CREATE TABLE inventory.other (LIKE inventory.moves_2026_03)");
     let check = sql(
@@ -254,7 +254,7 @@ fn only_what_pgherd_has_detached_is_dropped() {
     sql(&herd, "CREATE TABLE inventory.moves_2025_12 (id int)");
     let mut herd = herd;
     herd.edit("then: detach", "then: drop");
-    apply(&herd, &["--at", "2026-06-15 UTC"]).ends_with(0).says(&[
+    apply(&herd, &["--at", "2026-06-15"]).ends_with(0).says(&[
         "dropped 1",
         "kept_by_hand was detached and is left as it is: it was called moves_2026_02 then",
         "it has no CHECK of the bounds",
@@ -272,8 +272,8 @@ fn who_is_in_the_way_is_named_and_nothing_is_left_half_done() {
     let herd =
         herd(&newest_or_15(1), "      inventory.moves: {by: at, every: month, ahead: 1, keep: 2 months}\n");
     sql(&herd, TABLE);
-    apply(&herd, &["--at", "2026-01-15 UTC"]).ends_with(0);
-    let quick = ["--at", "2026-04-15 UTC", "--lock-timeout", "200ms", "--tries", "2"];
+    apply(&herd, &["--at", "2026-01-15"]).ends_with(0);
+    let quick = ["--at", "2026-04-15", "--lock-timeout", "1s", "--tries", "2"];
     let reader = Client::start(&herd, "BEGIN; SELECT count(*) FROM inventory.moves; SELECT pg_sleep(600)");
     until("the reader reads", || {
         (sql(&herd, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep'") == "1").then_some(())
@@ -285,11 +285,11 @@ fn who_is_in_the_way_is_named_and_nothing_is_left_half_done() {
         "pg_sleep(600)",
         "pg_terminate_backend(",
     ]);
-    herd.run(&["partition", "list", "--at", "2026-04-15 UTC"])
+    herd.run(&["partition", "list", "--at", "2026-04-15"])
         .ends_with(0)
         .says(&["detach pending: inventory.moves_2026_01"]);
     // What is missing is made all the same.
-    let later = ["--at", "2026-05-15 UTC", "--lock-timeout", "200ms", "--tries", "2"];
+    let later = ["--at", "2026-05-15", "--lock-timeout", "1s", "--tries", "2"];
     apply(&herd, &later).ends_with(1).says(&["+1 (2026-06)"]);
     drop(reader);
     until("the reader is gone", || {
@@ -308,7 +308,7 @@ fn who_is_in_the_way_is_named_and_nothing_is_left_half_done() {
     until("the set is held", || {
         (sql(&herd, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "1").then_some(())
     });
-    apply(&herd, &["--at", "2026-05-15 UTC"])
+    apply(&herd, &["--at", "2026-05-15"])
         .ends_with(5)
         .tells(&["somebody else maintains the partitions of inventory.moves now", "pid "]);
     drop(holder);
@@ -327,15 +327,15 @@ fn killed_at_any_moment_the_next_run_ends_it() {
         &herd,
         "SET ROLE inventory_owner; CREATE TABLE inventory.stock (on_day date, n int) PARTITION BY RANGE (on_day)",
     );
-    apply(&herd, &["--at", "2026-01-15 UTC"]).ends_with(0);
+    apply(&herd, &["--at", "2026-01-15"]).ends_with(0);
     sql(
         &herd,
         "INSERT INTO inventory.moves SELECT n, '2026-01-01'::timestamptz + n * interval '1 minute', 'x' FROM generate_series(1, 50000) n",
     );
     let whole = Instant::now();
-    apply(&herd, &["--at", "2026-02-15 UTC"]).ends_with(0);
+    apply(&herd, &["--at", "2026-02-15"]).ends_with(0);
     let whole = whole.elapsed();
-    for (index, month) in ["2026-03-15 UTC", "2026-04-15 UTC", "2026-05-15 UTC"].iter().enumerate() {
+    for (index, month) in ["2026-03-15", "2026-04-15", "2026-05-15"].iter().enumerate() {
         let args = ["partition", "apply", "--at", month];
         for part in 1..=4_u32 {
             let mut run = herd.start(&args);

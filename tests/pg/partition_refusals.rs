@@ -172,7 +172,7 @@ fn every_table_that_cannot_be_maintained_says_why_and_stops_no_other() {
         }
     }
     sql(&herd, "CREATE TABLE inventory.good (at date) PARTITION BY RANGE (at)");
-    let at = "2026-03-15 UTC";
+    let at = "2026-03-15";
     let plan = herd.run(&["partition", "plan", "--at", at, "--format", "json"]).ends_with(3).json();
     let sets = plan["clusters"][0]["sets"].as_array().expect("sets");
     for (set, (table, _, _, says)) in sets.iter().zip(CASES) {
@@ -199,7 +199,7 @@ fn every_table_that_cannot_be_maintained_says_why_and_stops_no_other() {
     let hint = plan["clusters"][0]["sets"][0]["failure"]["hint"].as_str().expect("a hint").to_owned();
     let (_, conversion) = hint.split_once('\n').expect("a line of its own");
     sql(&herd, conversion);
-    herd.run(&["partition", "apply", "inventory.plain", "--at", "2026-04-15 UTC"])
+    herd.run(&["partition", "apply", "inventory.plain", "--at", "2026-04-15"])
         .ends_with(0)
         .says(&["+1 (2026-05)"]);
     assert_eq!(sql(&herd, "SELECT count(*) FROM inventory.plain"), "50");

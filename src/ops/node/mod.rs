@@ -10,6 +10,7 @@ pub mod restore;
 pub mod scratch;
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +27,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Command, Effect, Host, HostError, LineSink, Output, RunAs, Stdin};
 use crate::ops::binary::{self, Build};
 use crate::ops::observe::Doors;
-use crate::ops::pooler::turn::OnPoolers;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
@@ -62,7 +62,7 @@ pub enum NodeRequest {
     MakeDump(Box<MakeDump>),
     /// Starts what lets the clients of a paused pooler go on by itself; answered when it stands.
     ExpirePause(Box<ExpirePause>),
-    /// Holds back the clients of a host's pooler, or leads them elsewhere; answered as `ops::pooler::turn::Wanted` says.
+    /// Holds back the clients of a host's pooler, or leads them elsewhere; answered as [`Wanted`] says.
     OnPoolers(Box<OnPoolers>),
     /// Stores the rows of a detached partition and drops it; answered by `ops::partition::Exported`.
     ExportPartition(Box<ExportPartition>),
@@ -132,6 +132,43 @@ pub struct ExpirePause {
     pub time: Duration,
     /// Whether it is the process that waits, and not the one that starts it.
     pub detached: bool,
+}
+
+/// Where an alias leads: what PgBouncer has as `host` and `port`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aim {
+    pub host: String,
+    pub port: u16,
+}
+
+/// What is done to the processes of a host's pooler.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Wanted {
+    /// Hold their clients back; transactions that run have `grace` to end. Answered by `ops::pooler::Paused`.
+    Pause { grace: Duration },
+    /// Lead what leads to one node to another one, and let their clients go on. Answered by the aliases that lead there then.
+    Turn {
+        from: Aim,
+        to: Aim,
+        /// Whether nothing ends well on the way to the former node any more.
+        lost: bool,
+    },
+}
+
+/// One call to the poolers of a host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnPoolers {
+    /// The operation that does it.
+    pub operation: String,
+    /// Of the processes, the first one first.
+    pub directories: Vec<PathBuf>,
+    pub psql: PathBuf,
+    pub listen: IpAddr,
+    pub port: u16,
+    pub wanted: Wanted,
 }
 
 /// Looks at what the repository keeps of a cluster.

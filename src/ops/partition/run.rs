@@ -251,9 +251,11 @@ impl Worker {
 
     async fn send(&self, what: &str, block: &Block, share: Duration) -> Result<(), (DbError, Vec<Blocker>)> {
         let seen: Mutex<Vec<Blocker>> = Mutex::default();
+        // More often than the shortest wait ends.
+        let every = (share / 4).clamp(Duration::from_millis(10), WATCH);
         let watch = async {
             loop {
-                tokio::time::sleep(WATCH).await;
+                tokio::time::sleep(every).await;
                 // Who is in the way is only told; that it cannot be seen is no reason to fail.
                 if let Ok(found) = session::blockers(&self.watcher, self.pid).await
                     && !found.is_empty()

@@ -3,13 +3,11 @@
 //! Clients wait meanwhile. Seen from elsewhere each file and each question to a console is a program of its own, over ssh some twenty of
 //! them one after the other; here it is one.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::expiry;
@@ -19,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::local::LocalHost;
 use crate::ops::binary::Build;
-use crate::ops::node::{NodeDoor, NodeRequest, Priority};
+use crate::ops::node::{Aim, NodeDoor, NodeRequest, OnPoolers, Priority, Wanted};
 use crate::ops::observe::Doors;
 use crate::pg::ident::quote_identifier;
 use crate::topology::model::{Cluster, Node};
@@ -28,48 +26,9 @@ use crate::topology::model::{Cluster, Node};
 const HUNG: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(50);
 
-/// Where an alias leads: what PgBouncer has as `host` and `port`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Aim {
-    pub host: String,
-    pub port: u16,
-}
-
-impl Aim {
-    fn of(cluster: &Cluster, node: &Node) -> Self {
-        let target = super::place::target(cluster, node);
-        Self { host: target.host, port: target.port }
-    }
-}
-
-/// What is done to the processes of a host's pooler.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Wanted {
-    /// Hold their clients back; transactions that run have `grace` to end. Answered by [`Paused`].
-    Pause { grace: Duration },
-    /// Lead what leads to one node to another one, and let their clients go on. Answered by the aliases that lead there then.
-    Turn {
-        from: Aim,
-        to: Aim,
-        /// Whether nothing ends well on the way to the former node any more.
-        lost: bool,
-    },
-}
-
-/// One call to the poolers of a host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OnPoolers {
-    /// The operation that does it.
-    pub operation: String,
-    /// Of the processes, the first one first.
-    pub directories: Vec<PathBuf>,
-    pub psql: PathBuf,
-    pub listen: IpAddr,
-    pub port: u16,
-    pub wanted: Wanted,
+fn aim(cluster: &Cluster, node: &Node) -> Aim {
+    let target = super::place::target(cluster, node);
+    Aim { host: target.host, port: target.port }
 }
 
 async fn call<T: serde::de::DeserializeOwned>(
@@ -122,7 +81,7 @@ pub async fn turn(
     lost: bool,
 ) -> Result<Vec<String>> {
     let (_, cluster, _) = of;
-    let wanted = Wanted::Turn { from: Aim::of(cluster, from), to: Aim::of(cluster, to), lost };
+    let wanted = Wanted::Turn { from: aim(cluster, from), to: aim(cluster, to), lost };
     call(of, host, operation, wanted).await
 }
 
