@@ -173,7 +173,7 @@ fn a_file_from_windows_has_the_same_lines_and_columns() {
         "\u{feff}pgherd: 1\r\nherd: shop\r\nregions: {}\r\nclusters: {}\r\nhrd: x\r\n",
         r#"
 ERROR:  pgherd.yml:5:1: unknown key "hrd" in the file
-DETAIL: Its keys are: clusters, defaults, herd, pgherd, regions, repositories, ssh, timezone.
+DETAIL: Its keys are: clusters, defaults, herd, pgherd, regions, repositories, scheduler, ssh, timezone.
 HINT:   Did you mean "herd"?"#,
     );
 }

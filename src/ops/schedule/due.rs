@@ -118,10 +118,11 @@ pub fn standing(
     let Some(record) = record else { return Standing::Unseen };
     let at = job.when.last(zone, now);
     if at <= record.since {
-        return match record.last.as_ref().and_then(|last| last.outcome) {
-            Some(Ended::Failed | Ended::Again) => Standing::Failed,
-            Some(Ended::Done) => Standing::Met,
+        return match record.last.as_ref().map(|last| last.outcome) {
             None => Standing::New,
+            Some(Some(Ended::Done)) => Standing::Met,
+            // Nobody runs it any more: one without an end was killed.
+            Some(Some(Ended::Failed | Ended::Again) | None) => Standing::Failed,
         };
     }
     if met(record, at) {
