@@ -149,18 +149,13 @@ fn the_units_that_are_rendered_are_taken_by_systemd_as_they_are() {
 fn a_job_that_there_is_not_is_told_with_its_neighbour() {
     let place = herd(HERD);
     assert_snapshot!(settled(place.path(), &shown(place.path(), &["run", "inventory/ful"])));
-    let none = herd(
-        &HERD
-            .replace(
-                ", full: daily 02:30, verify: daily 05:00, verify-full: monthly 1 06:00, expire: daily 06:00",
-                "",
-            )
-            .replace("scheduler: {jitter: 2 min, health: every 15 min}\n", "")
-            .split("    drills:")
-            .next()
-            .unwrap()
-            .to_owned(),
-    );
+    let text = HERD
+        .replace(
+            ", full: daily 02:30, verify: daily 05:00, verify-full: monthly 1 06:00, expire: daily 06:00",
+            "",
+        )
+        .replace("scheduler: {jitter: 2 min, health: every 15 min}\n", "");
+    let none = herd(text.split("    drills:").next().unwrap());
     assert_snapshot!(settled(none.path(), &shown(none.path(), &["run", "--due"])));
 }
 
