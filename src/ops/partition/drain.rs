@@ -4,9 +4,10 @@ use jiff::civil::Date;
 use serde::Serialize;
 
 use super::grid::{Bound, Grid};
-use super::look::{self, Seen, Wanted};
+use super::look::{self, Seen};
 use super::plan::{self, table_of};
-use super::run::{self, Options, Way, Worker};
+use super::set::Wanted;
+use super::worker::{self, Options, Way, Worker};
 use crate::db::partition::{self as catalog, sql};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
@@ -65,7 +66,7 @@ pub async fn drain(
     options: &Options,
     interrupt: &Interrupt,
 ) -> Result<Drained> {
-    let set = run::chosen(cluster, std::slice::from_ref(&wish.table))?.remove(0);
+    let set = worker::chosen(cluster, std::slice::from_ref(&wish.table))?.remove(0);
     let way = Way::open(context, herd, cluster).await?;
     let mut worker = Worker::open(&way, &set.database, options).await?;
     let seen = look::look(&worker.conn, set, options.now()).await?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::look;
 use super::rows::{Counted, Reader, Writer};
-use super::run::{self, Options, Way};
+use super::worker::{self, Options, Way};
 use crate::db::partition::{self as catalog, session};
 use crate::db::{Conn, Connector, Endpoint, Login, Session, queries};
 use crate::error::{Error, ErrorKind, Result};
@@ -65,7 +65,7 @@ pub(super) async fn export_and_drop(
         at: seen.at,
     }));
     let door = NodeDoor::with(&way.doors, &way.node.host, &context.build).await?;
-    door.call(&request, Priority::Normal, run::silent()).await
+    door.call(&request, Priority::Normal, worker::silent()).await
 }
 
 pub(super) fn no_repository(cluster: &Cluster) -> Error {
@@ -100,7 +100,7 @@ pub(super) async fn connect(server: &LocalServer, database: &str) -> Result<Conn
         tunnel: None,
         tls: None,
     };
-    let connector = Connector::new(gate::open()).timeouts(std::time::Duration::from_secs(5), run::LONG);
+    let connector = Connector::new(gate::open()).timeouts(std::time::Duration::from_secs(5), worker::LONG);
     let conn = connector.connect(&login).await?;
     session::prepare(&conn, server.lock_timeout, "pgherd partition").await?;
     Ok(conn)
@@ -136,7 +136,7 @@ async fn lock(conn: &Conn, request: &ExportPartition, table: &str) -> Result<()>
             Ok(()) => return Ok(()),
             Err(error) if session::was_in_the_way(&error) && tried < request.server.tries => {
                 session::end(conn).await?;
-                tokio::time::sleep(run::jittered(run::BACKOFF * 2_u32.pow(tried.min(5) - 1))).await;
+                tokio::time::sleep(worker::jittered(worker::BACKOFF * 2_u32.pow(tried.min(5) - 1))).await;
                 tried += 1;
             }
             Err(error) => {
@@ -159,7 +159,7 @@ struct Work<'a> {
 impl Work<'_> {
     async fn run(&self, reporter: &Reporter) -> Result<Exported> {
         let Self { request, conn, .. } = self;
-        run::still_the_one(conn, &self.seen, &request.set, &request.table).await?;
+        worker::still_the_one(conn, &self.seen, &request.set, &request.table).await?;
         let columns = catalog::columns(conn, &request.table.schema, &request.table.name).await?;
         let names: Vec<String> = columns.iter().map(|(name, _)| name.clone()).collect();
         let rows = catalog::count(conn, &self.table).await?;

@@ -3,50 +3,23 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 
-use super::grid::{Bound, Grid, Range, parse_bounds};
+use super::grid::{Bound, Grid, parse_bounds};
 use super::mark::{self, Mark, State};
 use super::refuse;
+use super::set::{Part, Wanted};
 use crate::db::Conn;
 use crate::db::partition::{
     self as catalog, DefaultRows, ForeignKey, MarkedRow, NameTaken, ParentRow, PartitionRow, PartmanRow,
     SessionFacts,
 };
 use crate::error::Result;
+use crate::pg::ident::MOST_BYTES;
 use crate::topology::partitions::{DefaultPolicy, PartitionSet, TableName};
 
 /// The most rows of a default partition that are counted.
 pub(super) const MOST_COUNTED: i64 = 1_000_000;
-
-/// A partition with its bounds.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Part {
-    pub row: PartitionRow,
-    pub range: Range,
-    pub mark: Option<Mark>,
-}
-
-impl Part {
-    pub(super) fn table(&self) -> TableName {
-        TableName { schema: self.row.schema.clone(), name: self.row.name.clone() }
-    }
-
-    /// Tells whether somebody has brought it back from the repository.
-    pub(super) fn is_restored(&self) -> bool {
-        self.mark.as_ref().is_some_and(|mark| mark.state == State::Restored)
-    }
-}
-
-/// A partition that shall be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub start: Date,
-    pub from: DateTime,
-    pub to: DateTime,
-    pub name: String,
-}
 
 /// Everything that was seen of a set.
 #[derive(Debug, Clone)]
@@ -121,7 +94,7 @@ pub(super) async fn look(conn: &Conn, set: &PartitionSet, at: Timestamp) -> Resu
     let mut taken = Vec::new();
     let mut names: Vec<String> = wanted.iter().map(|wanted| wanted.name.clone()).collect();
     if default.is_none() && set.default_partition == DefaultPolicy::Create {
-        names.push(super::plan::default_name(set));
+        names.push(default_name(set));
     }
     for found in catalog::names_taken(conn, schema, &names).await? {
         let is_table = found.kind == 'r' && found.partition_of.is_none();
@@ -160,6 +133,12 @@ pub(super) async fn look(conn: &Conn, set: &PartitionSet, at: Timestamp) -> Resu
         default_rows,
         in_the_way,
     })
+}
+
+/// Returns how a default partition is called that is made.
+pub(super) fn default_name(set: &PartitionSet) -> String {
+    let name = format!("{}_default", set.table.name);
+    if name.len() > MOST_BYTES { "default_partition".to_owned() } else { name }
 }
 
 /// Decides which partitions are missing from the present period to the last one ahead; a lower bound is always the upper bound before it.

@@ -13,12 +13,15 @@ mod refuse;
 mod restore;
 mod rows;
 mod run;
+mod set;
+mod worker;
 
 pub use drain::{DrainWish, Drained, DrainedPeriod, drain};
 pub use export::{Exported, export_here, exports_here};
 pub use plan::{Adopt, Kind, Plan, Step};
 pub use restore::{BroughtBack, Destination, RestoreWish, exports, restore, restore_here};
 pub use run::{
-    Applied, Options, PartitionFacts, SetApplied, SetFacts, SetListed, SetPlanned, StepDone, apply, list,
+    Applied, PartitionFacts, SetApplied, SetFacts, SetListed, SetPlanned, StepDone, apply, list,
     plan as plan_sets,
 };
+pub use worker::Options;

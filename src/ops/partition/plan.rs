@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::grid::{Bound, Grid, Range};
-use super::look::{Part, Seen, Wanted};
+use super::look::{Seen, default_name};
 use super::mark::{BEGIN, Mark, State};
 use super::refuse;
+use super::set::{Part, Wanted};
 use crate::db::partition::sql::{self, EXCLUSION, Grant, Names, NewTable, Script};
 use crate::db::partition::{MarkedRow, PartitionRow};
 use crate::engine::record::Failure;
@@ -264,12 +265,6 @@ pub(super) fn exclusion_name(partition: &str) -> String {
         name.remove(EXCLUSION.len());
     }
     name
-}
-
-/// Returns how a default partition is called that is made.
-pub(super) fn default_name(set: &PartitionSet) -> String {
-    let name = format!("{}_default", set.table.name);
-    if name.len() > MOST_BYTES { "default_partition".to_owned() } else { name }
 }
 
 fn create_default(set: &PartitionSet, seen: &Seen, names: &Names) -> Result<Step> {

@@ -5,8 +5,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use super::grid::{Bound, Grid, KeyType};
-use super::look::{Part, Wanted};
 use super::mark::{Mark, State};
+use super::set::{Part, Wanted};
 use crate::db::partition::session::Blocker;
 use crate::db::partition::{DefaultRows, NameTaken, ParentRow, PartitionRow, PartmanRow, SessionFacts};
 use crate::error::{Error, ErrorKind, Result};

@@ -9,7 +9,7 @@ use super::look;
 use super::mark::{Mark, State};
 use super::plan::{self, bound_sql, new_table};
 use super::rows::Reader;
-use super::run::{self, Options, Way, Worker};
+use super::worker::{self, Options, Way, Worker};
 use crate::db::partition::{self as catalog, session, sql};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,7 +67,7 @@ pub async fn exports(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
     let door = NodeDoor::with(&way.doors, &way.node.host, &context.build).await?;
     let request =
         NodeRequest::ListExports { url: backups.repository.url.clone(), cluster: cluster.name.clone() };
-    door.call(&request, Priority::Normal, run::silent()).await
+    door.call(&request, Priority::Normal, worker::silent()).await
 }
 
 /// Brings a partition back.
@@ -83,7 +83,7 @@ pub async fn restore(
     options: &Options,
     interrupt: &Interrupt,
 ) -> Result<BroughtBack> {
-    let set = run::chosen(cluster, std::slice::from_ref(&wish.table))?.remove(0);
+    let set = worker::chosen(cluster, std::slice::from_ref(&wish.table))?.remove(0);
     let way = Way::open(context, herd, cluster).await?;
     let backups = cluster.backups.as_ref().ok_or_else(|| export::no_repository(cluster))?;
     let mut worker = Worker::open(&way, &set.database, options).await?;
@@ -108,7 +108,7 @@ pub async fn restore(
     let mut back: BroughtBack = tokio::select! {
         biased;
         () = interrupt.asked(1) => return Err(Error::new(ErrorKind::Interrupted, "interrupted").detail("Nothing was brought back.")),
-        back = door.call(&request, Priority::Normal, run::silent()) => back?,
+        back = door.call(&request, Priority::Normal, worker::silent()) => back?,
     };
     if let Destination::Attached { until } = wish.destination {
         let names = plan::names(set, &seen);
