@@ -646,6 +646,22 @@ pub async fn stop(site: &Site<'_>) -> Result<()> {
     stop_within(site, STOP).await
 }
 
+/// Names what is left of a server that is ending, as its processes call themselves: `archiver archiving 0000…`. Empty if nothing is, or it
+/// cannot be told.
+pub async fn what_is_left(site: &Site<'_>) -> String {
+    let pids = observe::processes(site.host(), site.directory()).await.unwrap_or_default();
+    let mut left = Vec::new();
+    for pid in pids {
+        let title = site.host().read(Path::new(&format!("/proc/{pid}/cmdline"))).await.ok().flatten();
+        let title = String::from_utf8_lossy(&title.unwrap_or_default()).replace('\0', " ");
+        // The postmaster is called as it was started.
+        if let Some(name) = title.trim().strip_prefix("postgres: ") {
+            left.push(format!("{name} (process {pid})"));
+        }
+    }
+    left.join(", ")
+}
+
 /// As [`stop`], with another limit. A server that does not end in time goes on ending: nothing takes a shutdown back.
 ///
 /// # Errors

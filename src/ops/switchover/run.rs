@@ -31,6 +31,8 @@ const HAS: Duration = Duration::from_secs(15);
 const MOMENT: Duration = Duration::from_secs(5);
 /// How long clients wait for the standbys of an old primary that serves again.
 const BACK: Duration = Duration::from_secs(10);
+/// How long a shutdown that did not end is waited for when its undo is tried once more.
+const AGAIN: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_secs(300);
 /// How long the archiver may take; it ends by itself when it stands still.
 const LONG: Duration = Duration::from_secs(86_400);
@@ -268,7 +270,7 @@ impl Step for SwitchStep {
                 queries::drop_slot(&conn, slot).await.map_err(Error::from)?;
             }
             Self::Arm { hosts, .. } | Self::Pause { hosts, .. } => world.holder().take_back(hosts).await?,
-            Self::Stop { node } => start_again(world, node).await?,
+            Self::Stop { node } => start_again(cx, node).await?,
             Self::Ready { node } => world.no_longer_asked(node).await?,
             // Everything is as it was: that somebody could not be told of it does not make the operation stuck.
             Self::WhenUndone {} => {
@@ -362,7 +364,12 @@ async fn stopped(site: &Site<'_>) -> Result<Option<Evidence>> {
 }
 
 async fn stop(site: &Site<'_>) -> Result<Evidence> {
-    provision::stop_within(site, STOP).await?;
+    if let Err(error) = provision::stop_within(site, STOP).await {
+        return Err(match provision::what_is_left(site).await {
+            left if left.is_empty() => error,
+            left => error.detail(format!("It waits for {left}.")),
+        });
+    }
     let control = provision::control_file(site).await?;
     if control.state != ClusterState::ShutDown {
         return Err(Error::failed(format!("{} did not end as it should", site.name())).detail(format!(
@@ -376,7 +383,8 @@ async fn stop(site: &Site<'_>) -> Result<Evidence> {
 }
 
 /// Has the old primary serve again, unless another node may have taken over.
-async fn start_again(world: &World, node: &str) -> Result<()> {
+async fn start_again(cx: &Cx<'_, SwitchStep>, node: &str) -> Result<()> {
+    let world = cx.world;
     let candidate = world.site(&world.input.to)?;
     let facts = match candidate.connect().await {
         Ok(conn) => queries::server_facts(&conn).await,
@@ -396,12 +404,28 @@ async fn start_again(world: &World, node: &str) -> Result<()> {
         Err(error) => tracing::warn!(%error, "could not ask {} whether it is a standby", candidate.name()),
     }
     let site = world.site(node)?;
-    let deadline = Instant::now() + provision::STOP;
+    // Whoever waited in vain before does not wait as long again.
+    let patience = if cx.attempt == 1 { provision::STOP } else { AGAIN };
+    let (deadline, mut told) = (Instant::now() + patience, false);
     // A shutdown that took too long cannot be taken back: it ends, and then the server is started.
     while stopping(&site).await? {
+        let waits = async || match provision::what_is_left(&site).await {
+            left if left.is_empty() => "What it waits for cannot be told.".to_owned(),
+            left => format!("It waits for {left}."),
+        };
+        if !told {
+            (cx.warn.0)(format!(
+                "{} is still shutting down, and is started again when it has ended; that is waited for {} s. {}",
+                site.name(),
+                patience.as_secs(),
+                waits().await
+            ));
+            told = true;
+        }
         if Instant::now() >= deadline {
             return Err(Error::failed(format!("{} is still shutting down", site.name()))
-                .hint(format!("Its log in {} says what it waits for.", site.places().log.display())));
+                .detail(waits().await)
+                .hint(format!("Its log in {} says more.", site.places().log.display())));
         }
         sleep(PAUSE).await;
     }
