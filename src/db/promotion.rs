@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use tokio_postgres::types::Type;
 
 use super::connect::{Conn, DbError};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 
+/// How often is looked whether recovery has ended.
+const LOOK: Duration = Duration::from_millis(10);
 /// How long one database's catalogs may take.
 const CATALOGS: Duration = Duration::from_secs(600);
 /// How long a checkpoint may take.
@@ -21,10 +24,19 @@ const CHECKPOINT: Duration = Duration::from_secs(1800);
 pub async fn promote(conn: &Conn, limit: Duration) -> Result<bool, DbError> {
     const WHAT: &str = "promote";
     conn.set_deadline(limit + Duration::from_secs(5)).await?;
-    let seconds = i32::try_from(limit.as_secs()).unwrap_or(i32::MAX);
-    let sql = "SELECT pg_promote(true, $1) AS promoted";
-    let row = conn.query_one(WHAT, sql, &[(&seconds, Type::INT4)]).await?;
-    conn.field(WHAT, &row, "promoted")
+    // Its own wait looks every 100 ms (`pg_promote` in `xlogfuncs.c`), and clients wait as long.
+    conn.query_one(WHAT, "SELECT pg_promote(false)", &[]).await?;
+    let begun = Instant::now();
+    loop {
+        let row = conn.query_one(WHAT, "SELECT NOT pg_is_in_recovery() AS promoted", &[]).await?;
+        if conn.field(WHAT, &row, "promoted")? {
+            return Ok(true);
+        }
+        if begun.elapsed() >= limit {
+            return Ok(false);
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// Has the server write a checkpoint and waits for it.

@@ -691,18 +691,19 @@ pub async fn stop_within(site: &Site<'_>, limit: Duration) -> Result<()> {
 }
 
 /// Ends the server as a power cut would, also one whose processes are held (SIGSTOP) or that answers nobody: an immediate shutdown, and
-/// after `patience` SIGKILL for what is left of it.
+/// after `patience` SIGKILL for what is left of it. Children that a postmaster has left behind, which end by themselves when they notice, get
+/// none.
 ///
 /// What starts it again by itself has to be told before: [`stop_within`].
 ///
 /// # Errors
 /// When one of its processes is still there after that.
 pub async fn kill(site: &Site<'_>, patience: Duration) -> Result<()> {
-    if observe::postmaster(site.host(), site.directory()).await?.is_some()
-        && let Err(error) = site.host().run(&pg_ctl_stop(site, "immediate", Duration::ZERO)).await
-    {
+    let leads = observe::postmaster(site.host(), site.directory()).await?.is_some();
+    if leads && let Err(error) = site.host().run(&pg_ctl_stop(site, "immediate", Duration::ZERO)).await {
         tracing::debug!(%error, "an immediate shutdown");
     }
+    let patience = if leads { patience } else { Duration::ZERO };
     let begun = Instant::now();
     loop {
         let left = observe::processes(site.host(), site.directory()).await?;
