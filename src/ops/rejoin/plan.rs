@@ -605,7 +605,7 @@ fn stages(
                 Sign::Look,
                 own.clone(),
                 "replay its own WAL, as a standby that nobody can reach",
-                "nothing to undo",
+                "stop it",
                 RejoinStep::Replay { node: node() },
             )]);
         }

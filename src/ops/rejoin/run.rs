@@ -66,10 +66,10 @@ impl Step for RejoinStep {
             // What was a second primary does not become one again: it stays stopped, and a standby whenever it is started.
             Self::Checkpoint { .. }
             | Self::Stop { .. }
-            | Self::Replay { .. }
             | Self::Archived { .. }
             | Self::Save { .. } => Reversal::NothingToUndo,
             Self::Slot { .. }
+            | Self::Replay { .. }
             | Self::Keep { .. }
             | Self::Open { .. }
             | Self::Clone { unless_rewound: false, .. }
@@ -224,12 +224,12 @@ impl Step for RejoinStep {
             Self::Keep { node } => rewind::forget(&world.site(node)?).await?,
             Self::Open { node, .. } => rewind::close(world, node).await?,
             Self::Clone { node, unless_rewound: false, .. } => copy::undo(world, node).await?,
-            Self::Start { node, .. } => {
+            // What it was started for is over, however that went.
+            Self::Replay { node } | Self::Start { node, .. } => {
                 quarantine::stop(world, node).await?;
             }
             Self::Checkpoint { .. }
             | Self::Stop { .. }
-            | Self::Replay { .. }
             | Self::Archived { .. }
             | Self::Save { .. }
             | Self::Rewind { .. }
