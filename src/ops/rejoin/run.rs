@@ -64,10 +64,9 @@ impl Step for RejoinStep {
     fn reversal(&self) -> Reversal {
         match self {
             // What was a second primary does not become one again: it stays stopped, and a standby whenever it is started.
-            Self::Checkpoint { .. }
-            | Self::Stop { .. }
-            | Self::Archived { .. }
-            | Self::Save { .. } => Reversal::NothingToUndo,
+            Self::Checkpoint { .. } | Self::Stop { .. } | Self::Archived { .. } | Self::Save { .. } => {
+                Reversal::NothingToUndo
+            }
             Self::Slot { .. }
             | Self::Replay { .. }
             | Self::Keep { .. }
