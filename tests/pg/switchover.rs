@@ -149,7 +149,13 @@ fn without_a_pooler_at_a_moment_to_come_the_gap_without_writes_is_told_and_a_bas
         .expect("the gap")
         .1
         .to_owned();
-    let gap = pgherd::units::parse_duration(&told.replace(' ', "")).expect("a span");
+    let (number, unit) = told.trim().split_once(' ').expect("a number and its unit");
+    let number: f64 = number.parse().expect("a number");
+    let gap = match unit {
+        "ms" => Duration::from_secs_f64(number / 1000.0),
+        "s" => Duration::from_secs_f64(number),
+        other => panic!("{told}: {other}"),
+    };
     println!("told {gap:?}, a client saw {:?}, with {} errors", written.longest, written.errors.len());
     assert!(gap <= written.longest + Duration::from_millis(250), "{gap:?}, {:?}", written.longest);
     assert!(written.longest <= gap + Duration::from_secs(2), "{gap:?}, {:?}", written.longest);
