@@ -25,7 +25,7 @@ use pgherd::secret::Secret;
 use rustix::process::{Pid, Signal, kill_process};
 
 const PASSWORD: &str = "known-to-app";
-const EACH: usize = 8;
+const WRITERS: usize = 8;
 const CALM: Duration = Duration::from_secs(1);
 
 /// How the primary's role gets to another node.
@@ -37,14 +37,20 @@ enum Kind {
     Forced,
 }
 
+/// How the writers come in. One way at a time: those who look for the primary themselves would otherwise take the processors from the others
+/// while there is none.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Pooled,
+    Direct,
+}
+
 /// What the runs of one kind have come to.
 #[derive(Debug, Default)]
-struct Seen {
-    pooled: Vec<Duration>,
-    direct: Vec<Duration>,
+struct Outcomes {
+    gaps: Vec<Duration>,
     commands: Vec<Duration>,
     errors: usize,
-    direct_errors: usize,
     failed_connects: usize,
     lost: usize,
     rows: usize,
@@ -55,29 +61,42 @@ fn main() {
     let [pgherd, pooler, runs, nodes @ ..] = args.as_slice() else { return };
     let (pooler, runs): (u16, usize) = (pooler.parse().unwrap(), runs.parse().unwrap());
     let mut data = Vec::new();
-    let mut clients = Clients {
-        network: None,
-        password: PASSWORD.to_owned(),
-        pooled: EACH,
-        poolers: vec![(Ipv4Addr::LOCALHOST, pooler)],
-        direct: EACH,
-        nodes: Vec::new(),
-    };
+    let mut places = Vec::new();
     for node in nodes {
         let [name, port, directory] = node.split('=').collect::<Vec<_>>().try_into().unwrap();
-        clients.nodes.push((name.to_owned(), Ipv4Addr::LOCALHOST, port.parse().unwrap()));
+        places.push((name.to_owned(), Ipv4Addr::LOCALHOST, port.parse().unwrap()));
         data.push(directory.to_owned());
     }
     let mut leads = 0;
-    for (at, kind) in [Kind::Planned, Kind::Forced].into_iter().enumerate() {
-        let mut seen = Seen::default();
-        for run in 0..runs {
-            let to = (leads + 1) % clients.nodes.len();
-            let first = (at * runs + run) * EACH * 2;
-            change(kind, pgherd, pooler, (&clients, first), (&data[leads], leads, to), &mut seen);
-            leads = to;
+    let mut first = 0;
+    println!(
+        "| {runs} runs each, {WRITERS} writers | rows | longest without a write, median | worst | errors | failed connects \
+         | lost rows | the whole command, median | worst |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for kind in [Kind::Planned, Kind::Forced] {
+        for way in [Way::Pooled, Way::Direct] {
+            let (pooled, direct) = match way {
+                Way::Pooled => (WRITERS, 0),
+                Way::Direct => (0, WRITERS),
+            };
+            let clients = Clients {
+                network: None,
+                password: PASSWORD.to_owned(),
+                pooled,
+                poolers: vec![(Ipv4Addr::LOCALHOST, pooler)],
+                direct,
+                nodes: places.clone(),
+            };
+            let mut outcomes = Outcomes::default();
+            for _ in 0..runs {
+                let to = (leads + 1) % places.len();
+                change(kind, pgherd, pooler, (&clients, first), (&data[leads], leads, to), &mut outcomes);
+                leads = to;
+                first += WRITERS;
+            }
+            print(kind, way, outcomes);
         }
-        print(kind, runs, seen);
     }
 }
 
@@ -88,7 +107,7 @@ fn change(
     pooler: u16,
     (clients, first): (&Clients, usize),
     (data, from, to): (&str, usize, usize),
-    seen: &mut Seen,
+    outcomes: &mut Outcomes,
 ) {
     let name = |node: usize| clients.nodes[node].0.as_str();
     let done = |args: &[&str]| {
@@ -107,40 +126,43 @@ fn change(
             done(&["failover", "--to", name(to), "--yes"]);
         }
     }
-    seen.commands.push(begun.elapsed());
+    outcomes.commands.push(begun.elapsed());
     std::thread::sleep(CALM);
     let outcome = ledger.stop(clients, first, || read(pooler));
     outcome.is_sound();
     if let Kind::Forced = kind {
         done(&["rejoin", name(from), "--yes"]);
     }
-    seen.pooled.push(outcome.pooled.longest_gap);
-    seen.direct.push(outcome.direct.longest_gap);
-    seen.errors += outcome.pooled.errors;
-    seen.direct_errors += outcome.direct.errors;
-    seen.failed_connects += outcome.pooled.failed_connects;
-    seen.lost += outcome.lost.len();
-    seen.rows += outcome.acknowledged;
+    for seen in [&outcome.pooled, &outcome.direct] {
+        outcomes.errors += seen.errors;
+        outcomes.failed_connects += seen.failed_connects;
+    }
+    outcomes.gaps.push(outcome.pooled.longest_gap.max(outcome.direct.longest_gap));
+    outcomes.lost += outcome.lost.len();
+    outcomes.rows += outcome.acknowledged;
 }
 
-fn print(kind: Kind, runs: usize, seen: Seen) {
-    let Seen { pooled, direct, commands, errors, direct_errors, failed_connects, lost, rows } = seen;
+fn print(kind: Kind, way: Way, outcomes: Outcomes) {
+    let Outcomes { mut gaps, mut commands, errors, failed_connects, lost, rows } = outcomes;
     let what = match kind {
         Kind::Planned => "planned",
         Kind::Forced => "forced, after kill -9",
     };
-    println!(
-        "| {what}, {runs} runs, {rows} rows | longest without a write, median | worst | errors | failed connects | lost rows |"
-    );
-    println!("|---|---|---|---|---|---|");
-    let row = |what: &str, mut gaps: Vec<Duration>, rest: String| {
-        gaps.sort();
-        println!("| {what} | {:.2?} | {:.2?} | {rest} |", gaps[gaps.len() / 2], gaps[gaps.len() - 1]);
+    let by = match way {
+        Way::Pooled => "through PgBouncer",
+        Way::Direct => "directly, every node tried",
     };
-    row("through PgBouncer, 8 writers", pooled, format!("{errors} | {failed_connects} | {lost}"));
-    row("directly, 8 writers, every node tried", direct, format!("{direct_errors} | - | {lost}"));
-    row("the whole command", commands, "| |".to_owned());
-    println!();
+    gaps.sort();
+    commands.sort();
+    let middle = |times: &[Duration]| times[times.len() / 2];
+    let worst = |times: &[Duration]| times[times.len() - 1];
+    println!(
+        "| {what}, {by} | {rows} | {:.2?} | {:.2?} | {errors} | {failed_connects} | {lost} | {:.2?} | {:.2?} |",
+        middle(&gaps),
+        worst(&gaps),
+        middle(&commands),
+        worst(&commands),
+    );
 }
 
 /// Reads the rows through the pooler, as a client would.
