@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::plan::Rotate;
 use super::{App, Failure, Outcome};
-use crate::engine::event;
+use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::lock;
 use crate::error::{Error, ErrorKind};
@@ -154,17 +154,8 @@ impl Drive<'_> {
             topology: apply::topology_file(&self.herd.file)?,
             wait: self.wait,
         };
-        let (events, stream) = event::channel();
-        let (ended, ()) = tokio::join!(
-            async {
-                let ended = apply::run(self.context, request, &events, self.interrupt).await;
-                drop(events);
-                ended
-            },
-            ui::operation::draw(&mut app.ui, stream),
-        );
-        let (id, outcome) = ended?;
-        outcome.into_result(&id)?;
+        let run = async |events: EventSink| apply::run(self.context, request, &events, self.interrupt).await;
+        let id = app.drawing(run).await?;
         if let Some((nodes, seen)) = apply::proof_of(self.context, &id)? {
             ui::operation::print_up(&mut app.ui, &self.herd.name, cluster, &nodes, seen);
         }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{App, Outcome};
-use crate::engine::event;
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
 use crate::engine::lock;
 use crate::error::{Error, ErrorKind};
 use crate::ops::destroy::{self, Removal};
-use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
 
@@ -60,18 +60,10 @@ async fn execute(args: &DestroyArgs, app: &mut App) -> Outcome {
         app.ui.note(format!("  . {line}: stays"));
     }
     confirm(args, app, &removal)?;
-    let interrupt = app.interrupt()?;
-    let (events, stream) = event::channel();
-    let (ended, ()) = tokio::join!(
-        async {
-            let ended = destroy::run(&context, &hosts, removal, wait, &events, &interrupt).await;
-            drop(events);
-            ended
-        },
-        ui::operation::draw(&mut app.ui, stream),
-    );
-    let (id, outcome) = ended?;
-    outcome.into_result(&id)?;
+    let run = async |events: EventSink, interrupt: Interrupt| {
+        destroy::run(&context, &hosts, removal, wait, &events, &interrupt).await
+    };
+    let id = app.drive(run).await?;
     for line in destroy::left_by(&context, &id)? {
         app.ui.note(format!("  . {line}: stays after all"));
     }

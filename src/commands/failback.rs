@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{App, Failure, Outcome, rejoin as back, switchover as over};
-use crate::engine::lock;
 use crate::error::Error;
 use crate::ops::context::Context;
 use crate::ops::rejoin::plan::RejoinPlan;
@@ -57,9 +56,8 @@ async fn execute(args: &FailbackArgs, app: &mut App) -> Outcome {
     let cluster = app.one_cluster(&herd, "failback")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
-    lock::until_free(&context.store, &cluster.name, wait).await?;
     let to = cluster.preferred().name.clone();
-    let plan = app.within(plan(&context, &herd, cluster)).await?.map_err(Failure::Errors)?;
+    let plan = app.planned(&context, cluster, wait, async || plan(&context, &herd, cluster).await).await?;
     match &plan {
         Plan::Over(plan) => {
             ui::switchover::print_plan(&mut app.ui, &herd.name, plan);

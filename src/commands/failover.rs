@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::{App, Failure, Outcome};
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock;
 use crate::error::{Error, ErrorKind};
 use crate::ops::apply;
 use crate::ops::context::Context;
-use crate::ops::failover::plan::{Accept, FailPlan, Wish};
+use crate::ops::failover::loss::Accept;
+use crate::ops::failover::plan::{FailPlan, Wish};
 use crate::ops::failover::watch::{Told, Watch};
 use crate::ops::failover::{self, Request, report};
 use crate::topology::model::{Cluster, Herd};
@@ -76,9 +76,11 @@ async fn execute(args: &FailoverArgs, app: &mut App) -> Outcome {
         return watch(args, app, &herd, cluster, &context).await;
     }
     let wait = args.wait_lock.unwrap_or_default();
-    lock::until_free(&context.store, &cluster.name, wait).await?;
-    let look = failover::plan::plan(&context, &herd, cluster, &wish);
-    let plan = app.within(look).await?.map_err(Failure::Errors)?;
+    let plan = app
+        .planned(&context, cluster, wait, async || {
+            failover::plan::plan(&context, &herd, cluster, &wish).await
+        })
+        .await?;
     ui::failover::print_plan(&mut app.ui, &herd.name, &plan);
     if args.dry_run {
         app.ui.note("next     the same without --dry-run");

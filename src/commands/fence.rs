@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{App, Failure, Outcome};
-use crate::engine::{event, lock};
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind};
 use crate::ops::apply;
 use crate::ops::fence::{self, FencePlan, Force, Request, Wish};
@@ -53,8 +54,8 @@ pub(super) async fn execute(app: &mut App, name: &str, wish: &Wish, wait: Durati
     let herd = app.herd()?;
     let (cluster, node) = one_node(app, &herd, name)?;
     let context = app.context()?;
-    lock::until_free(&context.store, &cluster.name, wait).await?;
-    let plan = app.within(fence::plan(&context, &herd, cluster, node, wish)).await??;
+    let look = async || fence::plan(&context, &herd, cluster, node, wish).await.map_err(|error| vec![error]);
+    let plan = app.planned(&context, cluster, wait, look).await?;
     ui::fence::print_plan(&mut app.ui, &herd.name, &plan);
     if plan.steps.is_empty() {
         return Ok(Exit::Done);
@@ -62,20 +63,12 @@ pub(super) async fn execute(app: &mut App, name: &str, wish: &Wish, wait: Durati
     if matches!(wish, Wish::Fence { .. }) {
         confirm(app, &plan)?;
     }
-    let interrupt = app.interrupt()?;
     let topology = apply::topology_file(&herd.file)?;
     let request = Request { herd: &herd, cluster, node, plan, topology, wait };
-    let (events, stream) = event::channel();
-    let (ended, ()) = tokio::join!(
-        async {
-            let ended = fence::run(&context, request, &events, &interrupt).await;
-            drop(events);
-            ended
-        },
-        ui::operation::draw(&mut app.ui, stream),
-    );
-    let (id, outcome) = ended?;
-    outcome.into_result(&id)?;
+    let run = async |events: EventSink, interrupt: Interrupt| {
+        fence::run(&context, request, &events, &interrupt).await
+    };
+    let id = app.drive(run).await?;
     let report = fence::report(&context.store, &id)?;
     ui::fence::print_report(&mut app.ui, &report);
     app.ui.note(if report.fenced {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{App, Failure, Outcome};
-use crate::engine::event;
-use crate::engine::lock;
+use super::{App, Outcome};
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind};
 use crate::ops::apply;
 use crate::ops::in_place::{self, Request};
@@ -34,29 +34,20 @@ pub struct Asked<'a> {
 pub async fn execute(asked: &Asked<'_>, app: &mut App) -> Outcome {
     let (herd, cluster) = (asked.herd, asked.cluster);
     let context = app.context()?;
-    lock::until_free(&context.store, &cluster.name, asked.wait).await?;
-    let look = in_place::plan::plan(&context, herd, cluster, &asked.wish, asked.node);
-    let plan = app.within(look).await?.map_err(Failure::Errors)?;
+    let look = async || in_place::plan::plan(&context, herd, cluster, &asked.wish, asked.node).await;
+    let plan = app.planned(&context, cluster, asked.wait, look).await?;
     ui::in_place::print_plan(&mut app.ui, &herd.name, &plan);
     if asked.preview {
         app.ui.note("next     the same without --preview");
         return Ok(Exit::Done);
     }
     confirm(app, &cluster.name)?;
-    let interrupt = app.interrupt()?;
     let topology = apply::topology_file(&herd.file)?;
     let request = Request { herd, cluster, plan, topology, wait: asked.wait };
-    let (events, stream) = event::channel();
-    let (ended, ()) = tokio::join!(
-        async {
-            let ended = in_place::run(&context, request, &events, &interrupt).await;
-            drop(events);
-            ended
-        },
-        ui::operation::draw(&mut app.ui, stream),
-    );
-    let (id, outcome) = ended?;
-    outcome.into_result(&id)?;
+    let run = async |events: EventSink, interrupt: Interrupt| {
+        in_place::run(&context, request, &events, &interrupt).await
+    };
+    let id = app.drive(run).await?;
     ui::in_place::print_report(&mut app.ui, &in_place::report::read(&context.store, &id)?);
     app.ui.note("next     pgherd status   |   pgherd backup create");
     Ok(Exit::Done)

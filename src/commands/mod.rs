@@ -35,10 +35,11 @@ pub mod validate;
 pub mod wal;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::event::{self, EventSink};
 use crate::engine::interrupt::Interrupt;
+use crate::engine::lock;
 use crate::engine::record::OperationId;
 use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind};
@@ -51,6 +52,9 @@ use crate::topology::problem::Problems;
 use crate::ui::exit::Exit;
 use crate::ui::{Asked, ColorChoice, Format, Monitoring, Ui, Verbosity, error};
 use crate::{topology, ui, units};
+
+/// How often it is asked whether another station is still at work.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -210,10 +214,18 @@ impl App {
         ) -> Result<(OperationId, crate::engine::operation::Outcome), Error>,
     ) -> Result<OperationId, Error> {
         let interrupt = self.interrupt()?;
+        self.drawing(async |events| work(events, interrupt).await).await
+    }
+
+    /// The same, for work that several share an interrupt of.
+    pub async fn drawing(
+        &mut self,
+        work: impl AsyncFnOnce(EventSink) -> Result<(OperationId, crate::engine::operation::Outcome), Error>,
+    ) -> Result<OperationId, Error> {
         // The drawing ends with the sink, which ends with the work.
         let (events, stream) = event::channel();
         let drawn = ui::operation::draw(&mut self.ui, stream);
-        let (ended, ()) = tokio::join!(work(events, interrupt), drawn);
+        let (ended, ()) = tokio::join!(work(events), drawn);
         let (id, outcome) = ended?;
         outcome.into_result(&id)?;
         Ok(id)
@@ -266,6 +278,34 @@ impl App {
                 .detail("Nothing was changed.")
                 .hint("Give it more time with --timeout, or see which node is slow: pgherd status")
         })
+    }
+
+    /// Has a change of a cluster planned; not before no other operation of it runs, for which it waits up to `wait`.
+    ///
+    /// What keeps it from being planned may be the middle of what somebody changes from another station: then that is told.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] with the holder; every reason why it cannot be planned.
+    pub async fn planned<P>(
+        &self,
+        context: &Context,
+        cluster: &Cluster,
+        wait: Duration,
+        plan: impl AsyncFn() -> Result<P, Vec<Error>>,
+    ) -> Result<P, Failure> {
+        let deadline = Instant::now() + wait;
+        lock::until_free(&context.store, &cluster.name, wait).await?;
+        loop {
+            let errors = match self.within(plan()).await? {
+                Ok(plan) => return Ok(plan),
+                Err(errors) => errors,
+            };
+            match context.locker(cluster).refuse_held_elsewhere().await {
+                Ok(()) => return Err(Failure::Errors(errors)),
+                Err(held) if Instant::now() >= deadline => return Err(held.into()),
+                Err(_) => tokio::time::sleep(BETWEEN_LOOKS).await,
+            }
+        }
     }
 
     /// Returns what interrupts an operation: SIGINT, SIGTERM, and the end of `--timeout`.

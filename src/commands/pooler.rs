@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use super::apply::{Drive, allowed, confirm};
 use super::operation::Claim;
 use super::{App, Failure, Outcome};
+use crate::engine::event::EventSink;
+use crate::engine::interrupt::Interrupt;
+use crate::engine::lock;
 use crate::engine::operation::Way;
-use crate::engine::{event, lock};
 use crate::error::{Error, ErrorKind};
 use crate::host::programs::PgBouncerVersion;
 use crate::ops::apply::{self, Wishes};
@@ -321,18 +323,10 @@ async fn hold(app: &mut App, wish: Wish, wait: Duration) -> Outcome {
             continue;
         }
         let topology = apply::topology_file(&herd.file)?;
-        let interrupt = app.interrupt()?;
-        let (events, stream) = event::channel();
-        let (ended, ()) = tokio::join!(
-            async {
-                let ended = hold::run(&context, cluster, topology, (wish, wait), &events, &interrupt).await;
-                drop(events);
-                ended
-            },
-            ui::operation::draw(&mut app.ui, stream),
-        );
-        let (id, outcome) = ended?;
-        outcome.into_result(&id)?;
+        let run = async |events: EventSink, interrupt: Interrupt| {
+            hold::run(&context, cluster, topology, (wish, wait), &events, &interrupt).await
+        };
+        app.drive(run).await?;
         match wish {
             Wish::Pause { time, .. } => {
                 let time = units::human_duration(time);

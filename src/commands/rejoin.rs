@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::{App, Failure, Outcome};
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock;
 use crate::error::Error;
 use crate::ops::apply;
 use crate::ops::rejoin::decide::Way;
@@ -60,10 +59,10 @@ async fn execute(args: &RejoinArgs, app: &mut App) -> Outcome {
     let cluster = app.one_cluster(&herd, "rejoin")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
-    lock::until_free(&context.store, &cluster.name, wait).await?;
     let wish = Wish { node: args.node.clone(), primary: args.primary.clone(), clone: args.clone };
-    let look = rejoin::plan::plan(&context, &herd, cluster, &wish);
-    let plan = app.within(look).await?.map_err(Failure::Errors)?;
+    let plan = app
+        .planned(&context, cluster, wait, async || rejoin::plan::plan(&context, &herd, cluster, &wish).await)
+        .await?;
     ui::rejoin::print_plan(&mut app.ui, &herd.name, &plan);
     if plan.stages.is_empty() {
         return Ok(Exit::Done);

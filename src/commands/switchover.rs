@@ -6,7 +6,6 @@ use super::{App, Failure, Outcome};
 use crate::clock::{self, Clock as _, SystemClock};
 use crate::engine::event::EventSink;
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lock;
 use crate::error::Error;
 use crate::ops::apply;
 use crate::ops::switchover::appointment::Appointment;
@@ -79,15 +78,17 @@ async fn execute(args: &SwitchoverArgs, app: &mut App) -> Outcome {
     let cluster = app.one_cluster(&herd, "switchover")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
-    lock::until_free(&context.store, &cluster.name, wait).await?;
     let wish = Wish {
         to: args.to.clone(),
         region: args.region.clone(),
         grace: args.grace,
         leave_logical_slots: args.leave_logical_slots,
     };
-    let look = switchover::plan::plan(&context, &herd, cluster, &wish);
-    let plan = app.within(look).await?.map_err(Failure::Errors)?;
+    let plan = app
+        .planned(&context, cluster, wait, async || {
+            switchover::plan::plan(&context, &herd, cluster, &wish).await
+        })
+        .await?;
     ui::switchover::print_plan(&mut app.ui, &herd.name, &plan);
     if plan.stages.is_empty() {
         return Ok(Exit::Done);

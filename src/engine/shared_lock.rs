@@ -196,6 +196,23 @@ pub async fn holder(repo: &SharedRepo, cluster: &str) -> Result<Option<Held>> {
     Ok(read(repo, &ClusterKeys::new(cluster).lock()).await?.map(|(held, _)| held))
 }
 
+/// Sees that nobody holds the lock of a cluster; `ended` as of [`SharedLock::take`].
+///
+/// # Errors
+/// As [`SharedLock::take`].
+pub async fn refuse_held(
+    repo: &SharedRepo,
+    cluster: &str,
+    ended: &(dyn Fn(&OperationId) -> bool + Sync),
+) -> Result<()> {
+    let Some(held) = holder(repo, cluster).await? else { return Ok(()) };
+    match held.state(Claim::New, ended) {
+        Standing::Free => Ok(()),
+        Standing::Held => Err(locked(cluster, &held, Duration::ZERO)),
+        Standing::Unfinished(id) => Err(unfinished(cluster, &held, &id)),
+    }
+}
+
 enum Standing {
     Free,
     Held,
@@ -366,10 +383,14 @@ fn locked(cluster: &str, held: &Held, waited: Duration) -> Error {
     };
     let since = held.since.strftime("%Y-%m-%d %H:%M:%S UTC");
     Error::new(ErrorKind::Locked, format!("cluster {cluster} is locked by {doing}"))
-        .detail(format!("Held in the repository by {} since {since}.{after}", held.by))
+        .detail(format!(
+            "Held in the repository by {} since {since}; unless it is renewed, until {}.{after}",
+            held.by,
+            (held.expires + skew()).strftime("%H:%M:%S UTC")
+        ))
         .hint(match &held.operation {
             Some(id) => format!(
-                "Wait for it with --wait-lock. If that station is gone, go on with it from here: {}",
+                "Wait for it with --wait-lock. If that station is gone, go on with it from here after that, or at once with --force: {}",
                 id.takeover_command()
             ),
             None => "Wait for it with --wait-lock.".to_owned(),

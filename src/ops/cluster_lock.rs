@@ -82,6 +82,28 @@ impl Locker<'_> {
         Ok(lock.with_shared(shared))
     }
 
+    /// Says who is changing the cluster from another station, if somebody is. A repository that does not answer says nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] with the holder.
+    pub async fn refuse_held_elsewhere(&self) -> Result<()> {
+        let ended = |id: &OperationId| self.has_ended(id);
+        let look = async {
+            match self.repository().await? {
+                Some(repo) => shared_lock::refuse_held(&repo, &self.cluster.name, &ended).await,
+                None => Ok(()),
+            }
+        };
+        match tokio::time::timeout(ANSWER, look).await {
+            Ok(Err(error)) if error.kind() == ErrorKind::Locked => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    fn has_ended(&self, id: &OperationId) -> bool {
+        self.store.read(id).is_ok_and(|content| content.view.is_finished())
+    }
+
     fn shelves(&self) -> Vec<Shelf> {
         copies::shelves(self.cluster, self.places, Whose::Ours)
     }
@@ -151,7 +173,7 @@ impl Locker<'_> {
     }
 
     async fn take_from(&self, repo: SharedRepo, claim: Claim<'_>, wait: Duration) -> Result<SharedLock> {
-        let ended = |id: &OperationId| self.store.read(id).is_ok_and(|content| content.view.is_finished());
+        let ended = |id: &OperationId| self.has_ended(id);
         SharedLock::take(repo, &self.cluster.name, claim, wait, &ended).await
     }
 

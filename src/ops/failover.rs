@@ -6,11 +6,14 @@
 
 mod backfill;
 pub mod evidence;
+pub mod loss;
+mod obstacles;
 pub mod plan;
 pub mod quorum;
 pub mod report;
 mod run;
 mod salvage;
+pub mod sight;
 mod stages;
 pub mod step;
 mod waited;

@@ -89,24 +89,27 @@ pub enum Wish {
 /// Sees that clients can be held back: every pooler runs and answers, none is held back already, none would keep PAUSE waiting for a client
 /// to leave, and no client is told that it waited too long.
 ///
-/// # Errors
-/// Refused with what keeps it from being safe; not found where a pooler does not answer.
-pub async fn check(context: &Context, cluster: &Cluster, time: Duration) -> Result<()> {
-    let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
-    for seen in status::look(&doors, cluster).await {
-        may_pause(cluster, &seen, time)?;
-        let place = crate::ops::pooler::Place::find(&doors, cluster, &seen.host, 1).await?;
-        if let Some(hold) = expiry::held(&place).await? {
-            let host = &seen.host;
-            return Err(Error::refused(format!("the clients of the pooler on {host} are held back already"))
-                .detail(format!(
-                    "By operation {}, until {:.0}. Nothing was changed.",
-                    hold.operation, hold.until
-                ))
-                .hint(format!("Let them go on: pgherd pooler resume --cluster {}", cluster.name)));
-        }
-    }
-    Ok(())
+/// Returns every reason why it cannot be done: refused with what keeps it from being safe, not found where a pooler does not answer.
+pub async fn obstacles(context: &Context, cluster: &Cluster, time: Duration) -> Vec<Error> {
+    let doors = match Doors::look(cluster, context.places.clone(), &context.gate) {
+        Ok(doors) => doors,
+        Err(error) => return vec![error],
+    };
+    let seen = status::look(&doors, cluster).await;
+    join_all(seen.iter().map(|seen| obstacle(&doors, cluster, seen, time)))
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .collect()
+}
+
+async fn obstacle(doors: &Doors, cluster: &Cluster, seen: &PoolerSeen, time: Duration) -> Result<()> {
+    may_pause(cluster, seen, time)?;
+    let place = crate::ops::pooler::Place::find(doors, cluster, &seen.host, 1).await?;
+    let Some(hold) = expiry::held(&place).await? else { return Ok(()) };
+    Err(Error::refused(format!("the clients of the pooler on {} are held back already", seen.host))
+        .detail(format!("By operation {}, until {:.0}. Nothing was changed.", hold.operation, hold.until))
+        .hint(format!("Let them go on: pgherd pooler resume --cluster {}", cluster.name)))
 }
 
 fn may_pause(cluster: &Cluster, seen: &PoolerSeen, time: Duration) -> Result<()> {
@@ -180,7 +183,9 @@ pub async fn run(
 ) -> Result<(OperationId, Outcome)> {
     let lock = context.locker(cluster).take(wait).await?;
     let checked = match wish {
-        Wish::Pause { time, .. } => check(context, cluster, time).await,
+        Wish::Pause { time, .. } => {
+            obstacles(context, cluster, time).await.into_iter().next().map_or(Ok(()), Err)
+        }
         Wish::Resume => Ok(()),
     };
     let (lock, ()) = lock.keep_for(checked).await?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use futures_util::future::join_all;
 
 use crate::error::{Error, Result};
-use crate::host::{Command, Host, HostError, RunAs};
+use crate::host::{Command, Host, HostError, RunAs, programs};
 use crate::ops::observe::Doors;
 use crate::topology::model::Cluster;
 
@@ -42,6 +42,30 @@ pub async fn look(doors: &Doors, cluster: &Cluster) -> Missing {
         }
     }
     missing
+}
+
+/// Tells what of PostgreSQL's and PgBouncer's programs is missing on the hosts of nodes and of poolers, and which of those hosts cannot be
+/// asked.
+pub async fn programs(
+    doors: &Doors,
+    cluster: &Cluster,
+    nodes: impl Iterator<Item = &String>,
+    poolers: impl Iterator<Item = &String>,
+) -> Vec<Error> {
+    let (nodes, poolers): (BTreeSet<&String>, BTreeSet<&String>) = (nodes.collect(), poolers.collect());
+    let looks = nodes.union(&poolers).map(async |name| {
+        let host = doors.host(name);
+        if let Err(errors) = host.reach().await {
+            return errors;
+        }
+        let postgres =
+            async { if nodes.contains(name) { doors.programs(cluster, name).await.err() } else { None } };
+        let pgbouncer =
+            async { if poolers.contains(name) { programs::find_pgbouncer(host).await.err() } else { None } };
+        let (postgres, pgbouncer) = futures_util::join!(postgres, pgbouncer);
+        postgres.into_iter().chain(pgbouncer).collect()
+    });
+    join_all(looks).await.into_iter().flatten().collect()
 }
 
 async fn look_at(doors: &Doors, cluster: &Cluster, name: &str) -> Result<Vec<Error>, Vec<Error>> {

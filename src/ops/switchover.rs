@@ -5,9 +5,11 @@
 
 pub mod appointment;
 pub mod evidence;
+mod obstacles;
 pub mod plan;
 pub mod report;
 mod run;
+mod stages;
 pub mod step;
 
 use std::time::Duration;

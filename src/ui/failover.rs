@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Format, Tone, Ui, plan};
-use crate::ops::failover::plan::{FailPlan, Loss};
+use crate::ops::failover::loss::Loss;
+use crate::ops::failover::plan::FailPlan;
 use crate::ops::failover::report::Report;
 use crate::ops::failover::step::FailStep;
 use crate::ops::failover::watch::Told;

@@ -689,7 +689,7 @@ async fn run_failover(context: &Context, herd: &Herd) -> Result<(OperationId, Ou
     let wish = failover::plan::Wish {
         to: None,
         region: None,
-        loss: failover::plan::Accept::Nothing,
+        loss: failover::loss::Accept::Nothing,
         statement: None,
     };
     let plan = failover::plan::plan(&looking, herd, cluster, &wish).await;

@@ -282,6 +282,8 @@ impl<'a> Scene<'a> {
                     return;
                 }
                 Some(0 | 1) if station.left_open().is_none() => return,
+                // The scene had the other one take it over.
+                Some(5) if told(&output).contains("was taken over") => return,
                 // Past the pivot there is only forward.
                 Some(4) if ending == Ending::Undo => ending = Ending::Resume,
                 Some(4) if ending == Ending::TakeoverUndo => ending = Ending::Takeover,

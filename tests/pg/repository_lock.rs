@@ -75,6 +75,26 @@ fn a_cluster_that_another_station_changes_is_locked() {
 }
 
 #[test]
+fn whoever_finds_the_middle_of_another_stations_change_is_told_whose_it_is() {
+    let herd = herd(2);
+    // As in a switchover between the stop of one and the promotion of another.
+    herd.stop("a", "fast");
+    hold_elsewhere(&herd, Some("7f3a"), SignedDuration::from_secs(60));
+    for change in [["switchover", "--yes"], ["failover", "--yes"], ["failback", "--yes"]] {
+        herd.run(&change).ends_with(5).tells(&[
+            "cluster inventory is locked by operation 7f3a",
+            "Held in the repository by ada on station2",
+            "unless it is renewed, until",
+            "or at once with --force: pgherd operation takeover 7f3a",
+        ]);
+    }
+    // Nobody has it any more: then what is in the way is told.
+    fs::remove_file(lock(&herd)).expect("removed");
+    herd.run(&["switchover", "--yes"]).ends_with(4).tells(&["its primary a is stopped"]);
+    herd.apply().ends_with(0);
+}
+
+#[test]
 fn who_is_primary_stands_in_the_repository() {
     let herd = herd(1);
     let record = || -> serde_json::Value {

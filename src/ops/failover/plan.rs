@@ -1,37 +1,34 @@
 //! What a failover will do, decided before anything happens, or every reason why it cannot be done.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::db::commits::Unconfirmed;
 use crate::db::queries::{self, ServerRole};
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::programs;
 use crate::ops::apply;
 use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
+use crate::ops::failover::loss::{self, Accept, Loss};
+use crate::ops::failover::obstacles::{of_candidate, of_record, of_witnesses};
 use crate::ops::failover::quorum::{self, Quorum, Said};
+use crate::ops::failover::sight::old_primary;
 use crate::ops::failover::stages::{Fence, Salvage, stages};
 use crate::ops::failover::step::FailStep;
 use crate::ops::failover::waited;
-use crate::ops::failover::witness::{self, Sees, Witness, host_answers};
+use crate::ops::failover::witness::{self, Witness, host_answers};
 use crate::ops::hook::{self, Point};
-use crate::ops::node::{self, NodeDoor};
-use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Doors, NodeObserved, Running};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
 use crate::ops::plan::step::PlannedStep;
-use crate::ops::preflight::without_twins;
-use crate::ops::roles::{self, Lead};
+use crate::ops::preflight::{self, without_twins};
 use crate::ops::succession::{self, Input};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
-use crate::repo::primary;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Herd, Node, Promote};
-use crate::units::{ByteCount, human_duration};
 
 type Planned = PlannedStep<FailStep>;
 
@@ -39,8 +36,8 @@ type Planned = PlannedStep<FailStep>;
 const POINTS: [Point; 4] =
     [Point::BeforePromote, Point::AfterPromote, Point::AfterFailover, Point::AfterUndo];
 
-/// How long the repository may take to say who is primary: it never holds a failover up.
-const RECORD: Duration = Duration::from_secs(2);
+/// How long the way to a host without nodes may take.
+const WAY: Duration = Duration::from_secs(2);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -53,36 +50,6 @@ pub struct Wish {
     pub loss: Accept,
     /// What the operator says of the old primary, where nothing else proves that it takes no writes.
     pub statement: Option<String>,
-}
-
-/// How much may be lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Accept {
-    Nothing,
-    /// What was committed in so long a time, as the topology says: the RPO of losing a primary.
-    UpTo(Duration),
-    /// The operator has named the cluster.
-    Anything,
-}
-
-impl Accept {
-    fn agrees_to(self, loss: &Loss) -> bool {
-        match self {
-            Self::Nothing => false,
-            Self::UpTo(rpo) => loss.seconds.is_some_and(|seconds| seconds <= rpo.as_secs_f64()),
-            Self::Anything => true,
-        }
-    }
-}
-
-/// What may be lost, at most.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Loss {
-    /// What the old primary is known to have written and nobody has; it may have written more since. `None` if it told nobody.
-    pub bytes_known: Option<ByteCount>,
-    /// How long ago the new primary has heard of the old one last: commits of that time may be lost.
-    pub seconds: Option<f64>,
 }
 
 /// What is to be done, as it is shown.
@@ -122,12 +89,12 @@ impl FailPlan {
 
 /// A standby that answers.
 #[derive(Debug, Clone, Copy)]
-struct Up<'a> {
-    node: &'a Node,
-    seen: &'a NodeObserved,
-    running: &'a Running,
-    timeline: TimelineId,
-    has: Lsn,
+pub(super) struct Up<'a> {
+    pub(super) node: &'a Node,
+    pub(super) seen: &'a NodeObserved,
+    pub(super) running: &'a Running,
+    pub(super) timeline: TimelineId,
+    pub(super) has: Lsn,
 }
 
 /// Looks at the cluster from everywhere, and decides.
@@ -161,21 +128,21 @@ pub async fn plan(
         }
     };
     obstacles.extend(of_candidate(cluster, &to, old_seen, &standbys));
-    obstacles.extend(of_record(context, &doors, cluster, old, &to).await);
-    for node in standbys.iter().map(|up| up.node) {
-        obstacles.extend(doors.programs(cluster, &node.host).await.err());
-    }
     let hosts: Vec<String> =
         cluster.pooler_hosts().filter(|host| !left_out.hosts.contains(*host)).cloned().collect();
-    for host in &hosts {
-        obstacles.extend(programs::find_pgbouncer(doors.host(host)).await.err());
-    }
     let nodes = (Some(old.name.as_str()), Some(to.node.name.as_str()));
-    obstacles.extend(hook::missing(&doors, cluster, &POINTS, nodes).await);
-    if !reach {
-        obstacles.extend(hook::missing(&doors, cluster, &[Point::Fence], nodes).await);
-    }
-    let unconfirmed = waited::unconfirmed(&doors, cluster, to.node).await.unwrap_or_else(|error| {
+    // A hook that cannot be run stops the change only where it is needed.
+    let points: Vec<Point> = POINTS.into_iter().chain((!reach).then_some(Point::Fence)).collect();
+    let (record, programs, hooks, unconfirmed) = futures_util::join!(
+        of_record(context, &doors, cluster, old, &to),
+        preflight::programs(&doors, cluster, standbys.iter().map(|up| &up.node.host), hosts.iter()),
+        hook::missing(&doors, cluster, &points, nodes),
+        waited::unconfirmed(&doors, cluster, to.node),
+    );
+    obstacles.extend(record);
+    obstacles.extend(programs);
+    obstacles.extend(hooks);
+    let unconfirmed = unconfirmed.unwrap_or_else(|error| {
         let name = cluster.full_name(&to.node.name);
         obstacles.push(error.context(format!("see on {name} whose commits wait for a standby")));
         Vec::new()
@@ -192,11 +159,11 @@ pub async fn plan(
         }
     };
     // What is in the data directory of the old primary can be brought; else enough standbys must have confirmed every commit.
-    let loss = (!quorum.holds() && !reach).then(|| loss(&to, &standbys));
+    let loss = (!quorum.holds() && !reach).then(|| loss::at_most(&to, &standbys));
     if let Some(loss) = &loss
         && !wish.loss.agrees_to(loss)
     {
-        obstacles.push(may_lose(cluster, &quorum, loss));
+        obstacles.push(loss::refused(cluster, &quorum, loss));
     }
     let (Some(fence), true) = (fence, obstacles.is_empty()) else { return Err(without_twins(obstacles)) };
 
@@ -283,45 +250,6 @@ fn of_unconfirmed(
     })
 }
 
-/// What one look at a cluster tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sight {
-    /// This node answers, and takes writes.
-    Leads(String),
-    /// It does not answer here; somebody sees it, or it is coming back.
-    Seen { why: String },
-    /// Nobody sees it.
-    Gone { node: String, why: String },
-    /// There is no primary that could be gone.
-    Unclear { why: String },
-}
-
-/// Looks from everywhere whether the primary is there.
-///
-/// # Errors
-/// When the doors cannot be opened.
-pub async fn look(context: &Context, cluster: &Cluster) -> Result<Sight> {
-    let doors = Doors::look(cluster, context.places.clone(), &context.gate)?;
-    let observed = observe::observe(&doors, cluster, Depth::Servers).await;
-    if let Lead::Primary(name) = roles::lead(&observed) {
-        return Ok(Sight::Leads(name));
-    }
-    let old = match old_primary(cluster, &observed) {
-        Ok(old) => old,
-        Err(error) => return Ok(Sight::Unclear { why: error.what().to_owned() }),
-    };
-    let witnesses = witness::ask(&doors, cluster, &observed, old).await;
-    let told = |witness: &Witness| format!("{}: {}", witness.who, witness.told);
-    let seen = witnesses.iter().find(|witness| matches!(witness.sees, Sees::Alive | Sees::Starting));
-    Ok(match seen {
-        Some(witness) => Sight::Seen { why: told(witness) },
-        None => Sight::Gone {
-            node: old.name.clone(),
-            why: witnesses.iter().map(told).collect::<Vec<_>>().join("; "),
-        },
-    })
-}
-
 /// Tells whether a plan that was made just now still holds: every standby in it is one, on the same timeline. Nobody else is asked again.
 pub async fn holds(context: &Context, cluster: &Cluster, plan: &FailPlan) -> bool {
     if plan.made.elapsed() >= FRESH {
@@ -336,67 +264,6 @@ pub async fn holds(context: &Context, cluster: &Cluster, plan: &FailPlan) -> boo
         Ok::<_, Error>(matches!(facts.role, ServerRole::Standby { .. }) && timeline == plan.input.timeline)
     });
     join_all(asked).await.into_iter().all(|held| matches!(held, Ok(true)))
-}
-
-/// Finds the node that was primary: the one that the standbys were told to follow, else the only one that is no standby.
-fn old_primary<'a>(cluster: &'a Cluster, observed: &ClusterObserved) -> Result<&'a Node> {
-    let what = format!("cannot fail {} over", cluster.name);
-    match roles::lead(observed) {
-        Lead::Primary(name) => {
-            return Err(Error::refused(format!("{what}: {name} answers and takes writes"))
-                .detail("A failover is for a primary that is gone. Nothing was changed.")
-                .hint(format!(
-                    "Hand over without an error: pgherd switchover --cluster {}; with --to NODE or --region REGION.",
-                    cluster.name
-                )));
-        }
-        Lead::Split(names) => {
-            return Err(Error::refused(format!("{what}: {} accept writes", names.join(", ")))
-                .detail(
-                    "Which of them has the rows that count is not for pgherd to say. Nothing was changed.",
-                )
-                .hint("See what each of them has: pgherd status"));
-        }
-        Lead::Unborn => {
-            return Err(Error::new(ErrorKind::NotFound, format!("{what}: it is not there yet"))
-                .hint("Make it: pgherd apply"));
-        }
-        Lead::StoppedPrimary(_) | Lead::Unknown { .. } => {}
-    }
-    let stands_by = |node: &Node| {
-        let seen = observed.node(&node.name).expect("every node is observed");
-        seen.running().is_some() || seen.ended_as_standby()
-    };
-    let told: BTreeSet<&str> = cluster
-        .nodes
-        .iter()
-        .filter_map(|node| observed.node(&node.name)?.running())
-        .filter_map(|running| Some(running.settings.get("primary_conninfo")?.setting.as_str()))
-        .filter_map(|conninfo| upstream(cluster, conninfo))
-        .filter(|name| cluster.node(name).is_some_and(|node| !stands_by(node)))
-        .collect();
-    let others = cluster.nodes.iter().filter(|node| !stands_by(node)).map(|node| node.name.as_str());
-    let suspects: BTreeSet<&str> = if told.is_empty() { others.collect() } else { told };
-    let names = || suspects.iter().copied().collect::<Vec<_>>().join(", ");
-    match suspects.iter().next() {
-        Some(name) if suspects.len() == 1 => Ok(cluster.node(name).expect("its name was taken from there")),
-        Some(_) => Err(Error::refused(format!("{what}: each of {} may be its primary", names()))
-            .detail("None of them answers as a standby. Nothing was changed.")
-            .hint("See what each node says: pgherd status -v")),
-        None => {
-            Err(Error::refused(format!("{what}: every node is a standby, and none follows another primary"))
-                .detail("A role change may have ended in its middle. Nothing was changed.")
-                .hint("See what is unfinished: pgherd operation list"))
-        }
-    }
-}
-
-/// Finds the node that a `primary_conninfo` leads to.
-fn upstream<'a>(cluster: &'a Cluster, conninfo: &str) -> Option<&'a str> {
-    let node = cluster.nodes.iter().find(|node| {
-        conninfo.starts_with(&format!("{} port={} ", declared::server_of(cluster, node), node.port))
-    })?;
-    Some(&node.name)
 }
 
 /// The standbys that answer, each with where its WAL ends.
@@ -431,9 +298,10 @@ async fn left_out(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved, 
     }
     let without_node: Vec<&String> =
         cluster.pooler_hosts().filter(|host| !cluster.nodes.iter().any(|node| node.host == **host)).collect();
-    let reached = join_all(without_node.iter().map(async |host| {
-        matches!(tokio::time::timeout(RECORD, doors.host(host).reach()).await, Ok(Ok(())))
-    }));
+    let reached =
+        join_all(without_node.iter().map(async |host| {
+            matches!(tokio::time::timeout(WAY, doors.host(host).reach()).await, Ok(Ok(())))
+        }));
     for (host, reached) in without_node.iter().zip(reached.await) {
         if !reached {
             left_out.hosts.insert((*host).clone());
@@ -455,38 +323,6 @@ pub fn without(cluster: &Cluster, left_out: &LeftOut) -> Cluster {
         first.preferred = true;
     }
     present
-}
-
-/// A primary that somebody sees is not gone, and one that recovers is coming back.
-fn of_witnesses(cluster: &Cluster, old: &Node, witnesses: &[Witness]) -> Vec<Error> {
-    let name = cluster.full_name(&old.name);
-    let what = format!("cannot fail {} over", cluster.name);
-    let told = |sees: Sees| {
-        let told = witnesses.iter().filter(|witness| witness.sees == sees);
-        told.map(|witness| format!("{} {}", witness.who, witness.told)).collect::<Vec<_>>()
-    };
-    let (alive, starting) = (told(Sees::Alive), told(Sees::Starting));
-    if !alive.is_empty() {
-        return vec![
-            Error::refused(format!("{what}: {name} does not answer here, and is seen alive from elsewhere"))
-                .detail(format!("{}. Nothing was changed.", alive.join("; ")))
-                .hint(format!(
-                    "Mend the way to it, or shut it out and ask again: pgherd fence {} --cluster {}",
-                    old.name, cluster.name
-                )),
-        ];
-    }
-    if !starting.is_empty() {
-        return vec![
-            Error::refused(format!("{what}: {name} is coming back"))
-                .detail(format!("{}. Nothing was changed.", starting.join("; ")))
-                .hint(format!(
-                    "Wait for it: pgherd status --watch. If that takes too long, shut it out and ask again: pgherd fence {} --cluster {}",
-                    old.name, cluster.name
-                )),
-        ];
-    }
-    Vec::new()
 }
 
 fn candidate<'a>(cluster: &Cluster, old: &Node, standbys: &[Up<'a>], wish: &Wish) -> Result<Up<'a>> {
@@ -532,7 +368,7 @@ fn candidate<'a>(cluster: &Cluster, old: &Node, standbys: &[Up<'a>], wish: &Wish
     })
 }
 
-fn is_paused(up: &Up<'_>) -> bool {
+pub(super) fn is_paused(up: &Up<'_>) -> bool {
     matches!(up.running.facts.role, ServerRole::Standby { replay_paused: true, .. })
 }
 
@@ -554,94 +390,6 @@ fn because(cluster: &Cluster, to: &Up<'_>, standbys: &[Up<'_>], wish: &Wish) -> 
         cluster.full_name(&to.node.name),
         to.has,
         to.timeline
-    )
-}
-
-/// What the nodes themselves say is in the way.
-fn of_candidate(cluster: &Cluster, to: &Up<'_>, old: &NodeObserved, standbys: &[Up<'_>]) -> Vec<Error> {
-    let name = cluster.full_name(&to.node.name);
-    let cannot = |why: &str| {
-        Error::refused(format!("cannot fail over to {name}: {why}")).detail("Nothing was changed.")
-    };
-    let mut found = Vec::new();
-    if !matches!(to.seen.marker, Claim::Ours(_)) {
-        found
-            .push(cannot(&format!("no marker of {name} claims {}", to.node.data_directory.display())).hint(
-                "pgherd changes only what it made itself or has taken over: pgherd apply --adopt NODE",
-            ));
-    }
-    if is_paused(to) {
-        found.push(cannot("replay is paused").hint("Go on there: SELECT pg_wal_replay_resume()"));
-    }
-    for other in standbys {
-        let full = cluster.full_name(&other.node.name);
-        if other.running.facts.system_identifier != to.running.facts.system_identifier {
-            found.push(
-                cannot(&format!("{full} belongs to another system")).hint("See both: pgherd status -v"),
-            );
-        } else if other.timeline > to.timeline {
-            found.push(
-                cannot(&format!("it is on timeline {}, {full} on {}", to.timeline, other.timeline)).hint(
-                    format!("The later one may have rows that {name} never had: name {}.", other.node.name),
-                ),
-            );
-        }
-    }
-    if let Some(control) = old.control() {
-        if control.system_identifier != to.running.facts.system_identifier {
-            found.push(
-                cannot("the old primary belonged to another system").hint("See both: pgherd status -v"),
-            );
-        } else if control.checkpoint_timeline > to.timeline {
-            found.push(
-                cannot(&format!(
-                    "the old primary was on timeline {}, and it is on {}",
-                    control.checkpoint_timeline, to.timeline
-                ))
-                .hint("It has nothing of what was written since. Start the old primary: pgherd apply"),
-            );
-        }
-    }
-    found
-}
-
-/// What the repository says of who is primary. One that does not answer holds nothing up.
-async fn of_record(
-    context: &Context,
-    doors: &Doors,
-    cluster: &Cluster,
-    old: &Node,
-    to: &Up<'_>,
-) -> Option<Error> {
-    let backups = cluster.backups.as_ref()?;
-    let read = async {
-        let door = NodeDoor::if_installed(doors, &to.node.host, &context.build).await?;
-        let repo = node::repository(&door, &backups.repository.url).await?;
-        primary::read(&*repo, &cluster.name).await.map_err(Error::from)
-    };
-    let record = match tokio::time::timeout(RECORD, read).await {
-        Ok(Ok(record)) => record?,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the record of who is primary was not read");
-            return None;
-        }
-        Err(_) => {
-            tracing::warn!("the record of who is primary was not read in time");
-            return None;
-        }
-    };
-    let ours = record.system_identifier == to.running.facts.system_identifier;
-    let name = cluster.full_name(&to.node.name);
-    if !ours || record.timeline <= to.timeline {
-        return None;
-    }
-    Some(
-        Error::refused(format!("cannot fail over to {name}: it missed the last change of the primary"))
-            .detail(format!(
-                "The record says that {} is primary on timeline {} since {:.0}; {name} is on timeline {}, behind {}. Nothing was changed.",
-                record.node, record.timeline, record.since, to.timeline, old.name
-            ))
-            .hint("See what each node has: pgherd status -v"),
     )
 }
 
@@ -668,100 +416,4 @@ fn fence(cluster: &Cluster, old: &Node, reach: bool, quorum: &Quorum, wish: &Wis
             "Cut its power or its network, look that it is off, and say so: --old-primary-is-off \"how you know\". \
              A hook \"fence\" of the topology can do it.",
         ))
-}
-
-fn loss(to: &Up<'_>, standbys: &[Up<'_>]) -> Loss {
-    let most = standbys.iter().map(|up| up.has).max().unwrap_or(to.has);
-    let mut written: Option<Lsn> = None;
-    let mut heard: Option<Duration> = None;
-    for up in standbys {
-        let ServerRole::Standby { receiver, .. } = &up.running.facts.role else { continue };
-        written = written.max(receiver.as_ref().and_then(|receiver| receiver.latest_end_lsn));
-        let age =
-            has_everything_until(&up.running.facts.role).map(|at| up.running.facts.now.duration_since(at));
-        // The primary's clock may be ahead of the standby's.
-        let age = age.map(|age| Duration::try_from(age).unwrap_or_default());
-        heard = match (heard, age) {
-            (Some(least), Some(age)) => Some(least.min(age)),
-            (known, age) => known.or(age),
-        };
-    }
-    Loss {
-        bytes_known: written.map(|written| ByteCount(written.as_u64().saturating_sub(most.as_u64()))),
-        seconds: heard.map(|heard| heard.as_secs_f64()),
-    }
-}
-
-/// Returns the moment up to which a standby has every commit. One that had received all that its primary told it of was not behind when it
-/// heard it last; of any other only the time of the last commit that it has replayed is known.
-fn has_everything_until(role: &ServerRole) -> Option<Timestamp> {
-    let ServerRole::Standby { receiver, last_replayed, .. } = role else { return None };
-    let told = receiver
-        .as_ref()
-        .filter(|receiver| receiver.flushed_lsn.is_some() && receiver.flushed_lsn >= receiver.latest_end_lsn);
-    told.and_then(|receiver| receiver.last_message_at).or(*last_replayed)
-}
-
-fn may_lose(cluster: &Cluster, quorum: &Quorum, loss: &Loss) -> Error {
-    let bytes = match loss.bytes_known {
-        Some(bytes) => format!("at least {bytes} that it wrote are on no standby"),
-        None => "how much it wrote that no standby has is not known".to_owned(),
-    };
-    let since = match loss.seconds {
-        Some(seconds) => format!(
-            "what was committed in the last {} may be lost",
-            human_duration(Duration::from_secs_f64(seconds.max(0.0)))
-        ),
-        None => "when a standby heard of it last is not known".to_owned(),
-    };
-    Error::refused(format!("rows of {} that were acknowledged may be lost", cluster.name))
-        .detail(format!(
-            "{}, and its data directory is out of reach: {since}; {bytes}. Nothing was changed.",
-            capital(&quorum.why_not())
-        ))
-        .hint(format!(
-            "Bring its host or more standbys back; or accept it: --accept-data-loss {}",
-            cluster.name
-        ))
-}
-
-fn capital(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::db::queries::WalReceiver;
-
-    #[test]
-    fn a_standby_that_lags_has_everything_only_up_to_its_last_commit() {
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let lsn = |text: &str| Some(text.parse::<Lsn>().unwrap());
-        let (commit, message) = (at("2026-11-22T04:00:00Z"), at("2026-11-22T04:10:00Z"));
-        let standby = |flushed: &str, receives: bool| ServerRole::Standby {
-            received_lsn: lsn(flushed),
-            replayed_lsn: lsn(flushed),
-            replay_paused: false,
-            last_replayed: Some(commit),
-            receiver: receives.then(|| {
-                Box::new(WalReceiver {
-                    status: "streaming".to_owned(),
-                    received_timeline: None,
-                    written_lsn: lsn(flushed),
-                    flushed_lsn: lsn(flushed),
-                    latest_end_lsn: lsn("0/5000000"),
-                    latest_end_at: None,
-                    last_message_at: Some(message),
-                    sender_host: None,
-                    sender_port: None,
-                    slot: None,
-                })
-            }),
-        };
-        assert_eq!(has_everything_until(&standby("0/5000000", true)), Some(message));
-        assert_eq!(has_everything_until(&standby("0/4000000", true)), Some(commit));
-        assert_eq!(has_everything_until(&standby("0/5000000", false)), Some(commit));
-    }
 }

@@ -424,10 +424,15 @@ async fn starve(world: &World, nodes: &[String], need: usize) -> Result<Evidence
 /// Sees that nobody has more than the node, and has it fetch what it lacks.
 async fn complete(world: &World, node: &str, others: &[String]) -> Result<Evidence> {
     let site = world.site(node)?;
-    let (timeline, mut has) = until_it_receives_nothing(world, &site).await?;
+    let theirs = others.iter().map(async |other| {
+        let (timeline, has) = until_it_receives_nothing(world, &world.site(other)?).await?;
+        Ok::<_, Error>((other, timeline, has))
+    });
+    let (own, theirs) = futures_util::join!(until_it_receives_nothing(world, &site), join_all(theirs));
+    let (timeline, mut has) = own?;
     let mut most: Option<(&String, Lsn)> = None;
-    for other in others {
-        let (theirs, reached) = until_it_receives_nothing(world, &world.site(other)?).await?;
+    for found in theirs {
+        let (other, theirs, reached) = found?;
         if theirs != timeline {
             return Err(Error::failed(format!("{other} is on timeline {theirs}, {node} on {timeline}")));
         }

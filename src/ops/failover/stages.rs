@@ -52,8 +52,14 @@ pub(super) fn stages(
         step(Sign::Change, name(node), text, "follow it again", of)
     };
     let told = hook::planned(cluster, Point::AfterUndo, "run it", FailStep::WhenUndone {});
-    let mut stages = vec![told.into_iter().collect(), frozen.iter().map(freeze).collect()];
-    stages.push(fenced(input, fence));
+    let mut held: Vec<Planned> = frozen.iter().map(freeze).collect();
+    held.extend(missing_slots(input, slots));
+    let mut stages = vec![told.into_iter().collect(), held];
+    match fence {
+        // What runs on a host that answers is ended there, whatever the standbys receive meanwhile.
+        Fence::ShutOut => stages[1].extend(fenced(input, fence)),
+        Fence::Starve { .. } | Fence::Hook | Fence::Statement { .. } => stages.push(fenced(input, fence)),
+    }
     let complete = FailStep::Complete { node: input.to.clone(), others: input.siblings.clone() };
     stages.push(vec![step(Sign::Look, new.clone(), "has what every standby has", NOTHING, complete)]);
     if let Some(Salvage { may_lose }) = salvage {
@@ -64,7 +70,6 @@ pub(super) fn stages(
         };
         stages.push(vec![step(Sign::Change, new.clone(), text, NOTHING, of)]);
     }
-    stages.push(missing_slots(input, slots));
     let ready = FailStep::Ready { node: input.to.clone() };
     let text = "has replayed everything, and may be promoted";
     stages.push(vec![step(Sign::Look, new.clone(), text, "restart as the standby that it was", ready)]);

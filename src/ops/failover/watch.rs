@@ -13,7 +13,8 @@ use crate::engine::interrupt::Interrupt;
 use crate::engine::lock::Lock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::context::Context;
-use crate::ops::failover::plan::{self, FailPlan, Sight, Wish};
+use crate::ops::failover::plan::{self, FailPlan, Wish};
+use crate::ops::failover::sight::{self, Sight};
 use crate::ops::observe::Doors;
 use crate::topology::model::{Cluster, Herd};
 
@@ -110,7 +111,7 @@ impl<'a> Watch<'a> {
             return Ok(None);
         }
         let begun = Instant::now();
-        let sight = plan::look(self.context, self.cluster).await?;
+        let sight = sight::look(self.context, self.cluster).await?;
         let now = match sight {
             Sight::Leads(node) => {
                 self.gone = None;

@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use futures_util::future::join_all;
 use serde::Serialize;
 
 use crate::db::queries::ServerRole;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Command, programs};
+use crate::host::Command;
 use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::in_place::aside;
@@ -26,7 +25,7 @@ use crate::ops::observe::{
 };
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::pooler::{self, ConsoleSeen, PoolerProcess};
-use crate::ops::preflight::without_twins;
+use crate::ops::preflight::{self, without_twins};
 use crate::ops::restore::survey::Survey;
 use crate::ops::restore::target::Choice;
 use crate::ops::roles::{self, Lead};
@@ -107,13 +106,8 @@ pub async fn plan(
         })?,
     };
     let doors = Doors::open(cluster, context.places.clone(), &context.gate).map_err(one)?;
-    let mut obstacles = Vec::new();
-    for found in join_all(cluster.nodes.iter().map(|node| doors.programs(cluster, &node.host))).await {
-        obstacles.extend(found.err());
-    }
-    for host in cluster.pooler_hosts() {
-        obstacles.extend(programs::find_pgbouncer(doors.host(host)).await.err());
-    }
+    let nodes = cluster.nodes.iter().map(|node| &node.host);
+    let mut obstacles = preflight::programs(&doors, cluster, nodes, cluster.pooler_hosts()).await;
     if !obstacles.is_empty() {
         return Err(without_twins(obstacles));
     }

@@ -7,7 +7,6 @@ use serde::Serialize;
 use crate::db::promotion::{self, Source};
 use crate::db::queries::{ServerRole, SlotKind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::programs;
 use crate::ops::apply;
 use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
@@ -17,7 +16,7 @@ use crate::ops::observe::{
     self, Claim, ClusterObserved, Depth, Directory, Doors, Fence, NodeObserved, Running, Server,
 };
 use crate::ops::plan::step::{PlannedStep, Sign};
-use crate::ops::preflight::without_twins;
+use crate::ops::preflight::{self, without_twins};
 use crate::ops::rejoin::decide::{self, Decision, Lineage, Way};
 use crate::ops::rejoin::look::{self, Found, Place, Primary};
 use crate::ops::rejoin::step::RejoinStep;
@@ -91,12 +90,8 @@ pub async fn plan(
     obstacles.extend(of_node(cluster, &observed, node, primary));
     let left_out = left_out(&doors, cluster, &observed, [node, above]).await;
     let present = failover::plan::without(cluster, &left_out);
-    for node in [node, above] {
-        obstacles.extend(doors.programs(cluster, &node.host).await.err());
-    }
-    for host in present.pooler_hosts() {
-        obstacles.extend(programs::find_pgbouncer(doors.host(host)).await.err());
-    }
+    let nodes = [&node.host, &above.host].into_iter();
+    obstacles.extend(preflight::programs(&doors, cluster, nodes, present.pooler_hosts()).await);
     if !obstacles.is_empty() {
         return Err(without_twins(obstacles));
     }
