@@ -112,7 +112,7 @@ async fn plan(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Plan,
         Err(obstacles) => obstacles,
     };
     let node = cluster.preferred().name.clone();
-    let wish = rejoin::plan::Wish { node, primary: None, clone: false };
+    let wish = rejoin::plan::Wish { node, primary: None, clone: false, from: None };
     let plan = rejoin::plan::plan(context, herd, cluster, &wish).await?;
     if plan.stages.is_empty() {
         return Err(obstacles);

@@ -8,7 +8,7 @@ use crate::engine::interrupt::Interrupt;
 use crate::error::Error;
 use crate::ops::apply;
 use crate::ops::rejoin::decide::Way;
-use crate::ops::rejoin::plan::{RejoinPlan, Wish};
+use crate::ops::rejoin::plan::{CloneFrom, RejoinPlan, Wish};
 use crate::ops::rejoin::{self, Request, report};
 use crate::ops::succession;
 use crate::topology::model::{Cluster, Herd};
@@ -22,7 +22,8 @@ use crate::units;
 /// whether the node can simply follow, has to be rewound by pg_rewind, or must be cloned again, and says why; --dry-run stops there.
 ///
 /// The node never starts as a primary: first of all it is marked a standby. WAL that only it has is archived, or copied aside and named. A clone
-/// is made beside what the node has, which is renamed and never removed; a rewind that fails or is interrupted ends as a clone. Afterwards its
+/// is made beside what the node has, which is renamed and never removed, from the primary or, where that holds less to read, from the newest
+/// backup and the archive; a rewind that fails or is interrupted ends as a clone. Afterwards its
 /// own files are as they were, it streams, slots that nobody reads are gone, and the poolers' aliases lead to it.
 ///
 /// Before the rewind, and for a clone until it streams, everything that fails is taken back; the node then stays stopped.
@@ -42,12 +43,33 @@ pub struct RejoinArgs {
     /// Clone it, also where less would do
     #[arg(long)]
     clone: bool,
+    /// Where a clone is read from; else from a backup and the archive where they hold less than the primary has
+    #[arg(long, value_name = "SOURCE", value_enum)]
+    from: Option<Source>,
     /// The primary to follow, where two nodes accept writes and nothing else says which of them counts
     #[arg(long, value_name = "NODE")]
     primary: Option<String>,
     /// Wait so long for another operation of the cluster to end
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     wait_lock: Option<Duration>,
+}
+
+/// Where a new copy is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Source {
+    /// The primary, by pg_basebackup
+    Primary,
+    /// The newest backup that leads to the primary, and the archive
+    Backup,
+}
+
+impl From<Source> for CloneFrom {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Primary => Self::Primary,
+            Source::Backup => Self::Backup,
+        }
+    }
 }
 
 pub fn run(args: &RejoinArgs, app: &mut App) -> Outcome {
@@ -59,7 +81,12 @@ async fn execute(args: &RejoinArgs, app: &mut App) -> Outcome {
     let cluster = app.one_cluster(&herd, "rejoin")?;
     let context = app.context()?;
     let wait = args.wait_lock.unwrap_or_default();
-    let wish = Wish { node: args.node.clone(), primary: args.primary.clone(), clone: args.clone };
+    let wish = Wish {
+        node: args.node.clone(),
+        primary: args.primary.clone(),
+        clone: args.clone,
+        from: args.from.map(CloneFrom::from),
+    };
     let plan = app
         .planned(&context, cluster, wait, async || rejoin::plan::plan(&context, &herd, cluster, &wish).await)
         .await?;

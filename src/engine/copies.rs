@@ -249,7 +249,11 @@ pub(crate) fn overtaken(id: &OperationId, host: &str, content: &Content) -> Erro
              more was begun here.",
             content.view.last
         ))
-        .hint(format!("See it: pgherd operation list --hosts. To go on with it here: pgherd operation takeover {id}"))
+        .hint(if content.view.is_finished() {
+            format!("It has ended there. To have its end in the journal here too: pgherd operation takeover {id}")
+        } else {
+            format!("See it: pgherd operation list --hosts. To go on with it here: pgherd operation takeover {id}")
+        })
 }
 
 /// The error where two stations have gone on with one operation.

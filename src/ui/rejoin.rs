@@ -93,6 +93,9 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     if let Some(why) = &report.not_archived {
         row(ui, "archive", &format!("did not take {why}"));
     }
+    if let Some(label) = &report.backup {
+        row(ui, "from", &format!("backup {label}, the archive, and {} for the rest", report.primary));
+    }
     if let Some(path) = &report.set_aside {
         row(ui, "before", &format!("what it had is in {}; remove it when nobody needs it", path.display()));
     }

@@ -634,7 +634,12 @@ async fn run_in_place(context: &Context, herd: &Herd) -> Result<(OperationId, Ou
 async fn run_rejoin(context: &Context, herd: &Herd, kind: Kind) -> Result<(OperationId, Outcome), Error> {
     let looking = Context { gate: gate::open(), ..context.clone() };
     let cluster = herd.cluster(CLUSTER).unwrap();
-    let wish = rejoin::plan::Wish { node: NODES[0].to_owned(), primary: None, clone: kind == Kind::Reclone };
+    let wish = rejoin::plan::Wish {
+        node: NODES[0].to_owned(),
+        primary: None,
+        clone: kind == Kind::Reclone,
+        from: None,
+    };
     let plan =
         rejoin::plan::plan(&looking, herd, cluster, &wish).await.map_err(|mut errors| errors.remove(0))?;
     let way = if kind == Kind::Rewind {

@@ -282,8 +282,12 @@ impl<'a> Scene<'a> {
                     return;
                 }
                 Some(0 | 1) if station.left_open().is_none() => return,
-                // The scene had the other one take it over.
-                Some(5) if told(&output).contains("was taken over") => return,
+                // The scene had the other one take it over, and end it.
+                Some(5) if told(&output).contains("It has ended there") => {
+                    let known = station.done(&["operation", "takeover", &id]);
+                    assert!(known.contains("had ended"), "{known}");
+                    return;
+                }
                 // Past the pivot there is only forward.
                 Some(4) if ending == Ending::Undo => ending = Ending::Resume,
                 Some(4) if ending == Ending::TakeoverUndo => ending = Ending::Takeover,

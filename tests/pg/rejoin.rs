@@ -24,6 +24,11 @@ fn rejoin(herd: &Herd, node: &str) -> Ran {
     herd.run(&["rejoin", node, "--yes"])
 }
 
+#[track_caller]
+fn rejoin_with(herd: &Herd, args: &[&str]) -> Ran {
+    herd.run(&[&["rejoin"], args, &["--yes"]].concat())
+}
+
 /// Kills a node as a power cut would.
 fn kill(herd: &Herd, node: &str) {
     kill_process(herd.postmaster(node).expect("it runs"), Signal::KILL).expect("it runs");
@@ -290,6 +295,53 @@ fn a_rewind_that_was_interrupted_starts_nothing_and_ends_as_a_clone() {
     }
     follows(&herd, "a", "b");
     assert_eq!(ledger(&herd, "a"), "3");
+    herd.apply().ends_with(0);
+    herd.is_as_declared();
+}
+
+#[test]
+fn a_clone_is_read_from_a_backup_where_that_holds_less_than_the_primary() {
+    let herd = up(&newest_or_15(0), &PAIR);
+    herd.sql_in(
+        "a",
+        "inventory",
+        "SELECT lo_from_bytea(0, convert_to(repeat('compressible ', 2000000), 'UTF8'))",
+    );
+    let asked = herd.run(&["rejoin", "b", "--clone", "--from", "backup", "--yes"]);
+    asked.ends_with(10).tells(&["there is no backup of inventory to restore"]);
+    herd.run(&["rejoin", "b", "--clone", "--dry-run"]).ends_with(0).says(&["clone inventory-a ("]);
+    herd.run(&["backup", "create"]).ends_with(0);
+    insert(&herd, "a", 1);
+    let primary = herd.run(&["rejoin", "b", "--clone", "--from", "primary", "--dry-run"]).ends_with(0);
+    primary.says(&["set it aside, clone inventory-a ("]);
+
+    // What is not in the archive yet comes from the primary.
+    let done = rejoin_with(&herd, &["b", "--clone"]).ends_with(0);
+    done.says(&[
+        "set it aside, restore backup ",
+        " to read; inventory-a has ",
+        "from       backup ",
+        "b.before-",
+    ]);
+    follows(&herd, "b", "a");
+    assert_eq!(ledger(&herd, "b"), "1");
+    let basebackups = "SELECT count(*) FROM pg_stat_progress_basebackup";
+    assert_eq!(herd.sql("a", basebackups), "0");
+    let leases = files_below(&herd.repository()).iter().filter(|file| text(file).contains("/lease/")).count();
+    assert_eq!(leases, 0, "a lease is left");
+    insert(&herd, "a", 2);
+    until("it streams", || (ledger(&herd, "b") == "1 2").then_some(()));
+
+    // A backup that somebody damaged is no copy: what the node had gets its name back.
+    let stored = files_below(&herd.repository());
+    let data = stored.iter().find(|file| text(file).ends_with("/files.zst")).expect("a backup");
+    let whole = std::fs::read(data).unwrap();
+    std::fs::write(data, &whole[..whole.len() / 2]).unwrap();
+    rejoin_with(&herd, &["b", "--clone", "--from", "backup"]).ends_with(1);
+    assert_eq!(beside(&herd, "b", "before").len(), 1, "what was set aside has its name back");
+    std::fs::write(data, &whole).unwrap();
+    rejoin_with(&herd, &["b"]).ends_with(0);
+    follows(&herd, "b", "a");
     herd.apply().ends_with(0);
     herd.is_as_declared();
 }

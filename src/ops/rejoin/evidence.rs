@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
+use crate::repo::layout::Label;
 
 /// What a step leaves in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,8 +43,13 @@ pub enum Evidence {
     NothingToRewind {},
     /// It could not be rewound.
     NotRewound { why: String },
-    /// It was cloned; what it had is there under another name.
-    Cloned { system_identifier: SystemIdentifier, aside: Option<PathBuf> },
+    /// It was cloned, from the primary or from a backup; what it had is there under another name.
+    Cloned {
+        system_identifier: SystemIdentifier,
+        aside: Option<PathBuf>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backup: Option<Label>,
+    },
     /// A clone was not needed.
     NotCloned {},
     /// It runs as a standby of the primary.

@@ -19,6 +19,7 @@ use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::{self, without_twins};
 use crate::ops::rejoin::decide::{self, Decision, Lineage, Way};
 use crate::ops::rejoin::look::{self, Found, Place, Primary};
+use crate::ops::rejoin::nearer::{self, Nearer};
 use crate::ops::rejoin::step::RejoinStep;
 use crate::ops::rejoin::world::Input;
 use crate::ops::roles::{self, Lead};
@@ -42,6 +43,18 @@ pub struct Wish {
     pub primary: Option<String>,
     /// A new copy, also where less would do.
     pub clone: bool,
+    /// Where a new copy is read from; else where less has to be read.
+    pub from: Option<CloneFrom>,
+}
+
+/// Where a new copy is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloneFrom {
+    /// The primary, by pg_basebackup.
+    Primary,
+    /// The newest backup that leads to the primary, and the archive.
+    Backup,
 }
 
 /// What is to be done, as it is shown.
@@ -146,7 +159,12 @@ pub async fn plan(
     obstacles.extend(look::newer_history(&own, facts, &found).await.map_err(one)?);
     let mut notes = Vec::new();
     obstacles.extend(of_primary(cluster, above, primary, &source));
+    let mut backup = None;
     if decision.way == Way::Clone {
+        match nearer::backup(context, (&doors, cluster, node), facts, &source, wish.from).await {
+            Ok(found) => backup = found,
+            Err(error) => obstacles.push(error),
+        }
         obstacles.extend(of_clone(&doors, cluster, node, seen, &source, &decision).await);
     } else if let Some(disk) = seen.disk
         && decision.way == Way::Rewind
@@ -162,16 +180,10 @@ pub async fn plan(
     if !obstacles.is_empty() {
         return Err(without_twins(obstacles));
     }
-    if decision.way == Way::Clone && cluster.backups.is_some() {
-        notes.push(format!(
-            "where a backup is nearer than the primary: pgherd --cluster {} restore --to-node {}",
-            cluster.name, node.name
-        ));
-    }
     let evidence = evidence(cluster, node, above, &found, &decision);
     let input = Input { succession, decision };
     let settles = settles(cluster, &input, primary);
-    let mut stages = stages(&input, (seen, &found), primary, &source);
+    let mut stages = stages(&input, (seen, &found), primary, &source, backup.as_ref());
     if settles {
         let of = RejoinStep::Settle { on: above.name.clone() };
         let text = "its commits wait for whom the topology declares";
@@ -556,6 +568,7 @@ fn stages(
     (seen, found): (&NodeObserved, &Found),
     primary: &Running,
     source: &Source,
+    backup: Option<&Nearer>,
 ) -> Vec<Vec<Planned>> {
     let succession::Input { cluster, from, to, timeline, .. } = &input.succession;
     let (own, theirs) = (cluster.full_name(from), cluster.full_name(to));
@@ -644,15 +657,22 @@ fn stages(
     }
     if way != Way::Follow {
         let unless_rewound = way == Way::Rewind;
+        let copy = match backup {
+            Some(Nearer { label, bytes }) => {
+                format!("restore backup {label} ({bytes} to read; {theirs} has {})", look::size(source))
+            }
+            None => format!("clone {theirs} ({})", look::size(source)),
+        };
         let text = if unless_rewound {
-            format!("only if that fails: set it aside, clone {theirs} ({})", look::size(source))
+            format!("only if that fails: set it aside, {copy}")
         } else if has_data {
-            format!("set it aside, clone {theirs} ({})", look::size(source))
+            format!("set it aside, {copy}")
         } else {
-            format!("clone {theirs} ({})", look::size(source))
+            copy
         };
         let undo = if unless_rewound { "none" } else { "remove the clone, put back what was there" };
-        let of = RejoinStep::Clone { node: node(), from: on(), unless_rewound };
+        let backup = backup.map(|nearer| nearer.label.clone());
+        let of = RejoinStep::Clone { node: node(), from: on(), unless_rewound, backup };
         stages.push(vec![step(Sign::Create, own.clone(), text, undo, of)]);
     }
     let text = if runs_on {

@@ -12,6 +12,7 @@ use crate::ops::rejoin::evidence::Evidence;
 use crate::ops::rejoin::world::Input;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
+use crate::repo::layout::Label;
 
 /// What a rejoin has come to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -40,6 +41,8 @@ pub struct Report {
     pub aside: Vec<String>,
     pub aside_directory: Option<PathBuf>,
     pub not_archived: Option<String>,
+    /// The backup that it was made from, if it was not cloned from the primary.
+    pub backup: Option<Label>,
     /// What the node had before it was cloned.
     pub set_aside: Option<PathBuf>,
     /// The timeline that the node streams on now, and where it is.
@@ -82,6 +85,7 @@ pub fn read(store: &Store, id: &OperationId) -> Result<Report> {
         aside: Vec::new(),
         aside_directory: None,
         not_archived: None,
+        backup: None,
         set_aside: None,
         timeline: None,
         lsn: None,
@@ -126,8 +130,9 @@ impl Report {
             Evidence::Rewound {} => self.done = Way::Rewind,
             Evidence::NothingToRewind {} => self.done = Way::Follow,
             Evidence::NotRewound { why } => self.not_rewound = Some(why),
-            Evidence::Cloned { aside, .. } => {
+            Evidence::Cloned { aside, backup, .. } => {
                 self.done = Way::Clone;
+                self.backup = backup;
                 self.set_aside = aside;
             }
             Evidence::Streams { timeline, lsn } => (self.timeline, self.lsn) = (Some(timeline), lsn),

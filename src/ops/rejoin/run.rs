@@ -46,8 +46,9 @@ impl Step for RejoinStep {
             Self::Keep { node } => format!("keep the own files of {node}"),
             Self::Open { on, node } => format!("let {node} read the files of {on}"),
             Self::Rewind { node, from } => format!("rewind {node} to {from}"),
-            Self::Clone { node, from, unless_rewound: false } => format!("clone {node} from {from}"),
-            Self::Clone { node, from, unless_rewound: true } => {
+            Self::Clone { node, backup: Some(label), .. } => format!("make {node} from backup {label}"),
+            Self::Clone { node, from, unless_rewound: false, .. } => format!("clone {node} from {from}"),
+            Self::Clone { node, from, unless_rewound: true, .. } => {
                 format!("clone {node} from {from} if it was not rewound")
             }
             Self::Start { node, upstream } => format!("start {node} as a standby of {upstream}"),
@@ -170,11 +171,11 @@ impl Step for RejoinStep {
             Self::Keep { node } => rewind::keep(world, node).await?,
             Self::Open { node, .. } => rewind::open(world, node).await?,
             Self::Rewind { node, .. } => rewind::rewind(world, node, ended(cx), cx.progress).await?,
-            Self::Clone { node, unless_rewound, .. } => {
+            Self::Clone { node, unless_rewound, backup, .. } => {
                 if *unless_rewound && !could_not_rewind(cx) {
                     Evidence::NotCloned {}
                 } else {
-                    copy::clone(world, node, cx.progress).await?
+                    copy::clone(world, node, backup.as_ref(), cx.progress).await?
                 }
             }
             Self::Start { node, upstream } => start(world, node, upstream).await?,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::repo::layout::Label;
+
 /// One change on the way. Node names are names within the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -24,8 +26,14 @@ pub enum RejoinStep {
     Open { on: String, node: String },
     /// Take back what only the node has.
     Rewind { node: String, from: String },
-    /// Set aside what the node has and copy the primary; `unless_rewound`: only where the rewind did not come to its end.
-    Clone { node: String, from: String, unless_rewound: bool },
+    /// Set aside what the node has and copy the primary, or a backup of it; `unless_rewound`: only where the rewind did not come to its end.
+    Clone {
+        node: String,
+        from: String,
+        unless_rewound: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backup: Option<Label>,
+    },
     /// Give the node its files and settings, and start it as a standby of the primary.
     Start { node: String, upstream: String },
     /// See it stream.

@@ -5,6 +5,7 @@
 
 pub mod copy;
 pub mod dress;
+pub mod fill;
 mod place;
 pub mod prepare;
 pub mod recover;

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::dress::OLD_PLACE;
+use super::fill::{self, Filling};
 use super::prepare::{self, Moved, Prepared, Remap};
 use super::scratch::{Event, Phase, Seconds, Tell};
 use crate::db::queries::{self, ServerRole};
@@ -23,8 +23,7 @@ use crate::host::{Command, Host, RunAs};
 use crate::ops::apply::{self, follow};
 use crate::ops::certificate::{self, Holder};
 use crate::ops::context::Context;
-use crate::ops::node::restore::{Claim, CopyForRestore, Dressing, Restored, Signal, Target, Wish};
-use crate::ops::node::{NodeRequest, Priority};
+use crate::ops::node::restore::{Restored, Target, Wish};
 use crate::ops::observe::{self, NodeObserved, Server};
 use crate::ops::plan::Fixed;
 use crate::ops::provision::{self, Site};
@@ -32,11 +31,8 @@ use crate::ops::roles;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::layout::{ClusterKeys, Label};
-use crate::topology::declared::{self, NodeWish};
+use crate::topology::declared::NodeWish;
 use crate::topology::model::{Cluster, Herd, Node};
-
-/// Settings that a node keeps from the backup although a scratch copy does not: they lead to files of the user's own.
-const KEPT: [&str; 3] = ["config_file", "hba_file", "ident_file"];
 
 /// What the operator asks for.
 #[derive(Debug, Clone)]
@@ -303,30 +299,17 @@ impl Job<'_> {
         let above = self.prepared.observed.node(&self.above.node.name).and_then(NodeObserved::running);
         let names = roles::synchronous_beside(own.cluster, own.node, (self.above.node, above));
         let wish = NodeWish { upstream: Some(self.above.node), synchronous: names, memory: self.memory() };
-        let settings = declared::node_settings(own.cluster, own.node, &wish, &own.places());
-        let neutral = OLD_PLACE.iter().filter(|name| !KEPT.contains(name)).map(|name| (*name).to_owned());
         let survey = &self.prepared.survey;
-        let request = NodeRequest::CopyForRestore(Box::new(CopyForRestore {
-            url: self.prepared.repository.url.clone(),
-            cluster: own.cluster.name.clone(),
+        let filling = Filling {
+            url: &self.prepared.repository.url,
             system_identifier: survey.system_identifier,
-            label: survey.choice.backup.clone(),
-            data_directory: own.node.data_directory.clone(),
+            label: &survey.choice.backup,
             tablespaces: self.moved.iter().map(|moved| (moved.oid, moved.to.clone())).collect(),
-            claim: Claim::Node {},
-            dressing: Dressing {
-                shared: Some(declared::settings_file(&declared::shared_settings(own.cluster))),
-                node: declared::settings_file(&settings),
-                access: declared::access_lines(own.cluster),
-                users: own.users.to_vec(),
-                neutral: neutral.collect(),
-                signal: Some(Signal::Standby),
-            },
             workers: self.request.workers,
-        }));
+        };
         let tell = Arc::clone(tell);
         let told = Arc::new(move |progress| tell(Event::Progress(progress)));
-        self.prepared.door.call(&request, Priority::Normal, told).await
+        fill::fill(&self.prepared.door, own, &wish, filling, told).await
     }
 
     /// Waits as long as it replays.
