@@ -106,6 +106,23 @@ fn a_candidate_that_does_not_get_the_last_record_is_not_promoted_and_the_old_pri
 }
 
 #[test]
+fn a_candidate_that_does_not_keep_up_is_found_out_before_any_client_waits() {
+    let herd = ledger::up(&newest_or_15(1), &WHOLE);
+    // Nobody would call it behind: it has everything, and replays it a minute later.
+    herd.sql("b", "ALTER SYSTEM SET recovery_min_apply_delay = '1min'");
+    herd.sql("b", "SELECT pg_reload_conf()");
+    let writer = Writer::start(&herd, 0);
+    herd.run(&["switchover", "--to", "b", "--yes"])
+        .ends_with(1)
+        .tells(&["inventory-b does not keep up with inventory-a", "No client was held back."]);
+    herd.sql("b", "ALTER SYSTEM RESET recovery_min_apply_delay");
+    herd.sql("b", "SELECT pg_reload_conf()");
+    let longest = nothing_is_lost(&herd, "a", vec![writer]);
+    assert!(longest < Duration::from_secs(5), "clients waited for {longest:?}");
+    led_by(&herd, "a", 1, 2);
+}
+
+#[test]
 fn without_a_pooler_at_a_moment_to_come_the_gap_without_writes_is_told_and_a_base_backup_is_in_the_way() {
     let herd = ledger::up(&newest_or_15(1), &Shape { nodes: &["a", "b"], synchronous: true, pooler: false });
     // A base backup of somebody else's, which the end of the primary would end as well.

@@ -38,6 +38,8 @@ const MOMENT: Duration = Duration::from_secs(5);
 const BACK: Duration = Duration::from_secs(10);
 /// How long a shutdown that did not end is waited for when its undo is tried once more.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long the candidate may take to replay what was written while clients write on.
+const KEEPS_UP: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_secs(300);
 /// How long the archiver may take; it ends by itself when it stands still.
 const LONG: Duration = Duration::from_secs(86_400);
@@ -212,7 +214,13 @@ impl Step for SwitchStep {
                 queries::ensure_physical_slot(&conn, slot).await.map_err(Error::from)?;
                 Evidence::SlotThere {}
             }
-            Self::Checkpoint { node } => checkpoint(&world.site(node)?).await?,
+            Self::Checkpoint { node } => {
+                let written = checkpoint(&world.site(node)?).await?;
+                if *node == world.input.from {
+                    keeps_up(world).await?;
+                }
+                written
+            }
             Self::Arm { hosts, seconds } => {
                 world.holder().arm(hosts, Duration::from_secs(*seconds)).await?;
                 Evidence::Armed {}
@@ -350,6 +358,37 @@ async fn checkpoint(site: &Site<'_>) -> Result<Evidence> {
         }
     }
     Ok(Evidence::Checkpointed { milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) })
+}
+
+/// Sees the candidate replay what the primary has just written: while it does not, clients would be held back for nothing.
+async fn keeps_up(world: &World) -> Result<()> {
+    let (from, to) = (world.site(&world.input.from)?, world.site(&world.input.to)?);
+    let written = queries::server_facts(&connect(&from).await?).await?.role.lsn();
+    let conn = connect(&to).await?;
+    let deadline = Instant::now() + KEEPS_UP;
+    loop {
+        let replayed = match queries::server_facts(&conn).await?.role {
+            ServerRole::Standby { replayed_lsn, .. } => replayed_lsn,
+            ServerRole::Primary { .. } => {
+                return Err(Error::failed(format!("{} is a primary already", to.name())));
+            }
+        };
+        if replayed >= written {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let told = |lsn: Option<Lsn>| lsn.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
+            return Err(Error::failed(format!("{} does not keep up with {}", to.name(), from.name()))
+                .detail(format!(
+                    "{} s after {} was written it has replayed {}. No client was held back.",
+                    KEEPS_UP.as_secs(),
+                    told(written),
+                    told(replayed)
+                ))
+                .hint("See whether it receives and replays: pgherd health -v"));
+        }
+        sleep(PAUSE).await;
+    }
 }
 
 /// Tells where a server ended, if it has ended as it should and would start as a standby.
