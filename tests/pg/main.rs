@@ -36,6 +36,7 @@ mod ledger;
 mod notify;
 mod objects;
 mod partition;
+mod partition_health;
 mod partition_refusals;
 mod partition_year;
 mod plan_file;

@@ -251,7 +251,7 @@ impl Work<'_> {
             schema: request.table.schema.clone(),
             partition: request.table.name.clone(),
             by: request.set.by.clone(),
-            key_type: self.seen.parent.key.as_ref().map(|key| key.type_name.clone()).unwrap_or_default(),
+            key_type: self.seen.parent.shape.key.as_ref().map(|key| key.type_name.clone()).unwrap_or_default(),
             from: mark.from,
             to: mark.to,
             at,
