@@ -197,6 +197,7 @@ pub(super) mod tests {
             ahead,
             keep: Some(Keep::parse("1 year").unwrap()),
             then: Then::Detach,
+            keep_exports: None,
             timezone: "UTC".to_owned(),
             default_partition: DefaultPolicy::Leave,
             tablespace: None,

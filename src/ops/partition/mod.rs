@@ -11,7 +11,6 @@ mod mark;
 mod plan;
 mod refuse;
 mod restore;
-mod rows;
 mod run;
 mod set;
 mod standing;

@@ -2,6 +2,7 @@
 //!
 //! Changes nothing but its own lease. What could not be read is never called whole, and never called damaged either.
 
+mod beside;
 mod content;
 mod reach;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use beside::{Beside, BesideVerified};
 pub use reach::{LostSpan, Run};
 
 use super::holdings::{Holdings, OfSystem};
@@ -53,6 +55,8 @@ pub struct Verified {
     pub verdict: Verdict,
     pub backups: Vec<BackupVerified>,
     pub wal: Vec<WalVerified>,
+    /// Exports of partitions, and dumps.
+    pub beside: Vec<BesideVerified>,
     /// Everything that is not as it was stored, or could not be looked at.
     pub problems: Vec<Problem>,
     /// Times that cannot be restored any more.
@@ -174,7 +178,9 @@ fn asked_for(request: &VerifyBackups, seen: &Holdings) -> Result<()> {
     let missing = request.labels.iter().find(|label| !there.contains(label));
     let what = match missing {
         Some(label) => format!("cluster {} has no backup {label}", request.cluster),
-        None if there.is_empty() => format!("cluster {} has no backup", request.cluster),
+        None if there.is_empty() && !seen.has_more_than_backups() => {
+            format!("cluster {} has no backup", request.cluster)
+        }
         None => return Ok(()),
     };
     let error = Error::new(ErrorKind::NotFound, what);
@@ -214,6 +220,9 @@ async fn verify(
     }
     for of in &holdings.systems {
         work.system(of, &holdings, &mut verified)?;
+    }
+    if request.labels.is_empty() {
+        beside::check(&work, &holdings, &mut verified)?;
     }
     for (object, error) in holdings.unlisted.iter().chain(&holdings.unreadable) {
         if !verified.problems.iter().any(|problem| problem.object == *object) {
@@ -263,6 +272,7 @@ impl<'a> Work<'a> {
             verdict: Verdict::Sound,
             backups: Vec::new(),
             wal: Vec::new(),
+            beside: Vec::new(),
             problems: Vec::new(),
             lost: Vec::new(),
             strays: Vec::new(),
@@ -450,6 +460,11 @@ impl<'a> Work<'a> {
     /// Adds to what will be read.
     fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Nobody waits for the rest.
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     fn done(&self, bytes: u64) {
