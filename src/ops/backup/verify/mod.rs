@@ -3,6 +3,7 @@
 //! Changes nothing but its own lease. What could not be read is never called whole, and never called damaged either.
 
 mod beside;
+mod chance;
 mod content;
 mod reach;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use beside::{Beside, BesideVerified};
 pub use reach::{LostSpan, Run};
 
+use self::chance::Chance;
 use super::holdings::{Holdings, OfSystem};
 use crate::engine::lease::{Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,10 +34,6 @@ use crate::repo::seal::{self, Identity, Kind};
 use crate::repo::{self, Key, RepoError, SharedRepo};
 use crate::units::ByteCount;
 
-/// So many chunks of each backup are read when they are chosen by chance, and so many WAL files of each system identifier.
-const SAMPLE: usize = 32;
-/// And so much of all of them.
-const SHARE: usize = 100;
 /// How many files of a damaged object are named.
 const NAMED: usize = 10;
 /// More workers than this need more memory than they are worth, unless they are asked for.
@@ -593,40 +591,6 @@ fn judge(checked: &mut [BackupVerified], problems: &[Problem]) {
             backup.verdict = problem.kind.verdict();
             backup.why = Some(format!("{}: {}", problem.object.name(), problem.why));
         }
-    }
-}
-
-/// Numbers by chance that a seed repeats: SplitMix64 (Steele, Lea and Flood, 2014).
-struct Chance(u64);
-
-impl Chance {
-    /// Begins for one purpose, so that what is chosen for it does not depend on what was chosen before.
-    fn new(seed: u64, purpose: &str) -> Self {
-        let hash = purpose.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-        });
-        Self(seed ^ hash)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Chooses [`SAMPLE`] and a [`SHARE`]th of `count` numbers below it, in order.
-    fn pick(&mut self, count: usize) -> Vec<usize> {
-        let wanted = (SAMPLE + count / SHARE).min(count);
-        let mut all: Vec<usize> = (0..count).collect();
-        for at in 0..wanted {
-            let left = (count - at) as u64;
-            let other = at + usize::try_from(self.next() % left).unwrap_or(0);
-            all.swap(at, other);
-        }
-        all.truncate(wanted);
-        all.sort_unstable();
-        all
     }
 }
 
