@@ -11,7 +11,6 @@ use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::backup::care::{Hear, VerifyWish, Way};
 use crate::ops::backup::expire::Expired;
-use crate::ops::backup::retention::Verdict as Fated;
 use crate::ops::backup::verify::Verdict;
 use crate::ops::node::{Priority, Progress, VerifyDepth};
 use crate::repo::layout::Label;
@@ -28,11 +27,14 @@ use crate::units;
 /// every WAL file, and finds every flipped bit. Gaps in the WAL are found at every depth. What is damaged or missing is named, and what
 /// can no longer be restored: which backups, and which times.
 ///
+/// Exports of partitions and dumps are looked at as well: each is there in its size and its manifest is what was stored; some, by chance, are
+/// held against their hashes, with --full all of them, and rows are decompressed and counted.
+///
 /// Needs no server. Changes nothing but a lease of its own, which keeps `backup expire` from what is being read. With labels only these
 /// backups are checked, and the WAL that each needs to become consistent.
 ///
 /// Exit codes: 0 nothing is wrong, 1 something is damaged or missing, 3 something could not be read and nothing was found to be damaged, 10
-/// there is no backup or no repository, 130 interrupted.
+/// there is no backup, export or dump, or no repository, 130 interrupted.
 ///
 /// Example: pgherd backup verify --full --low-priority
 #[derive(Debug, clap::Args)]
@@ -64,6 +66,9 @@ pub struct VerifyArgs {
 /// `minimum-full` stays whatever they say; a backup stays if one of them wants it, or if neither window nor keep-full is stated. A pinned
 /// backup stays, and so does what a backup, a restore or a verification uses in this moment. A backup that is known not to be whole counts
 /// for no rule. WAL stays from the oldest backup that stays; where that cannot be told, all of it.
+///
+/// Exports of partitions go when their rows are older than `keep-exports` of their table says; without it they stay for ever. Dumps have a
+/// `keep` of their own, and go when the next one is made.
 ///
 /// A manifest goes before its data and the oldest WAL first: killed at any moment it leaves a repository that can be restored from, and
 /// the next run removes the rest. What pgherd did not put there is told and left.
@@ -240,11 +245,11 @@ pub(super) async fn expire(args: &ExpireArgs, app: &mut App) -> Outcome {
             Err(error) => failed.push(error),
         }
     }
-    shown.retain(|(_, expired)| !expired.decision.is_empty());
+    shown.retain(|(_, expired)| !expired.is_empty());
     if !shown.is_empty() && !args.preview {
         agree(app, &herd)?;
         for (way, expired) in shown {
-            let agreed = expired.decision.going().map(|Fated { label, .. }| label.clone()).collect();
+            let agreed = expired.agreement();
             let name = &way.cluster().name;
             let removed =
                 hearing(app, &herd.name, name, "expire_progress", &interrupt, async |hear, interrupt| {

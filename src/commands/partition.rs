@@ -82,8 +82,8 @@ struct PlanArgs {
 /// A lock is waited for no longer than --lock-timeout, all locks of a transaction together; who is in the way is told. One table's failure stops no
 /// other. Killed at any moment, the next run goes on. A second run finds nothing to do.
 ///
-/// Exit codes: 0 done or nothing to do, 3 some of the tables failed, 4 refused, 5 somebody else does it now, 10 no primary or no such table, 130
-/// interrupted.
+/// Exit codes: 0 done or nothing to do, 3 some of the tables failed, 1 all of them did, 4 refused, 5 somebody else does it now, 10 no primary or no
+/// such table, 130 interrupted. Whatever cut it off, a role change too, the next run ends it.
 ///
 /// Example: pgherd partition apply --lock-timeout 500ms
 #[derive(Debug, clap::Args)]
@@ -116,7 +116,7 @@ struct Manner {
 /// One period at a time, each in one transaction: its rows are moved and its partition is attached, and no reader misses a row. Meanwhile whoever reads or
 /// writes the default partition waits, so that a period with more rows than --rows is left. Asks before it moves anything.
 ///
-/// Exit codes: 0 moved or nothing to move, 2 there is nobody to ask and no --yes, 3 some rows were left, 4 refused, 5 somebody else does it now, 10 no
+/// Exit codes: 0 moved or nothing to move, 1 failed (the period that was being moved is as it was), 2 there is nobody to ask and no --yes, 3 some rows were left, 4 refused, 5 somebody else does it now, 10 no
 /// primary or no such table, 130 interrupted or not agreed.
 ///
 /// Example: pgherd partition drain orders.order_events --range 2026-12

@@ -6,6 +6,7 @@
 pub mod activity;
 pub mod configuration;
 pub mod databases;
+pub mod partitions;
 pub mod wal;
 
 pub mod herd;

@@ -14,8 +14,7 @@ use crate::pg::ident::quote_identifier;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParentRow {
     pub oid: u32,
-    /// `relkind`: `p` is a partitioned table.
-    pub kind: char,
+    pub shape: Shape,
     pub is_partition: bool,
     pub owner: String,
     /// Whether the owner may make tables in the schema.
@@ -26,14 +25,21 @@ pub struct ParentRow {
     pub access_method: Option<String>,
     /// `relreplident`: `d`, `n`, `f` or `i`.
     pub replica_identity: char,
+    /// The extension that it belongs to.
+    pub extension: Option<String>,
+}
+
+/// What kind of relation it is, and how it is partitioned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// `relkind`: `p` is a partitioned table.
+    pub kind: char,
     /// `partstrat`: `r`, `l` or `h`; `None` where it is not partitioned.
     pub strategy: Option<char>,
     /// How many columns and expressions it is partitioned by.
     pub keys: i32,
     /// The column, if it is partitioned by one and not by an expression.
     pub key: Option<KeyColumn>,
-    /// The extension that it belongs to.
-    pub extension: Option<String>,
 }
 
 /// A column that a table is partitioned by.
@@ -175,11 +181,9 @@ pub async fn parent(conn: &Conn, schema: &str, name: &str) -> Result<Option<Pare
     const WHAT: &str = "look at a partitioned table";
     let rows = conn.query(WHAT, PARENT, &[(&schema, Type::NAME), (&name, Type::NAME)]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
-    let key: Option<String> = conn.field(WHAT, row, "key")?;
-    let key_type: Option<String> = conn.field(WHAT, row, "key_type")?;
     Ok(Some(ParentRow {
         oid: oid(conn, WHAT, conn.field(WHAT, row, "oid")?)?,
-        kind: letter(conn.field(WHAT, row, "kind")?),
+        shape: shape(conn, WHAT, row)?,
         is_partition: conn.field(WHAT, row, "relispartition")?,
         owner: conn.field(WHAT, row, "owner")?,
         owner_may_create: conn.field(WHAT, row, "owner_may_create")?,
@@ -187,11 +191,20 @@ pub async fn parent(conn: &Conn, schema: &str, name: &str) -> Result<Option<Pare
         tablespace: conn.field(WHAT, row, "tablespace")?,
         access_method: conn.field(WHAT, row, "access_method")?,
         replica_identity: letter(conn.field(WHAT, row, "replica_identity")?),
-        strategy: conn.field::<Option<&str>>(WHAT, row, "strategy")?.map(letter),
-        keys: conn.field(WHAT, row, "keys")?,
-        key: key.zip(key_type).map(|(name, type_name)| KeyColumn { name, type_name }),
         extension: conn.field(WHAT, row, "extension")?,
     }))
+}
+
+/// Reads `kind`, `strategy`, `keys`, `key` and `key_type` of a row.
+pub(super) fn shape(conn: &Conn, what: &str, row: &tokio_postgres::Row) -> Result<Shape, DbError> {
+    let key: Option<String> = conn.field(what, row, "key")?;
+    let key_type: Option<String> = conn.field(what, row, "key_type")?;
+    Ok(Shape {
+        kind: letter(conn.field(what, row, "kind")?),
+        strategy: conn.field::<Option<&str>>(what, row, "strategy")?.map(letter),
+        keys: conn.field(what, row, "keys")?,
+        key: key.zip(key_type).map(|(name, type_name)| KeyColumn { name, type_name }),
+    })
 }
 
 /// Returns relations whose names differ from a wanted one in nothing but case.
@@ -262,7 +275,7 @@ pub async fn partitions(conn: &Conn, parent: u32) -> Result<Vec<PartitionRow>, D
         .collect()
 }
 
-const MARKED: &str = "
+pub const MARKED: &str = "
 SELECT n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS kind,
        pg_get_userbyid(c.relowner)::text AS owner, d.description AS comment,
        coalesce(pg_total_relation_size(c.oid), 0)::int8 AS bytes,

@@ -266,7 +266,9 @@ fn stays(input: &Input) -> Vec<String> {
         .collect();
     archives
         .into_iter()
-        .map(|(name, url)| format!("WAL and backups of {} in repository {name}, {url}", input.cluster))
+        .map(|(name, url)| {
+            format!("WAL, backups, exports and dumps of {} in repository {name}, {url}", input.cluster)
+        })
         .collect()
 }
 

@@ -3,6 +3,7 @@
 //! The controller finds the primary; a child on its host, as the os-user, runs pg_dump into a scratch file beside the objects, has
 //! pg_restore list and read it, stores it, reads it back, and writes the manifest last. A dump is no backup: it is not restored by `restore`.
 
+use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::interrupt::Interrupt;
@@ -31,6 +33,8 @@ use crate::units::ByteCount;
 const CHUNK: usize = 4 << 20;
 /// What a scratch directory's name begins with.
 const PREFIX: &str = ".dump-";
+/// How many names are tried for one.
+const MOST_SCRATCH: u32 = 10;
 /// What has no manifest after so long was left by one that was killed.
 const ABANDONED: Duration = Duration::from_secs(86_400);
 /// pg_dump waits no longer for a table that somebody has locked.
@@ -250,7 +254,7 @@ async fn make_here(request: &MakeDump, reporter: &Reporter) -> Result<Dumped> {
     let keys = DumpKeys::new(&request.cluster, &request.name);
     let host = LocalHost::own("this host");
     let scratch = Scratch::make(&request.scratch)?;
-    let file = scratch.0.join("dump");
+    let file = scratch.path.join("dump");
     let begun = Timestamp::now();
     let label = stored::label(begun);
     let program =
@@ -312,7 +316,7 @@ async fn upload(
     reporter: &Reporter,
 ) -> Result<(ByteCount, Blake3)> {
     let could_not = |error| could_not("read", from, error);
-    let mut file = std::fs::File::open(from).map_err(could_not)?;
+    let mut file = File::open(from).map_err(could_not)?;
     let total = file.metadata().map_err(could_not)?.len();
     file.rewind().map_err(could_not)?;
     let mut upload = repo.upload(key).await?;
@@ -347,30 +351,47 @@ fn expired(found: &[FoundDump], keep: Duration, now: Timestamp) -> Vec<String> {
 }
 
 /// A directory that is removed with what is in it, also those that killed ones have left.
-struct Scratch(PathBuf);
+struct Scratch {
+    path: PathBuf,
+    /// Locked as long as somebody works in it: a process may be dead for long before its number is free, or somebody else's.
+    _lock: File,
+}
 
 impl Scratch {
     fn make(above: &Path) -> Result<Self> {
         let could_not = |error| could_not("make a scratch directory in", above, error);
         for entry in std::fs::read_dir(above).map_err(could_not)?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.parse::<i32>().ok());
-            let dead = pid.and_then(rustix::process::Pid::from_raw);
-            if dead.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
-            {
-                std::fs::remove_dir_all(entry.path()).map_err(could_not)?;
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with(PREFIX) && locked(&path).is_ok() {
+                std::fs::remove_dir_all(&path).map_err(could_not)?;
             }
         }
-        let path = above.join(format!("{PREFIX}{}", std::process::id()));
-        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(could_not)?;
-        Ok(Self(path))
+        let mut number = 0;
+        loop {
+            let path = above.join(format!("{PREFIX}{}-{number}", std::process::id()));
+            let made = std::fs::DirBuilder::new().mode(0o700).create(&path).and_then(|()| locked(&path));
+            match made {
+                // Another dump may have taken it for an abandoned one before it was locked.
+                Ok(lock) if path.is_dir() => return Ok(Self { path, _lock: lock }),
+                Ok(_) | Err(_) if number < MOST_SCRATCH => number += 1,
+                Ok(_) => return Err(could_not(std::io::ErrorKind::NotFound.into())),
+                Err(error) => return Err(could_not(error)),
+            }
+        }
     }
+}
+
+/// Locks a directory, if nobody has.
+fn locked(directory: &Path) -> std::io::Result<File> {
+    let file = File::open(directory)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What cannot be removed now is removed by the next dump.
-        std::fs::remove_dir_all(&self.0).ok();
+        std::fs::remove_dir_all(&self.path).ok();
     }
 }
 
@@ -392,6 +413,21 @@ mod tests {
             modified: at(days),
             manifest: whole.then_some(Ok(manifest)),
         }
+    }
+
+    #[test]
+    fn only_what_nobody_works_in_is_taken_for_abandoned() {
+        let above = tempfile::tempdir().unwrap();
+        let living = Scratch::make(above.path()).unwrap();
+        std::fs::write(living.path.join("dump"), "half").unwrap();
+        let dead = above.path().join(".dump-1");
+        std::fs::create_dir(&dead).unwrap();
+        std::fs::write(dead.join("dump"), "half").unwrap();
+        let other = Scratch::make(above.path()).unwrap();
+        assert!(living.path.join("dump").exists() && !dead.exists());
+        assert_ne!(living.path, other.path);
+        drop((living, other));
+        assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -17,6 +17,13 @@ pub struct DumpKeys {
     folder: String,
 }
 
+/// Which part of a dump a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InDump {
+    Manifest,
+    Data,
+}
+
 /// `dump.json`: a sealed document. It is the commit: without it there is no dump.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +78,22 @@ impl DumpKeys {
     }
 }
 
+/// Returns the folder of all dumps of a cluster.
+pub fn dumps(cluster: &str) -> Key {
+    key(format!("{FOLDER}/{cluster}"))
+}
+
+/// Tells what a key below the folder of a cluster's dumps is: the name and the label of the dump, and which part of it.
+pub fn part_of(cluster: &str, key: &Key) -> Option<(String, String, InDump)> {
+    let below = key.as_str().strip_prefix(dumps(cluster).as_str())?.strip_prefix('/')?;
+    let parts: Vec<&str> = below.split('/').collect();
+    let [name, label, part] = parts.as_slice() else { return None };
+    let keys = DumpKeys::new(cluster, name);
+    let known = [(keys.manifest(label), InDump::Manifest), (keys.data(label), InDump::Data)];
+    let (_, part) = known.into_iter().find(|(known, _)| known.name() == *part)?;
+    Some(((*name).to_owned(), (*label).to_owned(), part))
+}
+
 fn key(text: String) -> Key {
     Key::new(text).expect("names of clusters and dumps, and labels, are made of what a key may hold")
 }
@@ -85,7 +108,7 @@ pub fn label(at: Timestamp) -> String {
 /// # Errors
 /// As the repository fails.
 pub async fn names(repo: &dyn Repo, cluster: &str) -> Result<Vec<String>> {
-    Ok(repo.list(Some(&key(format!("{FOLDER}/{cluster}")))).await?.folders)
+    Ok(repo.list(Some(&dumps(cluster))).await?.folders)
 }
 
 /// Lists the dumps of one name, oldest first.
@@ -126,5 +149,10 @@ mod tests {
         assert_eq!(String::from_utf8(seal::write_document(&manifest)).unwrap(), golden);
         let keys = DumpKeys::new(&manifest.cluster, &manifest.name);
         assert_eq!(keys.data(&manifest.label).as_str(), "_dumps/orders/legal/20261121T100203Z/data");
+        let part = |key: &Key| part_of("orders", key).map(|(_, _, part)| part);
+        assert_eq!(part(&keys.data(&manifest.label)), Some(InDump::Data));
+        assert_eq!(part(&keys.manifest(&manifest.label)), Some(InDump::Manifest));
+        assert_eq!(part(&Key::new("_dumps/orders/legal/20261121T100203Z/notes").unwrap()), None);
+        assert_eq!(part(&Key::new("_dumps/orders2/legal/20261121T100203Z/data").unwrap()), None);
     }
 }

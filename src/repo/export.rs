@@ -118,6 +118,12 @@ impl InExport {
     }
 }
 
+/// Returns the folder of the export that a key is a part of.
+pub fn folder_of(part: &Key) -> Key {
+    let folder = part.as_str().rsplit_once('/').map_or(part.as_str(), |(folder, _)| folder);
+    Key::new(folder).expect("what a key begins with, up to a slash, is a key")
+}
+
 /// Returns the folder of all exports of one system identifier.
 pub fn exports(system: &SystemKeys) -> Key {
     system.folder().join(FOLDER).expect("a folder of a system leaves room for others")

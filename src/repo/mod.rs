@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod place;
 pub mod primary;
 pub mod retry;
+pub(crate) mod rows;
 pub mod seal;
 
 use std::fmt;

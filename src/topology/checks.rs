@@ -155,6 +155,11 @@ checks! {
     Checksums = above("checksums", Measure::Count, None, Some(1.0)),
     InvalidIndexes = above("invalid-indexes", Measure::Count, Some(1.0), None),
     Sequences = above("sequences", Measure::Share, Some(75.0), Some(90.0)),
+    Partitions = holds("partitions"),
+    /// How many periods are declared under `partitions` is the threshold.
+    PartitionHorizon = below("partition-horizon", Measure::Count, None, None),
+    DefaultPartition = above("default-partition", Measure::Count, Some(1.0), None),
+    PendingDetach = above("pending-detach", Measure::Count, Some(1.0), None),
     PendingRestart = above("pending-restart", Measure::Count, Some(1.0), None),
     Configuration = above("configuration", Measure::Count, None, Some(1.0)),
     CacheHit = below("cache-hit", Measure::Share, Some(90.0), None),

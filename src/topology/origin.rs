@@ -13,7 +13,7 @@ use super::model::{
     BackupSource, Cluster, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository, RestoreProof,
     SecretReference, Service, Tls,
 };
-use super::partitions::TableName;
+use super::partitions::{TableName, Then};
 use super::problem::{Position, Problems};
 use super::yaml::{Node, Value};
 
@@ -204,6 +204,10 @@ impl List<'_> {
             self.add(&path("keep"), set.keep.map_or("none".to_owned(), |keep| keep.to_string()));
             if set.keep.is_some() {
                 self.add(&path("then"), set.then.word());
+            }
+            if set.then == Then::ExportAndDrop {
+                let keep = set.keep_exports.map_or("none".to_owned(), |keep| keep.to_string());
+                self.add(&path("keep-exports"), keep);
             }
             self.add(&path("timezone"), &set.timezone);
             self.add(&path("default-partition"), set.default_partition.word());

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use jiff::Zoned;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub struct PartitionSet {
     /// A partition stays until its last moment is so long ago; `None`: for ever.
     pub keep: Option<Keep>,
     pub then: Then,
+    /// Rows that were exported stay in the repository until their last moment is so long ago; `None`: for ever.
+    pub keep_exports: Option<Keep>,
     /// IANA name of the zone whose midnights are the bounds.
     pub timezone: String,
     pub default_partition: DefaultPolicy,
@@ -272,6 +275,29 @@ impl Keep {
         Ok(Self { count, unit })
     }
 
+    /// Tells whether it is no longer than another one.
+    pub fn is_within(self, other: Self) -> bool {
+        match (self.months(), other.months()) {
+            (Some(own), Some(other)) => own <= other,
+            (_, _) => self.count * self.unit.most_days() <= other.count * other.unit.most_days(),
+        }
+    }
+
+    /// Returns it in months; `None` if it is counted in days.
+    fn months(self) -> Option<u32> {
+        match self.unit {
+            Every::Day | Every::Week => None,
+            Every::Month => Some(self.count),
+            Every::Quarter => Some(3 * self.count),
+            Every::Year => Some(12 * self.count),
+        }
+    }
+
+    /// Returns the moment that is so long before another one, by the calendar; `None` before there was one.
+    pub fn before(self, now: &Zoned) -> Option<Zoned> {
+        now.checked_sub(self.span()).ok()
+    }
+
     /// Tells whether it is surely shorter than one `every`.
     pub fn is_shorter_than(self, every: Every) -> bool {
         // The same unit is compared by number; two units by the most days that each can have.
@@ -460,5 +486,8 @@ mod tests {
         assert!(shorter("0 days", Every::Day) && shorter("20 days", Every::Month));
         assert!(!shorter("31 days", Every::Month) && !shorter("12 months", Every::Year));
         assert!(!shorter("1 year", Every::Year));
+        let within = |one, other| Keep::parse(one).unwrap().is_within(Keep::parse(other).unwrap());
+        assert!(within("2 years", "2 years") && within("90 days", "1 year"));
+        assert!(!within("3 years", "2 years") && !within("3 years", "24 months"));
     }
 }

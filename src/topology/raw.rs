@@ -303,6 +303,9 @@ record! {
         keep: Text = "keep",
         /// What becomes of it then: "detach" (the default), "drop", or "export and drop", which stores its rows in the repository first.
         then: Then = "then",
+        /// Exported rows stay in the repository until their last moment is so long ago; for ever if it is not said.
+        #[schemars(schema_with = "super::decode::calendar_schema")]
+        keep_exports: Text = "keep-exports",
         /// The zone whose midnights are the bounds; that of the file if it is not said.
         timezone: Text = "timezone",
         /// A default partition: "leave" (the default: none is made, one that is there stays), "create", or "refuse".

@@ -13,7 +13,7 @@ use super::{Format, Tone, Ui, Verbosity};
 use crate::ops::backup::expire::Expired;
 use crate::ops::backup::pin::Before;
 use crate::ops::backup::retention::{Fate, State, Tally, Verdict as Fated, WalVerdict};
-use crate::ops::backup::verify::{LostSpan, Problem, ProblemKind, Verdict, Verified};
+use crate::ops::backup::verify::{Beside, BesideVerified, LostSpan, Problem, ProblemKind, Verdict, Verified};
 use crate::ops::node::{Progress, VerifyDepth};
 use crate::repo::layout::Label;
 use crate::topology::model::Backups;
@@ -113,6 +113,16 @@ pub fn print_verified(ui: &mut Ui, herd: &str, verified: &Verified) {
             wal.system_identifier, wal.files, wal.stored, wal.files_read
         ));
     }
+    for (kind, word) in [(Beside::Export, "exports"), (Beside::Dump, "dumps")] {
+        let of: Vec<&BesideVerified> = verified.beside.iter().filter(|one| one.kind == kind).collect();
+        if !of.is_empty() {
+            let stored = ByteCount(of.iter().map(|one| one.stored.0).sum());
+            let read = of.iter().filter(|one| one.read).count();
+            let rows: u64 = of.iter().filter_map(|one| one.rows).sum();
+            let rows = if kind == Beside::Export { format!(" with {rows} rows") } else { String::new() };
+            ui.remark(format!("  {word}   {}{rows}, {stored}; {read} read", of.len()));
+        }
+    }
     for problem in &verified.problems {
         print_problem(ui, problem);
     }
@@ -140,8 +150,23 @@ pub fn print_verified(ui: &mut Ui, herd: &str, verified: &Verified) {
         }
         Verdict::Damaged => {
             ui.line(format!("{} objects are damaged or missing.   {read}", damaged(verified)));
-            ui.note("next     pgherd backup create   (a new backup depends on nothing that is damaged)");
+            next_after(ui, verified);
         }
+    }
+}
+
+fn next_after(ui: &Ui, verified: &Verified) {
+    let beside = |problem: &&Problem| {
+        verified.beside.iter().any(|one| problem.object.as_str().starts_with(one.folder.as_str()))
+    };
+    let damaged = || verified.problems.iter().filter(|problem| problem.kind != ProblemKind::Unreadable);
+    if damaged().count() > damaged().filter(beside).count() || !verified.lost.is_empty() {
+        ui.note("next     pgherd backup create   (a new backup depends on nothing that is damaged)");
+    }
+    if verified.beside.iter().any(|one| one.kind == Beside::Dump && one.verdict == Verdict::Damaged) {
+        ui.note(
+            "next     pgherd dump list   (another dump of it may be whole; pgherd run JOB makes a new one)",
+        );
     }
 }
 
@@ -189,6 +214,16 @@ fn print_lost(ui: &mut Ui, verified: &Verified) {
     for backup in verified.backups.iter().filter(|backup| backup.verdict == Verdict::Damaged) {
         ui.line(format!("{word}     backup {} cannot be restored whole", backup.label));
     }
+    for one in verified.beside.iter().filter(|one| one.verdict == Verdict::Damaged) {
+        ui.line(format!(
+            "{word}     {}",
+            match one.kind {
+                Beside::Export =>
+                    format!("the rows of {}, which were dropped when they had been exported", one.name),
+                Beside::Dump => format!("dump {} cannot be handed out", one.name),
+            }
+        ));
+    }
     for span in &verified.lost {
         ui.line(format!("{word}     {}", lost_span(span)));
     }
@@ -221,6 +256,16 @@ pub fn print_expiry(ui: &mut Ui, herd: &str, backups: &Backups, expired: &Expire
     for wal in &expired.decision.wal {
         wal_lines(ui, wal).into_iter().for_each(|line| ui.line(line));
     }
+    for export in &expired.exports {
+        ui.line(format!(
+            "  - export {}   {:>9}   {} rows, up to {}, kept for {}",
+            export.table,
+            export.stored.to_string(),
+            export.rows,
+            export.to.strftime("%Y-%m-%d %H:%M:%S"),
+            export.keep
+        ));
+    }
     for unusable in &expired.unusable {
         ui.message(format!("WARNING:  {} cannot be used: {}", unusable.object, unusable.why));
     }
@@ -231,10 +276,10 @@ pub fn print_expiry(ui: &mut Ui, herd: &str, backups: &Backups, expired: &Expire
             expired.strays[0]
         ));
     }
-    ui.line(if expired.decision.is_empty() {
+    ui.line(if expired.is_empty() {
         "Nothing goes.".to_owned()
     } else {
-        format!("Frees {}.", expired.decision.freed())
+        format!("Frees {}.", expired.freed())
     });
 }
 
@@ -286,10 +331,11 @@ pub fn print_removed(ui: &mut Ui, herd: &str, expired: &Expired) {
     }
     let Some(removed) = &expired.removed else { return };
     ui.remark(format!(
-        "{herd}/{}   removed {} backups and {} WAL files, {} are free",
+        "{herd}/{}   removed {} backups, {} WAL files and {} exports, {} are free",
         expired.cluster,
         removed.backups.len(),
         removed.wal_files,
+        removed.exports,
         removed.freed
     ));
     for label in &expired.spared {

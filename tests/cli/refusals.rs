@@ -1895,6 +1895,8 @@ fn partitions_are_refused_before_a_server_is_asked() {
       a.k: {by: at, every: month, names: "{table}_{year}"}
       a.l_that_is_called_so_long_that_its_partitions_find_no_names: {by: at, every: day}
       a.m: {by: at, every: month, database: other}
+      a.n: {by: at, every: month, keep: 1 year, then: drop, keep-exports: 10 years}
+      a.o: {by: at, every: month, keep: 2 years, then: export and drop, keep-exports: 24 months}
 "#,
         r#"
 ERROR:  pgherd.yml:10:7: clusters.inventory.partitions.events is not the name of a table: it has no schema
@@ -1931,7 +1933,15 @@ DETAIL: PostgreSQL cuts "l_that_is_called_so_long_that_its_partitions_find_no_na
 HINT:   Name them with something shorter: names: "SHORT_{year}_{month}_{day}".
 ERROR:  pgherd.yml:22:45: unknown database "other" in clusters.inventory.partitions.a.m
 DETAIL: Declared: inventory.
-HINT:   Write one of them, or declare it first."#,
+HINT:   Write one of them, or declare it first.
+ERROR:  pgherd.yml:23:75: clusters.inventory.partitions.a.n says how long exports are kept, and exports nothing
+HINT:   Write then: export and drop; or leave "keep-exports" out.
+ERROR:  pgherd.yml:24:56: clusters.inventory.partitions.a.o exports, and inventory has no repository
+DETAIL: The rows of a partition that is dropped go to the repository of the cluster's backups.
+HINT:   Declare it: backups: {repository: NAME}; or write then: detach.
+ERROR:  pgherd.yml:24:87: clusters.inventory.partitions.a.o.keep-exports is no longer than keep: 24 months and 2 years
+DETAIL: Both count from the last moment of a partition, so that its export would go as soon as it is made.
+HINT:   Keep exports longer; or write then: drop."#,
     );
 }
 

@@ -431,7 +431,7 @@ fn a_birth_whose_wal_is_refused_says_what_the_server_said_and_leaves_nothing() {
     herd.apply().ends_with(0);
     let build = herd.build_in_use();
     let gone = herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0);
-    gone.tells(&["WAL and backups of inventory in repository main, file://", "stays"]);
+    gone.tells(&["WAL, backups, exports and dumps of inventory in repository main, file://", "stays"]);
     assert!(!herd.path("lib").exists());
     let kept = archived(&herd);
     assert!(!kept.is_empty());

@@ -12,7 +12,7 @@ use crate::server::installations;
 use crate::sshd::{Login, Sshd};
 
 /// Ends a node's server as a power cut ends it: nothing is written any more, nobody is told.
-fn kill(herd: &Herd, node: &str) {
+pub fn kill(herd: &Herd, node: &str) {
     // First who would restart the others.
     kill_process(herd.postmaster(node).expect("it runs"), Signal::KILL).expect("kill it");
     for child in server(herd, node) {

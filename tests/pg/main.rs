@@ -36,6 +36,8 @@ mod ledger;
 mod notify;
 mod objects;
 mod partition;
+mod partition_health;
+mod partition_interrupted;
 mod partition_refusals;
 mod partition_year;
 mod plan_file;

@@ -95,7 +95,7 @@ fn partitions(herd: &Herd, table: &str) -> String {
     )
 }
 
-const TABLE: &str = "SET ROLE inventory_owner; CREATE TABLE inventory.moves (id bigint, at timestamptz, note text, len int GENERATED ALWAYS AS (length(note)) STORED,
+pub const TABLE: &str = "SET ROLE inventory_owner; CREATE TABLE inventory.moves (id bigint, at timestamptz, note text, len int GENERATED ALWAYS AS (length(note)) STORED,
     PRIMARY KEY (id, at), CHECK (id > 0)) PARTITION BY RANGE (at); CREATE INDEX ON inventory.moves (note)";
 
 /// From the first partition to the one that comes back from the repository, and everything that a second run must not do again.
@@ -151,6 +151,9 @@ fn a_set_is_made_kept_exported_dropped_and_brought_back() {
         herd.run(&["partition", "list", "inventory.moves", "--exported"])
             .ends_with(0)
             .says(&["moves_2026_03", "1 partitions"]);
+        for depth in [&["backup", "verify"][..], &["backup", "verify", "--full"]] {
+            herd.run(depth).ends_with(0).says(&["exports   1 with ", "1 read"]);
+        }
         // Row for row, in its old place; and retention leaves it there.
         herd.run(&["partition", "restore", "inventory.moves", "moves_2026_03"])
             .ends_with(0)
@@ -182,7 +185,16 @@ fn a_set_is_made_kept_exported_dropped_and_brought_back() {
         std::fs::write(&rows, bytes).expect("writable");
         herd.run(&["partition", "restore", "inventory.moves", "moves_2026_03"]).ends_with(1);
         assert_eq!(sql(&herd, "SELECT to_regclass('inventory.moves_2026_03') IS NULL"), "t");
-        herd.run(&["backup", "verify", "--quick"]).does_not_say("not put there by pgherd");
+        let quick = herd.run(&["backup", "verify", "--quick"]).ends_with(0);
+        quick.says(&["exports   1 with "]).does_not_say("not put there by pgherd");
+        for depth in [&["backup", "verify"][..], &["backup", "verify", "--full"]] {
+            let found = herd.run(depth).ends_with(1);
+            found.says(&[
+                "DAMAGED  inventory/",
+                "/rows.csv.zst: ",
+                "LOST     the rows of inventory.moves_2026_03",
+            ]);
+        }
     }
 }
 

@@ -279,9 +279,20 @@ fn a_dump_is_what_the_database_holds_is_proved_and_is_kept_as_long_as_declared()
         .tells(&["is damaged", "its checksum is not the one of what pg_dump wrote"]);
     assert!(!to.exists());
 
-    // Verification and expiry of the backups leave dumps alone.
+    // Verification finds it as well, once it reads what is in there; whole again nothing is wrong.
     herd.run(&["backup", "create"]).ends_with(0);
-    herd.run(&["backup", "verify"]).ends_with(0);
+    herd.run(&["backup", "verify", "--quick"]).ends_with(0).says(&["dumps   2, "]);
+    for depth in [&["backup", "verify"][..], &["backup", "verify", "--full"]] {
+        herd.run(depth).ends_with(1).says(&[
+            "DAMAGED  _dumps/inventory/part/",
+            "dump part ",
+            "cannot be handed out",
+        ]);
+    }
+    bytes[middle] ^= 1;
+    fs::write(&stored, &bytes).unwrap();
+    herd.run(&["backup", "verify", "--full"]).ends_with(0).says(&["dumps   2, ", "2 read"]);
+    // Expiry of the backups leaves dumps alone.
     herd.run(&["backup", "expire", "--yes"]).ends_with(0);
     herd.run(&["dump", "list"]).ends_with(0).says(&["legal", "part"]);
     let inside = fs::read_dir(herd.repository()).unwrap().map(|entry| entry.unwrap().file_name());

@@ -141,6 +141,34 @@ fn a_backup_is_made_and_restored_on_the_node_s_own_host() {
     herd.program("pg_ctl", &["-D", copy.to_str().unwrap(), "-m", "fast", "-w", "stop"]);
 }
 
+#[test]
+fn an_export_and_a_dump_are_made_on_the_node_s_own_host() {
+    let (mut herd, _sshd) = declare(&SINGLE, Login::Caller);
+    herd.keep_backups();
+    herd.edit(
+        "    nodes:\n",
+        "    partitions:\n      inventory.moves: {by: at, every: month, ahead: 1, keep: 2 months, then: export and drop}\n    \
+         dumps:\n      legal: {when: monthly 28 01:00, keep: 2 days}\n    nodes:\n",
+    );
+    herd.apply().ends_with(0);
+    let sql = |text: &str| herd.sql_in("a", "inventory", text);
+    sql(crate::partition::TABLE);
+    herd.run(&["partition", "apply", "--at", "2026-01-15"]).ends_with(0);
+    sql(
+        "INSERT INTO inventory.moves SELECT n, '2026-01-01'::timestamptz + n * interval '1 second', repeat(md5(n::text), 4) FROM generate_series(1, 100000) n",
+    );
+    let sum = "SELECT count(*) || ' ' || sum(hashtext(id::text || note)::int8) FROM inventory.moves";
+    let before = sql(sum);
+    crate::partition_interrupted::a_killed_dump_is_none(&herd);
+    herd.run(&["partition", "apply", "--at", "2026-04-15"]).ends_with(0).says(&["exported 1", "dropped 1"]);
+    assert_eq!(sql("SELECT count(*) FROM inventory.moves"), "0");
+    herd.run(&["backup", "verify", "--full"])
+        .ends_with(0)
+        .says(&["exports   1 with 100000 rows", "dumps   1, "]);
+    herd.run(&["partition", "restore", "inventory.moves", "moves_2026_01"]).ends_with(0);
+    assert_eq!(sql(sum), before);
+}
+
 /// Opens the door to db1 as the caller, in this process.
 fn door(sshd: &Sshd) -> SshHost {
     let user = crate::sshd::caller();

@@ -9,7 +9,7 @@ use crate::db::connect::{Conn, DbError};
 use crate::pg::ident::quote_literal;
 
 /// The first half of the key of the advisory locks: "part" in ASCII. The second is the table's oid.
-const LOCK_CLASS: i32 = 0x7061_7274;
+pub(in crate::db) const LOCK_CLASS: i32 = 0x7061_7274;
 
 /// Somebody who is in the way.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]

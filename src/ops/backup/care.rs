@@ -14,7 +14,8 @@ use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
 use crate::ops::node::{
-    self, ExpireBackups, NodeDoor, NodeRequest, Priority, Progress, VerifyBackups, VerifyDepth,
+    self, Agreed, ExpireBackups, ExportsKept, NodeDoor, NodeRequest, Priority, Progress, VerifyBackups,
+    VerifyDepth,
 };
 use crate::ops::observe::Doors;
 use crate::pg::system::SystemIdentifier;
@@ -76,18 +77,14 @@ impl<'a> Way<'a> {
     ///
     /// # Errors
     /// As [`super::expire::run`]; [`ErrorKind::Interrupted`] on request.
-    pub async fn expire(
-        &self,
-        agreed: Option<Vec<Label>>,
-        hear: Hear,
-        interrupt: &Interrupt,
-    ) -> Result<Expired> {
+    pub async fn expire(&self, agreed: Option<Agreed>, hear: Hear, interrupt: &Interrupt) -> Result<Expired> {
         let request = NodeRequest::ExpireBackups(ExpireBackups {
             url: self.backups.repository.url.clone(),
             cluster: self.cluster.name.clone(),
             window: self.backups.window,
             keep_full: self.backups.keep_full,
             minimum_full: self.backups.minimum_full,
+            exports: exports_kept(self.cluster),
             agreed,
         });
         let detail = "What was removed by then is removed whole. The next run goes on.";
@@ -171,4 +168,17 @@ impl<'a> Way<'a> {
     pub fn backups(&self) -> &Backups {
         self.backups
     }
+}
+
+/// Returns the rules of the tables whose exports are not kept for ever.
+fn exports_kept(cluster: &Cluster) -> Vec<ExportsKept> {
+    let kept = cluster.partitions.iter().filter_map(|set| {
+        Some(ExportsKept {
+            database: set.database.clone(),
+            table: set.table.clone(),
+            keep: set.keep_exports?,
+            timezone: set.timezone.clone(),
+        })
+    });
+    kept.collect()
 }

@@ -10,14 +10,18 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+mod exports;
+
+use self::exports::ExpiredExport;
 use super::holdings::{self, Holdings, OfSystem};
 use super::pin::Pin;
 use super::retention::{Decision, Fate, Rules, State, Verdict, decide};
 use crate::engine::lease::{self, Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::node::{ExpireBackups, Progress, Reporter};
+use crate::ops::node::{Agreed, ExpireBackups, Progress, Reporter};
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::WalFile;
+use crate::repo::export::ExportKeys;
 use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::{self, Key, SharedRepo, seal};
 use crate::units::ByteCount;
@@ -34,6 +38,8 @@ pub struct Expired {
     /// The repository's URL.
     pub url: String,
     pub decision: Decision,
+    /// Exports of partitions that go: their rows are older than they are kept.
+    pub exports: Vec<ExpiredExport>,
     /// `None`: only looked.
     pub removed: Option<Removed>,
     /// What was agreed to go and stays all the same: somebody began to use it.
@@ -58,7 +64,28 @@ pub struct Unusable {
 pub struct Removed {
     pub backups: Vec<Label>,
     pub wal_files: u64,
+    pub exports: u64,
     pub freed: ByteCount,
+}
+
+impl Expired {
+    /// Tells whether nothing goes.
+    pub fn is_empty(&self) -> bool {
+        self.decision.is_empty() && self.exports.is_empty()
+    }
+
+    /// Returns what the operator agrees to.
+    pub fn agreement(&self) -> Agreed {
+        Agreed {
+            backups: self.decision.going().map(|verdict| verdict.label.clone()).collect(),
+            exports: self.exports.iter().map(|export| export.folder.clone()).collect(),
+        }
+    }
+
+    pub fn freed(&self) -> ByteCount {
+        let exports: u64 = self.exports.iter().map(|export| export.stored.0).sum();
+        ByteCount(self.decision.freed().0 + exports)
+    }
 }
 
 /// Looks, or removes what was agreed to go.
@@ -79,7 +106,8 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
         return Err(Error::from(error));
     }
     let decision = decide(&rules, &holdings.systems(), &|_| false, Timestamp::now());
-    let unusable = holdings.systems.iter().flat_map(|of| &of.unusable);
+    let exports = exports::old(&*repo, &holdings, &request.exports, Timestamp::now()).await?;
+    let unusable = holdings.systems.iter().flat_map(|of| &of.unusable).chain(&exports.unusable);
     let mut expired = Expired {
         cluster: request.cluster.clone(),
         url: request.url.clone(),
@@ -90,9 +118,17 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
             .map(|(key, error)| Unusable { object: key.clone(), why: error.to_string() })
             .collect(),
         decision,
+        exports: exports.go,
     };
     if let Some(agreed) = &request.agreed {
-        let agreed: BTreeSet<Label> = agreed.iter().cloned().collect();
+        let exports: Vec<ExpiredExport> = expired
+            .exports
+            .iter()
+            .filter(|export| agreed.exports.contains(&export.folder))
+            .cloned()
+            .collect();
+        let total = expired.freed();
+        let agreed: BTreeSet<Label> = agreed.backups.iter().cloned().collect();
         let mut run = Run {
             repo,
             cluster: ClusterKeys::new(&request.cluster),
@@ -104,6 +140,9 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
             removed: Removed::default(),
         };
         expired.decision = run.all().await?;
+        for export in &exports {
+            run.remove_export(export, total).await?;
+        }
         let stays = |label: &&Label| !run.removed.backups.contains(label);
         expired.spared = run.agreed.iter().filter(stays).cloned().collect();
         expired.removed = Some(run.removed);
@@ -227,6 +266,15 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Removes an export: the manifest first, so that killed in between it is none.
+    async fn remove_export(&mut self, export: &ExpiredExport, total: ByteCount) -> Result<()> {
+        let keys = ExportKeys::at(export.folder.clone());
+        self.remove(&keys.manifest(), ByteCount(0), total).await?;
+        self.remove(&keys.rows(), export.stored, total).await?;
+        self.removed.exports += 1;
+        Ok(())
+    }
+
     async fn remove(&mut self, key: &Key, size: ByteCount, total: ByteCount) -> Result<bool> {
         if self.reporter.is_alone() {
             return Err(Error::new(ErrorKind::Interrupted, "nobody waits for the expiry any more")
@@ -245,9 +293,11 @@ impl Run<'_> {
 
     /// Adds what was removed already to an error that stopped the rest.
     fn stopped(&self, error: Error) -> Error {
-        let Removed { backups, wal_files, freed } = &self.removed;
-        let so_far =
-            format!("{} backups and {wal_files} WAL files were removed before, {freed}.", backups.len());
+        let Removed { backups, wal_files, exports, freed } = &self.removed;
+        let so_far = format!(
+            "{} backups, {wal_files} WAL files and {exports} exports were removed before, {freed}.",
+            backups.len()
+        );
         let detail = error.detail_text().map_or_else(String::new, |detail| format!("{detail} "));
         let hint = error.hint_text().map(str::to_owned);
         let stopped = Error::new(error.kind(), error.what()).detail(format!("{detail}{so_far}"));

@@ -14,6 +14,8 @@ use crate::pg::history::TimelineHistory;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::WalFile;
+use crate::repo::dump::{self, InDump};
+use crate::repo::export::{self, InExport};
 use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::Manifest;
 use crate::repo::place::{InBackup, InSystem, Place};
@@ -25,6 +27,8 @@ use crate::units::ByteCount;
 #[derive(Debug)]
 pub(super) struct Holdings {
     pub(super) systems: Vec<OfSystem>,
+    /// By name and label. No backup needs them, and no rule of backups removes them.
+    pub(super) dumps: BTreeMap<(String, String), DumpFolder>,
     /// `lock.json` and `primary.json`.
     pub(super) documents: Vec<Key>,
     /// Objects that pgherd did not put there.
@@ -41,6 +45,8 @@ pub(super) struct OfSystem {
     pub(super) keys: SystemKeys,
     pub(super) system: System,
     pub(super) folders: BTreeMap<Label, Folder>,
+    /// Rows of partitions, by their folders. No backup needs them.
+    pub(super) exports: BTreeMap<Key, ExportFolder>,
     pub(super) leases: Vec<Listed>,
     /// Documents and history files that are there and cannot be used, and why.
     pub(super) unusable: Vec<(Key, SealError)>,
@@ -53,6 +59,20 @@ pub(super) struct Folder {
     pub(super) files: Option<ByteCount>,
     pub(super) pin: Option<ByteCount>,
     pub(super) data: BTreeMap<u32, ByteCount>,
+}
+
+/// The folder of an export, from a listing.
+#[derive(Debug, Default, Clone)]
+pub(super) struct ExportFolder {
+    pub(super) manifest: Option<ByteCount>,
+    pub(super) rows: Option<ByteCount>,
+}
+
+/// The folder of a dump, from a listing.
+#[derive(Debug, Default, Clone)]
+pub(super) struct DumpFolder {
+    pub(super) manifest: Option<ByteCount>,
+    pub(super) data: Option<ByteCount>,
 }
 
 impl Folder {
@@ -75,12 +95,20 @@ impl Holdings {
         for listed in list_all(&**repo, &keys.folder(), &mut unlisted).await {
             sorted.take(Place::of(&keys, &listed.key), listed);
         }
-        let Sorted { systems, documents, strays } = sorted;
+        for listed in list_all(&**repo, &dump::dumps(cluster), &mut unlisted).await {
+            sorted.take_dump(cluster, listed);
+        }
+        let Sorted { systems, dumps, documents, strays } = sorted;
         let mut of = Vec::new();
         for (id, listed) in systems {
             of.push(OfSystem::read(repo, keys.system(id), listed, now, &mut unreadable).await?);
         }
-        Ok(Self { systems: of, documents, strays, unlisted, unreadable })
+        Ok(Self { systems: of, dumps, documents, strays, unlisted, unreadable })
+    }
+
+    /// Tells whether there is an export or a dump.
+    pub(super) fn has_more_than_backups(&self) -> bool {
+        !self.dumps.is_empty() || self.systems.iter().any(|of| !of.exports.is_empty())
     }
 
     /// Returns what is decided about.
@@ -111,6 +139,7 @@ async fn list_all(repo: &dyn Repo, folder: &Key, unlisted: &mut Vec<(Key, RepoEr
 #[derive(Debug, Default)]
 struct Sorted {
     systems: BTreeMap<SystemIdentifier, SortedSystem>,
+    dumps: BTreeMap<(String, String), DumpFolder>,
     documents: Vec<Key>,
     strays: Vec<Listed>,
 }
@@ -119,6 +148,7 @@ struct Sorted {
 struct SortedSystem {
     wal: Vec<StoredWal>,
     folders: BTreeMap<Label, Folder>,
+    exports: BTreeMap<Key, ExportFolder>,
     leases: Vec<Listed>,
 }
 
@@ -130,6 +160,18 @@ impl Sorted {
             Place::System(id, found) => self.systems.entry(id).or_default().take(found, listed),
         }
     }
+
+    fn take_dump(&mut self, cluster: &str, listed: Listed) {
+        let Some((name, label, part)) = dump::part_of(cluster, &listed.key) else {
+            self.strays.push(listed);
+            return;
+        };
+        let folder = self.dumps.entry((name, label)).or_default();
+        match part {
+            InDump::Manifest => folder.manifest = Some(listed.size),
+            InDump::Data => folder.data = Some(listed.size),
+        }
+    }
 }
 
 impl SortedSystem {
@@ -139,8 +181,13 @@ impl SortedSystem {
                 self.wal.push(StoredWal { file, stored: listed.size, at: listed.modified });
             }
             InSystem::Lease(_) => self.leases.push(listed),
-            // Rows of partitions are kept for ever; no backup needs them.
-            InSystem::Export(..) => {}
+            InSystem::Export(key, part) => {
+                let folder = self.exports.entry(export::folder_of(&key)).or_default();
+                match part {
+                    InExport::Manifest => folder.manifest = Some(listed.size),
+                    InExport::Rows => folder.rows = Some(listed.size),
+                }
+            }
             InSystem::Backup(label, found) => {
                 let folder = self.folders.entry(label).or_default();
                 match found {
@@ -178,8 +225,8 @@ impl OfSystem {
                 vec![Use { labels: None, who: format!("leases that cannot be read: {error}") }]
             }),
         };
-        let (folders, leases) = (listed.folders, listed.leases);
-        let mut of = Self { keys, system, folders, leases, unusable: Vec::new() };
+        let (folders, exports, leases) = (listed.folders, listed.exports, listed.leases);
+        let mut of = Self { keys, system, folders, exports, leases, unusable: Vec::new() };
         let mut reader = Reader { repo: &**repo, unreadable };
         for (label, folder) in of.folders.clone() {
             of.read_backup(&mut reader, label, &folder).await?;

@@ -9,8 +9,11 @@ use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
 use crate::pg::wal_header::LONG;
+use crate::repo::dump::{self, DumpKeys, DumpManifest};
+use crate::repo::export::{ExportKeys, ExportManifest};
 use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{Chunk, Contents, DataObject, Dir, File, Manifest, Part, Source};
+use crate::repo::rows::Writer;
 use crate::repo::seal::{self, Blake3, Identity, Kind};
 use crate::repo::{self, Key, SharedRepo, now};
 use crate::units::ByteCount;
@@ -197,8 +200,53 @@ impl Trial {
 
     /// Returns the keys of all objects.
     pub(super) fn objects(&self) -> Vec<Key> {
-        let listed = now(self.repo.list_all(&ClusterKeys::new(CLUSTER).folder())).unwrap();
-        listed.into_iter().map(|listed| listed.key).collect()
+        let folders = [ClusterKeys::new(CLUSTER).folder(), dump::dumps(CLUSTER)];
+        let listed = folders.iter().flat_map(|folder| now(self.repo.list_all(folder)).unwrap());
+        listed.map(|listed| listed.key).collect()
+    }
+
+    /// Stores the rows of a partition that ended with November 2019.
+    pub(super) fn export(&self, partition: &str) -> ExportKeys {
+        let golden = include_str!("../../../tests/golden/partition-export-v1.json");
+        let manifest: ExportManifest = seal::read_document(golden.as_bytes()).unwrap();
+        let system = Self::system();
+        let names = (manifest.schema.as_str(), partition);
+        let keys = ExportKeys::new(&system, &manifest.database, names, manifest.at).unwrap();
+        let mut writer = Writer::begin(&*self.repo, &keys.rows()).unwrap();
+        for number in 0..500 {
+            writer.take(format!("{number},2019-11-01 00:00:00+00,\"{{}}\"\n").as_bytes()).unwrap();
+        }
+        let (rows, stored, stored_blake3) = writer.end().unwrap();
+        let manifest = ExportManifest {
+            cluster: CLUSTER.to_owned(),
+            system_identifier: system.system(),
+            partition: partition.to_owned(),
+            rows: rows.rows,
+            size: rows.size,
+            content_blake3: rows.content,
+            stored,
+            stored_blake3,
+            ..manifest
+        };
+        now(self.repo.store(&keys.manifest(), &seal::write_document(&manifest))).unwrap();
+        keys
+    }
+
+    /// Stores a dump.
+    pub(super) fn dump(&self) -> Key {
+        let golden = include_str!("../../../tests/golden/dump-v1.json");
+        let manifest: DumpManifest = seal::read_document(golden.as_bytes()).unwrap();
+        let keys = DumpKeys::new(CLUSTER, &manifest.name);
+        let data = b"PGDMP and whatever follows".repeat(40);
+        let manifest = DumpManifest {
+            cluster: CLUSTER.to_owned(),
+            size: ByteCount(data.len() as u64),
+            data_blake3: Blake3::of(&data),
+            ..manifest
+        };
+        now(self.repo.store(&keys.data(&manifest.label), &data)).unwrap();
+        now(self.repo.store(&keys.manifest(&manifest.label), &seal::write_document(&manifest))).unwrap();
+        keys.data(&manifest.label)
     }
 
     /// Flips one bit of an object, as a failing disk does: behind the repository's back.

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::db::{health as ask, queries};
+use crate::db::{health as ask, partition, queries};
 use crate::topology::checks::Check;
 
 /// One check, for those who want to know what it does before they believe it.
@@ -436,6 +436,52 @@ pub fn explained(check: Check) -> Explained {
             ),
             act: "Give the column the type bigint before it ends.",
             source: "https://www.postgresql.org/docs/current/view-pg-sequences.html",
+        },
+        Check::Partitions => Explained {
+            title: "whether each partitioned table is as declared",
+            asks: vec![
+                Ask::Sql { of: EACH_DATABASE, sql: ask::partitions::SETS },
+                Ask::Sql { of: EACH_DATABASE, sql: partition::MARKED },
+            ],
+            needs: Needs::Nothing,
+            remark: Some(
+                "A table that cannot be maintained is critical, and so is what refuses rows. What a run has left is told when none works on it; what should be gone, after a week.",
+            ),
+            act: "\"pgherd partition plan\" shows what is to be done, \"pgherd partition apply\" does it and says what keeps it from that.",
+            source: "https://www.postgresql.org/docs/current/ddl-partitioning.html",
+        },
+        Check::PartitionHorizon => Explained {
+            title: "for how many periods to come each partitioned table has a partition",
+            asks: vec![Ask::Sql { of: EACH_DATABASE, sql: ask::partitions::SETS }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "Fewer than declared under \"partitions\" are a warning, a present or next period without one is critical. What a new period lacks has a day to be made.",
+            ),
+            act: "\"pgherd partition apply\" makes them; see why its job has not: \"pgherd schedule list\".",
+            source: "https://www.postgresql.org/docs/current/ddl-partitioning.html#DDL-PARTITIONING-DECLARATIVE-MAINTENANCE",
+        },
+        Check::DefaultPartition => Explained {
+            title: "how many rows are in a default partition",
+            asks: vec![Ask::Look {
+                of: "each default partition of a declared table",
+                what: "its rows, up to 100 000 of them (SELECT count(*) FROM (SELECT … LIMIT 100001))",
+            }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "A row in it keeps the partition of its period from being attached. It takes SELECT on the default partition.",
+            ),
+            act: "\"pgherd partition drain TABLE --preview\" shows what is in it, without --preview it moves the rows to where they belong.",
+            source: "https://www.postgresql.org/docs/current/sql-createtable.html#SQL-CREATETABLE-PARTITION",
+        },
+        Check::PendingDetach => Explained {
+            title: "which partitions are half detached",
+            asks: vec![Ask::Sql { of: EACH_DATABASE, sql: ask::partitions::SETS }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "DETACH PARTITION ... CONCURRENTLY was cut off; no other partition of that table can be detached concurrently until it is ended.",
+            ),
+            act: "\"pgherd partition apply\" ends it; by hand: ALTER TABLE ... DETACH PARTITION ... FINALIZE.",
+            source: "https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-DETACH-PARTITION",
         },
         Check::PendingRestart => Explained {
             title: "which settings wait for a restart",

@@ -11,6 +11,7 @@ mod databases;
 mod herd;
 mod jobs;
 mod nodes;
+mod partitions;
 mod poolers;
 mod promises;
 mod replication;
@@ -34,6 +35,7 @@ pub fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     findings.extend(wal::judge(seen));
     findings.extend(archive::judge(seen));
     findings.extend(databases::judge(seen));
+    findings.extend(partitions::judge(seen));
     findings.extend(counters::judge(seen));
     findings.extend(configuration::judge(seen));
     findings.extend(herd::judge(seen));

@@ -15,8 +15,10 @@ use super::herd::{self, HerdSeen, NodeFacts};
 use crate::db::health::activity::{self, Horizon, LockWait, Longest, Prepared, Vitals};
 use crate::db::health::configuration::{self, BadLine};
 use crate::db::health::databases::{self, Counters, DeadRows, InvalidIndex, Sequences, Statements, Unfrozen};
+use crate::db::health::partitions;
 use crate::db::health::wal::{self, Directory, Replay, Sender, SlotSeen, Subscription};
 use crate::db::health::{self as ask, Asker};
+use crate::db::partition::{self as catalog, DefaultRows, MarkedRow, session};
 use crate::db::queries::{self, Archiver};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
@@ -24,12 +26,14 @@ use crate::ops::apply;
 use crate::ops::context::Context;
 use crate::ops::kept::{self, Kept};
 use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, PATIENCE, Running};
+use crate::ops::partition;
 use crate::ops::pooler::{self, PoolerSeen};
 use crate::ops::roles::{self, Lead};
 use crate::ops::split::{self, SplitBrain};
 use crate::pg::ident::quote_identifier;
 use crate::pg::lsn::Lsn;
 use crate::topology::model::{Cluster, Herd, Node};
+use crate::topology::partitions::{PartitionSet, TableName};
 use crate::units::human_duration;
 
 /// Everything that was seen of one cluster.
@@ -110,6 +114,23 @@ pub struct Inside {
     pub unfrozen: Asked<Option<Unfrozen>>,
     /// `None` where it is not installed.
     pub statements: Asked<Option<Statements>>,
+    pub partitions: Asked<Partitions>,
+}
+
+/// The declared partition sets of a database.
+#[derive(Debug, Clone, Default)]
+pub struct Partitions {
+    pub sets: Vec<SetAsked>,
+    /// Tables that say that they were made for a set, or taken from one.
+    pub marked: Vec<MarkedRow>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub struct SetAsked {
+    pub seen: partitions::SetSeen,
+    /// `None` without a default partition.
+    pub default_rows: Option<Asked<DefaultRows>>,
 }
 
 impl NodeSeen {
@@ -148,6 +169,7 @@ impl Inside {
             dead_rows: Err(why.clone()),
             unfrozen: Err(why.clone()),
             statements: Err(why.clone()),
+            partitions: Err(why.clone()),
         }
     }
 }
@@ -403,10 +425,61 @@ async fn inside(doors: &Doors, cluster: &Cluster, node: &Node, asker: &Asker) ->
             1.. => Err(not_granted(asker, databases::SEQUENCES_GRANT)),
             0 => Ok(sequences),
         });
+        let partitions = partitions_of(&conn, cluster, database, asker).await;
         let database = database.clone();
-        told.push(Inside { database, sequences, invalid_indexes, dead_rows, unfrozen, statements });
+        told.push(Inside {
+            database,
+            sequences,
+            invalid_indexes,
+            dead_rows,
+            unfrozen,
+            statements,
+            partitions,
+        });
     }
     told
+}
+
+/// The most rows of a default partition that are counted.
+const MOST_COUNTED: i64 = 100_000;
+
+/// Looks at the declared sets of a database; where none are, nothing is asked.
+async fn partitions_of(conn: &Conn, cluster: &Cluster, database: &str, asker: &Asker) -> Asked<Partitions> {
+    let declared: Vec<&PartitionSet> =
+        cluster.partitions.iter().filter(|set| set.database == database).collect();
+    if declared.is_empty() {
+        return Ok(Partitions::default());
+    }
+    partitions::prepare(conn).await.map_err(why)?;
+    let names: Vec<(&str, &str)> =
+        declared.iter().map(|set| (set.table.schema.as_str(), set.table.name.as_str())).collect();
+    let mut sets = Vec::new();
+    for (set, seen) in declared.iter().zip(partitions::sets(conn, &names).await.map_err(why)?) {
+        let default_rows = match seen.parts.iter().find(|part| part.is_default) {
+            Some(default) => Some(default_rows(conn, set, default, asker).await),
+            None => None,
+        };
+        sets.push(SetAsked { seen, default_rows });
+    }
+    Ok(Partitions { sets, marked: catalog::marked(conn, partition::MARK).await.map_err(why)? })
+}
+
+async fn default_rows(
+    conn: &Conn,
+    set: &PartitionSet,
+    default: &partitions::PartSeen,
+    asker: &Asker,
+) -> Asked<DefaultRows> {
+    let table = TableName { schema: default.schema.clone(), name: default.name.clone() }.quoted();
+    match catalog::default_rows(conn, &table, &set.by, None, MOST_COUNTED).await {
+        Err(error) if error.is_state(INSUFFICIENT_PRIVILEGE) => {
+            Err(not_granted(asker, &format!("GRANT SELECT ON {table} TO {{role}}")))
+        }
+        Err(error) if session::was_in_the_way(&error) => {
+            Err(Why::Failed("somebody keeps it locked".to_owned()))
+        }
+        counted => counted.map_err(why),
+    }
 }
 
 /// SQLSTATE of a missing grant.

@@ -30,9 +30,10 @@ use crate::ops::observe::Doors;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
+use crate::repo::Key;
 use crate::repo::layout::Label;
 use crate::repo::manifest::Tablespace;
-use crate::topology::partitions::{PartitionSet, TableName};
+use crate::topology::partitions::{Keep, PartitionSet, TableName};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
 
@@ -218,8 +219,30 @@ pub struct ExpireBackups {
     pub window: Option<Duration>,
     pub keep_full: Option<u32>,
     pub minimum_full: u32,
-    /// The backups that the operator agreed to lose; `None`: only look.
-    pub agreed: Option<Vec<Label>>,
+    /// How long exports are kept, of the partitioned tables of which that is said.
+    pub exports: Vec<ExportsKept>,
+    /// What the operator agreed to lose; `None`: only look.
+    pub agreed: Option<Agreed>,
+}
+
+/// How long the exports of a partitioned table are kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportsKept {
+    pub database: String,
+    pub table: TableName,
+    pub keep: Keep,
+    /// IANA name of the zone by which that is counted.
+    pub timezone: String,
+}
+
+/// What may be removed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agreed {
+    pub backups: Vec<Label>,
+    /// By their folders.
+    pub exports: Vec<Key>,
 }
 
 /// Checks what the repository holds of a cluster.

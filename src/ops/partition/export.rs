@@ -7,7 +7,6 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::look;
-use super::rows::{Counted, Reader, Writer};
 use super::worker::{self, Options, Way};
 use crate::db::partition::{self as catalog, session};
 use crate::db::{Conn, Connector, Endpoint, Login, Session, queries};
@@ -16,8 +15,9 @@ use crate::gate;
 use crate::ops::context::Context;
 use crate::ops::node::{ExportPartition, LocalServer, NodeDoor, NodeRequest, Priority, Reporter};
 use crate::pg::system::SystemIdentifier;
-use crate::repo::export::{ExportColumn, ExportKeys, ExportManifest, partition_folder};
+use crate::repo::export::{ExportColumn, ExportKeys, ExportManifest, folder_of, partition_folder};
 use crate::repo::layout::ClusterKeys;
+use crate::repo::rows::{Counted, Reader, Writer};
 use crate::repo::{self, Repo, SharedRepo, seal};
 use crate::topology::declared;
 use crate::topology::model::Cluster;
@@ -251,7 +251,14 @@ impl Work<'_> {
             schema: request.table.schema.clone(),
             partition: request.table.name.clone(),
             by: request.set.by.clone(),
-            key_type: self.seen.parent.key.as_ref().map(|key| key.type_name.clone()).unwrap_or_default(),
+            key_type: self
+                .seen
+                .parent
+                .shape
+                .key
+                .as_ref()
+                .map(|key| key.type_name.clone())
+                .unwrap_or_default(),
             from: mark.from,
             to: mark.to,
             at,
@@ -366,10 +373,7 @@ pub(super) fn all(repo: &dyn Repo, cluster: &str) -> Result<Vec<(ExportKeys, Exp
                 Error::failed(format!("{} in the repository {} cannot be read", listed.key, repo.url()))
                     .source(error)
             })?;
-            let folder = listed.key.as_str().trim_end_matches("/manifest.json");
-            let folder =
-                repo::Key::new(folder).map_err(|error| Error::failed("a key has no folder").source(error))?;
-            found.push((ExportKeys::at(folder), manifest));
+            found.push((ExportKeys::at(folder_of(&listed.key)), manifest));
         }
     }
     found.sort_by(|(_, one), (_, other)| (&one.of, one.from, one.at).cmp(&(&other.of, other.from, other.at)));

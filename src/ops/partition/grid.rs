@@ -133,11 +133,10 @@ impl Grid {
 
     /// Returns the bound up to which partitions are no longer kept.
     pub fn cutoff(&self, now: Timestamp, keep: Keep) -> DateTime {
-        let then = self.local(now).checked_sub(keep.span());
-        match (then, self.key) {
-            (Ok(then), KeyType::Date | KeyType::Timestamp) => then.datetime(),
-            (Ok(then), KeyType::Timestamptz) => TimeZone::UTC.to_datetime(then.timestamp()),
-            (Err(_), _) => DateTime::MIN,
+        match (keep.before(&self.local(now)), self.key) {
+            (Some(then), KeyType::Date | KeyType::Timestamp) => then.datetime(),
+            (Some(then), KeyType::Timestamptz) => TimeZone::UTC.to_datetime(then.timestamp()),
+            (None, _) => DateTime::MIN,
         }
     }
 

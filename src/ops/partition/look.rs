@@ -59,7 +59,7 @@ pub(super) async fn look(conn: &Conn, set: &PartitionSet, at: Timestamp) -> Resu
     let Some(parent) = catalog::parent(conn, schema, name).await? else {
         return Err(refuse::missing(set, &catalog::spelled_otherwise(conn, schema, name).await?));
     };
-    let hypertable = parent.kind == 'r' && catalog::is_hypertable(conn, schema, name).await?;
+    let hypertable = parent.shape.kind == 'r' && catalog::is_hypertable(conn, schema, name).await?;
     let key = refuse::parent(set, &parent, hypertable, at)?;
     if let Some(tablespace) = &set.tablespace {
         let may = catalog::may_use_tablespace(conn, tablespace, &parent.owner).await?;
@@ -73,7 +73,8 @@ pub(super) async fn look(conn: &Conn, set: &PartitionSet, at: Timestamp) -> Resu
             default = Some(row);
             continue;
         }
-        let range = parse_bounds(&row.bound).map_err(|part| refuse::unread_bound(set, &row, &part))?;
+        let range = parse_bounds(&row.bound)
+            .map_err(|part| refuse::unread_bound(set, (&row.schema, &row.name), &row.bound, &part))?;
         let mark = row.comment.as_deref().and_then(Mark::read);
         parts.push(Part { row, range, mark });
     }
@@ -196,6 +197,7 @@ pub(super) mod tests {
             ahead,
             keep: Some(Keep::parse("1 year").unwrap()),
             then: Then::Detach,
+            keep_exports: None,
             timezone: "UTC".to_owned(),
             default_partition: DefaultPolicy::Leave,
             tablespace: None,

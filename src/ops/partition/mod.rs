@@ -11,17 +11,19 @@ mod mark;
 mod plan;
 mod refuse;
 mod restore;
-mod rows;
 mod run;
 mod set;
+mod standing;
 mod worker;
 
 pub use drain::{DrainWish, Drained, DrainedPeriod, drain};
 pub use export::{Exported, export_here, exports_here};
+pub use mark::BEGIN as MARK;
 pub use plan::{Adopt, Kind, Plan, Step};
 pub use restore::{BroughtBack, Destination, RestoreWish, exports, restore, restore_here};
 pub use run::{
     Applied, PartitionFacts, SetApplied, SetFacts, SetListed, SetPlanned, StepDone, apply, list,
     plan as plan_sets,
 };
+pub use standing::{Amiss, Standing, standing};
 pub use worker::Options;

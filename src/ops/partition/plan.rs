@@ -1,22 +1,26 @@
 //! Decides what is to be done to a set, as statements that are printed and run alike. Pure.
 //!
-//! First what is missing, then what is no longer kept: a partition goes only when every one that is wanted is there.
+//! First what is missing, then what is no longer kept ([`retention`]): a partition goes only when every one that is wanted is there.
+
+mod notes;
+mod retention;
 
 use std::collections::BTreeMap;
 
+pub(super) use retention::{is_over, is_the_one};
 use serde::Serialize;
 
 use super::grid::{Bound, Grid, Range};
 use super::look::{Seen, default_name};
-use super::mark::{BEGIN, Mark, State};
+use super::mark::{Mark, State};
 use super::refuse;
 use super::set::{Part, Wanted};
+use crate::db::partition::PartitionRow;
 use crate::db::partition::sql::{self, EXCLUSION, Grant, Names, NewTable, Script};
-use crate::db::partition::{MarkedRow, PartitionRow};
 use crate::engine::record::Failure;
 use crate::error::Result;
 use crate::pg::ident::{MOST_BYTES, quote_identifier};
-use crate::topology::partitions::{DefaultPolicy, PartitionSet, TableName, Then, period};
+use crate::topology::partitions::{DefaultPolicy, PartitionSet, TableName, period};
 use crate::units::ByteCount;
 
 /// What a step brings about.
@@ -192,9 +196,9 @@ pub(super) fn plan(set: &PartitionSet, seen: &Seen, adopt: Adopt) -> Result<Plan
         let scripts = vec![sql::analyze(&names.parent, seen.session.version)];
         steps.push(step(Kind::Analyze, "", &set.table, scripts));
     }
-    let mut notes = notes(set, seen);
+    let mut notes = notes::notes(set, seen);
     if stop.is_none() {
-        old(set, seen, &names, &mut steps, &mut notes);
+        retention::old(set, seen, &names, &mut steps, &mut notes);
     }
     Ok(Plan { table: set.table.clone(), database: set.database.clone(), steps, notes, stop })
 }
@@ -277,24 +281,6 @@ fn create_default(set: &PartitionSet, seen: &Seen, names: &Names) -> Result<Step
     Ok(step(Kind::CreateDefault, "default", &table, scripts))
 }
 
-/// Tells whether a partition is no longer kept. The last one always is, and so is one that was brought back, until its time is over.
-pub(super) fn is_over(set: &PartitionSet, seen: &Seen, part: &Part) -> bool {
-    let held = part.mark.as_ref().filter(|mark| mark.state == State::Restored);
-    if held.is_some_and(|mark| mark.until.is_none_or(|until| until > seen.at)) {
-        return false;
-    }
-    let last = seen.parts.iter().map(|part| part.range.1).max();
-    range_is_over(set, seen, part.range) && Some(part.range.1) != last
-}
-
-fn range_is_over(set: &PartitionSet, seen: &Seen, range: Range) -> bool {
-    let Some(keep) = set.keep else { return false };
-    match range.1 {
-        Bound::At(upper) => upper <= seen.grid.cutoff(seen.at, keep),
-        Bound::Lowest | Bound::Highest => false,
-    }
-}
-
 /// Returns how a range is called for short.
 pub(super) fn shown(set: &PartitionSet, seen: &Seen, range: Range) -> String {
     match range {
@@ -304,170 +290,4 @@ pub(super) fn shown(set: &PartitionSet, seen: &Seen, range: Range) -> String {
         },
         (_, to) => format!("before {}", seen.grid.shown(to)),
     }
-}
-
-/// Finishes, detaches and removes what is no longer kept, the oldest first.
-fn old(set: &PartitionSet, seen: &Seen, names: &Names, steps: &mut Vec<Step>, notes: &mut Vec<String>) {
-    for part in seen.parts.iter().filter(|part| part.row.detach_pending) {
-        let is_ours = part.mark.as_ref().is_some_and(|mark| mark.state == State::Detached);
-        // Somebody else's detach is ended, since only one may be pending, and what they wanted with the table is theirs to say.
-        let mark = (is_ours || is_over(set, seen, part)).then(|| detached_mark(set, seen, part).text());
-        let scripts = vec![sql::finalize(names, &part.table().quoted(), mark.as_deref())];
-        let finalize = step(Kind::Finalize, &shown(set, seen, part.range), &part.table(), scripts);
-        steps.push(Step { bytes: bytes(part.row.bytes), range: Some(part.range), ..finalize });
-        if mark.is_some() && is_over(set, seen, part) {
-            steps.extend(remove(
-                set,
-                seen,
-                part.range,
-                &part.table(),
-                part.row.kind,
-                bytes(part.row.bytes),
-                notes,
-            ));
-        }
-    }
-    for (mark, row) in &seen.detached {
-        let table = TableName { schema: row.schema.clone(), name: row.name.clone() };
-        if set.then == Then::Detach {
-            continue;
-        }
-        if !range_is_over(set, seen, mark.range()) {
-            notes.push(format!("{table} was detached and is within what is kept now; it is left as it is."));
-        } else if let Err(why) = is_the_one(&seen.grid, mark, row) {
-            notes.push(format!("{table} was detached and is left as it is: {why}."));
-        } else {
-            steps.extend(remove(set, seen, mark.range(), &table, row.kind, bytes(row.bytes), notes));
-        }
-    }
-    for part in seen.parts.iter().filter(|part| !part.row.detach_pending && is_over(set, seen, part)) {
-        let table = part.table();
-        let mark = detached_mark(set, seen, part).text();
-        let quoted = table.quoted();
-        let script = match &names.default {
-            None => sql::detach_concurrently(names, &quoted, &mark),
-            Some(_) => {
-                let lower = match part.range.0 {
-                    Bound::At(at) => Some(seen.grid.literal(at)),
-                    Bound::Lowest | Bound::Highest => None,
-                };
-                let upper = bound_sql(&seen.grid, part.range.1);
-                sql::detach(names, &quoted, (lower.as_deref(), &upper), &mark)
-            }
-        };
-        let detach = step(Kind::Detach, &shown(set, seen, part.range), &table, vec![script]);
-        steps.push(Step { bytes: bytes(part.row.bytes), range: Some(part.range), ..detach });
-        steps.extend(remove(set, seen, part.range, &table, part.row.kind, bytes(part.row.bytes), notes));
-    }
-}
-
-fn bytes(count: i64) -> ByteCount {
-    ByteCount(count.unsigned_abs())
-}
-
-fn detached_mark(set: &PartitionSet, seen: &Seen, part: &Part) -> Mark {
-    let was = match &part.mark {
-        Some(mark) => mark.was.clone(),
-        None => part.row.comment.clone(),
-    };
-    Mark { was, ..Mark::new(State::Detached, &set.table, &part.row.name, part.range, seen.at) }
-}
-
-/// Tells whether a table is the one that was detached: it has its name, and a CHECK of its bounds.
-///
-/// # Errors
-/// What is not so, as a fragment.
-pub(super) fn is_the_one(grid: &Grid, mark: &Mark, row: &MarkedRow) -> Result<(), String> {
-    if mark.name != row.name {
-        return Err(format!("it was called {} then", mark.name));
-    }
-    let lower = mark.from.map(|from| format!(">= {}", grid.literal(from)));
-    let upper = mark.to.map(|to| format!("< {}", grid.literal(to)));
-    let (Some(upper), lower) = (upper, lower) else { return Err("its mark has no upper bound".to_owned()) };
-    let says =
-        |check: &String| check.contains(&upper) && lower.as_ref().is_none_or(|lower| check.contains(lower));
-    if row.checks.iter().any(says) {
-        Ok(())
-    } else {
-        Err("it has no CHECK of the bounds that it had".to_owned())
-    }
-}
-
-/// Returns the step that removes a detached table, if the set wants that.
-fn remove(
-    set: &PartitionSet,
-    seen: &Seen,
-    range: Range,
-    table: &TableName,
-    kind: char,
-    bytes: ByteCount,
-    notes: &mut Vec<String>,
-) -> Option<Step> {
-    let which = match set.then {
-        Then::Detach => return None,
-        Then::Drop => Kind::Drop,
-        Then::ExportAndDrop => Kind::ExportAndDrop,
-    };
-    if kind != 'r' {
-        notes.push(format!("{table} is no plain table, so that it is detached and not dropped."));
-        return None;
-    }
-    let drop = step(which, &shown(set, seen, range), table, vec![sql::drop_table(&table.quoted())]);
-    Some(Step { bytes, range: Some(range), ..drop })
-}
-
-fn notes(set: &PartitionSet, seen: &Seen) -> Vec<String> {
-    let mut notes = Vec::new();
-    if let (Some(rows), Some(default)) = (&seen.default_rows, &seen.default)
-        && rows.rows > 0
-    {
-        let more = if rows.more { "more than " } else { "" };
-        let extent = rows
-            .first
-            .as_ref()
-            .zip(rows.last.as_ref())
-            .map(|(first, last)| format!(", from {first} to {last}"))
-            .unwrap_or_default();
-        notes.push(format!(
-            "The default partition {} has {more}{} rows{extent}: pgherd partition drain {} --preview",
-            table_of(default),
-            rows.rows,
-            set.table
-        ));
-    }
-    if seen.parent.replica_identity == 'i' {
-        notes.push("The table has REPLICA IDENTITY USING INDEX, which a new partition does not inherit: set it on each.".to_owned());
-    }
-    if !seen.wanted.is_empty() && !seen.publications.is_empty() {
-        notes.push(format!(
-            "Its partitions are published by {}; subscribers need ALTER SUBSCRIPTION … REFRESH PUBLICATION for new ones.",
-            seen.publications.join(", ")
-        ));
-    }
-    let references = seen.foreign_keys.iter().any(|key| key.from_oid == seen.parent.oid);
-    let (major, minor) = (seen.session.version / 10_000, seen.session.version % 10_000);
-    let fixed = match major {
-        14 => Some(14),
-        15 => Some(9),
-        16 => Some(5),
-        _ => None,
-    };
-    if let Some(fixed) = fixed.filter(|fixed| minor < *fixed)
-        && references
-    {
-        notes.push(format!(
-            "Before {major}.{fixed}, DETACH loses triggers of the foreign keys that a partition has (release notes of {major}.{fixed}): a table that is attached again does not check them."
-        ));
-    }
-    for part in seen.parts.iter().filter(|part| part.is_restored()) {
-        let until = part.mark.as_ref().and_then(|mark| mark.until);
-        let until = until.map_or("for ever".to_owned(), |until| format!("until {until}"));
-        notes.push(format!("{} was brought back from the repository and stays {until}.", part.table()));
-    }
-    if let Some(comment) = seen.taken.iter().find_map(|(found, _)| {
-        found.comment.as_deref().filter(|c| c.starts_with(BEGIN) && Mark::read(c).is_none())
-    }) {
-        notes.push(format!("A comment is a mark of another version of pgherd: {comment}"));
-    }
-    notes
 }

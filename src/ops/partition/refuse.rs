@@ -8,7 +8,9 @@ use super::grid::{Bound, Grid, KeyType};
 use super::mark::{Mark, State};
 use super::set::{Part, Wanted};
 use crate::db::partition::session::Blocker;
-use crate::db::partition::{DefaultRows, NameTaken, ParentRow, PartitionRow, PartmanRow, SessionFacts};
+use crate::db::partition::{
+    DefaultRows, NameTaken, ParentRow, PartitionRow, PartmanRow, SessionFacts, Shape,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pg::ident::quote_identifier;
 use crate::topology::partitions::{PartitionSet, TableName, period};
@@ -57,7 +59,7 @@ pub(super) fn missing(set: &PartitionSet, otherwise: &[String]) -> Error {
     }
 }
 
-/// Checks that a relation is partitioned by range of the declared column, and returns the type of that.
+/// Checks that a relation is one whose partitions we may make and remove, and returns the type of what it is partitioned by.
 pub(super) fn parent(
     set: &PartitionSet,
     parent: &ParentRow,
@@ -74,43 +76,10 @@ pub(super) fn parent(
             .detail("What is done to it would not survive an update of the extension. Nothing was changed.")
             .hint("Take it out of the topology."));
     }
-    match parent.kind {
-        'p' => {}
-        'r' => return Err(plain(set, parent, at)),
-        kind => {
-            return Err(cannot(set, &format!("it is {}", kind_name(kind)))
-                .detail("Only a partitioned table has partitions. Nothing was changed.")
-                .hint("Name the partitioned table, or take it out of the topology."));
-        }
+    if parent.shape.kind == 'r' {
+        return Err(plain(set, parent, at));
     }
-    let strategy = parent.strategy.unwrap_or('r');
-    if strategy != 'r' {
-        let word = if strategy == 'l' { "LIST" } else { "HASH" };
-        return Err(cannot(set, &format!("it is partitioned by {word}"))
-            .detail("Time goes on, so that partitions by time are ranges. Nothing was changed.")
-            .hint(format!("Partition it by range ({}), or take it out of the topology.", set.by)));
-    }
-    let Some(key) = parent.key.as_ref() else {
-        let why = if parent.keys > 1 {
-            format!("it is partitioned by {} columns", parent.keys)
-        } else {
-            "it is partitioned by an expression".to_owned()
-        };
-        return Err(cannot(set, &why)
-            .detail("A period is a range of one column. Nothing was changed.")
-            .hint(format!("Partition it by range ({}) alone, or take it out of the topology.", set.by)));
-    };
-    if key.name != set.by {
-        return Err(cannot(set, &format!("it is partitioned by {}, the topology says {}", key.name, set.by))
-            .hint(format!("Write by: {}.", key.name)));
-    }
-    let Some(kind) = KeyType::of(&key.type_name) else {
-        return Err(cannot(set, &format!("{} is of type {}", key.name, key.type_name))
-            .detail(
-                "A period of the calendar is a range of date, timestamp or timestamptz. Nothing was changed.",
-            )
-            .hint("Partition it by such a column, or take it out of the topology."));
-    };
+    let kind = shape(set, &parent.shape)?;
     if !parent.may_act_as_owner {
         return Err(cannot(set, &format!("it belongs to {}, and we may not act as that role", parent.owner))
             .detail("New partitions belong to the owner of the table, and only an owner attaches and detaches. Nothing was changed.")
@@ -126,6 +95,43 @@ pub(super) fn parent(
             )));
     }
     Ok(kind)
+}
+
+/// Checks that a relation is partitioned by range of the declared column, and returns the type of that.
+pub(super) fn shape(set: &PartitionSet, shape: &Shape) -> Result<KeyType> {
+    if shape.kind != 'p' {
+        return Err(cannot(set, &format!("it is {}", kind_name(shape.kind)))
+            .detail("Only a partitioned table has partitions. Nothing was changed.")
+            .hint("Name the partitioned table, or take it out of the topology."));
+    }
+    let strategy = shape.strategy.unwrap_or('r');
+    if strategy != 'r' {
+        let word = if strategy == 'l' { "LIST" } else { "HASH" };
+        return Err(cannot(set, &format!("it is partitioned by {word}"))
+            .detail("Time goes on, so that partitions by time are ranges. Nothing was changed.")
+            .hint(format!("Partition it by range ({}), or take it out of the topology.", set.by)));
+    }
+    let Some(key) = shape.key.as_ref() else {
+        let why = if shape.keys > 1 {
+            format!("it is partitioned by {} columns", shape.keys)
+        } else {
+            "it is partitioned by an expression".to_owned()
+        };
+        return Err(cannot(set, &why)
+            .detail("A period is a range of one column. Nothing was changed.")
+            .hint(format!("Partition it by range ({}) alone, or take it out of the topology.", set.by)));
+    };
+    if key.name != set.by {
+        return Err(cannot(set, &format!("it is partitioned by {}, the topology says {}", key.name, set.by))
+            .hint(format!("Write by: {}.", key.name)));
+    }
+    KeyType::of(&key.type_name).ok_or_else(|| {
+        cannot(set, &format!("{} is of type {}", key.name, key.type_name))
+            .detail(
+                "A period of the calendar is a range of date, timestamp or timestamptz. Nothing was changed.",
+            )
+            .hint("Partition it by such a column, or take it out of the topology.")
+    })
 }
 
 fn kind_name(kind: char) -> &'static str {
@@ -199,12 +205,14 @@ pub(super) fn no_zone(set: &PartitionSet) -> Error {
 }
 
 /// A bound that is no moment of the calendar.
-pub(super) fn unread_bound(set: &PartitionSet, row: &PartitionRow, part: &str) -> Error {
-    cannot(set, &format!("the bound of {}.{} cannot be read", row.schema, row.name))
-        .detail(format!(
-            "{}: {part} is no moment between the years 1 and 9999. Nothing was changed.",
-            row.bound
-        ))
+pub(super) fn unread_bound(
+    set: &PartitionSet,
+    (schema, name): (&str, &str),
+    bound: &str,
+    part: &str,
+) -> Error {
+    cannot(set, &format!("the bound of {schema}.{name} cannot be read"))
+        .detail(format!("{bound}: {part} is no moment between the years 1 and 9999. Nothing was changed."))
         .hint("Detach that partition, or take the table out of the topology.")
 }
 

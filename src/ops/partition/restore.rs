@@ -8,7 +8,6 @@ use super::grid::Bound;
 use super::look;
 use super::mark::{Mark, State};
 use super::plan::{self, bound_sql, new_table};
-use super::rows::Reader;
 use super::worker::{self, Options, Way, Worker};
 use crate::db::partition::{self as catalog, session, sql};
 use crate::engine::interrupt::Interrupt;
@@ -17,6 +16,7 @@ use crate::ops::context::Context;
 use crate::ops::node::{NodeDoor, NodeRequest, Priority, Reporter, RestorePartition};
 use crate::pg::ident::quote_identifier;
 use crate::repo::export::{ExportKeys, ExportManifest};
+use crate::repo::rows::Reader;
 use crate::repo::{self};
 use crate::topology::model::{Cluster, Herd};
 use crate::topology::partitions::{PartitionSet, TableName};
@@ -190,7 +190,8 @@ pub async fn restore_here(request: &RestorePartition, _reporter: &Reporter) -> R
         )
         .await?;
         let mut reader = Reader::begin(&*repo, &keys.rows())?;
-        let taken = catalog::copy_in(&conn, &table.quoted(), &columns, || reader.next()).await??;
+        let taken = catalog::copy_in(&conn, &table.quoted(), &columns, || reader.next().map_err(Error::from))
+            .await??;
         holds(&reader, &*repo, &keys, &manifest)?;
         if taken != manifest.rows {
             return Err(Error::failed(format!(

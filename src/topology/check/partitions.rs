@@ -71,6 +71,7 @@ impl Checker<'_> {
         }
         let keep = self.keep(&path, raw, every);
         self.then(draft, &path, raw);
+        let keep_exports = self.keep_exports(&path, raw, keep);
         for (key, stated) in [("by", &raw.by), ("tablespace", &raw.tablespace)] {
             if let Some(stated) = stated
                 && stated.value.len() > MOST_BYTES
@@ -89,6 +90,7 @@ impl Checker<'_> {
             ahead: ahead.map_or(AHEAD, |ahead| ahead.value),
             keep,
             then: raw.then.as_ref().map_or(Then::default(), |then| then.value),
+            keep_exports,
             timezone: raw.timezone.as_ref().map_or_else(|| self.timezone.clone(), |zone| zone.value.clone()),
             default_partition: raw.default_partition.as_ref().map(|policy| policy.value).unwrap_or_default(),
             tablespace: raw.tablespace.as_ref().map(|tablespace| tablespace.value.clone()),
@@ -124,15 +126,7 @@ impl Checker<'_> {
         every: super::super::partitions::Every,
     ) -> Option<Keep> {
         let stated: &Spanned<String> = raw.keep.as_ref()?;
-        let keep = match Keep::parse(&stated.value) {
-            Ok(keep) => keep,
-            Err(why) => {
-                self.report
-                    .add(stated.at, format!("{path}.keep: {why}"))
-                    .hint("Write a number and a unit: keep: 2 years.");
-                return None;
-            }
-        };
+        let keep = self.span(path, "keep", stated)?;
         if keep.is_shorter_than(every) {
             self.report
                 .add(stated.at, format!("{path}.keep is shorter than one {}: {keep}", every.word()))
@@ -140,13 +134,46 @@ impl Checker<'_> {
                 .hint(format!("Keep one {} or more.", every.word()));
             return None;
         }
-        if keep.count > MOST_KEPT {
+        Some(keep)
+    }
+
+    /// Reads a span of the calendar.
+    fn span(&mut self, path: &str, key: &str, stated: &Spanned<String>) -> Option<Keep> {
+        match Keep::parse(&stated.value) {
+            Ok(keep) if keep.count > MOST_KEPT => {
+                self.report
+                    .add(stated.at, format!("{path}.{key} is out of the calendar: {keep}"))
+                    .hint(format!("Leave \"{key}\" out to keep them for ever."));
+                None
+            }
+            Ok(keep) => Some(keep),
+            Err(why) => {
+                self.report
+                    .add(stated.at, format!("{path}.{key}: {why}"))
+                    .hint(format!("Write a number and a unit: {key}: 2 years."));
+                None
+            }
+        }
+    }
+
+    /// What is exported must be worth it: it is older than `keep` already.
+    fn keep_exports(&mut self, path: &str, raw: &raw::Partitions, keep: Option<Keep>) -> Option<Keep> {
+        let stated = raw.keep_exports.as_ref()?;
+        let exports = self.span(path, "keep-exports", stated)?;
+        if raw.then.as_ref().is_none_or(|then| then.value != Then::ExportAndDrop) {
             self.report
-                .add(stated.at, format!("{path}.keep is out of the calendar: {keep}"))
-                .hint("Leave \"keep\" out to keep partitions for ever.");
+                .add(stated.at, format!("{path} says how long exports are kept, and exports nothing"))
+                .hint("Write then: export and drop; or leave \"keep-exports\" out.");
             return None;
         }
-        Some(keep)
+        if let Some(keep) = keep.filter(|keep| exports.is_within(*keep)) {
+            self.report
+                .add(stated.at, format!("{path}.keep-exports is no longer than keep: {exports} and {keep}"))
+                .detail("Both count from the last moment of a partition, so that its export would go as soon as it is made.")
+                .hint("Keep exports longer; or write then: drop.");
+            return None;
+        }
+        Some(exports)
     }
 
     fn then(&mut self, draft: &Draft<'_>, path: &str, raw: &raw::Partitions) {

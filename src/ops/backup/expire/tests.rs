@@ -4,18 +4,21 @@ use super::*;
 use crate::ops::backup::pin;
 use crate::ops::backup::trial::{CLUSTER, Trial};
 use crate::ops::backup::verify;
-use crate::ops::node::{VerifyBackups, VerifyDepth};
+use crate::ops::node::{ExportsKept, VerifyBackups, VerifyDepth};
 use crate::repo::RepoErrorKind;
 use crate::repo::faulty::{Fault, Faulty};
+use crate::topology::partitions::Keep;
 
 /// Keeps the newest backup, and removes `agreed`.
 fn request(trial: &Trial, agreed: Option<Vec<Label>>) -> ExpireBackups {
+    let agreed = agreed.map(|backups| Agreed { backups, exports: Vec::new() });
     ExpireBackups {
         url: trial.url(),
         cluster: CLUSTER.to_owned(),
         window: None,
         keep_full: Some(1),
         minimum_full: 1,
+        exports: Vec::new(),
         agreed,
     }
 }
@@ -278,4 +281,44 @@ async fn nobody_who_listens_ends_it() {
     let error = run(&request(&trial, Some(labels[..3].to_vec())), &gone).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Interrupted);
     assert_eq!(trial.objects(), before);
+}
+
+#[tokio::test]
+async fn an_export_goes_only_when_its_table_says_so_and_the_operator_has_seen_it() {
+    let (trial, _) = four_days();
+    let old = trial.export("events_2019_11");
+    let kept = |keep: &str, agreed: Option<Vec<Key>>| ExpireBackups {
+        keep_full: Some(4),
+        exports: vec![ExportsKept {
+            database: "orders".to_owned(),
+            table: "orders.order_events".parse().unwrap(),
+            keep: Keep::parse(keep).unwrap(),
+            timezone: "UTC".to_owned(),
+        }],
+        agreed: agreed.map(|exports| Agreed { backups: Vec::new(), exports }),
+        ..request(&trial, None)
+    };
+    let run = async |request: ExpireBackups| run(&request, &listening()).await.unwrap();
+    // Of WAL, too, nothing is left that could go.
+    run(kept("40 years", Some(Vec::new()))).await;
+    assert!(run(ExpireBackups { exports: Vec::new(), ..kept("1 year", None) }).await.is_empty());
+    assert!(run(kept("40 years", None)).await.is_empty());
+    let before = trial.objects();
+    let looked = run(kept("1 year", None)).await;
+    assert_eq!(
+        (looked.exports.len(), looked.exports[0].rows, looked.freed()),
+        (1, 500, looked.exports[0].stored)
+    );
+    run(kept("1 year", Some(Vec::new()))).await;
+    assert_eq!(trial.objects(), before);
+    // A manifest that cannot be read keeps what it might be of.
+    trial.flip(&old.manifest(), 900);
+    let unread = run(kept("1 year", None)).await;
+    assert!(unread.is_empty() && unread.unusable[0].object == old.manifest(), "{unread:?}");
+    trial.flip(&old.manifest(), 900);
+    let removed = run(kept("1 year", Some(looked.agreement().exports))).await;
+    assert_eq!(removed.removed.unwrap().exports, 1);
+    assert_eq!(trial.objects().len() + 2, before.len());
+    is_sound(&trial).await;
+    assert!(run(kept("1 year", None)).await.is_empty());
 }

@@ -2,6 +2,8 @@
 //!
 //! Changes nothing but its own lease. What could not be read is never called whole, and never called damaged either.
 
+mod beside;
+mod chance;
 mod content;
 mod reach;
 
@@ -14,8 +16,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use beside::{Beside, BesideVerified};
 pub use reach::{LostSpan, Run};
 
+use self::chance::Chance;
 use super::holdings::{Holdings, OfSystem};
 use crate::engine::lease::{Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,10 +34,6 @@ use crate::repo::seal::{self, Identity, Kind};
 use crate::repo::{self, Key, RepoError, SharedRepo};
 use crate::units::ByteCount;
 
-/// So many chunks of each backup are read when they are chosen by chance, and so many WAL files of each system identifier.
-const SAMPLE: usize = 32;
-/// And so much of all of them.
-const SHARE: usize = 100;
 /// How many files of a damaged object are named.
 const NAMED: usize = 10;
 /// More workers than this need more memory than they are worth, unless they are asked for.
@@ -53,6 +53,8 @@ pub struct Verified {
     pub verdict: Verdict,
     pub backups: Vec<BackupVerified>,
     pub wal: Vec<WalVerified>,
+    /// Exports of partitions, and dumps.
+    pub beside: Vec<BesideVerified>,
     /// Everything that is not as it was stored, or could not be looked at.
     pub problems: Vec<Problem>,
     /// Times that cannot be restored any more.
@@ -174,7 +176,9 @@ fn asked_for(request: &VerifyBackups, seen: &Holdings) -> Result<()> {
     let missing = request.labels.iter().find(|label| !there.contains(label));
     let what = match missing {
         Some(label) => format!("cluster {} has no backup {label}", request.cluster),
-        None if there.is_empty() => format!("cluster {} has no backup", request.cluster),
+        None if there.is_empty() && !seen.has_more_than_backups() => {
+            format!("cluster {} has no backup", request.cluster)
+        }
         None => return Ok(()),
     };
     let error = Error::new(ErrorKind::NotFound, what);
@@ -214,6 +218,9 @@ async fn verify(
     }
     for of in &holdings.systems {
         work.system(of, &holdings, &mut verified)?;
+    }
+    if request.labels.is_empty() {
+        beside::check(&work, &holdings, &mut verified)?;
     }
     for (object, error) in holdings.unlisted.iter().chain(&holdings.unreadable) {
         if !verified.problems.iter().any(|problem| problem.object == *object) {
@@ -263,6 +270,7 @@ impl<'a> Work<'a> {
             verdict: Verdict::Sound,
             backups: Vec::new(),
             wal: Vec::new(),
+            beside: Vec::new(),
             problems: Vec::new(),
             lost: Vec::new(),
             strays: Vec::new(),
@@ -452,6 +460,11 @@ impl<'a> Work<'a> {
         self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Nobody waits for the rest.
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     fn done(&self, bytes: u64) {
         self.read.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -578,40 +591,6 @@ fn judge(checked: &mut [BackupVerified], problems: &[Problem]) {
             backup.verdict = problem.kind.verdict();
             backup.why = Some(format!("{}: {}", problem.object.name(), problem.why));
         }
-    }
-}
-
-/// Numbers by chance that a seed repeats: SplitMix64 (Steele, Lea and Flood, 2014).
-struct Chance(u64);
-
-impl Chance {
-    /// Begins for one purpose, so that what is chosen for it does not depend on what was chosen before.
-    fn new(seed: u64, purpose: &str) -> Self {
-        let hash = purpose.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-        });
-        Self(seed ^ hash)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Chooses [`SAMPLE`] and a [`SHARE`]th of `count` numbers below it, in order.
-    fn pick(&mut self, count: usize) -> Vec<usize> {
-        let wanted = (SAMPLE + count / SHARE).min(count);
-        let mut all: Vec<usize> = (0..count).collect();
-        for at in 0..wanted {
-            let left = (count - at) as u64;
-            let other = at + usize::try_from(self.next() % left).unwrap_or(0);
-            all.swap(at, other);
-        }
-        all.truncate(wanted);
-        all.sort_unstable();
-        all
     }
 }
 

@@ -34,6 +34,8 @@ async fn whole() -> (Trial, [Label; 2]) {
     let labels = [trial.back_up(at("2026-06-01T12:00:00Z"), 2), trial.back_up(at("2026-06-02T12:00:00Z"), 4)];
     trial.archive(1..=6);
     trial.store_wal("00000002.history".parse().unwrap(), b"1\t0/600000\tno recovery target specified\n");
+    trial.export("events_2019_11");
+    trial.dump();
     pin::pin(&trial.repo, CLUSTER, &labels[0], None, "audit").await.unwrap();
     let lock = seal::write_document(&serde_json::json!({"format": 1, "by": "dba"}));
     trial.repo.store(&ClusterKeys::new(CLUSTER).lock(), &lock).await.unwrap();
@@ -57,6 +59,11 @@ async fn a_whole_repository_is_sound_at_every_depth() {
             assert_eq!((backup.chunks_read, backup.files_read), (chunks, files), "{depth:?}");
         }
         assert_eq!(verified.wal[0].files_read, wal, "{depth:?}");
+        let beside: Vec<_> =
+            verified.beside.iter().map(|one| (one.kind, one.name.as_str(), one.rows, one.read)).collect();
+        let read = depth != VerifyDepth::Quick;
+        let export = (Beside::Export, "orders.events_2019_11", Some(500), read);
+        assert_eq!(beside, [export, (Beside::Dump, "legal 20261121T100203Z", None, read)], "{depth:?}");
     }
     let leases = lease::read_all(&trial.repo, &Trial::system()).await.unwrap();
     assert_eq!(leases.len(), 1, "its own lease is given back");
@@ -270,4 +277,59 @@ fn a_seed_chooses_the_same_again() {
     assert_eq!(pick(1).len(), 42);
     assert_eq!(Chance::new(1, "x").pick(5), [0, 1, 2, 3, 4]);
     assert_eq!(Chance::new(1, "x").pick(0), Vec::<usize>::new());
+}
+
+#[tokio::test]
+async fn an_export_or_a_dump_that_is_not_what_was_stored_is_named_at_the_depth_that_reads_it() {
+    let (trial, _) = whole().await;
+    let (export, dump) = (trial.export("events_2019_12"), trial.dump());
+    for key in [export.rows(), dump] {
+        let bytes = fs::read(trial.path(&key)).unwrap();
+        let cuts: [(Option<Vec<u8>>, ProblemKind); 3] = [
+            (None, ProblemKind::Missing),
+            (Some(bytes[..5].to_vec()), ProblemKind::Damaged),
+            (Some([&bytes[..7], &[bytes[7] ^ 16], &bytes[8..]].concat()), ProblemKind::Damaged),
+        ];
+        for (number, (cut, kind)) in cuts.into_iter().enumerate() {
+            match cut {
+                None => fs::remove_file(trial.path(&key)).unwrap(),
+                Some(cut) => fs::write(trial.path(&key), cut).unwrap(),
+            }
+            for depth in [VerifyDepth::Quick, VerifyDepth::Sampled, VerifyDepth::Full] {
+                let verified = verified(&trial, depth).await;
+                // A listing shows no flipped bit.
+                if number == 2 && depth == VerifyDepth::Quick {
+                    assert_eq!(verified.problems, []);
+                    continue;
+                }
+                let [problem] = verified.problems.as_slice() else { panic!("{:?}", verified.problems) };
+                assert_eq!((problem.kind, &problem.object), (kind, &key), "{depth:?}");
+                let damaged = verified.beside.iter().filter(|one| one.verdict == Verdict::Damaged);
+                assert_eq!((damaged.count(), verified.verdict), (1, Verdict::Damaged));
+                assert!(verified.backups.iter().all(|backup| backup.verdict == Verdict::Sound));
+            }
+            fs::write(trial.path(&key), &bytes).unwrap();
+        }
+    }
+    // Rows in another place than their manifest says are not those of that place.
+    let other = trial.export("events_2020_01");
+    fs::copy(trial.path(&other.manifest()), trial.path(&export.manifest())).unwrap();
+    let moved = verified(&trial, VerifyDepth::Quick).await;
+    assert!(
+        moved.problems[0].why.contains("it says that it is orders.events_2020_01"),
+        "{:?}",
+        moved.problems
+    );
+    // What has no manifest is none: one that is being made, or was cut off.
+    fs::remove_file(trial.path(&export.manifest())).unwrap();
+    assert_eq!(verified(&trial, VerifyDepth::Full).await.problems, []);
+}
+
+#[tokio::test]
+async fn what_holds_no_backup_and_an_export_is_verified_all_the_same() {
+    let trial = Trial::new();
+    trial.export("events_2019_11");
+    assert_eq!(verified(&trial, VerifyDepth::Full).await.verdict, Verdict::Sound);
+    let none = run(&request(&Trial::new(), VerifyDepth::Full), &Reporter::new(|_| Ok(()))).await;
+    assert_eq!(none.unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -10,7 +10,7 @@ use super::super::asked::{Asked, Why};
 use super::super::before::{Before, Counted, NodeBefore, SizeBefore, remember};
 use super::super::herd::{Drill, Drills, HerdSeen, LockSeen, NodeFacts};
 use super::super::report::{Finding, Status, Subject};
-use super::super::seen::{Clock, Inside, NodeSeen, Position, Seen};
+use super::super::seen::{Clock, Inside, NodeSeen, Partitions, Position, Seen};
 use super::judge;
 use crate::db::health::activity::{Blocker, Holder, Horizon, LockWait, Longest, Prepared, Session, Vitals};
 use crate::db::health::configuration::BadLine;
@@ -356,6 +356,7 @@ fn asked(primary: bool) -> NodeSeen {
                 dead_rows: Ok(None),
                 unfrozen: Ok(None),
                 statements: Ok(None),
+                partitions: Ok(Partitions::default()),
             }]
         } else {
             Vec::new()

@@ -1,10 +1,10 @@
-//! Rows as COPY writes them, counted and hashed on their way into an object and out of it.
+//! Rows as COPY writes them, counted and hashed on their way into an object of a repository and out of it.
 
 use std::io::Write as _;
 
 use crate::error::{Error, Result};
 use crate::repo::seal::Blake3;
-use crate::repo::{self, Key, Repo, Upload};
+use crate::repo::{self, Key, Repo, RepoError, Upload};
 use crate::units::ByteCount;
 
 /// How much is compressed or read at a time.
@@ -14,7 +14,7 @@ const LEVEL: i32 = 3;
 
 /// What was seen of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seen {
+pub struct Seen {
     pub rows: u64,
     pub size: ByteCount,
     pub content: Blake3,
@@ -22,7 +22,7 @@ pub(super) struct Seen {
 
 /// Counts and hashes CSV.
 #[derive(Debug, Default)]
-pub(super) struct Counted {
+pub struct Counted {
     hasher: blake3::Hasher,
     rows: u64,
     size: u64,
@@ -31,7 +31,7 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    pub(super) fn take(&mut self, bytes: &[u8]) {
+    pub fn take(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         for byte in bytes {
@@ -43,7 +43,7 @@ impl Counted {
         }
     }
 
-    pub(super) fn seen(&self) -> Seen {
+    pub fn seen(&self) -> Seen {
         Seen {
             rows: self.rows,
             size: ByteCount(self.size),
@@ -53,7 +53,7 @@ impl Counted {
 }
 
 /// Compresses rows into an object of a repository that never waits.
-pub(super) struct Writer {
+pub struct Writer {
     encoder: zstd::Encoder<'static, Vec<u8>>,
     upload: Box<dyn Upload>,
     counted: Counted,
@@ -66,7 +66,7 @@ impl Writer {
     ///
     /// # Errors
     /// As the repository fails.
-    pub(super) fn begin(repo: &dyn Repo, key: &Key) -> Result<Self> {
+    pub fn begin(repo: &dyn Repo, key: &Key) -> Result<Self> {
         let mut encoder =
             zstd::Encoder::new(Vec::with_capacity(PIECE), LEVEL).map_err(|error| zstd_failed(&error))?;
         encoder.include_checksum(true).map_err(|error| zstd_failed(&error))?;
@@ -79,7 +79,7 @@ impl Writer {
         })
     }
 
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<()> {
+    pub fn take(&mut self, bytes: &[u8]) -> Result<()> {
         self.counted.take(bytes);
         self.encoder.write_all(bytes).map_err(|error| zstd_failed(&error))?;
         if self.encoder.get_ref().len() >= PIECE {
@@ -99,7 +99,7 @@ impl Writer {
     ///
     /// # Errors
     /// As the repository fails.
-    pub(super) fn end(self) -> Result<(Seen, ByteCount, Blake3)> {
+    pub fn end(self) -> Result<(Seen, ByteCount, Blake3)> {
         let Self { encoder, mut upload, counted, mut stored, mut length } = self;
         let rest = encoder.finish().map_err(|error| zstd_failed(&error))?;
         stored.update(&rest);
@@ -110,8 +110,32 @@ impl Writer {
     }
 }
 
+/// Why an object of rows cannot be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error("{0} is not in the repository {1}")]
+    Missing(Key, String),
+    /// It does not decompress.
+    #[error("{0} in the repository {1} is damaged")]
+    Damaged(Key, String, #[source] std::io::Error),
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Repo(error) => error.into(),
+            ReadError::Missing(..) => Self::failed(error.to_string()),
+            ReadError::Damaged(key, url, source) => {
+                Self::failed(format!("{key} in the repository {url} is damaged")).source(source)
+            }
+        }
+    }
+}
+
 /// Reads an object of rows piece by piece.
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     repo: &'a dyn Repo,
     key: Key,
     at: u64,
@@ -125,7 +149,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// When zstd fails, which it does for want of memory only.
-    pub(super) fn begin(repo: &'a dyn Repo, key: &Key) -> Result<Self> {
+    pub fn begin(repo: &'a dyn Repo, key: &Key) -> Result<Self> {
         Ok(Self {
             repo,
             key: key.clone(),
@@ -140,26 +164,18 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As the repository fails; when the object is damaged.
-    pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>> {
+    pub fn next(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
+        let url = || self.repo.url().to_owned();
         loop {
             let piece = repo::now(self.repo.read_range(&self.key, self.at, PIECE as u64))?;
-            let Some(piece) = piece else {
-                return Err(Error::failed(format!(
-                    "{} is not in the repository {}",
-                    self.key,
-                    self.repo.url()
-                )));
-            };
+            let piece = piece.ok_or_else(|| ReadError::Missing(self.key.clone(), url()))?;
             if piece.is_empty() {
                 return Ok(None);
             }
             self.at += piece.len() as u64;
             self.stored.update(&piece);
             let fed = self.decoder.write_all(&piece).and_then(|()| self.decoder.flush());
-            fed.map_err(|error| {
-                Error::failed(format!("{} in the repository {} is damaged", self.key, self.repo.url()))
-                    .source(error)
-            })?;
+            fed.map_err(|error| ReadError::Damaged(self.key.clone(), url(), error))?;
             let rows = std::mem::take(self.decoder.get_mut());
             if !rows.is_empty() {
                 self.counted.take(&rows);
@@ -169,7 +185,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns what was read, and size and hash of the object.
-    pub(super) fn seen(&self) -> (Seen, ByteCount, Blake3) {
+    pub fn seen(&self) -> (Seen, ByteCount, Blake3) {
         (self.counted.seen(), ByteCount(self.at), Blake3::from_bytes(*self.stored.finalize().as_bytes()))
     }
 }
@@ -216,7 +232,7 @@ mod tests {
         bytes[5_000_000] ^= 1;
         std::fs::write(&file, bytes).unwrap();
         let mut reader = Reader::begin(&repo, &key).unwrap();
-        let read: Result<()> = (|| {
+        let read: Result<(), ReadError> = (|| {
             while reader.next()?.is_some() {}
             Ok(())
         })();
