@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::context::Context;
 use crate::ops::dump;
 use crate::ops::maintenance::{self, Bounds, Report};
-use crate::ops::schedule::{self, Asked, Begun, Ended, Jobs, Turn};
+use crate::ops::schedule::{self, Asked, Begun, Ended, Jobs, Purpose, Turn};
 use crate::topology::jobs::{Job, Work};
 use crate::topology::model::{Cluster, Herd};
 use crate::ui;
@@ -28,8 +28,11 @@ use crate::units::{self, human_duration};
 /// Every job ends after its timeout: what the topology says of it, an hour for other maintenance, 6 h for expire, a day for backups, their
 /// verification and drills; --timeout says it for this run. Asked to end (SIGTERM, SIGINT) it stops as that verb does.
 ///
-/// Exit codes: those of what the job does, health's too; 4 nothing has a schedule, 5 the job runs already, 10 there is no such job. With
-/// --due and several jobs: that of the first that did not end well.
+/// Where the topology says scheduler.lease, other stations run the same jobs: none is begun that another station runs, and none at all, but
+/// for the judgement of the herd, while the repository cannot say so.
+///
+/// Exit codes: those of what the job does, health's too; 4 nothing has a schedule, 5 the job runs already, 10 there is no such job, or the
+/// repository that stations share cannot be reached. With --due and several jobs: that of the first that did not end well.
 ///
 /// Example: pgherd run inventory/full
 #[derive(Debug, clap::Args)]
@@ -60,7 +63,7 @@ async fn jobs(args: &RunArgs, app: &mut App) -> Outcome {
     let context = app.context()?;
     app.clusters(&herd)?;
     let cluster = app.globals.cluster.clone();
-    let jobs = Jobs::of(&context, &herd)?;
+    let jobs = Jobs::open(&context, &herd, Purpose::Take).await?;
     let of_cluster = |job: &&Job| cluster.is_none() || job.cluster == cluster;
     let wanted: Vec<&Job> = match &args.job {
         Some(name) => vec![jobs.find(name, cluster.as_deref())?],
@@ -80,13 +83,14 @@ async fn jobs(args: &RunArgs, app: &mut App) -> Outcome {
     };
     let limit = app.globals.timeout;
     let mut first = Exit::Done;
+    let mut told = None;
     let mut waited = jitter.is_zero();
     for job in wanted {
         if interrupt.is_asked() {
             return Ok(Exit::Interrupted);
         }
         // Only once, and only if there is something to wait for.
-        if !waited && (asked == Asked::ByHand || jobs.is_due(job).unwrap_or(false)) {
+        if !waited && (asked == Asked::ByHand || jobs.is_due(job).await.unwrap_or(false)) {
             wait(jitter, &interrupt).await?;
             waited = true;
         }
@@ -96,7 +100,12 @@ async fn jobs(args: &RunArgs, app: &mut App) -> Outcome {
         let exit = match jobs.take(job, asked, args.wait_lock.unwrap_or_default()).await {
             Ok(Turn::NotDue) => continue,
             Ok(Turn::Busy(_)) if args.due => continue,
-            Ok(Turn::Busy(error)) | Err(error) => Failure::from(error).print(&app.ui),
+            // A repository that cannot be reached is the same for every job.
+            Err(error) if told.as_deref() == Some(error.what()) => continue,
+            Ok(Turn::Busy(error)) | Err(error) => {
+                told = Some(error.what().to_owned());
+                Failure::from(error).print(&app.ui)
+            }
             Ok(Turn::Begun(begun)) => match one(app, &context, (&jobs, &herd, job), *begun).await {
                 Ok(exit) => exit,
                 Err(error) => Failure::from(error).print(&app.ui),
@@ -130,12 +139,13 @@ async fn one(
         app.ui.hold();
     }
     let yes = std::mem::replace(&mut app.globals.yes, true);
-    let outcome = match tokio::time::timeout(limit + GRACE, work(app, context, herd, job)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Error::failed(format!("{} did not end when its time was over", job.full_name()))
-            .detail(format!("It was asked to end after {}.", human_duration(limit)))
-            .into()),
-    };
+    let outcome =
+        match tokio::time::timeout(limit + GRACE, unless_lost(&begun, work(app, context, herd, job))).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::failed(format!("{} did not end when its time was over", job.full_name()))
+                .detail(format!("It was asked to end after {}.", human_duration(limit)))
+                .into()),
+        };
     app.globals.yes = yes;
     let exit = match outcome {
         Ok(exit) => exit,
@@ -164,8 +174,21 @@ async fn one(
         ));
         app.ui.release();
     }
-    jobs.end(begun, ended, exit.code())?;
+    jobs.end(begun, ended, exit.code()).await?;
     Ok(exit)
+}
+
+/// Does what a job is for; ends it as SIGTERM would once another station may run it.
+async fn unless_lost(begun: &Begun, work: impl Future<Output = Outcome>) -> Outcome {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        outcome = &mut work => return outcome,
+        () = begun.lost() => {}
+    }
+    tracing::error!("another station may run this job now: it is ended here");
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+        .map_err(|error| Error::failed("could not end the job").source(std::io::Error::from(error)))?;
+    work.await
 }
 
 /// Says whether a run is to be tried again: when what it needs was used, or could not be reached, or it was interrupted.

@@ -41,6 +41,7 @@ pub mod roles;
 pub mod schedule;
 pub mod service;
 pub mod split;
+pub mod starter;
 pub mod status;
 pub mod succession;
 pub mod switchover;

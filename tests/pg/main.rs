@@ -49,6 +49,8 @@ mod repository_lock;
 mod restore;
 mod rotation;
 mod schedule;
+
+mod schedule_shared;
 mod secrets;
 mod server;
 mod settings;
