@@ -50,6 +50,7 @@ mod restore;
 mod rotation;
 mod schedule;
 
+mod schedule_failover;
 mod schedule_shared;
 mod secrets;
 mod server;
