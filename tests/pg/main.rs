@@ -49,7 +49,6 @@ mod repository_lock;
 mod restore;
 mod rotation;
 mod schedule;
-
 mod schedule_failover;
 mod schedule_shared;
 mod secrets;

@@ -74,6 +74,19 @@ fn maintenance_mends_what_is_neglected_on_every_major_and_says_nothing() {
             (dead.parse::<u32>().unwrap() > 2000).then_some(())
         });
 
+        // What would be done is told, and nothing is done.
+        let would = |job: &str| herd.run(&["run", &format!("inventory/{job}"), "--dry-run"]).ends_with(0);
+        would("vacuum").says(&[
+            "would be: inventory: public.neglected   vacuumed and analyzed, 2500 of 5000 rows were dead",
+        ]);
+        would("reindex").says(&[
+            "would be: inventory: public.wide_id_ccnew   dropped",
+            "would be: inventory: public.doubled_n   built anew, it was invalid",
+        ]);
+        would("refresh-sales").says(&["would be: inventory: public.sales   refreshed concurrently"]);
+        assert_eq!(is_valid(&herd, "wide_id_ccnew"), "false");
+        assert!(!record(&herd, "vacuum").exists(), "what is not run is not recorded");
+
         let quiet = herd.run(&["run", "inventory/vacuum"]).ends_with(0);
         assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
         until("it is vacuumed", || {
