@@ -20,6 +20,8 @@ use crate::topology::timers::{self, Crontab, Rendered, Station};
 
 const CRON_FILES: &str = "/etc/cron.d";
 const UNITS: &str = "/etc/systemd/system";
+/// It is there where systemd runs (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
 const WANTED_TIMERS: &str = "/etc/systemd/system/timers.target.wants";
 /// The first line of every file that is installed, and of nothing that `schedule render` writes.
 const MARK: &str = "# Installed by \"pgherd apply\", which writes it anew, and removes it when nobody asks for it any more.\n";
@@ -228,6 +230,10 @@ async fn wanted(own: &dyn Host, herd: &Herd, starter: Starter) -> Result<BTreeMa
             Ok(BTreeMap::from([(Place::Crontab { herd: herd.name.clone() }, text)]))
         }
         Starter::Systemd if is_root => {
+            if own.stat(Path::new(BOOTED)).await?.is_none() {
+                return Err(Error::refused("cannot have systemd start the jobs: it does not run here")
+                    .hint("Declare \"install: cron\"."));
+            }
             let units = with_station(herd, |station| timers::units(herd, station))?;
             let marked = |Rendered { name, text }| (Place::Unit { name }, format!("{MARK}{text}"));
             Ok(units.into_iter().map(marked).collect())

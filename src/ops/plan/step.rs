@@ -114,6 +114,11 @@ impl ApplyStep {
         )
     }
 
+    /// Tells whether the step has something start the jobs.
+    pub fn starts_jobs(&self) -> bool {
+        matches!(self, Self::Schedule { pieces } if pieces.iter().any(|piece| piece.after.is_some()))
+    }
+
     /// Returns the host that the step clears of copies of pgherd. Which of them may go changes from moment to moment, and the step looks for
     /// itself: it is the same step all the same.
     pub fn prunes(&self) -> Option<&str> {

@@ -258,6 +258,31 @@ impl<'a> Jobs<'a> {
         Ok(Turn::Begun(Box::new(Begun { _lock: lock, turn, file, record, due })))
     }
 
+    /// Begins the records of jobs that are new here: what is due from now on counts, also if the first to look for it comes late.
+    ///
+    /// # Errors
+    /// As [`Jobs::take`].
+    pub async fn see(&self) -> Result<()> {
+        for job in &self.herd.jobs {
+            let Ok(_lock) =
+                JobLock::take(&self.lock_file(job), &job.full_name(), self.now(), Duration::ZERO).await
+            else {
+                // Whoever runs it has begun its record.
+                continue;
+            };
+            let shared = self.shared_by(job).await?;
+            if self.known(job, shared.as_ref())?.is_some() {
+                continue;
+            }
+            let record = Record::new(&self.herd.name, job, &self.herd.timezone, self.now());
+            record::write(&self.file(job), &record)?;
+            if let Some(stations) = self.shared.as_ref().filter(|_| self.shares(job)) {
+                stations.store(job, None, &record).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Tells whether other stations are told of a job now.
     fn shares(&self, job: &Job) -> bool {
         self.shared.as_ref().is_some_and(|shared| job.work != Work::Health || shared.is_reached())
