@@ -42,7 +42,7 @@ struct ListArgs {}
 /// For cron it is one line of a user's crontab: pgherd is asked often what is due, so that the zone of the topology counts, also where the
 /// clocks change, and what was missed is made up for. For systemd it is a service and a timer a job, each with the name of its file in
 /// front of it; --to-dir writes them as files. Both name pgherd and the topology by their absolute paths, and what PGHERD_CONFIG_DIR,
-/// PGHERD_STATE_DIR and PGHERD_LIB_DIR say now. Installs nothing.
+/// PGHERD_STATE_DIR and PGHERD_LIB_DIR say now. Installs nothing: with scheduler.install in the topology "pgherd apply" does.
 ///
 /// Exit codes: 0 rendered, 2 the topology is not valid or a path cannot stand in a crontab, 4 nothing has a schedule.
 ///

@@ -217,6 +217,31 @@ fn a_job_keeps_out_of_the_way_tells_what_it_left_and_is_run_once_however_often_i
 }
 
 #[test]
+fn partitions_are_made_by_their_job_which_says_nothing() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    herd.edit(
+        "    schemas:\n",
+        "    partitions: {inventory.events: {by: at, every: month, ahead: 2}}\n    \
+         maintenance: {partitions: {when: monthly 1 00:00}}\n    schemas:\n",
+    );
+    herd.apply().ends_with(0);
+    let sql = |sql: &str| herd.sql_in("a", "inventory", sql);
+    sql("CREATE TABLE inventory.events (at timestamptz NOT NULL, what text) PARTITION BY RANGE (at)");
+    let quiet = herd.run(&["run", "inventory/partitions"]).ends_with(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    // This month's, and two ahead.
+    assert_eq!(sql("SELECT count(*) FROM pg_inherits WHERE inhparent = 'inventory.events'::regclass"), "3");
+    sql("DROP TABLE inventory.events");
+    let failed = herd.run(&["run", "inventory/partitions"]);
+    assert!(
+        failed.code != 0 && failed.stderr.contains("inventory/partitions of shop: exit code "),
+        "{failed:?}"
+    );
+    let kept = fs::read_to_string(record(&herd, "partitions")).unwrap();
+    assert!(kept.contains("\"failures\": 1"), "{kept}");
+}
+
+#[test]
 fn a_dump_is_what_the_database_holds_is_proved_and_is_kept_as_long_as_declared() {
     let mut herd = Herd::declare(&newest(), &SINGLE);
     herd.keep_backups();

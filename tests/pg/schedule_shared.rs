@@ -14,7 +14,7 @@ fn shared() -> (Herd, String) {
     let mut herd = Herd::declare(&newest(), &SINGLE);
     herd.keep_backups();
     herd.edit("backups: {repository: main}", "backups: {repository: main, full: monthly 1 00:00}");
-    herd.edit("clusters:\n", "scheduler: {lease: main, health: every 1 h}\nclusters:\n");
+    herd.edit("clusters:\n", "scheduler: {lease: main, health: monthly 1 05:00}\nclusters:\n");
     herd.edit(
         "    schemas:\n",
         "    maintenance: {refresh: {sales: {when: monthly 1 00:00, views: [public.slow]}}}\n    schemas:\n",
@@ -68,6 +68,9 @@ fn of_two_stations_one_runs_what_is_due_and_both_know_how_it_ended() {
     assert_eq!(listed(&herd, "inventory/full")["last"], seen["last"]);
     let judged = herd.run(&["health", "--format", "json"]);
     assert!(judged.stdout.contains("it ended well last"), "{}", judged.stdout);
+    // Whether anybody judges the herd is judged too.
+    assert_eq!(listed(&herd, "health")["standing"], "new");
+    assert!(judged.stdout.contains("it has not been due yet"), "{}", judged.stdout);
 }
 
 #[test]

@@ -157,7 +157,7 @@ pub async fn look(
 }
 
 async fn jobs(context: &Context, herd: &Herd, cluster: &Cluster) -> crate::error::Result<Vec<Listed>> {
-    Jobs::open(context, herd, Purpose::Look).await?.list(Some(&cluster.name)).await
+    Jobs::open(context, herd, Purpose::Look).await?.list_to_judge(&cluster.name).await
 }
 
 /// Reads who holds the lock in the repository, from the host of the primary, else of the preferred node.

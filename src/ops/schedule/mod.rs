@@ -306,9 +306,21 @@ impl<'a> Jobs<'a> {
     /// # Errors
     /// When a record cannot be read.
     pub async fn list(&self, cluster: Option<&str>) -> Result<Vec<Listed>> {
+        self.list_those(|job| cluster.is_none() || job.cluster.as_deref() == cluster).await
+    }
+
+    /// Lists the jobs of a cluster; with the first one of the file those that are of the whole herd, so that somebody judges them.
+    ///
+    /// # Errors
+    /// As [`Jobs::list`].
+    pub async fn list_to_judge(&self, cluster: &str) -> Result<Vec<Listed>> {
+        let is_first = self.herd.clusters.first().is_some_and(|first| first.name == cluster);
+        self.list_those(|job| job.cluster.as_deref().map_or(is_first, |of| of == cluster)).await
+    }
+
+    async fn list_those(&self, wanted: impl Fn(&Job) -> bool) -> Result<Vec<Listed>> {
         let mut listed = Vec::new();
-        for job in self.herd.jobs.iter().filter(|job| cluster.is_none() || job.cluster.as_deref() == cluster)
-        {
+        for job in self.herd.jobs.iter().filter(|job| wanted(job)) {
             listed.push(self.listed(job).await?);
         }
         Ok(listed)
