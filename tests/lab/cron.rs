@@ -203,6 +203,20 @@ fn systemd_starts_what_apply_has_installed_tells_what_fails_and_makes_up_for_wha
     station.ends(&["apply", "--yes"], 0);
     station.runs_again("inventory/vacuum");
 
+    // What fails waits for its next time; what cannot get at the server is started again before, here within seconds.
+    let restarts = |job: &str| {
+        let unit = format!("pgherd-job.shop.inventory.{job}.service");
+        station.sh(&format!("systemctl show --property=NRestarts --value {unit}"))
+    };
+    assert_eq!(restarts("refresh-gone"), "0");
+    let drop_in = "/etc/systemd/system/pgherd-job.shop.inventory.vacuum.service.d";
+    station.sh(&format!(
+        "mkdir {drop_in} && printf '[Service]\\nRestartSec=2s\\n' > {drop_in}/soon.conf && systemctl daemon-reload && \
+         kill -INT $(head -n 1 /var/lib/pgherd/inventory-a/postmaster.pid)"
+    ));
+    station.comes("a job without a server is started again", || restarts("vacuum") != "0");
+    station.sh(&format!("rm -r {drop_in} && systemctl daemon-reload"));
+
     station.misses_the_daily_job();
     station.makes_up_for_it();
     station.ends(&["apply", "--yes"], 0);
