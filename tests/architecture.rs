@@ -53,6 +53,7 @@ const SHARED_BY_OPS: &[&str] = &[
     "roles",
     "service",
     "split",
+    "starter",
 ];
 
 /// Folders of `ops/` that are made of the other rooms, as the files directly in `ops/` are.

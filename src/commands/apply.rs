@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::ops::apply::{self, ConfirmedPlan, SavedPlan};
 use crate::ops::context::Context;
 use crate::ops::plan::ClusterPlan;
+use crate::ops::schedule::{Jobs, Purpose};
 use crate::topology::model::Herd;
 use crate::ui;
 use crate::ui::exit::Exit;
@@ -87,6 +88,9 @@ async fn execute(args: &ApplyArgs, app: &mut App) -> Outcome {
         let interrupt = app.interrupt()?;
         let drive = Drive { context: &context, herd: &herd, wait, interrupt: &interrupt };
         drive.all(app, &plans).await?;
+        if plans.iter().flat_map(ClusterPlan::steps).any(|planned| planned.step.starts_jobs()) {
+            Jobs::open(&context, &herd, Purpose::Take).await?.see().await?;
+        }
         if saved.is_some() || !plans.iter().any(|plan| plan.more) {
             break;
         }

@@ -17,6 +17,7 @@ use crate::units;
 /// the topology file still names it or not. A data directory that is not what its marker says is refused and left alone. With --node
 /// only that node goes, and its slot on the primary; the primary of nodes that stay is refused. Backups and archived WAL stay in their
 /// repository. With the last node of a host the copies of pgherd that apply has put there go as well, unless somebody still uses them.
+/// What apply has installed on this machine to start the cluster's jobs goes first.
 ///
 /// Asks for the cluster's name; there is no undo. A killed run is finished by `pgherd operation resume`.
 ///

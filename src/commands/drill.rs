@@ -197,8 +197,9 @@ async fn one(
 fn write(args: &RestoreArgs, before: &[Report], last: &Report) -> Result<()> {
     let reports: Vec<Report> = before.iter().chain([last]).cloned().collect();
     let put = |path: &Path, text: String| {
-        drill::write_whole(path, text.as_bytes())
-            .map_err(|error| Error::failed(format!("could not write {}", path.display())).source(error))
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        made.map_err(|error| Error::failed(format!("could not write {}", path.display())).source(error))?;
+        ui::file::write_whole(path, text.as_bytes())
     };
     if let Some(path) = &args.junit {
         put(path, ui::junit::drills(&reports))?;

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::{App, Outcome};
-use crate::error::{Error, Result};
-use crate::ops::schedule::Jobs;
-use crate::topology::model::Herd;
-use crate::topology::timers::{self, Rendered, Station};
+use crate::error::Error;
+use crate::ops::schedule::{Jobs, Purpose};
+use crate::ops::starter;
+use crate::topology::timers::{self, Crontab, Rendered};
 use crate::ui;
 use crate::ui::exit::Exit;
 
@@ -28,9 +28,10 @@ enum Verb {
 
 /// List the jobs: when each runs next, when it last ended well, and what is overdue
 ///
-/// Reads the topology and what this station has recorded of its runs. Connects to nothing.
+/// Reads the topology and what this station has recorded of its runs; where several stations share them (scheduler.lease), what is in
+/// their repository. Connects to no server.
 ///
-/// Exit codes: 0 listed, 1 a record cannot be read, 2 the topology is not valid, 10 no such cluster.
+/// Exit codes: 0 listed, 1 a record cannot be read, 2 the topology is not valid, 10 no such cluster, or the repository cannot be reached.
 ///
 /// Example: pgherd schedule list --format json
 #[derive(Debug, clap::Args)]
@@ -41,7 +42,7 @@ struct ListArgs {}
 /// For cron it is one line of a user's crontab: pgherd is asked often what is due, so that the zone of the topology counts, also where the
 /// clocks change, and what was missed is made up for. For systemd it is a service and a timer a job, each with the name of its file in
 /// front of it; --to-dir writes them as files. Both name pgherd and the topology by their absolute paths, and what PGHERD_CONFIG_DIR,
-/// PGHERD_STATE_DIR and PGHERD_LIB_DIR say now. Installs nothing.
+/// PGHERD_STATE_DIR and PGHERD_LIB_DIR say now. Installs nothing: with scheduler.install in the topology "pgherd apply" does.
 ///
 /// Exit codes: 0 rendered, 2 the topology is not valid or a path cannot stand in a crontab, 4 nothing has a schedule.
 ///
@@ -67,7 +68,9 @@ fn list(app: &mut App) -> Outcome {
     let herd = app.herd()?;
     let context = app.context()?;
     app.clusters(&herd)?;
-    let listed = Jobs::of(&context, &herd)?.list(app.globals.cluster.as_deref())?;
+    let listed = super::block_on(async {
+        Jobs::open(&context, &herd, Purpose::Look).await?.list(app.globals.cluster.as_deref()).await
+    })??;
     ui::schedule::print_list(&mut app.ui, &herd, &listed);
     Ok(Exit::Done)
 }
@@ -83,11 +86,11 @@ fn render(args: &RenderArgs, app: &mut App) -> Outcome {
         if args.to_dir.is_some() {
             return Err(Error::usage("--to-dir is for the units of systemd").into());
         }
-        let crontab = with_station(&herd, |station| timers::crontab(&herd, station))?;
+        let crontab = starter::with_station(&herd, |station| timers::crontab(&herd, station, Crontab::Own))?;
         app.ui.bytes(crontab.as_bytes());
         return Ok(Exit::Done);
     }
-    let units = with_station(&herd, |station| timers::units(&herd, station))?;
+    let units = starter::with_station(&herd, |station| timers::units(&herd, station))?;
     match &args.to_dir {
         None => ui::schedule::print_units(&mut app.ui, &units),
         Some(directory) => {
@@ -101,16 +104,4 @@ fn render(args: &RenderArgs, app: &mut App) -> Outcome {
         }
     }
     Ok(Exit::Done)
-}
-
-/// Says how this station runs pgherd.
-fn with_station<T>(herd: &Herd, render: impl FnOnce(&Station<'_>) -> Result<T>) -> Result<T> {
-    let program = std::env::current_exe()
-        .map_err(|error| Error::failed("could not find the path of pgherd itself").source(error))?;
-    let user = rustix::process::geteuid();
-    let user = (!user.is_root()).then(|| crate::engine::record::Actor::here().user);
-    let roots = ["PGHERD_CONFIG_DIR", "PGHERD_STATE_DIR", "PGHERD_LIB_DIR"];
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let environment = roots.iter().filter_map(|name| Some(((*name).to_owned(), set(name)?))).collect();
-    render(&Station { program: &program, file: &herd.file, user: user.as_deref(), environment })
 }

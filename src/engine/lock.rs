@@ -21,6 +21,7 @@ use crate::engine::record::{Actor, OperationId};
 use crate::engine::shared_lock::SharedLock;
 use crate::engine::store::Store;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::whole;
 
 /// Who holds a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,15 +90,12 @@ impl Lock {
     /// When the lock file cannot be replaced.
     pub(crate) fn take_away(store: &Store, cluster: &str) -> Result<Self> {
         let path = path(store, cluster);
-        let beside = path.with_extension(format!("{}.new", std::process::id()));
         let could_not = |error: std::io::Error| {
             Error::failed(format!("could not replace the lock {}", path.display())).source(error)
         };
         store.make_directory(&store.locks())?;
-        let file = open(&beside).map_err(could_not)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| could_not(error.into()))?;
-        std::fs::rename(&beside, &path).map_err(could_not)?;
+        let held = |file: &mut File| Ok(rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive)?);
+        let file = whole::replace_with(&path, 0o600, held).map_err(could_not)?;
         Self::hold(store, file, path, cluster)
     }
 

@@ -11,6 +11,7 @@
 //! | [`store`] | where journals live and how one is found |
 //! | [`lock`] | who may change a cluster now |
 //! | [`operation`] | the driver: forward, back, resume, undo, take over |
+//! | [`turn`] | who of several stations does something, and how it ended, in a repository |
 //! | [`interrupt`] | the operator's Ctrl-C |
 //! | [`event`] | what the driver tells while it runs |
 //!
@@ -28,4 +29,5 @@ pub mod record;
 pub mod shared_lock;
 pub mod step;
 pub mod store;
+pub mod turn;
 pub mod view;

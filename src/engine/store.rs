@@ -2,9 +2,9 @@
 //!
 //! Finds and makes journals; reads what is in them through [`journal`](crate::engine::journal).
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use crate::engine::journal::{self, Content, Journal, Tap, hex};
 use crate::engine::record::{Header, OperationId};
 use crate::engine::view::OperationView;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::whole;
 
 /// The journals and locks below one state directory.
 #[derive(Debug, Clone)]
@@ -192,17 +193,12 @@ impl Store {
     pub(crate) fn adopt(&self, id: &OperationId, lines: &[u8]) -> Result<()> {
         let directory = self.operations();
         self.make_directory(&directory)?;
-        let (path, beside) = (self.path(id), directory.join(format!(".{id}.{}", std::process::id())));
+        let path = self.path(id);
         let write = || -> io::Result<()> {
             if std::fs::read(&path).is_ok_and(|own| !lines.starts_with(&own)) {
                 std::fs::rename(&path, path.with_extension("superseded"))?;
             }
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-            file.write_all(lines)?;
-            file.sync_all()?;
-            std::fs::rename(&beside, &path)?;
-            File::open(&directory)?.sync_all()
+            whole::replace(&path, 0o600, lines)
         };
         write().map_err(|error| {
             Error::failed(format!("could not write the journal {}", path.display())).source(error)

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
+use super::whole::sync_directory;
 use super::{DiskSpace, FileKind};
 use crate::units::ByteCount;
 
@@ -60,29 +61,6 @@ pub(super) fn list(path: &Path) -> io::Result<Option<Vec<String>>> {
         .collect::<io::Result<Vec<String>>>()?;
     names.sort();
     Ok(Some(names))
-}
-
-pub(super) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let (directory, name) = match (path.parent(), path.file_name()) {
-        (Some(directory), Some(name)) => (directory, name.to_string_lossy()),
-        _ => return Err(io::Error::new(ErrorKind::InvalidInput, "the path names no file")),
-    };
-    let mut random = [0_u8; 4];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
-    let temporary = directory.join(format!(".{name}.pgherd-{:08x}", u32::from_ne_bytes(random)));
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if let Err(error) = written {
-        // The first error is the one to tell; a temporary file that stays behind is only litter.
-        fs::remove_file(&temporary).ok();
-        return Err(error);
-    }
-    sync_directory(directory)
 }
 
 /// Appends to a file of this length under its lock, and returns the length that it had.
@@ -245,10 +223,6 @@ pub(super) fn disk(path: &Path) -> io::Result<DiskSpace> {
             (Err(error), _) => return Err(error),
         }
     }
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {

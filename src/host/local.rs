@@ -14,7 +14,7 @@ use super::acting::{self, Identity};
 use super::process::{self, End, Input};
 use super::{
     BoxFuture, Command, DiskSpace, Effect, FileStat, Host, HostError, LineSink, Output, RunAs, Tunnel,
-    coreutils, direct,
+    coreutils, direct, whole,
 };
 use crate::error::{Error, ErrorKind};
 use crate::units::{ByteCount, human_duration};
@@ -289,7 +289,7 @@ impl Host for LocalHost {
             coreutils::absolute(self, "write", path)?;
             let (target, bytes) = (path.to_owned(), bytes.to_vec());
             self.file((RunAs::OsUser, Effect::Changes), format!("write {}", path.display()), move || {
-                direct::write_atomic(&target, &bytes, mode)
+                whole::replace(&target, mode, &bytes)
             })
             .await
         })

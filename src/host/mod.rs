@@ -11,6 +11,7 @@ mod process;
 pub mod programs;
 pub mod sockets;
 pub mod ssh;
+pub mod whole;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

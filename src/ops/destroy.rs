@@ -28,6 +28,7 @@ use crate::ops::context::Context;
 use crate::ops::observe::{self, Claim, ClusterObserved, Depth, Directory, Doors};
 use crate::ops::provision::{self, Site};
 use crate::ops::roles::{self, Lead};
+use crate::ops::starter::{self, Piece};
 use crate::ops::takeover;
 use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
@@ -50,6 +51,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub enum DestroyStep {
     /// The pivot: changes nothing. What is removed by half cannot be put back, so from here on there is only forward.
     Begin {},
+    /// Take away what starts the jobs of the cluster on the machine that pgherd runs on.
+    Schedule { pieces: Vec<Piece> },
     /// Stop a PgBouncer and remove its files.
     Pooler { host: String },
     /// Drop the slot of a node that leaves a cluster which stays.
@@ -157,6 +160,9 @@ pub async fn plan(context: &Context, hosts: &[Host], cluster: &str, node: Option
         }
         Some(node) => one(&observed, input, node)?,
     };
+    if node.is_none() {
+        removal.add_schedule(&world, &on_machines).await?;
+    }
     let mut steps = Vec::new();
     for (reach, there) in &on_machines {
         match program(&world, &removal, reach, there).await? {
@@ -234,6 +240,25 @@ impl Removal {
     /// Tells whether a node of the cluster goes.
     fn takes(&self, node: &str) -> bool {
         self.node.as_deref().is_none_or(|one| one == node)
+    }
+}
+
+impl Removal {
+    /// Adds what apply has installed here to start the jobs of the cluster; what starts those of other clusters stays.
+    async fn add_schedule(&mut self, world: &World, there: &[(&Reach, Vec<Profile>)]) -> Result<()> {
+        let Some(herd) = self.input.profiles.first().map(|profile| profile.herd.clone()) else {
+            return Ok(());
+        };
+        let all = there.iter().flat_map(|(_, profiles)| profiles);
+        let is_last =
+            all.filter(|profile| profile.herd == herd).all(|profile| profile.cluster == self.input.cluster);
+        let found = starter::present(world.doors.own(), &herd).await?;
+        let pieces = starter::of_cluster(&found, &herd, &self.input.cluster, is_last);
+        if !pieces.is_empty() {
+            self.lines.insert(0, format!("what starts its jobs: {}", starter::name(&pieces)));
+            self.stages.insert(1, vec![DestroyStep::Schedule { pieces }]);
+        }
+        Ok(())
     }
 }
 
@@ -453,6 +478,7 @@ fn program_of(planned: &PlannedStep) -> Option<String> {
         Ok(DestroyStep::Program { host }) => Some(host),
         Ok(
             DestroyStep::Begin {}
+            | DestroyStep::Schedule { .. }
             | DestroyStep::Pooler { .. }
             | DestroyStep::Slot { .. }
             | DestroyStep::Node { .. },
@@ -667,6 +693,7 @@ impl Step for DestroyStep {
     fn describe(&self) -> String {
         match self {
             Self::Begin {} => "begin: from here on there is only forward".to_owned(),
+            Self::Schedule { pieces } => format!("remove {}", starter::name(pieces)),
             Self::Pooler { host } => format!("remove the pooler on {host}"),
             Self::Slot { on, slot } => format!("drop slot {slot} on {on}"),
             Self::Node { node } => format!("stop and remove {node}"),
@@ -686,7 +713,11 @@ impl Step for DestroyStep {
         match self {
             // The sender of a standby that was just stopped may still hold the slot.
             Self::Slot { .. } => Retry { attempts: 6, pause: Duration::from_millis(250) },
-            Self::Begin {} | Self::Pooler { .. } | Self::Node { .. } | Self::Program { .. } => Retry::NEVER,
+            Self::Begin {}
+            | Self::Schedule { .. }
+            | Self::Pooler { .. }
+            | Self::Node { .. }
+            | Self::Program { .. } => Retry::NEVER,
         }
     }
 
@@ -699,6 +730,7 @@ impl Step for DestroyStep {
         let world = cx.world;
         match self {
             Self::Begin {} => {}
+            Self::Schedule { pieces } => starter::install(world.doors.own(), pieces).await?,
             Self::Pooler { host } => {
                 apply::remove_pooler(&world.doors, &world.cluster, host).await?;
             }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-pub use archive::{Kept, list, root, write_whole};
+pub use archive::{Kept, list, root};
 pub use estimate::{RtoEstimate, estimate};
 pub use report::{Copied, Freshness, Held, Judged, Phase, PhaseTime, Proof, Reached, Report, Verdict};
 pub use scratch::guard;

@@ -38,6 +38,9 @@ pub struct Report {
     pub cluster: String,
     /// What was done, a line each.
     pub done: Vec<String>,
+    /// What would be done, a line each, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub would: Vec<String>,
     /// What was left to the next run, with the reason.
     pub left: Vec<String>,
     #[serde(skip)]
@@ -49,6 +52,15 @@ pub struct Report {
 pub struct Bounds<'a> {
     pub until: Instant,
     pub interrupt: &'a Interrupt,
+    pub mode: Mode,
+}
+
+/// Whether what is found is mended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Mend,
+    /// It is only told.
+    Show,
 }
 
 impl Bounds<'_> {
@@ -64,6 +76,8 @@ impl Bounds<'_> {
 /// How a statement ended, where that is not a failure.
 enum Did {
     Done,
+    /// It would be done; nothing was.
+    Would,
     /// With the reason, a fragment.
     Left(String),
 }
@@ -142,6 +156,9 @@ impl Work<'_> {
         bounds: &Bounds<'_>,
         work: impl Future<Output = Result<(), DbError>>,
     ) -> Result<Did, DbError> {
+        if bounds.mode == Mode::Show {
+            return Ok(Did::Would);
+        }
         if bounds.is_over() {
             return Ok(Did::Left("there was no time left".to_owned()));
         }
@@ -181,12 +198,17 @@ impl Report {
         Self { cluster: cluster.name.clone(), ..Self::default() }
     }
 
-    /// Takes up what came of one thing. An error after which nothing more can be asked of the server ends the run.
-    fn take(&mut self, what: impl Fn() -> String, did: Result<Did, DbError>) -> Result<bool> {
+    /// Takes up what came of one thing, which `said` tells; `true` if it was done. An error after which nothing more can be asked of the
+    /// server ends the run.
+    fn take(&mut self, what: &str, said: &str, did: Result<Did, DbError>) -> Result<bool> {
         match did {
             Ok(Did::Done) => Ok(true),
+            Ok(Did::Would) => {
+                self.would.push(format!("{what}   {said}"));
+                Ok(false)
+            }
             Ok(Did::Left(why)) => {
-                self.left.push(format!("{}: {why}", what()));
+                self.left.push(format!("{what}: {why}"));
                 Ok(false)
             }
             Err(error @ DbError::Sql { .. }) => {
@@ -239,7 +261,7 @@ pub async fn vacuum(
                 let said = format!("analyzed, {} rows had changed since it was last", found.changed);
                 (work.within(bounds, sql::analyze(&work.conn, &found.table)).await, said)
             };
-            if report.take(|| name.clone(), did)? {
+            if report.take(&name, &said, did)? {
                 report.done.push(format!("{name}   {said}   {}", human_duration(begun.elapsed())));
             }
         }
@@ -272,8 +294,11 @@ pub async fn reindex(
             rebuild(&work, &name, &found.index, &why, bounds, &mut report).await?;
         }
         // A statement that was cut off has left its half; until it is dropped every writer keeps that up to date as well.
-        let rest = Bounds { until: Instant::now() + SWEEP, interrupt: &Interrupt::new() };
-        sweep(&work, &database, &rest, &mut report).await?;
+        if bounds.mode == Mode::Mend {
+            let rest =
+                Bounds { until: Instant::now() + SWEEP, interrupt: &Interrupt::new(), mode: Mode::Mend };
+            sweep(&work, &database, &rest, &mut report).await?;
+        }
     }
     Ok(report)
 }
@@ -282,10 +307,9 @@ async fn sweep(work: &Work<'_>, database: &str, bounds: &Bounds<'_>, report: &mu
     for found in sql::invalid_indexes(&work.conn).await?.iter().filter(|found| found.left_over) {
         let name = format!("{database}: {}", found.index);
         let did = work.within(bounds, sql::drop_index(&work.conn, &found.index)).await;
-        if report.take(|| name.clone(), did)? {
-            report
-                .done
-                .push(format!("{name}   dropped: a REINDEX of {} that was cut off had left it", found.table));
+        let said = format!("dropped: a REINDEX of {} that was cut off had left it", found.table);
+        if report.take(&name, &said, did)? {
+            report.done.push(format!("{name}   {said}"));
         }
     }
     Ok(())
@@ -302,7 +326,7 @@ async fn rebuild(
     let begun = Instant::now();
     let before = sql::size(&work.conn, index).await?.unwrap_or_default();
     let did = work.within(bounds, sql::reindex(&work.conn, index)).await;
-    if report.take(|| name.to_owned(), did)? {
+    if report.take(name, &format!("built anew, {why}"), did)? {
         let after = sql::size(&work.conn, index).await?.unwrap_or_default();
         let took = human_duration(begun.elapsed());
         report.done.push(format!("{name}   built anew, {why}   {before} -> {after}   {took}"));
@@ -348,7 +372,7 @@ pub async fn refresh(
         };
         let begun = Instant::now();
         let did = work.within(bounds, sql::refresh(&work.conn, &view, way)).await;
-        if report.take(|| name.clone(), did)? {
+        if report.take(&name, said, did)? {
             report.done.push(format!("{name}   {said}   {}", human_duration(begun.elapsed())));
         }
     }
@@ -383,9 +407,15 @@ pub async fn clean(
             continue;
         }
         let directory = doors.node_places(cluster, node).log;
-        match clean_node(doors.host(&node.host), &directory, wish.logs, now).await {
+        match clean_node(doors.host(&node.host), &directory, (wish.logs, now), bounds.mode).await {
             Ok((0, _)) => {}
-            Ok((files, bytes)) => report.done.push(told(cluster, node, files, bytes, &directory)),
+            Ok((files, bytes)) => {
+                let told = told(cluster, node, files, bytes, &directory);
+                match bounds.mode {
+                    Mode::Mend => report.done.push(told),
+                    Mode::Show => report.would.push(told),
+                }
+            }
             Err(error) => report.failed.push(error),
         }
     }
@@ -401,8 +431,8 @@ fn told(cluster: &Cluster, node: &Node, files: usize, bytes: ByteCount, director
 async fn clean_node(
     host: &dyn Host,
     directory: &Path,
-    keep: Duration,
-    now: Timestamp,
+    (keep, now): (Duration, Timestamp),
+    mode: Mode,
 ) -> Result<(usize, ByteCount)> {
     if host.stat(directory).await?.is_none() {
         return Ok((0, ByteCount(0)));
@@ -415,7 +445,9 @@ async fn clean_node(
     let output = host.run(&find).await?;
     let mut removed = (0, ByteCount(0));
     for file in old(parse(&output.text()), keep, now) {
-        host.remove_file(&directory.join(&file.name)).await?;
+        if mode == Mode::Mend {
+            host.remove_file(&directory.join(&file.name)).await?;
+        }
         removed = (removed.0 + 1, ByteCount(removed.1.0 + file.size));
     }
     Ok(removed)

@@ -1,6 +1,6 @@
 //! What an operator asks for. Returns reports and emits events; prints nothing.
 //!
-//! `adopt`, `binary`, `builds`, `certificate`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `objects` and
+//! `adopt`, `binary`, `builds`, `certificate`, `cluster_lock`, `context`, `node`, `observe`, `roles`, `plan`, `preflight`, `provision`, `service`, `starter`, `objects` and
 //! `pooler` are what the other rooms are built of.
 
 pub mod adopt;
@@ -41,6 +41,7 @@ pub mod roles;
 pub mod schedule;
 pub mod service;
 pub mod split;
+pub mod starter;
 pub mod status;
 pub mod succession;
 pub mod switchover;

@@ -76,7 +76,7 @@ pub(super) fn check(tree: &Tree, file: PathBuf, base: &Path, report: &mut Report
     checker.repository_directories();
     checker.data_directories();
     let mut jobs = std::mem::take(&mut checker.jobs);
-    let scheduler = checker.scheduler(&topology, &mut jobs);
+    let scheduler = checker.scheduler(&topology, &clusters, &mut jobs);
     let hosts = std::mem::take(&mut checker.hosts);
     let repositories = std::mem::take(&mut checker.repositories);
     let repositories = repositories.into_iter().filter_map(|declared| declared.repository).collect();

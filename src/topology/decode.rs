@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::checks::{Measure, Report as Called};
 use super::custom::On;
+use super::jobs::Starter;
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
     Service, VaultReference,
@@ -553,6 +554,7 @@ words!(DefaultPolicy { "leave" => DefaultPolicy::Leave, "create" => DefaultPolic
 words!(Via { "local" => Via::Local, "ssh" => Via::Ssh });
 words!(ThePrimary { "primary" => ThePrimary });
 words!(Service { "pg_ctl" => Service::PgCtl, "systemd" => Service::Systemd, "debian" => Service::Debian });
+words!(Starter { "cron" => Starter::Cron, "systemd" => Starter::Systemd });
 words!(Promote { "automatic" => Promote::Automatic, "by-hand" => Promote::ByHand });
 words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode::Session, "statement" => PoolMode::Statement });
 words!(PoolerAuth { "userlist" => PoolerAuth::Userlist, "query" => PoolerAuth::Query });

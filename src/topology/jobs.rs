@@ -103,6 +103,20 @@ pub struct Dump {
 pub struct Scheduler {
     /// A job begins up to so much later than its time, drawn by chance.
     pub jitter: Duration,
+    /// The hosts that start the jobs; empty: whichever machine somebody has set up for it.
+    pub hosts: Vec<String>,
+    /// The repository in which several of them tell each other who runs a job, and how the last run ended.
+    pub lease: Option<String>,
+    /// What `apply` installs on each of the hosts.
+    pub install: Option<Starter>,
+}
+
+/// What starts the jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Starter {
+    Cron,
+    Systemd,
 }
 
 impl Job {

@@ -10,6 +10,7 @@ use super::decode::{
     Address, CopyGrants, Count, HookWish, Major, Named, OwnOr, Percent, Port, SettingText, Spanned, Text,
     ThePrimary, record,
 };
+use super::jobs::Starter;
 use super::model::{
     BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
     Service,
@@ -67,6 +68,12 @@ record! {
         jitter: Duration = "jitter",
         /// When the herd is judged; everything that is not OK is told.
         health: Schedule = "health",
+        /// The hosts that start the jobs: operator stations, which hold this file; several of them need "lease".
+        hosts: Vec<Spanned<Text>> = "hosts",
+        /// The repository in which several hosts tell each other who runs a job, so that none runs twice.
+        lease: Text = "lease",
+        /// What "pgherd apply" installs on each of the hosts, when it runs there.
+        install: Starter = "install",
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Rendered {
 }
 
 #[derive(Serialize)]
-struct Crontab<'a> {
+struct Lines<'a> {
     herd: &'a str,
     file: &'a Path,
     zone: &'a str,
@@ -47,7 +47,8 @@ struct Crontab<'a> {
     often: String,
     minutes: String,
     jobs: Vec<Line>,
-    environment: &'a [(String, String)],
+    /// Whoever runs it, where a line names them.
+    user: Option<&'a str>,
     command: String,
 }
 
@@ -71,15 +72,24 @@ struct Unit<'a> {
     jitter: u64,
 }
 
-/// Renders the lines for a user's crontab(5).
+/// Whose lines they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crontab<'a> {
+    /// A user's own: crontab(1).
+    Own,
+    /// A file in /etc/cron.d, whose lines say who runs them.
+    Of(&'a str),
+}
+
+/// Renders the lines for a crontab(5). No line sets a variable: it would be that of the user's own lines too.
 ///
 /// # Errors
 /// When a path holds what cron takes for something else.
-pub fn crontab(herd: &Herd, station: &Station<'_>) -> Result<String> {
+pub fn crontab(herd: &Herd, station: &Station<'_>, whose: Crontab<'_>) -> Result<String> {
     let words = [station.program, station.file].map(|path| path.display().to_string());
     let values = station.environment.iter().map(|(_, value)| value);
     for text in words.iter().chain(values) {
-        // To cron a percent sign is the end of the line, and a variable has no quoting that all of its kinds share.
+        // To cron a percent sign is the end of the line.
         if text.contains(['%', '\'', '"', '\\']) || text.contains(char::is_control) || text.trim() != text {
             return Err(Error::usage(format!("cannot write {text:?} into a crontab"))
                 .detail("A percent sign, a quote, a backslash or a line break means something else there.")
@@ -90,17 +100,22 @@ pub fn crontab(herd: &Herd, station: &Station<'_>) -> Result<String> {
     let often = herd.jobs.iter().map(|job| job.when.grain()).fold(OFTEN, divisor);
     let width = herd.jobs.iter().map(|job| job.full_name().len()).max().unwrap_or(0);
     let line = |job: &Job| Line { name: format!("{:width$}", job.full_name()), when: job.when.to_string() };
-    let crontab = Crontab {
+    let environment: String =
+        station.environment.iter().map(|(name, value)| format!("{name}={} ", shell_word(value))).collect();
+    let lines = Lines {
         herd: &herd.name,
         file: station.file,
         zone: &herd.timezone,
         often: if often == 1 { "every minute".to_owned() } else { format!("every {often} min") },
         minutes: if often == 1 { "*".to_owned() } else { format!("*/{often}") },
         jobs: herd.jobs.iter().map(line).collect(),
-        environment: &station.environment,
-        command: format!("{program} --file {file} run --due"),
+        user: match whose {
+            Crontab::Own => None,
+            Crontab::Of(user) => Some(user),
+        },
+        command: format!("{environment}{program} --file {file} run --due"),
     };
-    render::render(Template::Crontab, &crontab)
+    render::render(Template::Crontab, &lines)
 }
 
 /// Renders the units of systemd: a service and a timer a job.
@@ -141,9 +156,14 @@ pub fn units(herd: &Herd, station: &Station<'_>) -> Result<Vec<Rendered>> {
     Ok(units)
 }
 
+/// Returns how the names of all units of a herd's jobs begin.
+pub fn unit_prefix(herd: &str) -> String {
+    format!("pgherd-job.{herd}.")
+}
+
 /// Returns `pgherd-job.shop.inventory.full.timer`: no name of a herd, cluster, node or job holds a dot, so that no other unit is called so.
 pub fn unit_name(herd: &str, job: &Job, kind: &str) -> String {
-    format!("pgherd-job.{herd}.{}.{kind}", job.file_name())
+    format!("{}{}.{kind}", unit_prefix(herd), job.file_name())
 }
 
 fn shell_word(word: &str) -> String {
@@ -192,8 +212,12 @@ clusters:
 
     #[test]
     fn the_lines_for_cron_are_what_they_were() {
-        let text = crontab(&herd(), &station("/usr/local/bin/pgherd", &[("PGHERD_STATE_DIR", "/srv/state")]))
-            .unwrap();
+        let text = crontab(
+            &herd(),
+            &station("/usr/local/bin/pgherd", &[("PGHERD_STATE_DIR", "/srv/state")]),
+            Crontab::Own,
+        )
+        .unwrap();
         assert_eq!(text, include_str!("testdata/shop.crontab"));
     }
 
@@ -211,11 +235,11 @@ clusters:
     #[test]
     fn what_a_crontab_would_read_as_something_else_is_refused_and_systemd_takes_it() {
         for path in ["/opt/50%/pgherd", "/opt/it's/pgherd", "/opt/a\nb/pgherd"] {
-            let error = crontab(&herd(), &station(path, &[])).unwrap_err();
+            let error = crontab(&herd(), &station(path, &[]), Crontab::Own).unwrap_err();
             assert!(error.what().starts_with("cannot write"), "{error:?}");
         }
-        let text = crontab(&herd(), &station("/opt/my tools/pgherd", &[])).unwrap();
-        assert!(text.contains(" '/opt/my tools/pgherd' --file "), "{text}");
+        let text = crontab(&herd(), &station("/opt/my tools/pgherd", &[]), Crontab::Of("postgres")).unwrap();
+        assert!(text.contains(" * * * * postgres '/opt/my tools/pgherd' --file "), "{text}");
         let units = units(&herd(), &station("/opt/50% $x/pgherd", &[])).unwrap();
         assert!(units[0].text.contains("ExecStart=\"/opt/50%% $$x/pgherd\" --file"), "{}", units[0].text);
     }

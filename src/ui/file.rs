@@ -1,11 +1,10 @@
 //! A file that others read at any moment: there as a whole, or not at all.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::host::whole;
 
 /// Puts a file in place by rename, synced and readable to everybody: what reads it runs as somebody else.
 ///
@@ -20,34 +19,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         }
         Ok(_) | Err(_) => {}
     }
-    let failed =
-        |error: io::Error| Error::failed(format!("could not write {}", path.display())).source(error);
-    let Some(name) = path.file_name() else {
-        return Err(Error::usage(format!("{} names no file", path.display())));
-    };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A collector takes files by the end of their names, and this name ends otherwise.
-    let beside = directory.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&beside)?;
-        // Whatever the umask.
-        file.set_permissions(Permissions::from_mode(0o644))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        fs::File::open(directory)?.sync_all()
-    })();
-    if written.is_err() {
-        // The first error is the one to tell.
-        fs::remove_file(&beside).ok();
-    }
-    written.map_err(failed)
+    whole::replace(path, 0o644, bytes)
+        .map_err(|error| Error::failed(format!("could not write {}", path.display())).source(error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_file_is_replaced_as_a_whole_and_everybody_may_read_it() {

@@ -3,7 +3,7 @@
 //! Decides nothing and asks nobody: it is handed reports and prints them.
 
 mod events_json;
-mod file;
+pub(crate) mod file;
 mod held;
 mod lines;
 mod nagios;

@@ -103,10 +103,14 @@ pub fn print_report(ui: &mut Ui, report: &Report) {
     for line in &report.done {
         ui.remark(format!("{}   {line}", report.cluster));
     }
+    for line in &report.would {
+        ui.remark(format!("{}   would be: {line}", report.cluster));
+    }
     for line in &report.left {
         ui.remark(format!("{}   left: {line}", report.cluster));
     }
-    if report.done.is_empty() && report.left.is_empty() && report.failed.is_empty() {
+    let lines = [&report.done, &report.would, &report.left];
+    if lines.iter().all(|lines| lines.is_empty()) && report.failed.is_empty() {
         ui.remark(format!("{}   nothing to do", report.cluster));
     }
 }

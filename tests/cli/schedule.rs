@@ -302,5 +302,35 @@ fn what_is_wrong_with_a_schedule_is_told_with_its_place_and_what_to_write() {
         "clusters.inventory.maintenance.partitions has nothing to do: inventory declares no partitions",
     );
     refuses("jitter: 2 min", "jitter: 2 h", "scheduler.jitter must be 1 h at most");
-    refuses("jitter: 2 min", "hosts: [local]", "unknown key \"hosts\" in scheduler");
+    refuses("jitter: 2 min", "host: local", "unknown key \"host\" in scheduler");
+}
+
+#[test]
+fn a_scheduler_whose_stations_would_run_every_job_twice_is_refused() {
+    let scheduler = "jitter: 2 min";
+    refuses(scheduler, "hosts: []", "scheduler.hosts names no host");
+    refuses(scheduler, "hosts: [locall]", "unknown host \"locall\"\nDETAIL: Declared: local.");
+    refuses(scheduler, "hosts: [local, local]", "host in scheduler.hosts");
+    let two = HERD
+        .replace("hosts: {local: local}", "hosts: {local: local, db2: 192.0.2.2}")
+        .replace(scheduler, "hosts: [local, db2]");
+    let place = herd(&two);
+    let said = shown(place.path(), &["validate"]);
+    assert!(said.contains("several hosts would each run every job"), "{said}");
+    assert!(said.contains("HINT:   Add lease: main to the scheduler, or name one host."), "{said}");
+    let place = herd(&two.replace("hosts: [local, db2]", "hosts: [local, db2], lease: main"));
+    let said = shown(place.path(), &["validate"]);
+    assert!(said.ends_with("--- exit 0\n"), "{said}");
+    refuses(scheduler, "lease: mein", "unknown repository \"mein\"\nDETAIL: Declared: main.");
+    refuses(
+        "repositories: {main: {url: file:///srv/repository}}\nscheduler: {jitter: 2 min",
+        "repositories: {main: {url: file:///srv/repository}, other: {url: file:///srv/other}}\nscheduler: {lease: other",
+        "scheduler.lease names other, which no cluster is backed up to",
+    );
+    refuses(
+        scheduler,
+        "install: cron",
+        "scheduler.install says what starts the jobs, and nothing says where",
+    );
+    refuses(scheduler, "hosts: [local], install: at", "scheduler.install must be");
 }

@@ -51,6 +51,8 @@ mod repository_lock;
 mod restore;
 mod rotation;
 mod schedule;
+mod schedule_failover;
+mod schedule_shared;
 mod secrets;
 mod server;
 mod settings;

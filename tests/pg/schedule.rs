@@ -74,6 +74,19 @@ fn maintenance_mends_what_is_neglected_on_every_major_and_says_nothing() {
             (dead.parse::<u32>().unwrap() > 2000).then_some(())
         });
 
+        // What would be done is told, and nothing is done.
+        let would = |job: &str| herd.run(&["run", &format!("inventory/{job}"), "--dry-run"]).ends_with(0);
+        would("vacuum").says(&[
+            "would be: inventory: public.neglected   vacuumed and analyzed, 2500 of 5000 rows were dead",
+        ]);
+        would("reindex").says(&[
+            "would be: inventory: public.wide_id_ccnew   dropped",
+            "would be: inventory: public.doubled_n   built anew, it was invalid",
+        ]);
+        would("refresh-sales").says(&["would be: inventory: public.sales   refreshed concurrently"]);
+        assert_eq!(is_valid(&herd, "wide_id_ccnew"), "false");
+        assert!(!record(&herd, "vacuum").exists(), "what is not run is not recorded");
+
         let quiet = herd.run(&["run", "inventory/vacuum"]).ends_with(0);
         assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
         until("it is vacuumed", || {
@@ -201,6 +214,31 @@ fn a_job_keeps_out_of_the_way_tells_what_it_left_and_is_run_once_however_often_i
         .says(&["public.plain   refreshed; readers waited"]);
     let kept = fs::read_to_string(record(&herd, "refresh-sales")).unwrap();
     assert!(kept.contains("\"failures\": 0") && kept.contains("\"outcome\": \"done\""), "{kept}");
+}
+
+#[test]
+fn partitions_are_made_by_their_job_which_says_nothing() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    herd.edit(
+        "    schemas:\n",
+        "    partitions: {inventory.events: {by: at, every: month, ahead: 2}}\n    \
+         maintenance: {partitions: {when: monthly 1 00:00}}\n    schemas:\n",
+    );
+    herd.apply().ends_with(0);
+    let sql = |sql: &str| herd.sql_in("a", "inventory", sql);
+    sql("CREATE TABLE inventory.events (at timestamptz NOT NULL, what text) PARTITION BY RANGE (at)");
+    let quiet = herd.run(&["run", "inventory/partitions"]).ends_with(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    // This month's, and two ahead.
+    assert_eq!(sql("SELECT count(*) FROM pg_inherits WHERE inhparent = 'inventory.events'::regclass"), "3");
+    sql("DROP TABLE inventory.events");
+    let failed = herd.run(&["run", "inventory/partitions"]);
+    assert!(
+        failed.code != 0 && failed.stderr.contains("inventory/partitions of shop: exit code "),
+        "{failed:?}"
+    );
+    let kept = fs::read_to_string(record(&herd, "partitions")).unwrap();
+    assert!(kept.contains("\"failures\": 1"), "{kept}");
 }
 
 #[test]

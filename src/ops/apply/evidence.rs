@@ -54,6 +54,8 @@ pub enum Evidence {
     PoolerAnswers { aliases: Vec<String> },
     /// The row was read on these nodes.
     Proved { nodes: Vec<String>, milliseconds: u64 },
+    /// What starts the jobs is as planned.
+    ScheduleInstalled {},
     /// These copies of pgherd are gone; somebody needs those that are `kept`, or did when it was their turn.
     Pruned { gone: Vec<String>, kept: Vec<String> },
 }

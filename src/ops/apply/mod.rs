@@ -45,6 +45,7 @@ use crate::ops::plan::{self, Adoption, ClusterPlan, Fixed, Logins, PoolerDrift, 
 use crate::ops::preflight;
 use crate::ops::roles::{self, Lead};
 use crate::ops::split;
+use crate::ops::starter;
 use crate::secret::Secret;
 use crate::topology::model::{Cluster, Herd, Node, SecretReference, VaultReference};
 use crate::topology::secrets;
@@ -127,6 +128,7 @@ pub async fn prepare_wishing(
         archive::look(&doors, cluster, &context.build, &context.store).await.map_err(|error| vec![error])?;
     let tls = tls::look(&doors, cluster, &observed).await.map_err(|error| vec![error])?;
     let split = split::look(&doors, cluster, &observed).await;
+    let starter = starter::look(doors.own(), herd).await.map_err(|error| vec![error])?;
     let plan = plan::plan(&Situation {
         cluster,
         places: &context.places,
@@ -140,6 +142,7 @@ pub async fn prepare_wishing(
         rotate: wishes.rotate,
         adoption: &adoption,
         split: split.as_ref(),
+        starter: &starter,
     })?;
     if wishes.only_poolers { plan.only_poolers().map_err(|error| vec![error]) } else { Ok(plan) }
 }
@@ -552,14 +555,14 @@ mod tests {
     fn the_golden_plan_reads_and_writes_byte_for_byte() {
         let golden = include_str!("../../../tests/golden/plan-v1.json");
         let saved: SavedPlan = serde_json::from_str(golden).unwrap();
-        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 11, 3, 1]);
+        assert_eq!(saved.plans.iter().map(|plan| plan.steps().count()).collect::<Vec<_>>(), [19, 12, 3, 1]);
         // Every kind of step is in it.
         let kinds = saved
             .plans
             .iter()
             .flat_map(ClusterPlan::steps)
             .map(|planned| std::mem::discriminant(&planned.step));
-        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 25);
+        assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 26);
         assert_eq!(saved.text(), golden);
     }
 

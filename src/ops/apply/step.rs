@@ -16,6 +16,7 @@ use crate::ops::observe::{self, Claim};
 use crate::ops::plan::step::ApplyStep;
 use crate::ops::provision::{self, Site};
 use crate::ops::service;
+use crate::ops::starter;
 use crate::topology::declared::{self, NodeWish};
 use crate::topology::model::Node;
 use crate::units::ByteCount;
@@ -50,6 +51,10 @@ impl Step for ApplyStep {
             Self::Keep {} => "keep what is done".to_owned(),
             Self::Pooler { host } => format!("pooler on {host}"),
             Self::Prove { .. } => "prove a write".to_owned(),
+            Self::Schedule { pieces } if pieces.iter().all(|piece| piece.after.is_none()) => {
+                format!("remove {}", starter::name(pieces))
+            }
+            Self::Schedule { pieces } => format!("have {} start the jobs", starter::name(pieces)),
             Self::Prune { host, builds } => match builds.len() {
                 1 => format!("remove 1 older build of pgherd from {host}"),
                 more => format!("remove {more} older builds of pgherd from {host}"),
@@ -70,6 +75,7 @@ impl Step for ApplyStep {
             | Self::Follow { .. }
             | Self::StagePassword { .. }
             | Self::RotatePassword { .. }
+            | Self::Schedule { .. }
             | Self::Configure { .. } => Reversal::Undo,
             // The password stays, but a pooler must not be left with another one than the server.
             Self::Mend { change: Change::SetPassword { .. } } => Reversal::Undo,
@@ -119,6 +125,7 @@ impl Step for ApplyStep {
             | Self::Keep {}
             | Self::Pooler { .. }
             | Self::Prove { .. }
+            | Self::Schedule { .. }
             | Self::Prune { .. } => Duration::from_secs(300),
         }
     }
@@ -151,6 +158,7 @@ impl Step for ApplyStep {
             | Self::RotatePassword { .. }
             | Self::ForgetPassword { .. }
             | Self::Keep {}
+            | Self::Schedule { .. }
             | Self::Prune { .. } => Retry::NEVER,
         }
     }
@@ -217,6 +225,10 @@ impl Step for ApplyStep {
             Self::Pooler { host } => pooler::look(world, host).await?,
             // A proof is of its own moment: what was proved before the crash is proved again.
             Self::Prove { .. } => Found::NotDone,
+            Self::Schedule { pieces } if starter::is_installed(world.doors.own(), pieces).await? => {
+                Found::Done(Evidence::ScheduleInstalled {})
+            }
+            Self::Schedule { .. } => Found::NotDone,
             Self::Prune { host, builds } => archive::look_at_pruned(world, host, builds).await?,
         })
     }
@@ -318,6 +330,10 @@ impl Step for ApplyStep {
             Self::Keep {} => Evidence::Kept {},
             Self::Pooler { host } => pooler::ensure(world, host).await.map_err(maybe_passing)?,
             Self::Prove { nodes } => proof::prove(world, nodes).await.map_err(maybe_passing)?,
+            Self::Schedule { pieces } => {
+                starter::install(world.doors.own(), pieces).await?;
+                Evidence::ScheduleInstalled {}
+            }
             Self::Prune { host, builds } => archive::prune(world, host, builds).await?,
         })
     }
@@ -354,6 +370,7 @@ impl Step for ApplyStep {
                 rotation::forget(world, *login).await?;
             }
             Self::RotatePassword { login, nodes } => rotation::put_back(world, *login, nodes).await?,
+            Self::Schedule { pieces } => starter::take_back(world.doors.own(), pieces).await?,
             Self::Mend { change: Change::SetPassword { role, .. } } => rotation::agree(world, role).await?,
             Self::Archive { .. }
             | Self::Authority { .. }

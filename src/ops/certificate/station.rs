@@ -1,13 +1,13 @@
 //! What the station keeps: the herd's own authority, whose key is read by whoever runs pgherd and never sent anywhere.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 
 use jiff::Timestamp;
 
 use crate::error::{Error, Result};
+use crate::host::whole;
 use crate::tls::Authority;
 use crate::topology::places::Places;
 use crate::topology::secrets;
@@ -49,11 +49,8 @@ pub fn ensure(places: &Places, herd: &str) -> Result<Authority> {
     let key = directory.join(KEY);
     if !key.exists() {
         let fresh = Authority::make(herd, now, None)?;
-        let temporary = write_beside(&key, fresh.key.reveal()).map_err(could_not(&key))?;
-        // Several clusters of a herd may be applied at once: a link is made by one of them, and the others take what it made.
-        let linked = fs::hard_link(&temporary, &key);
-        fs::remove_file(&temporary).map_err(could_not(&temporary))?;
-        match linked {
+        // Several clusters of a herd may be applied at once: it is made by one of them, and the others take what that made.
+        match whole::create(&key, 0o600, fresh.key.reveal().as_bytes()) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(could_not(&key)(error));
             }
@@ -62,22 +59,8 @@ pub fn ensure(places: &Places, herd: &str) -> Result<Authority> {
     }
     let made = Authority::make(herd, now, Some(&secrets::read_key(&key)?))?;
     let path = directory.join(CERTIFICATE);
-    let temporary = write_beside(&path, &made.pem).map_err(could_not(&path))?;
-    fs::rename(&temporary, &path).map_err(could_not(&path))?;
-    fs::File::open(&directory).and_then(|open| open.sync_all()).map_err(could_not(&directory))?;
+    whole::replace(&path, 0o600, made.pem.as_bytes()).map_err(could_not(&path))?;
     Ok(made)
-}
-
-fn write_beside(path: &Path, content: &str) -> std::io::Result<PathBuf> {
-    let temporary = path.with_extension(format!("pgherd-{}", std::process::id()));
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    Ok(temporary)
 }
 
 /// Reads a file of the station that is no secret; `None` if there is none.

@@ -1,10 +1,11 @@
 //! The reports of earlier drills, one file each: `STATE/drills/CLUSTER/BEGUN-ID.json`.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::host::whole;
 use crate::ops::drill::report::{FORMAT, Report};
 use crate::topology::places::Places;
 
@@ -26,32 +27,11 @@ pub fn write(places: &Places, report: &Report) -> Result<PathBuf> {
     let path = path(places, report);
     let mut bytes = serde_json::to_vec_pretty(report).expect("reports have text keys and finite numbers");
     bytes.push(b'\n');
-    write_whole(&path, &bytes).map_err(|error| {
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+    made.and_then(|()| whole::replace(&path, 0o644, &bytes)).map_err(|error| {
         Error::failed(format!("could not write the report {}", path.display())).source(error)
     })?;
     Ok(path)
-}
-
-/// Writes a file in one piece and durably, with the directories above it.
-///
-/// # Errors
-/// As the operating system says.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)?;
-    let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(directory)?.sync_all()
-    })();
-    if written.is_err() {
-        // The first error is the one to tell.
-        fs::remove_file(&beside).ok();
-    }
-    written
 }
 
 /// A file that should hold a report.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::local::LocalHost;
-use crate::host::{Command, Host};
+use crate::host::{Command, Host, whole};
 use crate::ops::drill::archive;
 use crate::ops::node::scratch::Scratch;
 use crate::ops::node::{NodeDoor, NodeRequest, Priority, Progress, Reporter};
@@ -113,13 +113,10 @@ fn register(places: &Places, scratch: Scratch) -> io::Result<Held> {
     fs::create_dir_all(&registry)?;
     let path = registry.join(format!("{}.json", scratch.id));
     // It gets its name when it is locked: who finds it before would take us for dead.
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    file.write_all(&document(&scratch))?;
-    file.sync_all()?;
-    fs::rename(&beside, &path)?;
-    File::open(&registry)?.sync_all()?;
+    let file = whole::replace_with(&path, 0o644, |file| {
+        rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive)?;
+        file.write_all(&document(&scratch))
+    })?;
     Ok(Held { scratch, path, file })
 }
 

@@ -15,7 +15,7 @@ use crate::ops::context::Context;
 use crate::ops::drill::{self, Verdict};
 use crate::ops::observe::{ClusterObserved, Doors, NodeObserved};
 use crate::ops::pooler::{PoolerProcess, PoolerSeen};
-use crate::ops::schedule::{Jobs, Listed};
+use crate::ops::schedule::{Jobs, Listed, Purpose};
 use crate::ops::status::{self, OperationStatus, TlsStatus};
 use crate::pg::history::TimelineHistory;
 use crate::pg::ident::quote_identifier;
@@ -147,15 +147,17 @@ pub async fn look(
     HerdSeen {
         history,
         drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
-        jobs: Jobs::of(context, herd)
-            .and_then(|jobs| jobs.list(Some(&cluster.name)))
-            .map_err(|error| Why::Failed(error.what().to_owned())),
+        jobs: jobs(context, herd, cluster).await.map_err(|error| Why::Failed(error.what().to_owned())),
         tls,
         operations: status::operations(context, cluster)
             .map_err(|error| Why::Failed(error.what().to_owned())),
         lock,
         regions: herd.hosts.iter().map(|host| (host.name.clone(), host.region.clone())).collect(),
     }
+}
+
+async fn jobs(context: &Context, herd: &Herd, cluster: &Cluster) -> crate::error::Result<Vec<Listed>> {
+    Jobs::open(context, herd, Purpose::Look).await?.list_to_judge(&cluster.name).await
 }
 
 /// Reads who holds the lock in the repository, from the host of the primary, else of the preferred node.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::before::{self, Before, Counted, NodeBefore, SizeBefore};
 use super::report::{Damped, Finding, Status, Subject};
 use super::seen::Seen;
+use crate::host::whole;
 use crate::topology::model::Cluster;
 
 const FORMAT: u32 = 1;
@@ -193,13 +194,9 @@ impl Keeper {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, memory: &Memory) -> io::Result<()> {
-        let beside = self.path.with_extension("new");
-        let bytes = serde_json::to_vec(memory).expect("a memory has only text keys");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&beside)?;
-        file.write_all(&bytes)?;
-        file.write_all(b"\n")?;
-        fs::rename(&beside, &self.path)
+        let mut bytes = serde_json::to_vec(memory).expect("a memory has only text keys");
+        bytes.push(b'\n');
+        whole::replace(&self.path, 0o644, &bytes)
     }
 }
 

@@ -146,6 +146,7 @@ pub(super) fn changes(step: &ApplyStep) -> bool {
         | ApplyStep::Keep {}
         | ApplyStep::Pooler { .. }
         | ApplyStep::Prove { .. }
+        | ApplyStep::Schedule { .. }
         | ApplyStep::Prune { .. } => false,
     }
 }

@@ -212,6 +212,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         | ApplyStep::ForgetPassword { .. }
         | ApplyStep::Keep {}
         | ApplyStep::Prove { .. }
+        | ApplyStep::Schedule { .. }
         | ApplyStep::Prune { .. } => false,
     }
 }

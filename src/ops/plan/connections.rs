@@ -127,6 +127,7 @@ fn is_counted(step: &ApplyStep) -> bool {
         | ApplyStep::ForgetPassword { .. }
         | ApplyStep::Keep {}
         | ApplyStep::Prove { .. }
+        | ApplyStep::Schedule { .. }
         | ApplyStep::Prune { .. } => false,
     }
 }

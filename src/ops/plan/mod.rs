@@ -8,6 +8,7 @@ mod change;
 mod connections;
 mod crossing;
 mod rotation;
+mod schedule;
 mod service;
 mod settings;
 pub mod step;
@@ -32,6 +33,7 @@ use crate::ops::observe::{ClusterObserved, Directory, Fence, NodeObserved, Serve
 use crate::ops::plan::step::{ApplyStep, PlannedStep, Sign};
 use crate::ops::roles::{self, Lead};
 use crate::ops::split::SplitBrain;
+use crate::ops::starter;
 use crate::repo::primary::PrimaryRecord;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Node};
@@ -65,6 +67,8 @@ pub struct Situation<'a> {
     /// The login of pgherd's that is to have a new password.
     pub rotate: Option<Purpose>,
     pub adoption: &'a Adoption,
+    /// What starts the jobs on this machine.
+    pub starter: &'a starter::Seen,
     /// What each primary has, where there are several.
     pub split: Option<&'a SplitBrain>,
 }
@@ -352,6 +356,7 @@ pub fn plan(situation: &Situation<'_>) -> Result<ClusterPlan, Vec<Error>> {
             change::plan(situation, primary_node, &mut plan)?;
         }
     }
+    plan.stages.push(schedule::install(situation));
     plan.stages.push(archive::prune(situation));
     plan.stages.retain(|stage| !stage.is_empty());
     connections::add(situation, &primary, &mut plan)?;
@@ -723,7 +728,12 @@ fn notes(situation: &Situation<'_>) -> Vec<String> {
         Server::Up(_) | Server::Stopped | Server::Foreign { .. } => None,
     });
     let objects = situation.objects.iter().flat_map(|objects| objects::notes(situation.cluster, objects));
-    left.chain(unknown).chain(objects).chain(archive::notes(situation)).chain(idle_slots(situation)).collect()
+    left.chain(unknown)
+        .chain(objects)
+        .chain(archive::notes(situation))
+        .chain(idle_slots(situation))
+        .chain(situation.starter.notes.clone())
+        .collect()
 }
 
 /// In a cluster that was taken over: slots of before that keep WAL for nobody.

@@ -10,6 +10,7 @@ use crate::engine::step::Stage;
 
 use crate::db::logins::Purpose;
 use crate::ops::objects::Change;
+use crate::ops::starter::Piece;
 use crate::topology::declared::Setting;
 
 /// One change to a cluster. Node names are names within the cluster.
@@ -94,6 +95,8 @@ pub enum ApplyStep {
     Pooler { host: String },
     /// A row written through the pooler and read on these standbys.
     Prove { nodes: Vec<String> },
+    /// What has cron or systemd start the jobs, on the machine that pgherd runs on: put there, or taken away.
+    Schedule { pieces: Vec<Piece> },
     /// Remove copies of pgherd from a host, by their hashes: those that are still needed by nobody when it is their turn.
     Prune { host: String, builds: Vec<String> },
 }
@@ -103,8 +106,17 @@ impl ApplyStep {
     pub fn is_common(&self) -> bool {
         matches!(
             self,
-            Self::Install { .. } | Self::Repository { .. } | Self::Authority { .. } | Self::Prune { .. }
+            Self::Install { .. }
+                | Self::Repository { .. }
+                | Self::Authority { .. }
+                | Self::Schedule { .. }
+                | Self::Prune { .. }
         )
+    }
+
+    /// Tells whether the step has something start the jobs.
+    pub fn starts_jobs(&self) -> bool {
+        matches!(self, Self::Schedule { pieces } if pieces.iter().any(|piece| piece.after.is_some()))
     }
 
     /// Returns the host that the step clears of copies of pgherd. Which of them may go changes from moment to moment, and the step looks for

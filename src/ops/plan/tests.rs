@@ -23,6 +23,7 @@ use crate::ops::plan::{
 };
 use crate::ops::service::{Manager, UnitSeen};
 use crate::ops::split::{Side, SplitBrain};
+use crate::ops::starter;
 use crate::pg::control_file::ControlFile;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
@@ -66,6 +67,7 @@ struct World {
     tls: Option<TlsSeen>,
     rotate: Option<Purpose>,
     adoption: Adoption,
+    starter: starter::Seen,
     split: Option<SplitBrain>,
 }
 
@@ -105,6 +107,7 @@ impl World {
             tls: None,
             rotate: None,
             adoption: Adoption::default(),
+            starter: starter::Seen::default(),
             split: None,
         }
     }
@@ -209,6 +212,7 @@ impl World {
             tls: self.tls.as_ref(),
             adoption: &self.adoption,
             split: self.split.as_ref(),
+            starter: &self.starter,
         })
     }
 
@@ -489,6 +493,7 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
             ApplyStep::ForgetPassword { login } => format!("forget {}", login.whose()),
             ApplyStep::Mend { .. } | ApplyStep::Pooler { .. } => panic!("{step:?}"),
             ApplyStep::Prove { .. } => "prove".to_owned(),
+            ApplyStep::Schedule { pieces } => format!("schedule: {} pieces", pieces.len()),
             ApplyStep::Prune { host, builds } => format!("prune {} on {host}", builds.join(",")),
         })
         .collect()

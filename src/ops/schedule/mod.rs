@@ -3,6 +3,7 @@
 pub mod due;
 pub mod lock;
 pub mod record;
+pub mod shared;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,18 +11,23 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use tokio::time::Instant;
 
 pub use due::{Due, Standing};
 pub use lock::JobLock;
 pub use record::{Ended, Record, Run};
+pub use shared::{Purpose, Shared};
 
 use crate::engine::record::Actor;
+use crate::engine::turn::{Holder, Known, Turn as SharedTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::context::Context;
-use crate::topology::jobs::Job;
+use crate::topology::jobs::{Job, Work};
 use crate::topology::model::Herd;
 use crate::topology::problem::nearest;
 
+/// How often a station that waits looks whether another one has ended.
+const POLL: Duration = Duration::from_secs(1);
 /// No timer that works fires later than this.
 const PUNCTUAL: Duration = Duration::from_secs(5 * 60);
 
@@ -31,6 +37,8 @@ pub struct Jobs<'a> {
     context: &'a Context,
     herd: &'a Herd,
     zone: TimeZone,
+    /// `None` where this station is the only one.
+    shared: Option<Shared>,
 }
 
 /// A job as a listing shows it.
@@ -73,9 +81,20 @@ pub enum Asked {
 #[derive(Debug)]
 pub struct Begun {
     _lock: JobLock,
+    turn: Option<SharedTurn>,
     file: PathBuf,
     record: Record,
     pub due: Option<Timestamp>,
+}
+
+impl Begun {
+    /// Ends when another station may have the turn: the job is to be ended then.
+    pub async fn lost(&self) {
+        match &self.turn {
+            Some(turn) => turn.lost().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What came of the wish to run a job.
@@ -88,13 +107,14 @@ pub enum Turn {
 }
 
 impl<'a> Jobs<'a> {
-    /// Takes the jobs of a herd.
+    /// Takes the jobs of a herd, and finds where stations share them; that this cannot be had is told when it is needed.
     ///
     /// # Errors
     /// When this machine does not know the zone of the file any more.
-    pub fn of(context: &'a Context, herd: &'a Herd) -> Result<Self> {
+    pub async fn open(context: &'a Context, herd: &'a Herd, purpose: Purpose) -> Result<Self> {
         let zone = zone(&herd.timezone)?;
-        Ok(Self { context, herd, zone })
+        let shared = Shared::open(context, herd, purpose).await;
+        Ok(Self { context, herd, zone, shared })
     }
 
     fn now(&self) -> Timestamp {
@@ -143,10 +163,29 @@ impl<'a> Jobs<'a> {
     ///
     /// # Errors
     /// As [`Jobs::list`].
-    pub fn is_due(&self, job: &Job) -> Result<bool> {
-        let Some(mut record) = record::read(&self.file(job))? else { return Ok(false) };
+    pub async fn is_due(&self, job: &Job) -> Result<bool> {
+        let known = self.shared_by(job).await?;
+        let Some(mut record) = self.known(job, known.as_ref())? else { return Ok(false) };
         let decided = due::decide(&mut record, &job.when, (&self.zone, &self.herd.timezone), self.now());
-        Ok(decided != Due::NotYet && lock::holder(&self.lock_file(job))?.is_none())
+        let elsewhere = known.as_ref().and_then(Known::holder).is_some();
+        Ok(decided != Due::NotYet && !elsewhere && lock::holder(&self.lock_file(job))?.is_none())
+    }
+
+    /// Reads what stations share of a job; nothing of the judgement of the herd while that cannot be had, since it is what tells of it.
+    async fn shared_by(&self, job: &Job) -> Result<Option<Known<Record>>> {
+        let Some(shared) = &self.shared else { return Ok(None) };
+        match shared.read(job).await {
+            Err(error) if job.work == Work::Health && error.kind() == ErrorKind::NotFound => Ok(None),
+            known => known,
+        }
+    }
+
+    /// Returns what is known of a job: to all stations, or to this one.
+    fn known(&self, job: &Job, shared: Option<&Known<Record>>) -> Result<Option<Record>> {
+        match shared {
+            Some(known) => Ok(Some(known.document.record.clone())),
+            None => record::read(&self.file(job)),
+        }
     }
 
     /// Takes a job's turn, if nobody else has it: when it is due, or by hand at any time.
@@ -154,27 +193,46 @@ impl<'a> Jobs<'a> {
     /// Records that it has begun, durably.
     ///
     /// # Errors
-    /// When the record cannot be read or written.
+    /// When the record cannot be read or written, or it cannot be told whether another station runs the job.
     pub async fn take(&self, job: &Job, asked: Asked, wait: Duration) -> Result<Turn> {
-        let file = self.file(job);
-        let now = self.now();
-        let lock = match JobLock::take(&self.lock_file(job), &job.full_name(), now, wait).await {
+        let until = Instant::now() + wait;
+        let lock = match JobLock::take(&self.lock_file(job), &job.full_name(), self.now(), wait).await {
             Ok(lock) => lock,
             Err(error) if error.kind() == ErrorKind::Locked => return Ok(Turn::Busy(error)),
             Err(error) => return Err(error),
         };
+        loop {
+            let known = self.shared_by(job).await?;
+            match known.as_ref().and_then(Known::holder) {
+                Some(_) if Instant::now() < until => tokio::time::sleep(POLL).await,
+                Some(holder) => return Ok(Turn::Busy(runs_elsewhere(job, holder))),
+                None => return self.decide(job, asked, lock, known).await,
+            }
+        }
+    }
+
+    /// Begins a job that nobody runs, if it is its time.
+    async fn decide(
+        &self,
+        job: &Job,
+        asked: Asked,
+        lock: JobLock,
+        known: Option<Known<Record>>,
+    ) -> Result<Turn> {
+        let file = self.file(job);
         let now = self.now();
-        let known = record::read(&file)?;
-        let is_new = known.is_none();
+        let found = self.known(job, known.as_ref())?;
+        let is_new = found.is_none();
         // A timer of its own fires at the first time of a job, and a little later: that time counts already.
         let since = match asked {
             Asked::ByTimer => now - signed(self.herd.scheduler.jitter + PUNCTUAL),
             Asked::ByHand | Asked::Looking => now,
         };
         let mut record =
-            known.unwrap_or_else(|| Record::new(&self.herd.name, job, &self.herd.timezone, since));
+            found.unwrap_or_else(|| Record::new(&self.herd.name, job, &self.herd.timezone, since));
         let before = record.clone();
         let decided = due::decide(&mut record, &job.when, (&self.zone, &self.herd.timezone), now);
+        let shared = self.shared.as_ref().filter(|_| known.is_some() || self.shares(job));
         let due = match decided {
             Due::Now { at } => Some(at),
             Due::NotYet if asked == Asked::ByHand => None,
@@ -182,36 +240,103 @@ impl<'a> Jobs<'a> {
                 if is_new || record != before {
                     record::write(&file, &record)?;
                 }
+                if let Some(shared) = shared.filter(|_| known.is_none() || record != before) {
+                    shared.store(job, known.as_ref(), &record).await?;
+                }
                 return Ok(Turn::NotDue);
             }
         };
         record.begin(due, now);
+        let turn = match shared {
+            None => None,
+            Some(shared) => match shared.take(job, known.as_ref(), &record).await? {
+                Some(turn) => Some(turn),
+                None => return Ok(Turn::Busy(was_faster(job))),
+            },
+        };
         record::write(&file, &record)?;
-        Ok(Turn::Begun(Box::new(Begun { _lock: lock, file, record, due })))
+        Ok(Turn::Begun(Box::new(Begun { _lock: lock, turn, file, record, due })))
+    }
+
+    /// Begins the records of jobs that are new here: what is due from now on counts, also if the first to look for it comes late.
+    ///
+    /// # Errors
+    /// As [`Jobs::take`].
+    pub async fn see(&self) -> Result<()> {
+        for job in &self.herd.jobs {
+            let Ok(_lock) =
+                JobLock::take(&self.lock_file(job), &job.full_name(), self.now(), Duration::ZERO).await
+            else {
+                // Whoever runs it has begun its record.
+                continue;
+            };
+            let shared = self.shared_by(job).await?;
+            if self.known(job, shared.as_ref())?.is_some() {
+                continue;
+            }
+            let record = Record::new(&self.herd.name, job, &self.herd.timezone, self.now());
+            record::write(&self.file(job), &record)?;
+            if let Some(stations) = self.shared.as_ref().filter(|_| self.shares(job)) {
+                stations.store(job, None, &record).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells whether other stations are told of a job now.
+    fn shares(&self, job: &Job) -> bool {
+        self.shared.as_ref().is_some_and(|shared| job.work != Work::Health || shared.is_reached())
     }
 
     /// Records how a run has ended.
     ///
     /// # Errors
     /// When that cannot be written; the next look then takes it for killed.
-    pub fn end(&self, mut begun: Begun, ended: Ended, exit: u8) -> Result<()> {
+    pub async fn end(&self, mut begun: Begun, ended: Ended, exit: u8) -> Result<()> {
         begun.record.end(ended, exit, self.now());
-        record::write(&begun.file, &begun.record)
+        record::write(&begun.file, &begun.record)?;
+        match begun.turn.take() {
+            Some(turn) => turn.end(&begun.record).await,
+            None => Ok(()),
+        }
     }
 
     /// Lists the jobs of these clusters and of the whole herd.
     ///
     /// # Errors
     /// When a record cannot be read.
-    pub fn list(&self, cluster: Option<&str>) -> Result<Vec<Listed>> {
-        let wanted = |job: &&Job| cluster.is_none() || job.cluster.as_deref() == cluster;
-        self.herd.jobs.iter().filter(wanted).map(|job| self.listed(job)).collect()
+    pub async fn list(&self, cluster: Option<&str>) -> Result<Vec<Listed>> {
+        self.list_those(|job| cluster.is_none() || job.cluster.as_deref() == cluster).await
     }
 
-    fn listed(&self, job: &Job) -> Result<Listed> {
+    /// Lists the jobs of a cluster; with the first one of the file those that are of the whole herd, so that somebody judges them.
+    ///
+    /// # Errors
+    /// As [`Jobs::list`].
+    pub async fn list_to_judge(&self, cluster: &str) -> Result<Vec<Listed>> {
+        let is_first = self.herd.clusters.first().is_some_and(|first| first.name == cluster);
+        self.list_those(|job| job.cluster.as_deref().map_or(is_first, |of| of == cluster)).await
+    }
+
+    async fn list_those(&self, wanted: impl Fn(&Job) -> bool) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        for job in self.herd.jobs.iter().filter(|job| wanted(job)) {
+            listed.push(self.listed(job).await?);
+        }
+        Ok(listed)
+    }
+
+    async fn listed(&self, job: &Job) -> Result<Listed> {
         let now = self.now();
-        let holder = lock::holder(&self.lock_file(job))?;
-        let known = record::read(&self.file(job))?;
+        let shared = self.shared_by(job).await?;
+        let elsewhere = shared
+            .as_ref()
+            .and_then(Known::holder)
+            .map(|holder| Running { by: holder.by.clone(), since: holder.since });
+        let here =
+            lock::holder(&self.lock_file(job))?.map(|holder| Running { by: holder.by, since: holder.since });
+        let running = elsewhere.or(here);
+        let known = self.known(job, shared.as_ref())?;
         let mut record =
             known.clone().unwrap_or_else(|| Record::new(&self.herd.name, job, &self.herd.timezone, now));
         let decided = due::decide(&mut record, &job.when, (&self.zone, &self.herd.timezone), now);
@@ -219,7 +344,7 @@ impl<'a> Jobs<'a> {
             Due::Now { at } => at,
             Due::NotYet => due::next(&record, &job.when, &self.zone, now),
         };
-        let standing = due::standing(known.as_ref(), job, &self.zone, now, holder.is_some());
+        let standing = due::standing(known.as_ref(), job, &self.zone, now, running.is_some());
         Ok(Listed {
             job: job.full_name(),
             does: job.work.describe(),
@@ -227,7 +352,7 @@ impl<'a> Jobs<'a> {
             timeout_seconds: job.timeout.as_secs(),
             next,
             standing,
-            running: holder.map(|holder| Running { by: holder.by, since: holder.since }),
+            running,
             failures: record.failures,
             last: record.last,
             last_success: record.last_success,
@@ -250,6 +375,18 @@ impl<'a> Jobs<'a> {
 /// Returns where the records of a herd's jobs are.
 pub fn directory(state: &Path, herd: &str) -> PathBuf {
     state.join("schedule").join(herd)
+}
+
+fn runs_elsewhere(job: &Job, holder: &Holder) -> Error {
+    let since = holder.since.strftime("%Y-%m-%d %H:%M:%S UTC");
+    Error::new(ErrorKind::Locked, format!("job {} runs already, on another station", job.full_name()))
+        .detail(format!("Begun by {} at {since}.", holder.by))
+        .hint("Wait for it with --wait-lock, or see how it stands: pgherd schedule list")
+}
+
+fn was_faster(job: &Job) -> Error {
+    Error::new(ErrorKind::Locked, format!("job {} began on another station in this moment", job.full_name()))
+        .hint("Wait for it with --wait-lock, or see how it stands: pgherd schedule list")
 }
 
 /// Finds a zone by its IANA name.

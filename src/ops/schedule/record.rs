@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::record::Actor;
 use crate::error::{Error, Result};
-use crate::ops::drill::write_whole;
+use crate::host::whole;
 use crate::topology::jobs::Job;
 
 const FORMAT: u32 = 1;
@@ -134,7 +134,7 @@ pub fn read(path: &Path) -> Result<Option<Record>> {
 pub fn write(path: &Path, record: &Record) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(record).expect("a record has only text keys");
     bytes.push(b'\n');
-    write_whole(path, &bytes).map_err(|error| {
+    whole::replace(path, 0o644, &bytes).map_err(|error| {
         Error::failed(format!("could not write the record {}", path.display()))
             .hint("Run pgherd as the user who keeps its state there, or set PGHERD_STATE_DIR.")
             .source(error)

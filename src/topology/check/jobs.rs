@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::super::decode::{NamedEntry, Percent, Spanned};
 use super::super::jobs::{Clean, Dump, Job, Refresh, Reindex, Scheduler, Vacuum, View, Work};
+use super::super::model::Cluster;
 use super::super::problem::Position;
 use super::super::raw;
 use super::super::schedule::Schedule;
@@ -268,19 +269,81 @@ impl Checker<'_> {
     }
 
     /// Returns the scheduler, and adds the jobs of the whole herd.
-    pub(super) fn scheduler(&mut self, topology: &raw::Topology, jobs: &mut Vec<Job>) -> Scheduler {
-        let Some(raw) = topology.scheduler.as_ref().map(|raw| &raw.value) else {
-            return Scheduler { jitter: Duration::ZERO };
-        };
+    pub(super) fn scheduler(
+        &mut self,
+        topology: &raw::Topology,
+        clusters: &[Cluster],
+        jobs: &mut Vec<Job>,
+    ) -> Scheduler {
+        let mut scheduler =
+            Scheduler { jitter: Duration::ZERO, hosts: Vec::new(), lease: None, install: None };
+        let Some(raw) = topology.scheduler.as_ref().map(|raw| &raw.value) else { return scheduler };
         if let Some(jitter) = raw.jitter.as_ref().filter(|jitter| jitter.value > HOUR) {
             self.report
                 .add(jitter.at, "scheduler.jitter must be 1 h at most")
                 .hint("Write how much later than its time a job may begin, such as \"2 min\".");
         }
+        scheduler.jitter = raw.jitter.as_ref().map_or(Duration::ZERO, |jitter| jitter.value);
         if let Some(when) = &raw.health {
             let (cluster, name) = (None, "health".to_owned());
             jobs.push(Job { cluster, name, when: when.value, timeout: 10 * MINUTE, work: Work::Health });
         }
-        Scheduler { jitter: raw.jitter.as_ref().map_or(Duration::ZERO, |jitter| jitter.value) }
+        scheduler.hosts = self.scheduler_hosts(raw);
+        scheduler.lease = raw.lease.as_ref().and_then(|lease| self.lease(lease, clusters));
+        scheduler.install = raw.install.as_ref().map(|install| install.value);
+        if let Some(install) = raw.install.as_ref().filter(|_| raw.hosts.is_none()) {
+            self.report
+                .add(install.at, "scheduler.install says what starts the jobs, and nothing says where")
+                .hint("Name the machine with scheduler.hosts: [HOST]; apply installs it when it runs there.");
+        }
+        scheduler
+    }
+
+    fn scheduler_hosts(&mut self, raw: &raw::Scheduler) -> Vec<String> {
+        let Some(list) = &raw.hosts else { return Vec::new() };
+        if list.value.is_empty() {
+            self.report
+                .add(list.at, "scheduler.hosts names no host")
+                .hint("Remove the key, or name the machine that starts the jobs.");
+        }
+        self.twice(&list.value, "host in scheduler.hosts");
+        for host in &list.value {
+            self.known_host(host);
+        }
+        if list.value.len() > 1 && raw.lease.is_none() {
+            let problem = self
+                .report
+                .add(list.at, "several hosts would each run every job: nothing tells them who runs one")
+                .detail("That is told through a repository that all of them reach.");
+            match self.repositories.first() {
+                Some(known) => problem.hint(format!("Add lease: {} to the scheduler, or name one host.", known.name)),
+                None => problem.hint("Name one host; or declare a repository, back a cluster up to it, and add lease: REPOSITORY."),
+            };
+        }
+        list.value.iter().map(|host| host.value.clone()).collect()
+    }
+
+    /// The way to a repository leads through the hosts of a cluster that uses it.
+    fn lease(&mut self, lease: &Spanned<String>, clusters: &[Cluster]) -> Option<String> {
+        let names: Vec<String> = self.repositories.iter().map(|known| known.name.clone()).collect();
+        if !names.contains(&lease.value) {
+            self.report
+                .add(lease.at, format!("unknown repository \"{}\"", lease.value))
+                .suggest(&lease.value, names.iter().map(String::as_str));
+            return None;
+        }
+        let uses = |cluster: &Cluster| {
+            cluster.backups.as_ref().is_some_and(|backups| backups.repository.name == lease.value)
+        };
+        if !clusters.iter().any(uses) {
+            self.report
+                .add(
+                    lease.at,
+                    format!("scheduler.lease names {}, which no cluster is backed up to", lease.value),
+                )
+                .detail("The way to a repository leads through the hosts of a cluster that uses it.")
+                .hint("Name the repository of a cluster's backups.");
+        }
+        Some(lease.value.clone())
     }
 }
