@@ -15,6 +15,7 @@ mod run;
 mod salvage;
 pub mod sight;
 mod stages;
+mod standbys;
 pub mod step;
 mod waited;
 pub mod watch;

@@ -6,7 +6,7 @@ mod copy;
 pub mod decide;
 pub mod evidence;
 mod look;
-mod nearer;
+pub mod nearer;
 pub mod plan;
 mod quarantine;
 pub mod report;

@@ -10,7 +10,9 @@ pub mod plan;
 pub mod report;
 mod run;
 mod stages;
+mod standbys;
 pub mod step;
+pub mod wish;
 
 use std::time::Duration;
 

@@ -663,7 +663,7 @@ async fn run_rejoin(context: &Context, herd: &Herd, kind: Kind) -> Result<(Opera
 async fn run_switchover(context: &Context, herd: &Herd) -> Result<(OperationId, Outcome), Error> {
     let looking = Context { gate: gate::open(), ..context.clone() };
     let cluster = herd.cluster(CLUSTER).unwrap();
-    let wish = switchover::plan::Wish {
+    let wish = switchover::wish::Wish {
         to: Some(NODES[1].to_owned()),
         region: None,
         grace: Duration::from_secs(10),

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::db::queries::ServerRole;
 use crate::error::Error;
-use crate::ops::failover::plan::Up;
 use crate::ops::failover::quorum::Quorum;
+use crate::ops::failover::standbys::Up;
 use crate::pg::lsn::Lsn;
 use crate::topology::model::Cluster;
 use crate::units::{ByteCount, human_duration};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::ops::context::Context;
-use crate::ops::failover::plan::{Up, is_paused};
+use crate::ops::failover::standbys::{Up, is_paused};
 use crate::ops::failover::witness::{Sees, Witness};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{Claim, Doors, NodeObserved};

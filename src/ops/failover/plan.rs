@@ -17,16 +17,15 @@ use crate::ops::failover::obstacles::{of_candidate, of_record, of_witnesses};
 use crate::ops::failover::quorum::{self, Quorum, Said};
 use crate::ops::failover::sight::old_primary;
 use crate::ops::failover::stages::{Fence, Salvage, stages};
+use crate::ops::failover::standbys::{Up, is_paused, standbys};
 use crate::ops::failover::step::FailStep;
 use crate::ops::failover::waited;
 use crate::ops::failover::witness::{self, Witness, host_answers};
 use crate::ops::hook::{self, Point};
-use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors};
 use crate::ops::plan::step::PlannedStep;
 use crate::ops::preflight::{self, without_twins};
 use crate::ops::succession::{self, Input};
-use crate::pg::lsn::Lsn;
-use crate::pg::timeline::TimelineId;
 use crate::topology::declared;
 use crate::topology::model::{Cluster, Herd, Node, Promote};
 
@@ -85,16 +84,6 @@ impl FailPlan {
             && self.stages == shown.stages
             && self.loss.is_some() == shown.loss.is_some()
     }
-}
-
-/// A standby that answers.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Up<'a> {
-    pub(super) node: &'a Node,
-    pub(super) seen: &'a NodeObserved,
-    pub(super) running: &'a Running,
-    pub(super) timeline: TimelineId,
-    pub(super) has: Lsn,
 }
 
 /// Looks at the cluster from everywhere, and decides.
@@ -266,25 +255,6 @@ pub async fn holds(context: &Context, cluster: &Cluster, plan: &FailPlan) -> boo
     join_all(asked).await.into_iter().all(|held| matches!(held, Ok(true)))
 }
 
-/// The standbys that answer, each with where its WAL ends.
-async fn standbys<'a>(
-    doors: &Doors,
-    cluster: &'a Cluster,
-    observed: &'a ClusterObserved,
-    old: &Node,
-) -> Vec<Up<'a>> {
-    let asked = cluster.nodes.iter().filter(|node| node.name != old.name).map(async |node| {
-        let seen = observed.node(&node.name)?;
-        let running = seen.running()?;
-        let ServerRole::Standby { .. } = running.facts.role else { return None };
-        // One that does not say is left out, as if it did not answer.
-        let (timeline, reached) = succession::identify(doors, cluster, node).await.ok()?;
-        let has = running.facts.role.lsn().map_or(reached, |lsn| lsn.max(reached));
-        Some(Up { node, seen, running, timeline, has })
-    });
-    join_all(asked).await.into_iter().flatten().collect()
-}
-
 async fn left_out(doors: &Doors, cluster: &Cluster, observed: &ClusterObserved, old: &Node) -> LeftOut {
     let mut left_out = LeftOut::default();
     for node in &cluster.nodes {
@@ -366,10 +336,6 @@ fn candidate<'a>(cluster: &Cluster, old: &Node, standbys: &[Up<'a>], wish: &Wish
             .detail("Those that do not answer cannot, and those whose `promote` is by-hand lead only when they are named. Nothing was changed.")
             .hint("See what each node says: pgherd status -v")
     })
-}
-
-pub(super) fn is_paused(up: &Up<'_>) -> bool {
-    matches!(up.running.facts.role, ServerRole::Standby { replay_paused: true, .. })
 }
 
 fn because(cluster: &Cluster, to: &Up<'_>, standbys: &[Up<'_>], wish: &Wish) -> String {

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::db::promotion::Source;
 use crate::db::queries::ServerFacts;
 use crate::error::{Error, Result};
@@ -13,7 +15,6 @@ use crate::ops::node::restore::{PlanForRestore, Target, Wish};
 use crate::ops::node::{NodeDoor, NodeRequest, Priority};
 use crate::ops::observe::Doors;
 use crate::ops::rejoin::look;
-use crate::ops::rejoin::plan::CloneFrom;
 use crate::ops::restore::survey::Survey;
 use crate::repo::layout::Label;
 use crate::topology::model::{Cluster, Node};
@@ -21,6 +22,16 @@ use crate::units::ByteCount;
 
 /// How long the repository may take to say what it has, where nobody asked for a backup.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// Where a new copy is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloneFrom {
+    /// The primary, by pg_basebackup.
+    Primary,
+    /// The newest backup that leads to the primary, and the archive.
+    Backup,
+}
 
 /// A backup that is read in place of the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]

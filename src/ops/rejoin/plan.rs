@@ -19,7 +19,7 @@ use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::preflight::{self, without_twins};
 use crate::ops::rejoin::decide::{self, Decision, Lineage, Way};
 use crate::ops::rejoin::look::{self, Found, Place, Primary};
-use crate::ops::rejoin::nearer::{self, Nearer};
+use crate::ops::rejoin::nearer::{self, CloneFrom, Nearer};
 use crate::ops::rejoin::step::RejoinStep;
 use crate::ops::rejoin::world::Input;
 use crate::ops::roles::{self, Lead};
@@ -45,16 +45,6 @@ pub struct Wish {
     pub clone: bool,
     /// Where a new copy is read from; else where less has to be read.
     pub from: Option<CloneFrom>,
-}
-
-/// Where a new copy is read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CloneFrom {
-    /// The primary, by pg_basebackup.
-    Primary,
-    /// The newest backup that leads to the primary, and the archive.
-    Backup,
 }
 
 /// What is to be done, as it is shown.

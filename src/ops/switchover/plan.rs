@@ -1,25 +1,25 @@
 //! What a switchover will do, decided before anything happens, or every reason why it cannot be done.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::db::queries::ServerRole;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply;
 use crate::ops::apply::world::LeftOut;
 use crate::ops::context::Context;
 use crate::ops::hold;
 use crate::ops::hook::{self, Point};
-use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved, Running};
+use crate::ops::observe::{self, ClusterObserved, Depth, Doors, NodeObserved};
 use crate::ops::plan::step::PlannedStep;
 use crate::ops::preflight::{self, without_twins};
 use crate::ops::roles::{self, Lead};
 use crate::ops::succession::{self, Input};
 use crate::ops::switchover::obstacles::{no_room, not_rewound, of_backups, of_nodes, of_primary, room_on};
 use crate::ops::switchover::stages::{held_back, missing_slots, stages};
+use crate::ops::switchover::standbys::{Up, standbys};
 use crate::ops::switchover::step::SwitchStep;
+use crate::ops::switchover::wish::Wish;
 use crate::pg::lsn::Lsn;
 use crate::topology::model::{Cluster, Herd, Node, Promote};
 
@@ -33,19 +33,6 @@ const POINTS: [Point; 5] = [
     Point::AfterSwitchover,
     Point::AfterUndo,
 ];
-
-/// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Wish {
-    /// The node that is to lead; the most suitable one if nobody names one.
-    pub to: Option<String>,
-    /// The region that it is to be in, if none is named.
-    pub region: Option<String>,
-    /// How long transactions that run may take to end, whole seconds.
-    pub grace: Duration,
-    /// Logical slots of the old primary may stay behind.
-    pub leave_logical_slots: bool,
-}
 
 /// What is to be done, as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -161,13 +148,6 @@ pub async fn plan(
     })
 }
 
-/// A node that answers.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Up<'a> {
-    pub(super) node: &'a Node,
-    pub(super) running: &'a Running,
-}
-
 fn leads<'a>(cluster: &'a Cluster, observed: &'a ClusterObserved) -> Result<Up<'a>> {
     let what = format!("cannot switch {} over", cluster.name);
     let name = match roles::lead(observed) {
@@ -197,32 +177,6 @@ fn leads<'a>(cluster: &'a Cluster, observed: &'a ClusterObserved) -> Result<Up<'
     let node = cluster.node(&name).expect("roles::lead names nodes of the cluster");
     let running = observed.node(&name).and_then(NodeObserved::running);
     Ok(Up { node, running: running.expect("roles::lead names a primary that answers") })
-}
-
-/// The standbys that stream from the primary itself.
-fn standbys<'a>(
-    cluster: &'a Cluster,
-    observed: &'a ClusterObserved,
-    from: &'a Up<'a>,
-) -> impl Iterator<Item = (&'a Node, &'a Running)> {
-    cluster.nodes.iter().filter_map(move |node| {
-        let running = observed.node(&node.name).and_then(NodeObserved::running)?;
-        streams_from(cluster, node, running, from).then_some((node, running))
-    })
-}
-
-pub(super) fn streams_from(cluster: &Cluster, node: &Node, running: &Running, from: &Up<'_>) -> bool {
-    let receives = matches!(
-        &running.facts.role,
-        ServerRole::Standby { receiver: Some(receiver), .. } if receiver.status == "streaming"
-    );
-    let name = cluster.full_name(&node.name);
-    receives
-        && from
-            .running
-            .senders
-            .iter()
-            .any(|sender| sender.application_name == name && sender.state == "streaming")
 }
 
 fn candidate<'a>(

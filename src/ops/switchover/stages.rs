@@ -6,8 +6,9 @@ use crate::db::queries::SlotKind;
 use crate::ops::hook::{self, Point};
 use crate::ops::plan::step::{PlannedStep, Sign};
 use crate::ops::succession::Input;
-use crate::ops::switchover::plan::{Up, Wish};
+use crate::ops::switchover::standbys::Up;
 use crate::ops::switchover::step::SwitchStep;
+use crate::ops::switchover::wish::Wish;
 use crate::topology::model::Cluster;
 use crate::units::human_duration;
 
