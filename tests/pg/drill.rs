@@ -49,7 +49,7 @@ fn drill(herd: &Herd, more: &[&str]) -> Ran {
 }
 
 /// Returns the scratch directories that are there.
-fn scratch(herd: &Herd) -> Vec<PathBuf> {
+pub fn scratch(herd: &Herd) -> Vec<PathBuf> {
     let below = fs::read_dir(herd.path("data")).expect("it is there");
     let paths = below.map(|entry| entry.expect("readable").path());
     paths.filter(|path| text(path).contains("pgherd-drill-")).collect()

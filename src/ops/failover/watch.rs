@@ -92,7 +92,8 @@ impl<'a> Watch<'a> {
                 if let Some(plan) = self.look(told).await? {
                     return Ok(Some(plan));
                 }
-                sleep(EVERY).await;
+                let left = self.gone.map(|since| self.when_down.saturating_sub(since.elapsed()));
+                sleep(left.filter(|left| !left.is_zero()).map_or(EVERY, |left| left.min(EVERY))).await;
             }
         };
         tokio::select! {
@@ -110,9 +111,18 @@ impl<'a> Watch<'a> {
         if self.still_leads().await {
             return Ok(None);
         }
+        // A plan looks from everywhere as well: once it is due, nobody waits for a look before that.
+        if matches!(self.last, Some(Told::Gone { .. })) && self.is_due() {
+            return Ok(match self.plan().await {
+                Ok(plan) => Some(plan),
+                Err(now) => {
+                    self.tell(now, told);
+                    None
+                }
+            });
+        }
         let begun = Instant::now();
-        let sight = sight::look(self.context, self.cluster).await?;
-        let now = match sight {
+        let now = match sight::look(self.context, self.cluster).await? {
             Sight::Leads(node) => {
                 self.gone = None;
                 self.stay(&node).await;
@@ -127,17 +137,33 @@ impl<'a> Watch<'a> {
                 Told::Unclear { why }
             }
             Sight::Gone { node, why } => {
-                let since = *self.gone.get_or_insert(begun);
-                if since.elapsed() >= self.when_down {
-                    match plan::plan(self.context, self.herd, self.cluster, self.wish).await {
+                self.gone.get_or_insert(begun);
+                if self.is_due() {
+                    match self.plan().await {
                         Ok(plan) => return Ok(Some(plan)),
-                        Err(errors) => Told::Refused { why: errors.iter().map(in_a_line).collect() },
+                        Err(refused) => refused,
                     }
                 } else {
                     Told::Gone { node, why }
                 }
             }
         };
+        self.tell(now, told);
+        Ok(None)
+    }
+
+    /// Tells whether nobody has seen the primary for long enough.
+    fn is_due(&self) -> bool {
+        self.gone.is_some_and(|since| since.elapsed() >= self.when_down)
+    }
+
+    async fn plan(&self) -> Result<FailPlan, Told> {
+        let planned = plan::plan(self.context, self.herd, self.cluster, self.wish).await;
+        planned.map_err(|errors| Told::Refused { why: errors.iter().map(in_a_line).collect() })
+    }
+
+    /// Tells what is another thing than what was told last.
+    fn tell(&mut self, now: Told, told: &mut dyn FnMut(&Told)) {
         let same = match (&self.last, &now) {
             // Its words count the seconds.
             (Some(Told::Gone { node: before, .. }), Told::Gone { node, .. }) => before == node,
@@ -148,7 +174,6 @@ impl<'a> Watch<'a> {
             told(&now);
             self.last = Some(now);
         }
-        Ok(None)
     }
 
     /// Asks the primary by the session that is open to it.
