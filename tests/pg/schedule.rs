@@ -32,6 +32,31 @@ fn is_valid(herd: &Herd, index: &str) -> String {
 }
 
 #[test]
+fn old_logs_of_a_server_go_and_what_it_writes_and_what_is_no_log_stays() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    maintained(&mut herd);
+    herd.apply().ends_with(0);
+    let logs = herd.path("state/log/inventory-a");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(10 * 86_400);
+    for name in ["postgresql-old.log", "notes.txt"] {
+        let file = fs::File::create(logs.join(name)).expect("made");
+        file.set_modified(old).expect("aged");
+    }
+    let there = || -> Vec<String> {
+        let entries = fs::read_dir(&logs).expect("a directory");
+        entries.map(|entry| entry.expect("readable").file_name().into_string().expect("text")).collect()
+    };
+    let before = there().len();
+    let shown = herd.run(&["run", "inventory/clean", "--dry-run"]).ends_with(0);
+    shown.says(&["inventory-a   removed 1 log file, "]);
+    assert_eq!(there().len(), before, "a look removes nothing");
+    let quiet = herd.run(&["run", "inventory/clean"]).ends_with(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    assert!(!logs.join("postgresql-old.log").exists() && logs.join("notes.txt").exists());
+    assert_eq!(there().len(), before - 1, "what the server writes stays");
+}
+
+#[test]
 fn maintenance_mends_what_is_neglected_on_every_major_and_says_nothing() {
     for installation in installations() {
         let mut herd = Herd::declare(&installation, &SINGLE);
