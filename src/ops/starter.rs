@@ -267,8 +267,11 @@ pub async fn present(own: &dyn Host, herd: &str) -> Result<BTreeMap<Place, Strin
     }
     if own.caller() != ROOT {
         let place = Place::Crontab { herd: herd.to_owned() };
-        if let Some(text) = read(own, &place).await? {
-            found.insert(place, text);
+        match read(own, &place).await {
+            Ok(text) => found.extend(text.map(|text| (place, text))),
+            // Whom cron does not serve has nothing there; who is to write one is told then.
+            Err(HostError::Exited { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(found)
@@ -387,9 +390,12 @@ async fn read(own: &dyn Host, place: &Place) -> Result<Option<String>, HostError
 async fn crontab(own: &dyn Host) -> Result<String, HostError> {
     match own.run(&Command::new("crontab").arg("-l").reads().timeout(ANSWER)).await {
         Ok(output) => Ok(output.text()),
-        // crontab(1) ends so when there is none.
-        Err(HostError::Exited { .. } | HostError::NotStarted { .. }) => Ok(String::new()),
-        Err(error @ (HostError::Lost { .. } | HostError::File { .. })) => Err(error),
+        // crontab(1) has one exit code for everything; what it only could not read must not be taken for empty, and written over.
+        Err(HostError::Exited { stderr, .. }) if stderr.contains("no crontab for") => Ok(String::new()),
+        Err(HostError::NotStarted { .. }) => Ok(String::new()),
+        Err(error @ (HostError::Exited { .. } | HostError::Lost { .. } | HostError::File { .. })) => {
+            Err(error)
+        }
     }
 }
 
