@@ -279,13 +279,13 @@ impl<'a> Scene<'a> {
                 Some(0 | 1) if matches!(ending, Ending::Takeover | Ending::TakeoverUndo) => {
                     let late = self.herd.station.pgherd(&["operation", "resume", &id, "--yes"]);
                     assert_eq!(late.status.code(), Some(5), "{}", told(&late));
+                    self.knows_its_end(&id);
                     return;
                 }
                 Some(0 | 1) if station.left_open().is_none() => return,
                 // The scene had the other one take it over, and end it.
                 Some(5) if told(&output).contains("It has ended there") => {
-                    let known = station.done(&["operation", "takeover", &id]);
-                    assert!(known.contains("had ended"), "{known}");
+                    self.knows_its_end(&id);
                     return;
                 }
                 // Past the pivot there is only forward.
@@ -296,6 +296,14 @@ impl<'a> Scene<'a> {
             }
         }
         panic!("{} does not end: {}", id, told(&station.pgherd(&["operation", "show", &id])));
+    }
+
+    /// The first station gets the end that another one has brought about into its own journal: nothing is unfinished there any more.
+    fn knows_its_end(&self, id: &str) {
+        let station = &self.herd.station;
+        let known = station.done(&["operation", "takeover", id, "--yes"]);
+        assert!(known.contains("had ended"), "{known}");
+        assert_eq!(station.left_open(), None);
     }
 
     /// Goes on from whatever there is, as an operator would; returns who leads.
