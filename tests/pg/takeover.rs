@@ -94,7 +94,7 @@ fn an_apply_whose_station_is_lost_is_ended_by_another_and_the_first_one_finds_th
     for verb in ["resume", "undo"] {
         herd.run(&["operation", verb, &id, "--yes"])
             .ends_with(5)
-            .tells(&[&format!("operation {id} was taken over by"), "pgherd operation list --hosts"]);
+            .tells(&[&format!("operation {id} was taken over by"), "It has ended there. To have its end"]);
     }
     herd.run(&["operation", "takeover", &id])
         .ends_with(0)
