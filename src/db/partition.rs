@@ -431,6 +431,16 @@ pub struct DefaultRows {
     pub last: Option<String>,
 }
 
+impl DefaultRows {
+    /// Says how many there are, and from where to where: a fragment, `more than 1000 rows, from 2026-01-01 to 2026-03-07`.
+    pub fn told(&self) -> String {
+        let more = if self.more { "more than " } else { "" };
+        let extent = self.first.as_ref().zip(self.last.as_ref());
+        let extent = extent.map(|(first, last)| format!(", from {first} to {last}")).unwrap_or_default();
+        format!("{more}{} rows{extent}", self.rows)
+    }
+}
+
 /// Counts the rows of a default partition whose key is in `[from, to)`, no more than `limit`; without a range all of them.
 ///
 /// # Errors

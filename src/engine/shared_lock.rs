@@ -20,15 +20,15 @@ use crate::repo::layout::ClusterKeys;
 use crate::repo::{Key, Put, SharedRepo, Version, seal};
 
 /// A holder that does not renew for so long no longer holds the lock.
-const LIFE: Duration = Duration::from_secs(60);
-const RENEW: Duration = Duration::from_secs(15);
+pub(super) const LIFE: Duration = Duration::from_secs(60);
+pub(super) const RENEW: Duration = Duration::from_secs(15);
 /// The clocks of two operators' machines may differ by so much.
-const SKEW: Duration = Duration::from_secs(30);
+pub(super) const SKEW: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(500);
 /// How often the lock is stored anew while its version is not the one that we know.
 const TRIES: u32 = 3;
 /// So long before its end a lock that could not be renewed counts as lost: what was begun then still ends within it.
-const MARGIN: Duration = Duration::from_secs(15);
+pub(super) const MARGIN: Duration = Duration::from_secs(15);
 
 /// `lock.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

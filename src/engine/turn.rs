@@ -13,19 +13,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::shared_lock::{boot, pid_namespace, process_exists};
+use super::shared_lock::{LIFE, MARGIN, RENEW, SKEW, boot, pid_namespace, process_exists};
 use crate::engine::journal::hex;
 use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repo::{Key, Put, SharedRepo, Version, seal};
 
-/// A holder that does not renew for so long has lost the turn.
-const LIFE: Duration = Duration::from_secs(60);
-const RENEW: Duration = Duration::from_secs(15);
-/// The clocks of two stations may differ by so much.
-const SKEW: Duration = Duration::from_secs(30);
-/// So long before its end a turn that could not be renewed counts as lost.
-const MARGIN: Duration = Duration::from_secs(15);
 const TRIES: u32 = 5;
 
 /// What is stored: a sealed document.

@@ -350,16 +350,15 @@ pub(super) fn rows_in_default(
     wanted: &Wanted,
     rows: &DefaultRows,
 ) -> Error {
-    let more = if rows.more { "more than " } else { "" };
-    let extent = rows
-        .first
-        .as_ref()
-        .zip(rows.last.as_ref())
-        .map(|(first, last)| format!(", from {first} to {last}"))
-        .unwrap_or_default();
     cannot(set, &format!("the default partition {default} has rows of {}", period(wanted.start, set.every)))
-        .detail(format!("It is {more}{} rows{extent}. A partition for them cannot be attached before they are out of there.", rows.rows))
-        .hint(format!("See what moving them takes, and move them: pgherd partition drain {} --preview", set.table))
+        .detail(format!(
+            "It is {}. A partition for them cannot be attached before they are out of there.",
+            rows.told()
+        ))
+        .hint(format!(
+            "See what moving them takes, and move them: pgherd partition drain {} --preview",
+            set.table
+        ))
 }
 
 /// A default partition that shall not be.

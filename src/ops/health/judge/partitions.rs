@@ -101,10 +101,7 @@ fn default_rows(
     let default = standing.default.as_ref().map(ToString::to_string).unwrap_or_default();
     of.told(part(set), rows, |subject, rows| {
         let text = match (&rows.first, &rows.last) {
-            (Some(first), Some(last)) => {
-                let more = if rows.more { "more than " } else { "" };
-                format!("{default} has {more}{} rows, from {first} to {last}", rows.rows)
-            }
+            (Some(_), Some(_)) => format!("{default} has {}", rows.told()),
             (_, _) if rows.rows > 0 => format!("{default} has {} rows whose {} is NULL", rows.rows, set.by),
             (_, _) => format!("{default} is empty"),
         };

@@ -10,17 +10,10 @@ pub(super) fn notes(set: &PartitionSet, seen: &Seen) -> Vec<String> {
     if let (Some(rows), Some(default)) = (&seen.default_rows, &seen.default)
         && rows.rows > 0
     {
-        let more = if rows.more { "more than " } else { "" };
-        let extent = rows
-            .first
-            .as_ref()
-            .zip(rows.last.as_ref())
-            .map(|(first, last)| format!(", from {first} to {last}"))
-            .unwrap_or_default();
         notes.push(format!(
-            "The default partition {} has {more}{} rows{extent}: pgherd partition drain {} --preview",
+            "The default partition {} has {}: pgherd partition drain {} --preview",
             table_of(default),
-            rows.rows,
+            rows.told(),
             set.table
         ));
     }
