@@ -52,6 +52,7 @@ const SHARED_BY_OPS: &[&str] = &[
     "provision",
     "roles",
     "service",
+    "shelf",
     "split",
     "starter",
 ];
@@ -93,6 +94,11 @@ const DOORS: &[Door] = &[
         places: &["net"],
         paths: &["reqwest", "hyper*", "http_body_util"],
         why: "net is the only door to HTTP",
+    },
+    Door {
+        places: &["repo/s3"],
+        paths: &["aws_config", "aws_sdk_s3", "aws_smithy*"],
+        why: "repo/s3 is the only door to S3",
     },
     Door { places: &["ui"], paths: &["comfy_table", "indicatif"], why: "only ui knows a terminal" },
     Door {

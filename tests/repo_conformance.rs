@@ -16,10 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+#[path = "support/weed.rs"]
+mod weed;
+
 use pgherd::repo::dir::DirRepo;
 use pgherd::repo::faulty::{Fault, Faulty};
 use pgherd::repo::retry::{Patience, Retry};
-use pgherd::repo::{self, Key, Put, Repo as _, RepoErrorKind, SharedRepo, Version, now};
+use pgherd::repo::{self, Key, Location, Put, Repo as _, RepoErrorKind, SharedRepo, Version, wait};
 use pgherd::units::ByteCount;
 use tokio::sync::Barrier;
 
@@ -177,8 +180,14 @@ async fn what_was_removed_is_gone(repo: &SharedRepo) {
     assert_eq!(repo.remove(&key).await, Ok(true));
     assert_eq!(repo.read(&key).await, Ok(None));
     assert_eq!(repo.remove(&key).await, Ok(false));
+    // A server that keeps folders may show an empty one for a while.
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while repo.list(None).await.unwrap().folders.contains(&"removed".to_owned()) {
+        assert!(std::time::Instant::now() < deadline, "an empty folder is shown for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     assert_eq!(repo.list(Some(&self::key("removed"))).await, Ok(repo::Level::default()));
-    assert!(!repo.list(None).await.unwrap().folders.contains(&"removed".to_owned()));
+    assert_eq!(repo.list_all(&self::key("removed")).await, Ok(Vec::new()));
     assert_eq!(repo.create(&key, b"again").await, Ok(Put::Stored));
 }
 
@@ -269,7 +278,7 @@ async fn keys_that_begin_alike_are_apart(repo: &SharedRepo) {
 fn directory() -> (tempfile::TempDir, PathBuf, SharedRepo) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("repository");
-    let repo = repo::create(&format!("file://{}", root.display())).unwrap();
+    let repo = repo::create(&Location::plain(format!("file://{}", root.display()))).unwrap();
     (directory, root, repo)
 }
 
@@ -278,6 +287,32 @@ async fn a_directory_conforms() {
     let (_directory, root, repo) = directory();
     conforms(repo).await;
     assert_eq!(fs::read_dir(root.join(".tmp")).unwrap().count(), 0, "no temporary file stays behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 16)]
+async fn a_bucket_conforms() {
+    let Some(weed) = weed::weed() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let bucket = weed.bucket();
+    let at = |prefix: &str| {
+        let url = format!("s3://{bucket}{prefix}");
+        weed::Weed::location(directory.path(), &weed.access(&url, &weed.endpoint()))
+    };
+    let inner = at("/v1/inner");
+    assert_eq!(repo::open(&inner).unwrap_err().kind, RepoErrorKind::Missing);
+    let repo = repo::create(&inner).unwrap();
+    conforms(Arc::clone(&repo)).await;
+    drop(repo);
+    repo::open(&inner).unwrap();
+    // What is no repository is not made one; nor is what lies over another.
+    assert_eq!(repo::create(&at("/v1")).unwrap_err().kind, RepoErrorKind::Other);
+    assert_eq!(repo::create(&at("")).unwrap_err().kind, RepoErrorKind::Other);
+    // Beside it there is room for another one, which does not see it.
+    let beside = repo::create(&at("/v1/inner2")).unwrap();
+    assert_eq!(beside.list(None).await.unwrap().folders, Vec::<String>::new());
+    let nowhere = weed.access("s3://there-is-no-such-bucket/v1", &weed.endpoint());
+    let error = repo::create(&weed::Weed::location(directory.path(), &nowhere)).unwrap_err();
+    assert_eq!(error.kind, RepoErrorKind::Missing, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 16)]
@@ -291,29 +326,29 @@ async fn what_stands_around_a_backend_conforms() {
 fn a_directory_never_waits() {
     let (_directory, _, repo) = directory();
     let key = key("inventory/lock.json");
-    now(repo.create(&key, b"1")).unwrap();
-    let (_, version) = now(repo.read_versioned(&key)).unwrap().unwrap();
-    now(repo.replace_if(&key, b"2", &version)).unwrap();
-    now(repo.store(&key, b"3")).unwrap();
-    let mut upload = now(repo.upload(&key)).unwrap();
-    now(upload.write(b"4")).unwrap();
-    now(upload.finish()).unwrap();
-    assert_eq!(now(repo.read(&key)).unwrap().unwrap(), b"4");
-    assert_eq!(now(repo.read_range(&key, 0, 1)).unwrap().unwrap(), b"4");
-    now(repo.list(None)).unwrap();
-    now(repo.list_all(&self::key("inventory"))).unwrap();
-    now(repo.free_space()).unwrap();
-    now(repo.remove(&key)).unwrap();
+    wait(repo.create(&key, b"1")).unwrap();
+    let (_, version) = wait(repo.read_versioned(&key)).unwrap().unwrap();
+    wait(repo.replace_if(&key, b"2", &version)).unwrap();
+    wait(repo.store(&key, b"3")).unwrap();
+    let mut upload = wait(repo.upload(&key)).unwrap();
+    wait(upload.write(b"4")).unwrap();
+    wait(upload.finish()).unwrap();
+    assert_eq!(wait(repo.read(&key)).unwrap().unwrap(), b"4");
+    assert_eq!(wait(repo.read_range(&key, 0, 1)).unwrap().unwrap(), b"4");
+    wait(repo.list(None)).unwrap();
+    wait(repo.list_all(&self::key("inventory"))).unwrap();
+    wait(repo.free_space()).unwrap();
+    wait(repo.remove(&key)).unwrap();
 }
 
 #[test]
 fn another_url_than_of_an_absolute_directory_is_refused() {
-    for url in ["", "/srv/repository", "file://srv/repository", "s3://bucket", "file:/srv"] {
-        assert_eq!(repo::open(url).unwrap_err().kind, RepoErrorKind::Other, "{url:?}");
+    for url in ["", "/srv/repository", "file://srv/repository", "s3://", "file:/srv"] {
+        assert_eq!(repo::open(&Location::plain(url)).unwrap_err().kind, RepoErrorKind::Other, "{url:?}");
     }
     let directory = tempfile::tempdir().unwrap();
     let url = format!("file://{}/nothing", directory.path().display());
-    assert_eq!(repo::open(&url).unwrap_err().kind, RepoErrorKind::Missing);
+    assert_eq!(repo::open(&Location::plain(url)).unwrap_err().kind, RepoErrorKind::Missing);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
@@ -324,10 +359,10 @@ const WRITER: &str = "PGHERD_TEST_WRITER";
 fn the_writer_that_is_killed() {
     let Some(root) = std::env::var_os(WRITER) else { return };
     let repo = DirRepo::open(Path::new(&root)).unwrap();
-    let mut upload = now(repo.upload(&key("inventory/object"))).unwrap();
+    let mut upload = wait(repo.upload(&key("inventory/object"))).unwrap();
     println!("\nwriting");
     loop {
-        now(upload.write(&noise(100_000))).unwrap();
+        wait(upload.write(&noise(100_000))).unwrap();
     }
 }
 
@@ -345,14 +380,14 @@ fn a_killed_writer_leaves_nothing_that_is_seen() {
     writer.kill().unwrap();
     writer.wait().unwrap();
 
-    assert_eq!(now(repo.read(&key("inventory/object"))), Ok(None));
-    assert_eq!(now(repo.list(None)).unwrap().folders, Vec::<String>::new());
+    assert_eq!(wait(repo.read(&key("inventory/object"))), Ok(None));
+    assert_eq!(wait(repo.list(None)).unwrap().folders, Vec::<String>::new());
     let left =
         || fs::read_dir(root.join(".tmp")).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
     let [abandoned] = left().try_into().unwrap();
     let hour_ago = SystemTime::now() - Duration::from_secs(3600);
     fs::File::options().write(true).open(&abandoned).unwrap().set_modified(hour_ago).unwrap();
-    now(repo.store(&key("inventory/object"), b"the next one")).unwrap();
+    wait(repo.store(&key("inventory/object"), b"the next one")).unwrap();
     assert_eq!(left(), Vec::<PathBuf>::new());
 }
 
@@ -391,26 +426,26 @@ fn a_disk_that_is_full_says_so_and_keeps_what_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let disk = Small::mount(directory.path().join("disk"));
     let url = format!("file://{}", disk.0.display());
-    let repo = repo::create(&url).unwrap();
-    now(repo.store(&key("inventory/kept"), &noise(200_000))).unwrap();
+    let repo = repo::create(&Location::plain(url.as_str())).unwrap();
+    wait(repo.store(&key("inventory/kept"), &noise(200_000))).unwrap();
     let full = |error: repo::RepoError| assert_eq!(error.kind, RepoErrorKind::Full, "{error}");
-    full(now(repo.store(&key("inventory/kept"), &noise(2 << 20))).unwrap_err());
-    full(now(repo.create(&key("inventory/new"), &noise(2 << 20))).unwrap_err());
-    let mut upload = now(repo.upload(&key("inventory/new"))).unwrap();
-    full((0..40).find_map(|_| now(upload.write(&noise(100_000))).err()).unwrap());
+    full(wait(repo.store(&key("inventory/kept"), &noise(2 << 20))).unwrap_err());
+    full(wait(repo.create(&key("inventory/new"), &noise(2 << 20))).unwrap_err());
+    let mut upload = wait(repo.upload(&key("inventory/new"))).unwrap();
+    full((0..40).find_map(|_| wait(upload.write(&noise(100_000))).err()).unwrap());
     drop(upload);
-    assert!(now(repo.read(&key("inventory/kept"))).unwrap() == Some(noise(200_000)));
-    assert_eq!(now(repo.list_all(&key("inventory"))).unwrap().len(), 1);
+    assert!(wait(repo.read(&key("inventory/kept"))).unwrap() == Some(noise(200_000)));
+    assert_eq!(wait(repo.list_all(&key("inventory"))).unwrap().len(), 1);
     // Nothing of what failed takes room.
-    now(repo.store(&key("inventory/new"), &noise(500_000))).unwrap();
+    wait(repo.store(&key("inventory/new"), &noise(500_000))).unwrap();
 
     let (root, again) = (disk.0.clone(), repo.clone());
     disk.unmount();
     let missing = |kind: RepoErrorKind| assert_eq!(kind, RepoErrorKind::Missing);
-    missing(now(again.store(&key("inventory/new"), b"x")).unwrap_err().kind);
-    missing(now(again.read(&key("inventory/kept"))).unwrap_err().kind);
-    missing(now(again.list(None)).unwrap_err().kind);
-    missing(repo::open(&url).unwrap_err().kind);
+    missing(wait(again.store(&key("inventory/new"), b"x")).unwrap_err().kind);
+    missing(wait(again.read(&key("inventory/kept"))).unwrap_err().kind);
+    missing(wait(again.list(None)).unwrap_err().kind);
+    missing(repo::open(&Location::plain(url)).unwrap_err().kind);
     assert_eq!(fs::read_dir(root).unwrap().count(), 0, "nothing is made where the disk was");
 }
 

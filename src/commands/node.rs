@@ -38,7 +38,7 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
     watch(reporter.solitude(), Lonely::of(&request));
     reporter.begin();
     match request {
-        NodeRequest::Repository { url, call } => reporter.end(&Ok(node::serve(&url, call))),
+        NodeRequest::Repository { repository, call } => reporter.end(&Ok(node::serve(&repository, call))),
         NodeRequest::CopyForBackup(request) => reporter.end(&backup::copy::run(&request, &reporter)),
         NodeRequest::PlanForRestore(request) => reporter.end(&restore::survey::survey(&request)),
         NodeRequest::CopyForRestore(request) => reporter.end(&restore::copy::run(&request, &reporter)),
@@ -63,7 +63,9 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         NodeRequest::RestorePartition(request) => {
             reporter.end(&super::block_on(partition::restore_here(&request, &reporter)).flatten());
         }
-        NodeRequest::ListExports { url, cluster } => reporter.end(&partition::exports_here(&url, &cluster)),
+        NodeRequest::ListExports { repository, cluster } => {
+            reporter.end(&partition::exports_here(&repository, &cluster));
+        }
         NodeRequest::ExpirePause(request) => {
             reporter.end(&super::block_on(expiry::run(&request)).flatten());
         }

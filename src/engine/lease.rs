@@ -393,7 +393,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("file://{}", directory.path().join("repository").display());
         let keys = ClusterKeys::new("inventory").system(SystemIdentifier::new(7).unwrap());
-        Place { repo: repo::create(&url).unwrap(), keys, _directory: directory }
+        Place { repo: repo::create(&repo::Location::plain(url)).unwrap(), keys, _directory: directory }
     }
 
     fn label() -> Label {

@@ -16,7 +16,7 @@ use crate::ops::binary::Build;
 use crate::ops::copies::{self, Whose, not_proven};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::Doors;
-use crate::repo::{SharedRepo, layout};
+use crate::repo::SharedRepo;
 use crate::topology::model::{Cluster, Repository};
 use crate::topology::places::Places;
 
@@ -183,7 +183,7 @@ impl Locker<'_> {
         // Renewals come by the clock: they pass no gate that counts calls.
         let doors = Doors::open(self.cluster, self.places.clone(), &gate::open())?;
         let host = &self.cluster.preferred().host;
-        let about = repository.directory().join(layout::REPOSITORY);
+        let about = doors.places(host).telltale(repository);
         let made = doors.host(host).stat(&about).await.map_err(|error| {
             Error::failed(format!("could not look at the repository {}", repository.url)).source(error)
         })?;
@@ -191,6 +191,6 @@ impl Locker<'_> {
             return Ok(None);
         }
         let door = NodeDoor::with(&doors, host, self.build).await?;
-        node::repository(&door, &repository.url).await.map(Some)
+        node::repository(&door, repository).await.map(Some)
     }
 }

@@ -77,7 +77,7 @@ pub async fn make(
     let programs = doors.programs(cluster, &node.host).await?;
     let login = doors.superuser(cluster, node, &wish.database);
     let request = NodeRequest::MakeDump(Box::new(MakeDump {
-        url: repository.url.clone(),
+        repository: doors.location(&node.host, repository),
         herd: herd.name.clone(),
         cluster: cluster.name.clone(),
         node: cluster.full_name(&node.name),
@@ -88,8 +88,8 @@ pub async fn make(
         socket: doors.node_places(cluster, node).socket,
         port: node.port,
         user: login.user,
-        // It must have the room anyway, and the os-user may write there.
-        scratch: repository.directory().to_owned(),
+        // A directory must have the room anyway, and the os-user may write there.
+        scratch: repository.directory().map_or_else(|| doors.node_places(cluster, node).log, Path::to_owned),
         keep: wish.keep,
         timeout,
     }));
@@ -116,7 +116,7 @@ async fn way(context: &Context, cluster: &Cluster) -> Result<SharedRepo> {
     let repository = repository_of(cluster)?;
     let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
     let door = NodeDoor::open(&doors, &cluster.preferred().host).await?;
-    node::repository(&door, &repository.url).await
+    node::repository(&door, repository).await
 }
 
 /// Lists the dumps of a cluster, name by name, oldest first.
@@ -250,7 +250,7 @@ pub async fn run(request: &MakeDump, reporter: &Reporter) -> Result<Dumped> {
 }
 
 async fn make_here(request: &MakeDump, reporter: &Reporter) -> Result<Dumped> {
-    let repo = repo::open(&request.url)?;
+    let repo = repo::open(&request.repository)?;
     let keys = DumpKeys::new(&request.cluster, &request.name);
     let host = LocalHost::own("this host");
     let scratch = Scratch::make(&request.scratch)?;

@@ -148,7 +148,8 @@ pub async fn plan(
         }
         Wish::Unfence => match &seen.fence {
             Fence::Fenced(mark) => {
-                let record = apply::archive::look_at_record_of(&doors, cluster, &node.host).await;
+                let record =
+                    apply::archive::look_at_record_of(&doors, cluster, &node.host, &context.build).await;
                 may_lift(cluster, &observed, seen, &record)?;
                 (vec![FenceStep::Lift { node: node.name.clone(), mark: mark.clone() }], Vec::new())
             }

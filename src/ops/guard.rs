@@ -23,7 +23,7 @@ use crate::ops::observe;
 use crate::pg::control_bytes::ControlBytes;
 use crate::pg::timeline::TimelineId;
 use crate::repo::primary::{self, PrimaryRecord};
-use crate::repo::{self, now};
+use crate::repo::{self, wait};
 use crate::topology::claim::{self, Archive, FenceMark, Marker, Profile, StartAnyway};
 use crate::topology::declared;
 use crate::topology::model::Reach;
@@ -243,11 +243,11 @@ enum Recorded {
 async fn recorded(profile: &Profile) -> Recorded {
     let Some(archive) = profile.archive.clone() else { return Recorded::None };
     let (tell, told) = oneshot::channel();
-    let (url, cluster) = (archive.url.clone(), profile.cluster.clone());
+    let (location, cluster) = (crate::ops::wal::location(&archive), profile.cluster.clone());
     std::thread::spawn(move || {
-        let read = repo::open(&url)
+        let read = repo::open(&location)
             .map_err(Error::from)
-            .and_then(|repo| Ok(now(Box::pin(primary::read(&*repo, &cluster)))?));
+            .and_then(|repo| Ok(wait(Box::pin(primary::read(&*repo, &cluster)))?));
         // Who asked may have given up.
         tell.send(read).unwrap_or(());
     });
@@ -409,7 +409,7 @@ mod tests {
             profile.os_user = LocalHost::own("here").os_user().to_owned();
             fs::create_dir_all(profile.data_directory.join("global")).unwrap();
             let url = format!("file://{}", directory.path().join("repository").display());
-            repo::create(&url).unwrap();
+            repo::create(&repo::Location::plain(url.as_str())).unwrap();
             profile.archive.as_mut().unwrap().url = url;
             let place = Self { directory, profile };
             place.write_control(place.profile.system_identifier, 2);
@@ -436,13 +436,14 @@ mod tests {
         }
 
         fn record(&self, node: &str, timeline: u32) {
-            let repo = repo::open(&self.profile.archive.as_ref().unwrap().url).unwrap();
+            let repo =
+                repo::open(&repo::Location::plain(&self.profile.archive.as_ref().unwrap().url)).unwrap();
             let is = Primary {
                 system_identifier: self.profile.system_identifier,
                 node,
                 timeline: TimelineId::new(timeline).unwrap(),
             };
-            now(Box::pin(primary::record(&*repo, &self.profile.cluster, is, "7f3a"))).unwrap();
+            wait(Box::pin(primary::record(&*repo, &self.profile.cluster, is, "7f3a"))).unwrap();
         }
 
         async fn check(&self) -> Result<Start> {

@@ -64,8 +64,8 @@ pub struct MadeNow {
 /// # Errors
 /// When the repository is not there or cannot be read, or this build is not installed.
 pub async fn look(doors: &Doors, build: &Build, cluster: &Cluster, repository: &Repository) -> Result<Kept> {
-    let request = LookAtKept { url: repository.url.clone(), cluster: cluster.name.clone() };
     let name = &cluster.preferred().host;
+    let request = LookAtKept { repository: doors.location(name, repository), cluster: cluster.name.clone() };
     let host = doors.host(name);
     if is_own(host) {
         // A disk that does not answer must not hold up whoever asks, nor the end of the program.
@@ -85,18 +85,20 @@ pub async fn look(doors: &Doors, build: &Build, cluster: &Cluster, repository: &
 /// # Errors
 /// As [`look`].
 pub fn run(request: &LookAtKept) -> Result<Kept> {
-    let repo = repo::open(&request.url)?;
-    let backups = repo::now(Box::pin(list::in_repository(&repo, &request.cluster)))?;
-    let windows = match wal::run(&ListWal { url: request.url.clone(), cluster: request.cluster.clone() }) {
-        Ok(list) => list
-            .systems
-            .into_iter()
-            .map(|SystemWal { system_identifier, windows, .. }| (system_identifier, windows))
-            .collect(),
-        // There is no WAL of it yet.
-        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
+    let repo = repo::open(&request.repository)?;
+    let backups = repo::wait(Box::pin(list::in_repository(&repo, &request.cluster)))?;
+    let windows =
+        match wal::run(&ListWal { repository: request.repository.clone(), cluster: request.cluster.clone() })
+        {
+            Ok(list) => list
+                .systems
+                .into_iter()
+                .map(|SystemWal { system_identifier, windows, .. }| (system_identifier, windows))
+                .collect(),
+            // There is no WAL of it yet.
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
     Ok(Kept {
         last: backups.iter().rev().find_map(last),
         running: backups.iter().filter_map(made_now).collect(),

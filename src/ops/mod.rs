@@ -40,6 +40,7 @@ pub mod restore;
 pub mod roles;
 pub mod schedule;
 pub mod service;
+pub mod shelf;
 pub mod split;
 pub mod starter;
 pub mod status;

@@ -23,10 +23,11 @@ use crate::host::ssh::{SshHost, Target};
 use crate::host::{Command, DiskSpace, Host, HostError};
 use crate::ops::service::{self, UnitSeen};
 use crate::pg::control_file::{ClusterState, ControlFile};
+use crate::repo::Location;
 use crate::secret::Secret;
 use crate::topology::claim::{self, FenceMark, Marker, Profile};
 use crate::topology::declared;
-use crate::topology::model::{Cluster, Node, Reach};
+use crate::topology::model::{Cluster, Node, Reach, Repository};
 use crate::topology::places::{NodePlaces, Places};
 use crate::topology::unit::Unit;
 use crate::units::{ByteCount, human_duration};
@@ -112,6 +113,11 @@ impl Doors {
     /// Returns the places on a host that the cluster uses.
     pub fn places(&self, host: &str) -> &Places {
         self.places.get(host).expect("Doors::open opens every host that the cluster names")
+    }
+
+    /// Returns where a repository is for whoever works on a host that the cluster uses.
+    pub fn location(&self, host: &str, repository: &Repository) -> Location {
+        Location { url: repository.url.clone(), access: self.places(host).access(repository) }
     }
 
     /// Returns the places of a node of the cluster.

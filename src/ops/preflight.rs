@@ -84,7 +84,7 @@ async fn look_at(doors: &Doors, cluster: &Cluster, name: &str) -> Result<Vec<Err
     );
     let mut programs = Vec::new();
     if let Some(backups) = &cluster.backups {
-        owned.push(backups.repository.directory().to_owned());
+        owned.extend(backups.repository.directory().map(Path::to_owned));
         programs.push(places.lib().to_owned());
     }
     let closed = unmakeable(host, &owned, RunAs::OsUser).await.map_err(could_not)?;

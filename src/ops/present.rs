@@ -9,7 +9,9 @@ use tokio::time::{Instant, sleep};
 use crate::db::queries;
 use crate::error::{Error, Result};
 use crate::ops::apply::logins;
+use crate::ops::binary::Build;
 use crate::ops::observe::Doors;
+use crate::ops::shelf::Shelf;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::WalFile;
 use crate::repo::layout::ClusterKeys;
@@ -29,14 +31,15 @@ pub async fn finish_segment(
     primary: &Node,
     system: SystemIdentifier,
     repository: &Repository,
+    build: &Build,
 ) -> Result<()> {
     let conn = doors.connector.connect(&doors.superuser(cluster, primary, "postgres")).await?;
     let conn = logins::as_primary(conn, &cluster.full_name(&primary.name)).await?;
     let segment = queries::finish_segment(&conn).await?;
     let key = ClusterKeys::new(&cluster.name).system(system).wal(WalFile::Segment(segment));
-    let object = repository.directory().join(key.as_str());
+    let shelf = Shelf::of(doors, &primary.host, repository, build).await?;
     let deadline = Instant::now() + ARRIVES;
-    while doors.host(&primary.host).stat(&object).await?.is_none() {
+    while !shelf.has(&key).await? {
         if Instant::now() >= deadline {
             return Err(Error::failed(format!("{segment} does not arrive in the repository")));
         }

@@ -352,7 +352,7 @@ pub fn profile_of(
         port: site.node.port,
         slot: site.cluster.slot_name(&site.node.name),
         memory,
-        archive: Archive::of(site.cluster),
+        archive: Archive::of(site.cluster, site.doors.places(&site.node.host)),
         adopted,
         peers: declared::peers(site.cluster, site.node, &places),
     }
@@ -549,7 +549,8 @@ pub async fn wanted_unit(site: &Site<'_>) -> Result<String> {
         .and_then(|bytes| claim::read(&bytes).ok())
         .ok_or_else(|| Error::failed(format!("cannot read the profile of {}", site.name())))?;
     // A profile that a later step writes anew says where the archive is.
-    let profile = Profile { archive: Archive::of(site.cluster), ..profile };
+    let profile =
+        Profile { archive: Archive::of(site.cluster, site.doors.places(&site.node.host)), ..profile };
     unit::render(&profile, &places, Peers::of(site.cluster))
 }
 

@@ -363,7 +363,7 @@ mod tests {
     use super::*;
     use crate::pg::system::SystemIdentifier;
     use crate::repo::dir::DirRepo;
-    use crate::repo::now;
+    use crate::repo::wait;
 
     const MIB: u64 = 1 << 20;
 
@@ -415,14 +415,14 @@ mod tests {
     fn store(repo: &DirRepo, name: &str, content: &[u8]) {
         let system_identifier = keys().system();
         let object = seal::seal(Identity { kind: Kind::Wal, name, system_identifier }, content, 1).unwrap();
-        now(repo.store(&keys().wal(name.parse().unwrap()), &object)).unwrap();
+        wait(repo.store(&keys().wal(name.parse().unwrap()), &object)).unwrap();
     }
 
     #[test]
     fn a_listing_tells_runs_gaps_and_what_else_is_there() {
         let directory = tempfile::tempdir().unwrap();
         let repo = DirRepo::create(&directory.path().join("repository")).unwrap();
-        assert_eq!(now(Box::pin(WalArchive::look(&repo, &keys()))).unwrap().segment_size, None);
+        assert_eq!(wait(Box::pin(WalArchive::look(&repo, &keys()))).unwrap().segment_size, None);
         let segment = vec![0; size().as_u64() as usize];
         // Segments of 1 MiB: 4,095 is the last of its log.
         for number in [3_u64, 4, 7, 4095, 4096] {
@@ -432,9 +432,9 @@ mod tests {
         store(&repo, "000000010000000100000001.partial", &segment);
         store(&repo, "000000010000000000000004.00000028.backup", b"x");
         store(&repo, "00000002.history", b"1\t1/80000\twhy\n");
-        now(repo.store(&keys().wal_folder().join("stray").unwrap(), b"x")).unwrap();
+        wait(repo.store(&keys().wal_folder().join("stray").unwrap(), b"x")).unwrap();
 
-        let found = now(Box::pin(WalArchive::look(&repo, &keys()))).unwrap();
+        let found = wait(Box::pin(WalArchive::look(&repo, &keys()))).unwrap();
         assert_eq!(found.segment_size, Some(size()));
         assert_eq!(shown(&found.timelines[&timeline(1)].spans), ["1/3-4", "1/7-7", "1/4095-4096"]);
         assert_eq!(shown(&found.gaps(timeline(1))), ["1/5-6", "1/8-4094"]);
@@ -442,9 +442,9 @@ mod tests {
         assert_eq!((one.partials.len(), one.backups, one.history), (1, 1, false));
         assert!(found.timelines[&timeline(2)].history);
         assert_eq!(found.strays.len(), 1);
-        let history = now(Box::pin(super::history(&repo, &keys(), timeline(2)))).unwrap().unwrap();
+        let history = wait(Box::pin(super::history(&repo, &keys(), timeline(2)))).unwrap().unwrap();
         assert_eq!(history.ancestors().len(), 1);
-        assert_eq!(now(Box::pin(super::history(&repo, &keys(), timeline(3)))).unwrap(), None);
+        assert_eq!(wait(Box::pin(super::history(&repo, &keys(), timeline(3)))).unwrap(), None);
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub async fn backups(repo: &dyn Repo, cluster: &ClusterKeys) -> Result<Vec<Backu
 mod tests {
     use super::*;
     use crate::repo::dir::DirRepo;
-    use crate::repo::now;
+    use crate::repo::wait;
 
     const MANIFEST: &[u8] = include_bytes!("../../tests/golden/manifest-v1.json");
 
@@ -92,18 +92,18 @@ mod tests {
         let system = |id| cluster.system(SystemIdentifier::new(id).unwrap());
         let put = |id, label: &str, bytes: &[u8]| {
             let backup = system(id).backup(&label.parse().unwrap());
-            now(repo.store(&backup.manifest(), bytes)).unwrap();
+            wait(repo.store(&backup.manifest(), bytes)).unwrap();
         };
         // The newer cluster has the smaller identifier.
         put(9, "20261120T100000Z-full", MANIFEST);
         put(5, "20261121T100000Z-full", MANIFEST);
         put(9, "20261119T100000Z-full", b"{}");
         let unfinished = system(5).backup(&"20261122T100000Z-full".parse().unwrap());
-        now(repo.store(&unfinished.data(1), b"x")).unwrap();
-        now(repo.store(&cluster.lock(), b"x")).unwrap();
-        now(repo.store(&cluster.folder().join("stranger/x").unwrap(), b"x")).unwrap();
+        wait(repo.store(&unfinished.data(1), b"x")).unwrap();
+        wait(repo.store(&cluster.lock(), b"x")).unwrap();
+        wait(repo.store(&cluster.folder().join("stranger/x").unwrap(), b"x")).unwrap();
 
-        let found = now(Box::pin(backups(&repo, &cluster))).unwrap();
+        let found = wait(Box::pin(backups(&repo, &cluster))).unwrap();
         let told: Vec<String> = found
             .iter()
             .map(|backup| {

@@ -615,7 +615,7 @@ fn absent_is_none<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repo::now;
+    use crate::repo::wait;
 
     fn repository() -> (tempfile::TempDir, DirRepo) {
         let directory = tempfile::tempdir().unwrap();
@@ -662,32 +662,32 @@ mod tests {
     fn a_root_whose_disk_is_gone_is_neither_read_nor_made_again() {
         let (_directory, repo) = repository();
         let key = key("inventory/lock.json");
-        now(repo.create(&key, b"held")).unwrap();
-        let upload = now(repo.upload(&key)).unwrap();
+        wait(repo.create(&key, b"held")).unwrap();
+        let upload = wait(repo.upload(&key)).unwrap();
         let mut aside = repo.0.path.clone();
         aside.set_extension("aside");
         fs::rename(&repo.0.path, &aside).unwrap();
         fs::create_dir(&repo.0.path).unwrap();
 
         let gone = |kind: RepoErrorKind| assert_eq!(kind, RepoErrorKind::Missing);
-        gone(now(repo.read(&key)).unwrap_err().kind);
-        gone(now(repo.list(None)).unwrap_err().kind);
-        gone(now(repo.list_all(&Key::new("inventory").unwrap())).unwrap_err().kind);
-        gone(now(repo.store(&key, b"x")).unwrap_err().kind);
-        gone(now(repo.create(&key, b"x")).unwrap_err().kind);
-        gone(now(repo.remove(&key)).unwrap_err().kind);
-        gone(now(upload.finish()).unwrap_err().kind);
+        gone(wait(repo.read(&key)).unwrap_err().kind);
+        gone(wait(repo.list(None)).unwrap_err().kind);
+        gone(wait(repo.list_all(&Key::new("inventory").unwrap())).unwrap_err().kind);
+        gone(wait(repo.store(&key, b"x")).unwrap_err().kind);
+        gone(wait(repo.create(&key, b"x")).unwrap_err().kind);
+        gone(wait(repo.remove(&key)).unwrap_err().kind);
+        gone(wait(upload.finish()).unwrap_err().kind);
         assert_eq!(fs::read_dir(&repo.0.path).unwrap().count(), 0);
 
         fs::remove_dir(&repo.0.path).unwrap();
-        gone(now(repo.store(&key, b"x")).unwrap_err().kind);
+        gone(wait(repo.store(&key, b"x")).unwrap_err().kind);
         assert!(!repo.0.path.exists());
     }
 
     #[test]
     fn what_is_stored_is_readable_for_the_group_whatever_the_umask() {
         let (_directory, repo) = repository();
-        now(repo.store(&key("inventory/1/wal/a"), b"x")).unwrap();
+        wait(repo.store(&key("inventory/1/wal/a"), b"x")).unwrap();
         assert_eq!(mode(&repo.0.path.join("inventory/1/wal/a")), 0o640);
         assert_eq!(mode(&repo.0.path.join("inventory/1/wal")), 0o750);
     }
@@ -705,19 +705,19 @@ mod tests {
         let (young, _) = left("young", 1);
         let (living, file) = left("living", 3600);
         rustix::fs::flock(&file, FlockOperation::LockShared).unwrap();
-        now(repo.store(&key("a"), b"x")).unwrap();
+        wait(repo.store(&key("a"), b"x")).unwrap();
         assert_eq!((old.exists(), young.exists(), living.exists()), (false, true, true));
     }
 
     #[test]
     fn a_removal_takes_the_directories_that_it_emptied_and_no_more() {
         let (_directory, repo) = repository();
-        now(repo.store(&key("a/b/c/d"), b"x")).unwrap();
-        now(repo.store(&key("a/e"), b"x")).unwrap();
-        assert!(now(repo.remove(&key("a/b/c/d"))).unwrap());
-        assert_eq!(now(repo.list(Some(&key("a")))).unwrap().folders, Vec::<String>::new());
-        assert!(now(repo.remove(&key("a/e"))).unwrap());
-        assert_eq!(now(repo.list(None)).unwrap().folders, Vec::<String>::new());
+        wait(repo.store(&key("a/b/c/d"), b"x")).unwrap();
+        wait(repo.store(&key("a/e"), b"x")).unwrap();
+        assert!(wait(repo.remove(&key("a/b/c/d"))).unwrap());
+        assert_eq!(wait(repo.list(Some(&key("a")))).unwrap().folders, Vec::<String>::new());
+        assert!(wait(repo.remove(&key("a/e"))).unwrap());
+        assert_eq!(wait(repo.list(None)).unwrap().folders, Vec::<String>::new());
         assert!(repo.0.path.join(layout::REPOSITORY).exists());
     }
 }

@@ -3,6 +3,7 @@
 //! Every backend passes `tests/repo_conformance.rs`. Knows no cluster by name, no process and no server.
 
 pub mod about;
+pub mod access;
 pub mod archive;
 pub mod catalog;
 pub mod dir;
@@ -10,21 +11,26 @@ pub mod dump;
 pub mod export;
 pub mod faulty;
 pub mod layout;
+pub mod location;
 pub mod manifest;
 pub mod place;
 pub mod primary;
 pub mod retry;
 pub(crate) mod rows;
+mod runtime;
+pub mod s3;
 pub mod seal;
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use self::access::Access;
+pub use self::location::{Location, Place};
+use self::retry::{Patience, Retry};
+use self::s3::S3Repo;
 use crate::error::{Error, ErrorKind};
 pub use crate::gate::BoxFuture;
 use crate::units::ByteCount;
@@ -241,38 +247,70 @@ pub trait Repo: Send + Sync + fmt::Debug {
 /// A repository that everybody who needs it shares.
 pub type SharedRepo = Arc<dyn Repo>;
 
-/// Opens the repository that `url` names.
+/// Opens a repository.
 ///
 /// # Errors
-/// When there is none, or its scheme is not `file`.
-pub fn open(url: &str) -> Result<SharedRepo> {
-    Ok(Arc::new(dir::DirRepo::open(directory(url)?)?))
+/// When there is none, when what it takes to open it is not there, and what the store says.
+pub fn open(location: &Location) -> Result<SharedRepo> {
+    reach(location, Reach::Open)
 }
 
-/// Makes the repository that `url` names unless it is there, and opens it.
+/// Makes a repository unless it is there, and opens it.
 ///
 /// # Errors
 /// As [`open`]; when something else is there, or it cannot be written.
-pub fn create(url: &str) -> Result<SharedRepo> {
-    Ok(Arc::new(dir::DirRepo::create(directory(url)?)?))
+pub fn create(location: &Location) -> Result<SharedRepo> {
+    reach(location, Reach::Create)
 }
 
-/// Returns the directory that `url` names.
-fn directory(url: &str) -> Result<&Path> {
-    url.strip_prefix("file://").map(Path::new).filter(|path| path.is_absolute()).ok_or_else(|| RepoError {
-        kind: RepoErrorKind::Other,
-        url: url.to_owned(),
-        doing: "read repository.json".to_owned(),
-        why: "its URL is not file:// and an absolute path".to_owned(),
-    })
+/// How a repository is come to.
+#[derive(Debug, Clone, Copy)]
+enum Reach {
+    Open,
+    Create,
 }
 
-/// Runs a call of a backend that never waits, such as the directory, without tokio: the WAL hot path.
-///
-/// # Panics
-/// If the backend waits after all; the caller chooses the backend.
-pub fn now<T>(call: BoxFuture<'_, T>) -> T {
-    call.now_or_never().expect("a directory answers at once")
+fn reach(location: &Location, how: Reach) -> Result<SharedRepo> {
+    let access = match &location.access {
+        Some(file) => Some(Access::load(location, file)?),
+        None => None,
+    };
+    match Place::of(&location.url) {
+        Some(Place::Directory(path)) => Ok(Arc::new(match how {
+            Reach::Open => dir::DirRepo::open(path)?,
+            Reach::Create => dir::DirRepo::create(path)?,
+        })),
+        Some(Place::Bucket { .. }) => {
+            let s3 = access.and_then(|access| access.s3).unwrap_or_default();
+            let url = location.url.clone();
+            let opened = runtime::OnRuntime::open(&location.url, async move {
+                // The one that opens is as patient as those that follow.
+                let opened: Arc<S3Repo> = retry::patiently(Patience::default(), || {
+                    let (url, s3) = (url.clone(), s3.clone());
+                    Box::pin(async move {
+                        Ok(Arc::new(match how {
+                            Reach::Open => S3Repo::open(&url, &s3).await?,
+                            Reach::Create => S3Repo::create(&url, &s3).await?,
+                        }))
+                    })
+                })
+                .await?;
+                Ok(Arc::new(Retry::new(opened, Patience::default())) as SharedRepo)
+            })?;
+            Ok(Arc::new(opened))
+        }
+        None => Err(RepoError {
+            kind: RepoErrorKind::Other,
+            url: location.url.clone(),
+            doing: "read repository.json".to_owned(),
+            why: "its URL is neither file:// and an absolute path nor s3:// and a bucket".to_owned(),
+        }),
+    }
+}
+
+/// Runs a call to its end on this thread, without tokio. A directory answers at its first poll: the WAL hot path.
+pub fn wait<T>(call: BoxFuture<'_, T>) -> T {
+    pollster::block_on(call)
 }
 
 #[cfg(test)]

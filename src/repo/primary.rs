@@ -112,7 +112,7 @@ pub async fn record(
 mod tests {
     use super::*;
     use crate::repo::dir::DirRepo;
-    use crate::repo::now;
+    use crate::repo::wait;
 
     fn primary(node: &str, timeline: u32) -> Primary<'_> {
         Primary {
@@ -126,11 +126,11 @@ mod tests {
     fn each_new_primary_or_timeline_is_a_new_term() {
         let directory = tempfile::tempdir().unwrap();
         let repo = DirRepo::create(&directory.path().join("repository")).unwrap();
-        let term = |wanted| now(Box::pin(record(&repo, "inventory", wanted, "7f3a"))).unwrap().term;
-        assert_eq!(now(Box::pin(read(&repo, "inventory"))).unwrap(), None);
+        let term = |wanted| wait(Box::pin(record(&repo, "inventory", wanted, "7f3a"))).unwrap().term;
+        assert_eq!(wait(Box::pin(read(&repo, "inventory"))).unwrap(), None);
         assert_eq!([term(primary("a", 1)), term(primary("a", 1)), term(primary("b", 2))], [1, 1, 2]);
         assert_eq!(term(primary("b", 3)), 3);
-        assert_eq!(now(Box::pin(read(&repo, "inventory"))).unwrap().unwrap().node, "b");
+        assert_eq!(wait(Box::pin(read(&repo, "inventory"))).unwrap().unwrap().node, "b");
     }
 
     #[test]

@@ -59,17 +59,7 @@ impl Retry {
     }
 
     async fn call<'a, T>(&self, make: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<Answer<T>> {
-        let mut calls = 1;
-        loop {
-            match make().await {
-                Ok(value) => return Ok(Answer { value, again: calls > 1 }),
-                Err(error) if error.kind == RepoErrorKind::Passing && calls < self.patience.calls => {
-                    calls += 1;
-                    tokio::time::sleep(self.patience.pause(calls, chance())).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        answered(self.patience, make).await
     }
 
     /// A refusal after a failure may be of what the failed call has stored. Bytes that only one writer writes tell.
@@ -79,6 +69,31 @@ impl Retry {
         }
         let found = self.call(|| self.inner.read(key)).await?.value;
         Ok(if found.as_deref() == Some(bytes) { Put::Stored } else { Put::Refused })
+    }
+}
+
+/// Makes a call until it succeeds, or fails by what does not pass, or patience ends.
+pub(super) async fn patiently<'a, T>(
+    patience: Patience,
+    make: impl Fn() -> BoxFuture<'a, Result<T>>,
+) -> Result<T> {
+    Ok(answered(patience, make).await?.value)
+}
+
+async fn answered<'a, T>(
+    patience: Patience,
+    make: impl Fn() -> BoxFuture<'a, Result<T>>,
+) -> Result<Answer<T>> {
+    let mut calls = 1;
+    loop {
+        match make().await {
+            Ok(value) => return Ok(Answer { value, again: calls > 1 }),
+            Err(error) if error.kind == RepoErrorKind::Passing && calls < patience.calls => {
+                calls += 1;
+                tokio::time::sleep(patience.pause(calls, chance())).await;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 

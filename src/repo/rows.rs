@@ -72,7 +72,7 @@ impl Writer {
         encoder.include_checksum(true).map_err(|error| zstd_failed(&error))?;
         Ok(Self {
             encoder,
-            upload: repo::now(repo.upload(key))?,
+            upload: repo::wait(repo.upload(key))?,
             counted: Counted::default(),
             stored: blake3::Hasher::new(),
             length: 0,
@@ -92,7 +92,7 @@ impl Writer {
     fn store(&mut self, piece: &[u8]) -> Result<()> {
         self.stored.update(piece);
         self.length += piece.len() as u64;
-        Ok(repo::now(self.upload.write(piece))?)
+        Ok(repo::wait(self.upload.write(piece))?)
     }
 
     /// Makes the object appear; returns what went in, and size and hash of what is stored.
@@ -104,8 +104,8 @@ impl Writer {
         let rest = encoder.finish().map_err(|error| zstd_failed(&error))?;
         stored.update(&rest);
         length += rest.len() as u64;
-        repo::now(upload.write(&rest))?;
-        repo::now(upload.finish())?;
+        repo::wait(upload.write(&rest))?;
+        repo::wait(upload.finish())?;
         Ok((counted.seen(), ByteCount(length), Blake3::from_bytes(*stored.finalize().as_bytes())))
     }
 }
@@ -167,7 +167,7 @@ impl<'a> Reader<'a> {
     pub fn next(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
         let url = || self.repo.url().to_owned();
         loop {
-            let piece = repo::now(self.repo.read_range(&self.key, self.at, PIECE as u64))?;
+            let piece = repo::wait(self.repo.read_range(&self.key, self.at, PIECE as u64))?;
             let piece = piece.ok_or_else(|| ReadError::Missing(self.key.clone(), url()))?;
             if piece.is_empty() {
                 return Ok(None);

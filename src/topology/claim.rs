@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::system::SystemIdentifier;
 use crate::topology::model::Cluster;
+use crate::topology::places::Places;
 use crate::units::ByteCount;
 
 /// The format that this pgherd reads and writes.
@@ -151,15 +152,22 @@ pub struct AsFound {
 pub struct Archive {
     /// Its name in the topology.
     pub repository: String,
-    /// `file:///ABSOLUTE/PATH`.
+    /// `file:///ABSOLUTE/PATH` or `s3://BUCKET/PREFIX`.
     pub url: String,
+    /// The file on this host that holds what else it takes to open it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<PathBuf>,
 }
 
 impl Archive {
-    /// Says where the WAL of a cluster's nodes goes.
-    pub fn of(cluster: &Cluster) -> Option<Self> {
+    /// Says where the WAL of a cluster's nodes goes, on a host with these places.
+    pub fn of(cluster: &Cluster, places: &Places) -> Option<Self> {
         let repository = &cluster.backups.as_ref()?.repository;
-        Some(Self { repository: repository.name.clone(), url: repository.url.clone() })
+        Some(Self {
+            repository: repository.name.clone(),
+            url: repository.url.clone(),
+            access: places.access(repository),
+        })
     }
 }
 

@@ -99,8 +99,66 @@ impl Reach {
 #[serde(deny_unknown_fields)]
 pub struct Repository {
     pub name: String,
-    /// `file:///ABSOLUTE/PATH`, without a slash at the end.
+    /// `file:///ABSOLUTE/PATH` or `s3://BUCKET/PREFIX`, without a slash at the end.
     pub url: String,
+    /// How the server of a bucket is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<Box<S3>>,
+}
+
+/// How the server of a bucket is reached, and who one is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct S3 {
+    pub region: Option<String>,
+    /// `https://HOST:PORT` of a server that is not AWS; without TLS only at the loopback address.
+    pub endpoint: Option<String>,
+    pub addressing: Addressing,
+    /// Absolute path of the authorities that are believed; the system's if none is stated.
+    pub ca: Option<PathBuf>,
+    pub credentials: Option<S3Credentials>,
+    /// The profile of the hosts' own `~/.aws`.
+    pub profile: Option<String>,
+    pub storage_class: Option<String>,
+    pub sse: Option<Sse>,
+    pub kms_key: Option<String>,
+}
+
+/// Where a request names the bucket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Addressing {
+    Path,
+    #[default]
+    Host,
+}
+
+/// How a server of S3 encrypts what it stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sse {
+    Aes256,
+    Kms,
+    KmsDsse,
+}
+
+impl Sse {
+    /// Returns the word of the S3 API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Aes256 => "AES256",
+            Self::Kms => "aws:kms",
+            Self::KmsDsse => "aws:kms:dsse",
+        }
+    }
+}
+
+/// An access key with its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct S3Credentials {
+    pub access_key: SecretReference,
+    pub secret_key: SecretReference,
 }
 
 /// One cluster: a primary and its standbys, with one system identifier, and what stands in front of them.
@@ -510,9 +568,14 @@ pub struct Assertion {
 }
 
 impl Repository {
-    /// Returns the directory of the repository.
-    pub fn directory(&self) -> &Path {
-        Path::new(self.url.strip_prefix("file://").expect("load takes no other scheme"))
+    /// Returns the directory of the repository; `None` if it is in a bucket.
+    pub fn directory(&self) -> Option<&Path> {
+        self.url.strip_prefix("file://").map(Path::new)
+    }
+
+    /// Returns the directory of a repository that whoever may read its files can read; `None` if it takes more.
+    pub fn plain_directory(&self) -> Option<&Path> {
+        self.directory()
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::model::{Cluster, Node, Reach};
+use super::model::{Cluster, Node, Reach, Repository};
 use crate::error::{Error, Result};
 
 const CONFIG: &str = "/etc/pgherd";
@@ -100,6 +100,19 @@ impl Places {
     /// Returns the directory that holds one directory of facts a node.
     pub fn nodes(&self) -> PathBuf {
         self.config.join("nodes")
+    }
+
+    /// Returns the file that holds what it takes to open a repository beside its URL; `None` where it takes nothing else.
+    pub fn access(&self, repository: &Repository) -> Option<PathBuf> {
+        let file = || format!("{}.json", repository.url.replace("://", ",").replace('/', ","));
+        repository.plain_directory().is_none().then(|| self.config.join("repositories").join(file()))
+    }
+
+    /// Returns what is not there on a host before `pgherd apply` has made a repository known to it.
+    pub fn telltale(&self, repository: &Repository) -> PathBuf {
+        self.access(repository)
+            .or_else(|| Some(repository.directory()?.join("repository.json")))
+            .unwrap_or_default()
     }
 
     /// Returns the directory that holds one directory a pooler.

@@ -12,8 +12,8 @@ use super::decode::{
 };
 use super::jobs::Starter;
 use super::model::{
-    BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof, SecretReference,
-    Service,
+    Addressing, BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof,
+    SecretReference, Service, Sse,
 };
 use super::notices::Occasion;
 use super::partitions::{DefaultPolicy, Every, Then};
@@ -96,8 +96,28 @@ record! {
 record! {
     /// Where backups and WAL are kept; several clusters may share one.
     Repository {
-        /// A directory, as "file:///ABSOLUTE/PATH".
+        /// A directory, as "file:///ABSOLUTE/PATH", or a bucket of S3 or of a server like it, as "s3://BUCKET/PREFIX".
         url: Text = "url",
+        /// The region of the bucket; what the hosts' own configuration says if it is not said.
+        region: Text = "region",
+        /// The address of a server that is not AWS, as "https://HOST:PORT"; without TLS only on this machine.
+        endpoint: Text = "endpoint",
+        /// Where a request names the bucket: in its "path", as with an endpoint if it is not said, or in the name of the "host".
+        addressing: Addressing = "addressing",
+        /// The authorities that are believed; the system's if it is not said.
+        ca: FilePlace = "ca",
+        /// Where the access key is; with "secret-key". Without both, what the SDK finds on each host: its role, its environment, its files.
+        access_key: SecretReference = "access-key",
+        /// Where the secret of the access key is.
+        secret_key: SecretReference = "secret-key",
+        /// The profile of each host's own ~/.aws, where no keys are given.
+        profile: Text = "profile",
+        /// The storage class of what is stored: "STANDARD_IA".
+        storage_class: Text = "storage-class",
+        /// How the server encrypts what it stores; as the bucket says if it is not said.
+        sse: Sse = "sse",
+        /// The key of KMS that it does that with.
+        kms_key: Text = "kms-key",
     }
 }
 

@@ -1650,7 +1650,57 @@ HINT:   Did you mean "two"?"#,
 }
 
 #[test]
-fn refuses_a_repository_whose_url_is_not_a_directory() {
+fn refuses_what_makes_no_sense_of_a_bucket() {
+    refuses(
+        HEAD,
+        "\
+repositories:
+  a: {url: s3://Shop}
+  b: {url: \"s3://shop/v 1\"}
+  c: {url: s3://shop-c, access-key: {env: K}}
+  d: {url: s3://shop-d, endpoint: http://s3.example.com}
+  e: {url: s3://shop-e, endpoint: \"https://me:hunter2@s3.example.com\", sse: aws, kms-key: k}
+  f: {url: file:///srv/f, region: eu-west-1}
+  g: {url: s3://shop-c/v1, profile: p, access-key: {env: K}, secret-key: {env: S}}
+  h: {url: s3://shop-h, secret-key: hunter2}
+clusters:
+  x: {postgres: {version: 15}, nodes: {n: {host: local, port: 5441}}, backups: {repository: c}}
+",
+        r#"
+ERROR:  pgherd.yml:5:12: repositories.a.url must be s3://BUCKET/PREFIX
+DETAIL: The name of a bucket has 3 to 63 lower-case letters, digits, "." and "-". Credentials do not stand in the URL.
+HINT:   Write url: s3://shop-pg-west/v1.
+ERROR:  pgherd.yml:6:12: repositories.b.url must be s3://BUCKET/PREFIX
+DETAIL: The prefix is made of at most 200 letters, digits, ".", "_" and "-", with "/" between its parts.
+HINT:   Write url: s3://shop-pg-west/v1.
+ERROR:  pgherd.yml:7:3: repositories.c has no "secret-key"
+HINT:   Add it: secret-key: {env: PGHERD_S3_SECRET_KEY}.
+ERROR:  pgherd.yml:8:35: repositories.d.endpoint must be https://HOST:PORT
+DETAIL: Without TLS the backups would be read on the way; http is taken at a host's own loopback address alone.
+HINT:   Write endpoint: https://s3.example.com.
+ERROR:  pgherd.yml:9:35: repositories.e.endpoint must be https://HOST:PORT
+DETAIL: Without TLS the backups would be read on the way; http is taken at a host's own loopback address alone.
+HINT:   Write endpoint: https://s3.example.com.
+ERROR:  pgherd.yml:9:77: repositories.e.sse must be "AES256" or "aws:kms" or "aws:kms:dsse", found "aws"
+HINT:   Write "AES256" or "aws:kms" or "aws:kms:dsse".
+ERROR:  pgherd.yml:9:91: repositories.e.kms-key means nothing without KMS
+HINT:   Write sse: "aws:kms" beside it.
+ERROR:  pgherd.yml:10:35: repositories.f.region means nothing for a directory
+HINT:   Remove it, or keep the repository in a bucket: url: s3://BUCKET/PREFIX.
+ERROR:  pgherd.yml:11:12: the repositories c and g overlap
+DETAIL: c is at s3://shop-c (given at 7:12), g at s3://shop-c/v1.
+HINT:   Give each a prefix of its own; clusters may share a repository.
+ERROR:  pgherd.yml:11:37: repositories.g has keys and a profile
+DETAIL: A profile of the hosts is asked only where no keys are given.
+HINT:   Remove one of them.
+ERROR:  pgherd.yml:12:37: repositories.h.secret-key is a secret given as text
+DETAIL: The file says where a secret is and never what it is. The value is not shown here.
+HINT:   Write {env: NAME}, {file: PATH}, {command: [PROGRAM, ARGUMENT]} or {vault: {url: ...}}."#,
+    );
+}
+
+#[test]
+fn refuses_a_repository_whose_url_is_neither_a_directory_nor_a_bucket() {
     refuses(
         HEAD,
         "\
@@ -1667,27 +1717,27 @@ clusters:
   x: {postgres: {version: 15}, nodes: {n: {host: local, port: 5441}}, backups: {repository: a}}
 ",
         r#"
-ERROR:  pgherd.yml:5:12: repositories.a.url must be file:///ABSOLUTE/PATH, found the scheme "s3"
-DETAIL: This version keeps backups and WAL in directories.
-HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
-ERROR:  pgherd.yml:6:12: repositories.b.url must be file:///ABSOLUTE/PATH
-HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+ERROR:  pgherd.yml:5:12: repositories.a.url must be s3://BUCKET/PREFIX
+DETAIL: The name of a bucket has 3 to 63 lower-case letters, digits, "." and "-". Credentials do not stand in the URL.
+HINT:   Write url: s3://shop-pg-west/v1.
+ERROR:  pgherd.yml:6:12: repositories.b.url must be file:///ABSOLUTE/PATH or s3://BUCKET/PREFIX
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository, or a bucket: url: s3://BUCKET/PREFIX.
 ERROR:  pgherd.yml:7:12: repositories.c.url must be file:///ABSOLUTE/PATH, with no host and no ".."
-HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository, or a bucket: url: s3://BUCKET/PREFIX.
 ERROR:  pgherd.yml:8:12: repositories.d.url must be file:///ABSOLUTE/PATH, with no host and no ".."
-HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository, or a bucket: url: s3://BUCKET/PREFIX.
 ERROR:  pgherd.yml:9:12: repositories.e.url holds the character '%'
 DETAIL: In a URL it does not mean itself.
 HINT:   Choose a directory without it.
 ERROR:  pgherd.yml:10:3: repositories.f has no "url"
 HINT:   Add it: url: file:///var/lib/pgherd/repository.
 ERROR:  pgherd.yml:11:12: repositories.g.url must be file:///ABSOLUTE/PATH, with no host and no ".."
-HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository.
+HINT:   Write the whole path of a directory: url: file:///var/lib/pgherd/repository, or a bucket: url: s3://BUCKET/PREFIX.
 ERROR:  pgherd.yml:12:3: "H" cannot be the name of a repository
 DETAIL: A name has up to 31 lowercase letters, digits and hyphens, and begins with a letter.
 HINT:   Choose another name, such as "inventory" or "db-1".
 ERROR:  pgherd.yml:12:27: unknown key "path" in repositories.H
-DETAIL: Its keys are: url.
+DETAIL: Its keys are: access-key, addressing, ca, endpoint, kms-key, profile, region, secret-key, sse, storage-class, url.
 HINT:   Remove it; "pgherd schema" prints what each key means."#,
     );
 }

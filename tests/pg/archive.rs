@@ -14,7 +14,7 @@ use pgherd::pg::system::SystemIdentifier;
 use pgherd::pg::wal_file::SegmentName;
 use pgherd::repo::archive::{self, WalArchive};
 use pgherd::repo::layout::{ClusterKeys, SystemKeys};
-use pgherd::repo::{self, SharedRepo, now};
+use pgherd::repo::{self, Location, SharedRepo, wait};
 use pgherd::topology::claim::{self, Profile};
 
 use crate::flips::{Chance, count};
@@ -38,7 +38,7 @@ impl Archive {
 
     fn at(directory: tempfile::TempDir, name: &str) -> Self {
         let root = directory.path().join(name);
-        let repo = repo::create(&format!("file://{}", root.display())).unwrap();
+        let repo = repo::create(&Location::plain(format!("file://{}", root.display()))).unwrap();
         give_away(&root);
         Self { directory, repo }
     }
@@ -82,7 +82,7 @@ impl Archive {
 
     /// Returns the names of the WAL files that are stored, but for those that a backup leaves.
     fn files(&self, server: &Server) -> BTreeSet<String> {
-        let all = now(self.repo.list_all(&self.keys(server).wal_folder())).unwrap();
+        let all = wait(self.repo.list_all(&self.keys(server).wal_folder())).unwrap();
         let names = all.iter().map(|listed| listed.key.name().strip_suffix(".zst").unwrap().to_owned());
         names.filter(|name| !name.ends_with(".backup")).collect()
     }
@@ -96,15 +96,16 @@ impl Archive {
     fn content(&self, server: &Server, name: &str) -> Vec<u8> {
         let keys = self.keys(server);
         let file = archive::file(&*self.repo, &keys, name.parse().unwrap());
-        now(Box::pin(file)).unwrap().unwrap_or_else(|| panic!("{name} is not stored"))
+        wait(Box::pin(file)).unwrap().unwrap_or_else(|| panic!("{name} is not stored"))
     }
 
     fn look(&self, server: &Server) -> WalArchive {
-        now(Box::pin(WalArchive::look(&*self.repo, &self.keys(server)))).unwrap()
+        wait(Box::pin(WalArchive::look(&*self.repo, &self.keys(server)))).unwrap()
     }
 
     fn list(&self) -> WalList {
-        wal::run(&ListWal { url: self.repo.url().to_owned(), cluster: "inventory".to_owned() }).unwrap()
+        wal::run(&ListWal { repository: Location::plain(self.repo.url()), cluster: "inventory".to_owned() })
+            .unwrap()
     }
 }
 
@@ -279,7 +280,7 @@ fn agrees_with_waldump(archive: &Archive, server: &Server, found: &WalArchive) {
         })
         .collect();
     let (xid, time) = commits.last().expect("something committed");
-    let ours = now(Box::pin(found.last_commit(&*archive.repo, &[span], Lsn::new(0)))).unwrap().unwrap();
+    let ours = wait(Box::pin(found.last_commit(&*archive.repo, &[span], Lsn::new(0)))).unwrap().unwrap();
     assert_eq!(ours.at.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string(), *time);
     assert_eq!(ours.kind, pgherd::pg::wal_record::MarkKind::Commit { xid: *xid });
 
@@ -288,7 +289,7 @@ fn agrees_with_waldump(archive: &Archive, server: &Server, found: &WalArchive) {
     let mut tail = None;
     for number in span.first.number(size)..=span.last.number(size) {
         let name = SegmentName::at(number, span.first.timeline(), size);
-        let marks = now(Box::pin(archive::marks(&*archive.repo, found.keys(), name, size))).unwrap();
+        let marks = wait(Box::pin(archive::marks(&*archive.repo, found.keys(), name, size))).unwrap();
         let across = tail
             .take()
             .and_then(|tail: pgherd::pg::wal_record::Tail| tail.complete(&marks, name.start(size)));

@@ -740,7 +740,7 @@ fn a_data_directory_of_another_cluster_is_not_copied() {
     let herd = up(&newest(), &SINGLE);
     let system: u64 = herd.sql("a", "SELECT system_identifier FROM pg_control_system()").parse().unwrap();
     let request = CopyForBackup {
-        url: format!("file://{}", herd.repository().display()),
+        repository: pgherd::repo::Location::plain(format!("file://{}", herd.repository().display())),
         cluster: "inventory".to_owned(),
         label: "20260101T000000Z-full".parse().unwrap(),
         system_identifier: pgherd::pg::system::SystemIdentifier::new(system).unwrap(),

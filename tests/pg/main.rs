@@ -50,6 +50,7 @@ mod rejoin;
 mod repository_lock;
 mod restore;
 mod rotation;
+mod s3;
 mod schedule;
 mod schedule_failover;
 mod schedule_shared;
@@ -67,3 +68,6 @@ mod units;
 mod vault;
 mod verifiers;
 mod wal_records;
+#[allow(dead_code, reason = "the tests of the repository alone use all of it")]
+#[path = "../support/weed.rs"]
+mod weed;

@@ -3,7 +3,6 @@
 //! Everything in the repository is done as the os-user, as the server's own commands do it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,23 +12,23 @@ use crate::db::queries::{self, Archiver};
 use crate::engine::step::{Found, Progress, Unit};
 use crate::engine::store::Store;
 use crate::error::{Error, Result};
-use crate::host::{Command, Host, HostError};
+use crate::host::Host;
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::logins;
 use crate::ops::apply::world::World;
+use crate::ops::apply::{access, repository};
 use crate::ops::binary::{self, Build, Installed};
 use crate::ops::builds::{self, Copy};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{self, Doors};
-use crate::ops::plan::{ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen, SHARE};
+use crate::ops::plan::{AccessSeen, ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen, SHARE};
 use crate::ops::provision::{self, Site};
+use crate::ops::shelf::Shelf;
 use crate::pg::lsn::Lsn;
-use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
-use crate::repo::about::About;
-use crate::repo::dir;
-use crate::repo::layout::{self, ClusterKeys, SystemKeys};
+use crate::repo::Key;
+use crate::repo::layout::{ClusterKeys, SystemKeys};
 use crate::repo::primary::{self, Primary};
 use crate::repo::seal;
 use crate::topology::model::{Cluster, Repository};
@@ -45,9 +44,6 @@ const SHARED: Duration = Duration::from_secs(15);
 /// The archiver tries a segment so often, a second apart, before it waits for a minute (`NUM_ARCHIVE_RETRIES` in `pgarch.c`).
 const TRIES: i64 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
-/// What a repository in a directory has for itself beside its objects.
-const OWN: [&str; 2] = [dir::UNFINISHED, dir::LOCK];
-
 /// Looks at both ends of the archive on every host of the cluster's nodes; `None` where the cluster declares no backups.
 pub(super) async fn look(
     doors: &Doors,
@@ -59,10 +55,12 @@ pub(super) async fn look(
     let mut hosts = BTreeMap::new();
     for name in cluster.nodes.iter().map(|node| &node.host).collect::<BTreeSet<_>>() {
         let host = doors.host(name);
-        let repository = match overlap(host, cluster, name, backups.repository.directory()).await {
-            Ok(Some(path)) => RepositorySeen::Overlaps { path },
-            Ok(None) => look_at_repository(host, &cluster.name, &backups.repository).await,
-            Err(error) => RepositorySeen::Unknown { why: error.to_string() },
+        let access = access::look(doors, name, &backups.repository).await?;
+        let repository = match access {
+            AccessSeen::Missing => RepositorySeen::NoAccess,
+            AccessSeen::NotNeeded | AccessSeen::Right | AccessSeen::Differs => {
+                repository::look(doors, cluster, name, build).await
+            }
         };
         let installed = binary::look(host, doors.places(name)).await?;
         let asker = Asker { host, places: doors.places(name), store, own: None };
@@ -71,80 +69,48 @@ pub(super) async fn look(
             tracing::warn!(%error, host = name, "older copies of pgherd are left alone");
             Vec::new()
         });
-        hosts.insert(name.clone(), ArchiveHost { installed, older, repository });
+        hosts.insert(name.clone(), ArchiveHost { installed, older, access, repository });
     }
-    let primary = look_at_record(doors.host(&cluster.preferred().host), cluster, &backups.repository).await;
+    let on = &cluster.preferred().host;
+    let reachable = hosts.get(on).is_none_or(|at| at.repository != RepositorySeen::NoAccess);
+    let primary = match reachable {
+        true => look_at_record(doors, on, cluster, &backups.repository, build).await,
+        false => RecordSeen::Missing,
+    };
     let (version, hash) = (build.version().to_owned(), build.hash()?.to_owned());
     Ok(Some(ArchiveSeen { version, hash, hosts, primary }))
 }
 
 /// Reads the record of who is primary from a host of the cluster; there is none where the cluster declares no backups.
-pub(crate) async fn look_at_record_of(doors: &Doors, cluster: &Cluster, host: &str) -> RecordSeen {
+pub(crate) async fn look_at_record_of(
+    doors: &Doors,
+    cluster: &Cluster,
+    host: &str,
+    build: &Build,
+) -> RecordSeen {
     match &cluster.backups {
         None => RecordSeen::Missing,
-        Some(backups) => look_at_record(doors.host(host), cluster, &backups.repository).await,
+        Some(backups) => look_at_record(doors, host, cluster, &backups.repository, build).await,
     }
 }
 
-async fn look_at_record(host: &dyn Host, cluster: &Cluster, repository: &Repository) -> RecordSeen {
-    let file = repository.directory().join(ClusterKeys::new(&cluster.name).primary().as_str());
-    match host.read(&file).await {
+async fn look_at_record(
+    doors: &Doors,
+    host: &str,
+    cluster: &Cluster,
+    repository: &Repository,
+    build: &Build,
+) -> RecordSeen {
+    let read = async {
+        let shelf = Shelf::of(doors, host, repository, build).await?;
+        shelf.read(&ClusterKeys::new(&cluster.name).primary()).await
+    };
+    match read.await {
         Ok(None) => RecordSeen::Missing,
         Ok(Some(bytes)) => seal::read_document(&bytes)
             .map_or_else(|error| RecordSeen::Unknown { why: error.to_string() }, RecordSeen::Says),
         Err(error) => RecordSeen::Unknown { why: error.to_string() },
     }
-}
-
-/// Finds a data directory or a tablespace of the cluster that the repository overlaps, with every link followed.
-async fn overlap(
-    host: &dyn Host,
-    cluster: &Cluster,
-    name: &str,
-    directory: &Path,
-) -> Result<Option<PathBuf>, HostError> {
-    let mut paths = vec![directory.to_owned()];
-    for node in cluster.nodes.iter().filter(|node| node.host == name) {
-        let tablespaces = node.data_directory.join("pg_tblspc");
-        let links = host.list(&tablespaces).await?.unwrap_or_default();
-        paths.push(node.data_directory.clone());
-        paths.extend(links.iter().map(|link| tablespaces.join(link)));
-    }
-    let words = paths.iter().map(|path| path.display().to_string());
-    let output = host.run(&Command::new("readlink").args(["-z", "-m", "--"]).args(words).reads()).await?;
-    let text = output.text();
-    let mut resolved = text.split('\0').filter(|path| !path.is_empty()).map(PathBuf::from);
-    let Some(repository) = resolved.next() else { return Ok(None) };
-    Ok(resolved.find(|path| path.starts_with(&repository) || repository.starts_with(path)))
-}
-
-async fn look_at_repository(host: &dyn Host, cluster: &str, repository: &Repository) -> RepositorySeen {
-    let seen = async {
-        let directory = repository.directory();
-        let Some(names) = host.list(directory).await? else {
-            return Ok(RepositorySeen::Missing { directory: false });
-        };
-        match host.read(&directory.join(layout::REPOSITORY)).await? {
-            Some(bytes) => match About::read(&bytes) {
-                Ok(about) => {
-                    let found = host.list(&directory.join(cluster)).await?.unwrap_or_default();
-                    let systems = found.into_iter().filter(|name| name.parse::<SystemIdentifier>().is_ok());
-                    Ok(RepositorySeen::Ready { id: about.id, systems: systems.collect() })
-                }
-                Err(error) => {
-                    Ok(RepositorySeen::Unknown { why: format!("its {}: {error}", layout::REPOSITORY) })
-                }
-            },
-            None if is_empty(&names) => Ok(RepositorySeen::Missing { directory: true }),
-            None => Ok(RepositorySeen::Foreign { names }),
-        }
-    };
-    seen.await.unwrap_or_else(|error: HostError| RepositorySeen::Unknown { why: error.to_string() })
-}
-
-/// A new file system has a `lost+found`; what begins with a dot is no object of a repository.
-fn is_empty(names: &[String]) -> bool {
-    names.iter().all(|name| name == "lost+found" || name.starts_with('.'))
 }
 
 /// What an install step wants.
@@ -251,150 +217,6 @@ async fn others_archive(host: &dyn Host, places: &Places, cluster: &Cluster) -> 
     Ok(profiles.iter().any(|profile| profile.cluster != cluster.name && profile.archive.is_some()))
 }
 
-/// Makes a directory a repository, unless it is one, and sees that it keeps what is written to it.
-pub(super) async fn make_repository(world: &World, host: &str, name: &str) -> Result<Evidence> {
-    let host = world.doors.host(host);
-    let repository = declared(world, name)?;
-    let directory = repository.directory();
-    let could_not = |error: HostError| could_not_make(host, repository, error);
-    host.make_directory(directory, 0o750).await.map_err(could_not)?;
-    let names = host.list(directory).await.map_err(could_not)?.unwrap_or_default();
-    let document = directory.join(layout::REPOSITORY);
-    let there = host.read(&document).await.map_err(could_not)?;
-    if there.is_none() && !is_empty(&names) {
-        return Err(Error::refused(format!(
-            "cannot use {} as repository {name}: it is not empty",
-            directory.display()
-        ))
-        .detail("Somebody put something into it after the plan was made. It was left as it is.")
-        .hint("Give the repository a directory of its own."));
-    }
-    // What is stored must be what is read, by the user that the servers are; and a put on a condition must hold to it.
-    let beside = beside(world, directory);
-    let about = About::new(Timestamp::now())
-        .map_err(|error| Error::failed("could not name the repository").source(error))?
-        .write();
-    host.write_atomic(&beside, &about, 0o640).await.map_err(could_not)?;
-    let read = host.read(&beside).await.map_err(could_not)?;
-    if read.as_deref() != Some(about.as_slice()) {
-        return Err(Error::failed(format!("{} does not keep what is written to it", directory.display()))
-            .hint("Use another file system for the repository."));
-    }
-    if there.is_none() {
-        put_if_absent(host, &beside, &document).await.map_err(could_not)?;
-    }
-    host.remove_file(&beside).await.map_err(could_not)?;
-    let bytes = host.read(&document).await.map_err(could_not)?.unwrap_or_default();
-    let about = About::read(&bytes)
-        .map_err(|error| Error::failed(format!("could not read {}", document.display())).source(error))?;
-    refuse_two(world, host, &document, &about).await?;
-    Ok(Evidence::RepositoryThere { id: about.id })
-}
-
-/// Two hosts with a repository of their own under one name would each hold a part of the WAL.
-async fn refuse_two(world: &World, host: &dyn Host, document: &Path, about: &About) -> Result<()> {
-    for other in world.input.cluster.nodes.iter().map(|node| &node.host).filter(|other| *other != host.name())
-    {
-        let read = world.doors.host(other).read(document).await.map_err(|error| {
-            Error::failed(format!("could not see whether host {other} has the same repository")).source(error)
-        })?;
-        let Some(theirs) = read.and_then(|bytes| About::read(&bytes).ok()) else { continue };
-        if theirs.id != about.id {
-            return Err(Error::refused(format!(
-                "{} is not the same directory on host {} as on host {other}",
-                document.parent().unwrap_or(document).display(),
-                host.name()
-            ))
-            .detail(format!("It is the repository {} here and {} there.", about.id, theirs.id))
-            .hint(SHARE));
-        }
-    }
-    Ok(())
-}
-
-/// Gives a file its name unless another has it: link(2) replaces nothing.
-async fn put_if_absent(host: &dyn Host, file: &Path, name: &Path) -> Result<(), HostError> {
-    let words = [file, name].map(|path| path.display().to_string());
-    let linked = host.run(&Command::new("ln").args(["-T", "--"]).args(words)).await;
-    if linked.is_err() && host.stat(name).await?.is_none() {
-        return linked.map(drop);
-    }
-    let directory = name.parent().unwrap_or(name).display().to_string();
-    host.run(&Command::new("sync").args(["--", &directory])).await.map(drop)
-}
-
-/// Takes a repository back, unless somebody has put something into it meanwhile.
-pub(super) async fn unmake_repository(
-    world: &World,
-    host: &str,
-    name: &str,
-    directory_existed: bool,
-) -> Result<()> {
-    let host = world.doors.host(host);
-    let repository = declared(world, name)?;
-    let directory = repository.directory();
-    let could_not =
-        |error: HostError| Error::failed(format!("could not remove the repository {name}")).source(error);
-    let Some(names) = host.list(directory).await.map_err(could_not)? else { return Ok(()) };
-    let beside = beside(world, directory);
-    let left = names.iter().filter(|name| {
-        !OWN.contains(&name.as_str()) && *name != layout::REPOSITORY && directory.join(name) != beside
-    });
-    if left.count() > 0 {
-        return Ok(());
-    }
-    for file in [directory.join(layout::REPOSITORY), beside] {
-        host.remove_file(&file).await.map_err(could_not)?;
-    }
-    for name in OWN {
-        host.remove_tree(&directory.join(name)).await.map_err(could_not)?;
-    }
-    if !directory_existed {
-        provision::remove_empty(host, directory).await.map_err(could_not)?;
-    }
-    Ok(())
-}
-
-/// Returns the name that `repository.json` has before it has its own.
-fn beside(world: &World, directory: &Path) -> PathBuf {
-    directory.join(format!(".{}.{}", layout::REPOSITORY, world.operation))
-}
-
-fn declared<'a>(world: &'a World, name: &str) -> Result<&'a Repository> {
-    let backups = world.input.cluster.backups.as_ref();
-    backups
-        .map(|backups| &backups.repository)
-        .filter(|repository| repository.name == name)
-        .ok_or_else(|| Error::failed(format!("the operation knows no repository {name:?}")))
-}
-
-fn could_not_make(host: &dyn Host, repository: &Repository, error: HostError) -> Error {
-    let name = &repository.name;
-    let directory = repository.directory().display();
-    let why = match &error {
-        HostError::Exited { stderr, .. } => stderr.clone(),
-        HostError::NotStarted { why, .. } | HostError::Lost { why, .. } => format!("{why}."),
-        HostError::File { what, why, .. } => format!("Could not {what}: {why}."),
-    };
-    let hint = match &error {
-        HostError::File {
-            kind: std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded, ..
-        } => {
-            format!("Make room in {directory}, then try again.")
-        }
-        HostError::File { .. }
-        | HostError::Exited { .. }
-        | HostError::NotStarted { .. }
-        | HostError::Lost { .. } => {
-            format!(
-                "Give {} the right to write to {directory}, or give the repository another directory.",
-                host.os_user()
-            )
-        }
-    };
-    Error::failed(format!("could not make the repository {name}")).detail(why).hint(hint).source(error)
-}
-
 /// Has the primary finish a segment, and waits until it is in the repository and the archiver has crossed it off.
 pub(crate) async fn prove(
     world: &World,
@@ -404,23 +226,23 @@ pub(crate) async fn prove(
 ) -> Result<Evidence> {
     let begun = Instant::now();
     let site = world.site(node)?;
-    let repository = declared(world, repository)?;
+    let repository = repository::declared(world, repository)?;
     let conn = logins::as_primary(site.connect().await?, &site.name()).await?;
     let system = queries::server_facts(&conn).await?.system_identifier;
     let segment = queries::finish_segment(&conn).await?;
     let key = ClusterKeys::new(&site.cluster.name).system(system).wal(WalFile::Segment(segment));
-    let object = repository.directory().join(key.as_str());
+    let shelf = Shelf::of(&world.doors, &site.node.host, repository, &world.build).await?;
     let first = queries::archiver(&conn).await?;
     let mut last = first.clone();
     let mut deadline = Instant::now() + ARRIVES;
     loop {
-        let there = site.host().stat(&object).await.map_err(|error| {
+        let there = shelf.has(&key).await.map_err(|error| {
             Error::failed(format!("could not look for {key} in repository {}", repository.name)).source(error)
         })?;
         let now = queries::archiver(&conn).await?;
         let waits = queries::waits_to_be_archived(&conn, segment).await?;
-        if there.is_some() && !waits {
-            is_everywhere(world, &site, &object).await?;
+        if there && !waits {
+            is_everywhere(world, &site, repository, &key).await?;
             let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             return Ok(Evidence::Archived { segment: segment.to_string(), milliseconds });
         }
@@ -442,32 +264,36 @@ pub(crate) async fn prove(
 }
 
 /// Sees that every host that answers finds the segment too: a copy of the repository says the same of itself, and holds other WAL.
-async fn is_everywhere(world: &World, site: &Site<'_>, object: &Path) -> Result<()> {
+async fn is_everywhere(world: &World, site: &Site<'_>, repository: &Repository, key: &Key) -> Result<()> {
     let hosts: BTreeSet<&String> = site.cluster.nodes.iter().map(|node| &node.host).collect();
-    for name in
-        hosts.into_iter().filter(|name| **name != site.node.host && !world.left_out.hosts.contains(*name))
-    {
+    let others =
+        hosts.into_iter().filter(|name| **name != site.node.host && !world.left_out.hosts.contains(*name));
+    for name in others {
+        let shelf = match Shelf::of(&world.doors, name, repository, &world.build).await {
+            Ok(shelf) => shelf,
+            // Who does not answer cannot be asked; its node comes back by another apply.
+            Err(error) if error.is_silence() => continue,
+            Err(error) => return Err(error.into()),
+        };
         let deadline = Instant::now() + SHARED;
         loop {
-            match world.doors.host(name).stat(object).await {
-                Ok(Some(_)) => break,
-                Ok(None) if Instant::now() < deadline => sleep(PAUSE).await,
-                Ok(None) => {
-                    let (directory, here) = (object.parent().unwrap_or(object), &site.node.host);
+            match shelf.has(key).await {
+                Ok(true) => break,
+                Ok(false) if Instant::now() < deadline => sleep(PAUSE).await,
+                Ok(false) => {
+                    let (shown, here) = (shelf.shown(key), &site.node.host);
+                    let (place, name_of) = shown.rsplit_once('/').unwrap_or(("", &shown));
                     return Err(Error::refused(format!(
-                        "{} is not the same directory on host {name} as on host {here}",
-                        directory.display()
+                        "{place} is not the same directory on host {name} as on host {here}"
                     ))
                     .detail(format!(
-                        "{} has stored {} there, and host {name} does not find it.",
-                        site.name(),
-                        object.file_name().unwrap_or_default().display()
+                        "{} has stored {name_of} there, and host {name} does not find it.",
+                        site.name()
                     ))
                     .hint(SHARE));
                 }
-                // Who does not answer cannot be asked; its node comes back by another apply.
-                Err(HostError::NotStarted { .. } | HostError::Lost { .. }) => break,
-                Err(error @ (HostError::Exited { .. } | HostError::File { .. })) => {
+                Err(error) if error.is_silence() => break,
+                Err(error) => {
                     let what = format!("could not see whether host {name} has the same repository");
                     return Err(Error::failed(what).source(error));
                 }
@@ -493,10 +319,9 @@ async fn does_not_arrive(
             format!("The archiver has failed {} times, last with {wal} at {at:.0}; {waiting}.", seen.failed)
         }
         (None, true) => format!("{waiting}, {segment} among them, and the archiver has not failed."),
-        (None, false) => format!(
-            "The archiver says that {segment} is archived; it is not in {}.",
-            repository.directory().display()
-        ),
+        (None, false) => {
+            format!("The archiver says that {segment} is archived; it is not in {}.", repository.url)
+        }
     });
     Error::failed(format!("the WAL of {} does not arrive in repository {}", site.name(), repository.name))
         .detail(told.join("\n"))
@@ -511,7 +336,7 @@ pub(crate) async fn record(world: &World, node: &str) -> Result<Evidence> {
     let backups = site.cluster.backups.as_ref();
     let backups = backups.ok_or_else(|| Error::failed("the operation knows no repository"))?;
     let door = NodeDoor::with(&world.doors, &site.node.host, &world.build).await?;
-    let repo = node::repository(&door, &backups.repository.url).await?;
+    let repo = node::repository(&door, &backups.repository).await?;
     let is = Primary { system_identifier: facts.system_identifier, node, timeline: facts.timeline };
     let record = primary::record(&*repo, &site.cluster.name, is, &world.operation).await?;
     Ok(Evidence::Recorded { term: record.term })
@@ -549,12 +374,13 @@ pub(crate) async fn goes_on(
     let first = SegmentName::holding(begins, timeline, size);
     let keys = ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
     let history = timeline.as_u32() > 1;
+    let shelf = Shelf::of(&world.doors, &site.node.host, repository(world)?, &world.build).await?;
     if history {
-        seen(world, &site, &keys, WalFile::TimelineHistory(timeline)).await?;
+        seen(&shelf, &site, &keys, WalFile::TimelineHistory(timeline)).await?;
     }
     let mut segment = first;
     while segment.number(size) <= last.number(size) {
-        seen(world, &site, &keys, WalFile::Segment(segment)).await?;
+        seen(&shelf, &site, &keys, WalFile::Segment(segment)).await?;
         segment = segment.next(size);
     }
     Ok(GoesOn { history, first, last })
@@ -580,19 +406,19 @@ fn repository(world: &World) -> Result<&Repository> {
     Ok(&backups.repository)
 }
 
-async fn seen(world: &World, site: &Site<'_>, keys: &SystemKeys, file: WalFile) -> Result<()> {
-    let object = repository(world)?.directory().join(keys.wal(file).as_str());
+async fn seen(shelf: &Shelf<'_>, site: &Site<'_>, keys: &SystemKeys, file: WalFile) -> Result<()> {
+    let key = keys.wal(file);
     let deadline = Instant::now() + SEEN;
     loop {
-        let found = site.host().stat(&object).await.map_err(|error| {
+        let found = shelf.has(&key).await.map_err(|error| {
             Error::failed(format!("could not look for {file} in the repository")).source(error)
         })?;
-        if found.is_some() {
+        if found {
             return Ok(());
         }
         if Instant::now() >= deadline {
             return Err(Error::failed(format!("the archive has a gap: {file} is not in it"))
-                .detail(format!("Looked for {} for {} s.", object.display(), SEEN.as_secs()))
+                .detail(format!("Looked for {} for {} s.", shelf.shown(&key), SEEN.as_secs()))
                 .hint(format!("The server's log in {} says why.", site.places().log.display())));
         }
         sleep(PAUSE).await;
@@ -600,7 +426,7 @@ async fn seen(world: &World, site: &Site<'_>, keys: &SystemKeys, file: WalFile) 
 }
 
 /// Removes the WAL of a cluster that this operation made and that nobody has used, unless there is a backup of it.
-pub(super) async fn forget(site: &Site<'_>) -> Result<()> {
+pub(super) async fn forget(world: &World, site: &Site<'_>) -> Result<()> {
     let Some(backups) = &site.cluster.backups else { return Ok(()) };
     let made = match observe::observe_claim(site.host(), &site.places(), site.node).await {
         observe::Claim::Ours(marker) if marker.operation == site.operation => marker.system_identifier,
@@ -611,25 +437,23 @@ pub(super) async fn forget(site: &Site<'_>) -> Result<()> {
     };
     let Some(system) = made else { return Ok(()) };
     let keys = ClusterKeys::new(&site.cluster.name);
-    let directory = backups.repository.directory();
-    let below = |key: &crate::repo::Key| directory.join(key.as_str());
-    let could_not = |error: HostError| {
+    let remove = async {
+        let shelf = Shelf::of(&world.doors, &site.node.host, &backups.repository, &world.build).await?;
+        if !shelf.names(&keys.system(system).backups()).await?.is_empty() {
+            return Ok(());
+        }
+        shelf.remove_all(&keys.system(system).folder()).await?;
+        if shelf.names(&keys.folder()).await?.is_empty() {
+            shelf.remove_all(&keys.folder()).await?;
+        }
+        Ok(())
+    };
+    remove.await.map_err(|error: Error| {
         Error::failed(format!(
             "could not remove the WAL of {} from repository {}",
             site.name(),
             backups.repository.name
         ))
         .source(error)
-    };
-    let host = site.host();
-    let backed_up = host.list(&below(&keys.system(system).backups())).await.map_err(could_not)?;
-    if backed_up.is_some_and(|names| !names.is_empty()) {
-        return Ok(());
-    }
-    host.remove_tree(&below(&keys.system(system).folder())).await.map_err(could_not)?;
-    let cluster = below(&keys.folder());
-    if host.list(&cluster).await.map_err(could_not)?.is_some_and(|names| names.is_empty()) {
-        host.remove_tree(&cluster).await.map_err(could_not)?;
-    }
-    Ok(())
+    })
 }

@@ -14,6 +14,8 @@ pub enum Evidence {
     Installed { hash: String },
     /// The repository took something and gave it back; `id` is its own.
     RepositoryThere { id: String },
+    /// The host has what it takes to open the repository, and it was seen to open it.
+    AccessThere {},
     /// The segment is in the repository, and the archiver knows that it is.
     Archived { segment: String, milliseconds: u64 },
     /// The primary record says so.

@@ -1,5 +1,6 @@
 //! From the file to the herd: gather what is needed to plan, then drive the plan under a journal.
 
+mod access;
 mod adopt;
 pub(crate) mod archive;
 pub(crate) mod configure;
@@ -8,6 +9,7 @@ pub(crate) mod follow;
 pub(crate) mod logins;
 pub(crate) mod pooler;
 pub(crate) mod proof;
+mod repository;
 mod rotation;
 pub mod step;
 mod tls;

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::archive::{self, Install};
 use crate::ops::apply::evidence::Evidence;
 use crate::ops::apply::world::World;
-use crate::ops::apply::{adopt, configure, follow, logins, pooler, proof, rotation, tls};
+use crate::ops::apply::{access, adopt, configure, follow, logins, pooler, proof, repository, rotation, tls};
 use crate::ops::binary;
 use crate::ops::certificate;
 use crate::ops::objects::{self, Change, ToPrimary};
@@ -29,6 +29,7 @@ impl Step for ApplyStep {
         match self {
             Self::Install { version, .. } => format!("install pgherd {version}"),
             Self::Repository { name, .. } => format!("repository {name}"),
+            Self::Access { host, name, .. } => format!("access of {host} to repository {name}"),
             Self::Authority { herd } => format!("certificate authority of {herd}"),
             Self::Certificate { node } => format!("certificate of {node}"),
             Self::Adopt { node, .. } => format!("adopt {node}"),
@@ -66,6 +67,7 @@ impl Step for ApplyStep {
         match self {
             Self::Install { .. }
             | Self::Repository { .. }
+            | Self::Access { .. }
             | Self::Adopt { .. }
             | Self::Initdb { .. }
             | Self::Unit { .. }
@@ -109,6 +111,7 @@ impl Step for ApplyStep {
             // The program goes through the link that there is, which may be a slow one.
             Self::Install { .. } => binary::SEND + Duration::from_secs(300),
             Self::Repository { .. }
+            | Self::Access { .. }
             | Self::Authority { .. }
             | Self::Certificate { .. }
             | Self::Adopt { .. }
@@ -138,6 +141,7 @@ impl Step for ApplyStep {
             }
             Self::Install { .. }
             | Self::Repository { .. }
+            | Self::Access { .. }
             | Self::Authority { .. }
             | Self::Certificate { .. }
             | Self::Archive { .. }
@@ -172,6 +176,10 @@ impl Step for ApplyStep {
             }
             // Both are idempotent; what was shown before the crash is shown again.
             Self::Repository { .. } | Self::Archive { .. } | Self::Record { .. } => Found::NotDone,
+            Self::Access { host, name, .. } if access::is_there(world, host, name).await? => {
+                Found::Done(Evidence::AccessThere {})
+            }
+            Self::Access { .. } => Found::NotDone,
             // Both look for themselves what is there, and the server is asked anew what it shows.
             Self::Authority { .. } | Self::Certificate { .. } => Found::NotDone,
             Self::Adopt { node, .. } => adopt::look(&world.site(node)?).await?,
@@ -239,7 +247,8 @@ impl Step for ApplyStep {
             Self::Install { host, hash, before, .. } => {
                 archive::install(world, Install { host, hash, before: before.as_deref() }).await?
             }
-            Self::Repository { host, name, .. } => archive::make_repository(world, host, name).await?,
+            Self::Repository { host, name, .. } => repository::make(world, host, name).await?,
+            Self::Access { host, name, .. } => access::bring(world, host, name).await?,
             Self::Record { node } => archive::record(world, node).await?,
             Self::Archive { node, repository } => {
                 let report = |done: u64, total: u64| (cx.progress.0)(done, Some(total), Unit::Items);
@@ -349,7 +358,7 @@ impl Step for ApplyStep {
                 let site = world.site(node)?;
                 // Whatever still runs archives on: it ends first.
                 provision::stop_made(&site).await?;
-                archive::forget(&site).await?;
+                archive::forget(world, &site).await?;
                 provision::remove_made(&site).await?;
             }
             Self::Clone { node, .. } => provision::remove_made(&world.site(node)?).await?,
@@ -364,7 +373,10 @@ impl Step for ApplyStep {
                 configure::undo(world, node, &step).await?;
             }
             Self::Repository { host, name, directory_existed, .. } => {
-                archive::unmake_repository(world, host, name, *directory_existed).await?;
+                repository::unmake(world, host, name, *directory_existed).await?;
+            }
+            Self::Access { host, name, existed, .. } => {
+                access::take_away(world, host, name, *existed).await?;
             }
             Self::StagePassword { login } => {
                 rotation::forget(world, *login).await?;

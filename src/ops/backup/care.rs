@@ -79,7 +79,7 @@ impl<'a> Way<'a> {
     /// As [`super::expire::run`]; [`ErrorKind::Interrupted`] on request.
     pub async fn expire(&self, agreed: Option<Agreed>, hear: Hear, interrupt: &Interrupt) -> Result<Expired> {
         let request = NodeRequest::ExpireBackups(ExpireBackups {
-            url: self.backups.repository.url.clone(),
+            repository: self.door.location(&self.backups.repository),
             cluster: self.cluster.name.clone(),
             window: self.backups.window,
             keep_full: self.backups.keep_full,
@@ -97,7 +97,7 @@ impl<'a> Way<'a> {
     /// As [`super::verify::run`]; [`ErrorKind::Interrupted`] on request.
     pub async fn verify(&self, wish: &VerifyWish, hear: Hear, interrupt: &Interrupt) -> Result<Verified> {
         let request = NodeRequest::VerifyBackups(VerifyBackups {
-            url: self.backups.repository.url.clone(),
+            repository: self.door.location(&self.backups.repository),
             cluster: self.cluster.name.clone(),
             labels: wish.labels.clone(),
             depth: wish.depth,
@@ -128,7 +128,7 @@ impl<'a> Way<'a> {
     /// # Errors
     /// As the repository fails.
     pub async fn being_made(&self, system: SystemIdentifier) -> Result<Vec<(Label, Actor)>> {
-        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        let repo = node::repository(&self.door, &self.backups.repository).await?;
         let keys = ClusterKeys::new(&self.cluster.name).system(system);
         let made = super::list::being_made(&repo, &keys).await?;
         Ok(made.into_iter().map(|((_, label), running)| (label, running.by)).collect())
@@ -139,7 +139,7 @@ impl<'a> Way<'a> {
     /// # Errors
     /// As the repository fails.
     pub async fn has(&self, label: &Label) -> Result<bool> {
-        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        let repo = node::repository(&self.door, &self.backups.repository).await?;
         Ok(pin::find(&*repo, &self.cluster.name, label).await?.is_some())
     }
 
@@ -148,7 +148,7 @@ impl<'a> Way<'a> {
     /// # Errors
     /// As [`pin::pin`].
     pub async fn pin(&self, label: &Label, until: Option<Timestamp>, reason: &str) -> Result<Before> {
-        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        let repo = node::repository(&self.door, &self.backups.repository).await?;
         pin::pin(&repo, &self.cluster.name, label, until, reason).await
     }
 
@@ -157,7 +157,7 @@ impl<'a> Way<'a> {
     /// # Errors
     /// As [`pin::unpin`].
     pub async fn unpin(&self, label: &Label) -> Result<Before> {
-        let repo = node::repository(&self.door, &self.backups.repository.url).await?;
+        let repo = node::repository(&self.door, &self.backups.repository).await?;
         pin::unpin(&*repo, &self.cluster.name, label).await
     }
 

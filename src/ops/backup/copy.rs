@@ -49,7 +49,7 @@ const CONTROL_READS: u32 = 200;
 /// # Errors
 /// When something cannot be read or stored. What was stored by then stays: the controller removes it.
 pub fn run(request: &CopyForBackup, reporter: &Reporter) -> Result<Copied> {
-    let repo = repo::open(&request.url)?;
+    let repo = repo::open(&request.repository)?;
     let system = ClusterKeys::new(&request.cluster).system(request.system_identifier);
     let control = read_control(request)?.1;
     store_history(&repo, &system, request)?;
@@ -84,7 +84,7 @@ fn store_history(repo: &SharedRepo, system: &SystemKeys, request: &CopyForBackup
     let object = seal::seal(identity, &bytes, request.level)
         .map_err(|error| Error::failed(format!("could not compress {name}")).source(error))?;
     // One that is there came from the archiver.
-    repo::now(repo.create(&system.wal(file), &object))?;
+    repo::wait(repo.create(&system.wal(file), &object))?;
     Ok(())
 }
 
@@ -282,7 +282,7 @@ impl<'a> Copy<'a> {
         if self.stopped() {
             return Ok(());
         }
-        repo::now(object.upload.finish())?;
+        repo::wait(object.upload.finish())?;
         let blake3 = Blake3::from_bytes(*object.hasher.finalize().as_bytes());
         let stored = DataObject { size: ByteCount(object.size), blake3 };
         lock(&self.stored_objects).push((object.number, stored));
@@ -330,7 +330,7 @@ impl<'a> Copy<'a> {
         let identity = Identity { kind: Kind::Files, name, system_identifier: system.system() };
         let sealed = seal::seal(identity, &text, self.request.level)
             .map_err(|error| Error::failed("could not compress the list of files").source(error))?;
-        if repo::now(self.repo.create(&files_key, &sealed))? == Put::Refused {
+        if repo::wait(self.repo.create(&files_key, &sealed))? == Put::Refused {
             return Err(Error::failed(format!("there is already a backup {name}")));
         }
         Ok(Copied {
@@ -583,7 +583,7 @@ impl<'a> Worker<'a> {
             blake3: Blake3::of(&self.frame),
             backup: None,
         };
-        repo::now(object.upload.write(&self.frame))?;
+        repo::wait(object.upload.write(&self.frame))?;
         object.hasher.update(&self.frame);
         object.size += u64::from(chunk.stored);
         let full = object.size >= manifest::OBJECT.0;
@@ -606,7 +606,7 @@ impl<'a> Worker<'a> {
 
     fn begin_object(&self) -> Result<Object> {
         let number = self.copy.objects.fetch_add(1, Ordering::Relaxed) + 1;
-        let upload = repo::now(self.copy.repo.upload(&self.copy.keys.data(number)))?;
+        let upload = repo::wait(self.copy.repo.upload(&self.copy.keys.data(number)))?;
         Ok(Object { number, upload, size: 0, hasher: blake3::Hasher::new() })
     }
 

@@ -151,7 +151,7 @@ pub async fn create(
     let observed = observe::observe(&doors, cluster, Depth::Servers).await;
     let primary = primary(cluster, &observed)?;
     let door = NodeDoor::open(&doors, &primary.host).await?;
-    let repo = node::repository(&door, &backups.repository.url).await?;
+    let repo = node::repository(&door, &backups.repository).await?;
     let to_primary = connect_primary(&doors, cluster, primary).await?;
     let facts = server::facts(&to_primary).await?;
     archives(cluster, primary, &facts)?;
@@ -441,7 +441,7 @@ impl Run<'_> {
         let door = NodeDoor::open(self.doors, &reading.node.host).await?;
         let facts = server::facts(&reading.conn).await?;
         let request = NodeRequest::CopyForBackup(Box::new(CopyForBackup {
-            url: self.backups.repository.url.clone(),
+            repository: door.location(&self.backups.repository),
             cluster: self.cluster.name.clone(),
             label: self.label.clone(),
             system_identifier: facts.system_identifier,

@@ -94,7 +94,7 @@ impl Expired {
 /// As the repository fails; what was removed by then is whole, and the next run goes on. [`ErrorKind::Interrupted`] when nobody listens
 /// any more.
 pub async fn run(request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
-    run_in(repo::open(&request.url)?, request, reporter).await
+    run_in(repo::open(&request.repository)?, request, reporter).await
 }
 
 async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
@@ -110,7 +110,7 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
     let unusable = holdings.systems.iter().flat_map(|of| &of.unusable).chain(&exports.unusable);
     let mut expired = Expired {
         cluster: request.cluster.clone(),
-        url: request.url.clone(),
+        url: request.repository.url.clone(),
         removed: None,
         spared: Vec::new(),
         strays: holdings.strays.iter().map(|listed| listed.key.clone()).collect(),

@@ -285,5 +285,5 @@ async fn open(context: &Context, cluster: &Cluster) -> Result<(String, SharedRep
     };
     let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
     let door = NodeDoor::open(&doors, &cluster.preferred().host).await?;
-    Ok((repository.name.clone(), node::repository(&door, &repository.url).await?))
+    Ok((repository.name.clone(), node::repository(&door, repository).await?))
 }

@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::repo::dir::DirRepo;
-    use crate::repo::now;
+    use crate::repo::wait;
 
     #[test]
     fn the_golden_pin_reads_and_writes_byte_for_byte() {
@@ -146,11 +146,11 @@ mod tests {
         let repo: SharedRepo = Arc::new(DirRepo::create(&directory.path().join("repository")).unwrap());
         let label: Label = "20260601T120000Z-full".parse().unwrap();
         let keys = ClusterKeys::new("inventory").system(SystemIdentifier::new(7).unwrap()).backup(&label);
-        let run = |future: crate::gate::BoxFuture<'_, Result<Before>>| now(future);
+        let run = |future: crate::gate::BoxFuture<'_, Result<Before>>| wait(future);
 
         let missing = run(Box::pin(pin(&repo, "inventory", &label, None, ""))).unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::NotFound);
-        now(repo.create(&keys.manifest(), b"{}")).unwrap();
+        wait(repo.create(&keys.manifest(), b"{}")).unwrap();
         let over =
             run(Box::pin(pin(&repo, "inventory", &label, Some(Timestamp::UNIX_EPOCH), ""))).unwrap_err();
         assert_eq!(over.kind(), ErrorKind::Usage);
@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(first, Before::NotPinned);
         let second = run(Box::pin(pin(&repo, "inventory", &label, Some(Timestamp::MAX), ""))).unwrap();
         assert!(matches!(second, Before::Pinned(pin) if pin.reason == "audit" && pin.until.is_none()));
-        now(repo.store(&keys.pin(), b"{}")).unwrap();
+        wait(repo.store(&keys.pin(), b"{}")).unwrap();
         assert!(matches!(run(Box::pin(unpin(&*repo, "inventory", &label))).unwrap(), Before::Unreadable(_)));
         assert_eq!(run(Box::pin(unpin(&*repo, "inventory", &label))).unwrap(), Before::NotPinned);
     }

@@ -15,7 +15,7 @@ use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{Chunk, Contents, DataObject, Dir, File, Manifest, Part, Source};
 use crate::repo::rows::Writer;
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{self, Key, SharedRepo, now};
+use crate::repo::{self, Key, Location, SharedRepo, wait};
 use crate::units::ByteCount;
 
 pub(super) const CLUSTER: &str = "inventory";
@@ -68,12 +68,12 @@ impl Trial {
         // In memory where there is such a place: thousands of small objects are synced.
         let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let url = format!("file://{}", directory.path().join("repository").display());
-        let repo = repo::create(&url).unwrap();
+        let repo = repo::create(&Location::plain(url)).unwrap();
         Self { directory, repo }
     }
 
-    pub(super) fn url(&self) -> String {
-        self.repo.url().to_owned()
+    pub(super) fn location(&self) -> Location {
+        Location::plain(self.repo.url())
     }
 
     pub(super) fn path(&self, key: &Key) -> PathBuf {
@@ -116,7 +116,7 @@ impl Trial {
         let (keys, name) = (Self::system(), file.to_string());
         let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: keys.system() };
         let object = seal::seal(identity, content, 3).unwrap();
-        now(self.repo.store(&keys.wal(file), &object)).unwrap();
+        wait(self.repo.store(&keys.wal(file), &object)).unwrap();
     }
 
     /// Stores a backup of three files in two data objects, whose WAL is the segment `start`.
@@ -153,7 +153,7 @@ impl Trial {
                 });
                 stored.extend(frame);
             }
-            now(self.repo.store(&backup.data(object), &stored)).unwrap();
+            wait(self.repo.store(&backup.data(object), &stored)).unwrap();
             contents
                 .objects
                 .push(DataObject { size: ByteCount(stored.len() as u64), blake3: Blake3::of(&stored) });
@@ -193,15 +193,15 @@ impl Trial {
         manifest.stored = ByteCount(contents.objects.iter().map(|object| object.size.0).sum());
         manifest.files_blake3 = Blake3::of(&files);
         manifest.files_stored = ByteCount(files.len() as u64);
-        now(self.repo.store(&backup.files(), &files)).unwrap();
-        now(self.repo.store(&backup.manifest(), &seal::write_document(&manifest))).unwrap();
+        wait(self.repo.store(&backup.files(), &files)).unwrap();
+        wait(self.repo.store(&backup.manifest(), &seal::write_document(&manifest))).unwrap();
         label
     }
 
     /// Returns the keys of all objects.
     pub(super) fn objects(&self) -> Vec<Key> {
         let folders = [ClusterKeys::new(CLUSTER).folder(), dump::dumps(CLUSTER)];
-        let listed = folders.iter().flat_map(|folder| now(self.repo.list_all(folder)).unwrap());
+        let listed = folders.iter().flat_map(|folder| wait(self.repo.list_all(folder)).unwrap());
         listed.map(|listed| listed.key).collect()
     }
 
@@ -228,7 +228,7 @@ impl Trial {
             stored_blake3,
             ..manifest
         };
-        now(self.repo.store(&keys.manifest(), &seal::write_document(&manifest))).unwrap();
+        wait(self.repo.store(&keys.manifest(), &seal::write_document(&manifest))).unwrap();
         keys
     }
 
@@ -244,8 +244,8 @@ impl Trial {
             data_blake3: Blake3::of(&data),
             ..manifest
         };
-        now(self.repo.store(&keys.data(&manifest.label), &data)).unwrap();
-        now(self.repo.store(&keys.manifest(&manifest.label), &seal::write_document(&manifest))).unwrap();
+        wait(self.repo.store(&keys.data(&manifest.label), &data)).unwrap();
+        wait(self.repo.store(&keys.manifest(&manifest.label), &seal::write_document(&manifest))).unwrap();
         keys.data(&manifest.label)
     }
 

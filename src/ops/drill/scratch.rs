@@ -325,7 +325,8 @@ pub(super) async fn base(
 fn taken(cluster: &Cluster, base: &Path) -> Option<String> {
     let node = cluster.nodes.iter().find(|node| base.starts_with(&node.data_directory));
     let repository = cluster.backups.as_ref().map(|backups| &backups.repository);
-    let repository = repository.filter(|repository| base.starts_with(repository.directory()));
+    let repository =
+        repository.filter(|repository| repository.directory().is_some_and(|taken| base.starts_with(taken)));
     node.map(|node| cluster.full_name(&node.name))
         .or(repository.map(|found| format!("repository {}", found.name)))
 }

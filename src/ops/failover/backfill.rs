@@ -3,13 +3,13 @@
 //! PostgreSQL marks segments that were streamed as done, so that without this a restore to a time before the failover may find a hole.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::host::{Command, HostError};
 use crate::ops::failover::evidence::Evidence;
 use crate::ops::provision::{self, Site};
+use crate::ops::shelf::Shelf;
 use crate::ops::succession::World;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
@@ -36,11 +36,13 @@ pub async fn fill(world: &World, node: &str, promoted: (TimelineId, Lsn)) -> Res
     // The segment in which the timeline changes goes on in the new one, and PostgreSQL archives its beginning as .partial.
     let end = SegmentName::holding(promoted.1, old, size).number(size);
     let keys = ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
-    let root = backups.repository.directory();
-    let here = segments(&site, &site.node.data_directory.join("pg_wal"), "", old).await?;
+    let shelf =
+        Shelf::of(&world.apply.doors, &site.node.host, &backups.repository, &world.apply.build).await?;
+    let wal = site.node.data_directory.join("pg_wal");
+    let here = site.host().list(&wal).await?.unwrap_or_default();
     let here: BTreeSet<u64> =
-        here.into_iter().map(|segment| segment.number(size)).filter(|n| *n < end).collect();
-    let there = archived(&site, root, &keys, old, end, size).await?;
+        segments(&here, "", old).map(|segment| segment.number(size)).filter(|n| *n < end).collect();
+    let there = archived(&shelf, &keys, old, end, size).await?;
     let mut archived = Vec::new();
     let mut missing = Vec::new();
     let first =
@@ -60,31 +62,26 @@ pub async fn fill(world: &World, node: &str, promoted: (TimelineId, Lsn)) -> Res
     Ok(Evidence::Backfilled { archived, missing })
 }
 
-/// Lists the segments of a timeline in a directory.
-async fn segments(
-    site: &Site<'_>,
-    directory: &Path,
-    suffix: &str,
+/// Returns the segments of a timeline among these names.
+fn segments<'a>(
+    names: &'a [String],
+    suffix: &'a str,
     timeline: TimelineId,
-) -> Result<Vec<SegmentName>> {
-    let names = site.host().list(directory).await?.unwrap_or_default();
-    let parsed = names.iter().filter_map(|name| name.strip_suffix(suffix)?.parse::<WalFile>().ok());
-    Ok(parsed
-        .filter_map(|file| match file {
-            WalFile::Segment(segment) if segment.on(timeline) == segment => Some(segment),
-            WalFile::Segment(_)
-            | WalFile::Partial(_)
-            | WalFile::TimelineHistory(_)
-            | WalFile::BackupHistory(_, _) => None,
-        })
-        .collect())
+) -> impl Iterator<Item = SegmentName> + 'a {
+    let parsed = names.iter().filter_map(move |name| name.strip_suffix(suffix)?.parse::<WalFile>().ok());
+    parsed.filter_map(move |file| match file {
+        WalFile::Segment(segment) if segment.on(timeline) == segment => Some(segment),
+        WalFile::Segment(_)
+        | WalFile::Partial(_)
+        | WalFile::TimelineHistory(_)
+        | WalFile::BackupHistory(_, _) => None,
+    })
 }
 
 /// Returns the numbers of the segments of a timeline before `end` that the archive has, of the last folders: what is older was archived long
 /// before.
 async fn archived(
-    site: &Site<'_>,
-    root: &Path,
+    shelf: &Shelf<'_>,
     keys: &SystemKeys,
     timeline: TimelineId,
     end: u64,
@@ -95,9 +92,10 @@ async fn archived(
     let before = SegmentName::at(end.saturating_sub(in_a_folder), timeline, size);
     let mut found = BTreeSet::new();
     for folder in BTreeSet::from([before.folder(), last.folder()]) {
-        let directory: PathBuf = root.join(keys.wal_folder().as_str()).join(folder);
-        let there = segments(site, &directory, ".zst", timeline).await?;
-        found.extend(there.into_iter().map(|segment| segment.number(size)).filter(|number| *number < end));
+        let folder = keys.wal_folder().join(&folder).expect("a folder of segments is a part of a key");
+        let names = shelf.names(&folder).await?;
+        let there = segments(&names, ".zst", timeline);
+        found.extend(there.map(|segment| segment.number(size)).filter(|number| *number < end));
     }
     Ok(found)
 }

@@ -110,7 +110,7 @@ pub(super) async fn of_record(
     let backups = cluster.backups.as_ref()?;
     let read = async {
         let door = NodeDoor::if_installed(doors, &to.node.host, &context.build).await?;
-        let repo = node::repository(&door, &backups.repository.url).await?;
+        let repo = node::repository(&door, &backups.repository).await?;
         primary::read(&*repo, &cluster.name).await.map_err(Error::from)
     };
     let record = match tokio::time::timeout(RECORD, read).await {

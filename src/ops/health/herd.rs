@@ -16,6 +16,7 @@ use crate::ops::drill::{self, Verdict};
 use crate::ops::observe::{ClusterObserved, Doors, NodeObserved};
 use crate::ops::pooler::{PoolerProcess, PoolerSeen};
 use crate::ops::schedule::{Jobs, Listed, Purpose};
+use crate::ops::shelf::{Shelf, ShelfError};
 use crate::ops::status::{self, OperationStatus, TlsStatus};
 use crate::pg::history::TimelineHistory;
 use crate::pg::ident::quote_identifier;
@@ -143,7 +144,7 @@ pub async fn look(
         Some(history(doors, cluster, &primary.node, timeline).await)
     };
     let (history, tls, lock) =
-        tokio::join!(history, status::tls(doors, cluster, runs), lock(doors, cluster, primary));
+        tokio::join!(history, status::tls(doors, cluster, runs), lock(context, doors, cluster, primary));
     HerdSeen {
         history,
         drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
@@ -161,13 +162,21 @@ async fn jobs(context: &Context, herd: &Herd, cluster: &Cluster) -> crate::error
 }
 
 /// Reads who holds the lock in the repository, from the host of the primary, else of the preferred node.
-async fn lock(doors: &Doors, cluster: &Cluster, primary: Option<&NodeObserved>) -> Asked<Option<LockSeen>> {
+async fn lock(
+    context: &Context,
+    doors: &Doors,
+    cluster: &Cluster,
+    primary: Option<&NodeObserved>,
+) -> Asked<Option<LockSeen>> {
     let Some(backups) = &cluster.backups else { return Ok(None) };
     let leads =
         primary.and_then(|primary| cluster.node(&primary.node)).unwrap_or_else(|| cluster.preferred());
-    let file = backups.repository.directory().join(ClusterKeys::new(&cluster.name).lock().as_str());
     let failed = |why: String| Why::Failed(why);
-    let bytes = doors.host(&leads.host).read(&file).await.map_err(|error| failed(error.to_string()))?;
+    let read = async {
+        let shelf = Shelf::of(doors, &leads.host, &backups.repository, &context.build).await?;
+        shelf.read(&ClusterKeys::new(&cluster.name).lock()).await
+    };
+    let bytes = read.await.map_err(|error: ShelfError| failed(error.to_string()))?;
     let Some(bytes) = bytes else { return Ok(None) };
     let held: Held = seal::read_document(&bytes)
         .map_err(|error| failed(format!("the lock in repository {}: {error}", backups.repository.name)))?;

@@ -34,7 +34,7 @@ impl Look<'_> {
     /// As the survey.
     pub(super) async fn survey(&self, wish: &Wish) -> Result<Survey> {
         let request = PlanForRestore {
-            url: self.repository.url.clone(),
+            repository: self.doors.location(&self.node.host, self.repository),
             cluster: self.cluster.name.clone(),
             system_identifier: Some(self.system),
             wish: wish.clone(),
@@ -55,8 +55,15 @@ impl Look<'_> {
             (looked, _) => return looked,
         };
         let primary = primary.expect("matched above");
-        let finished =
-            present::finish_segment(self.doors, self.cluster, primary, self.system, self.repository).await;
+        let finished = present::finish_segment(
+            self.doors,
+            self.cluster,
+            primary,
+            self.system,
+            self.repository,
+            self.build,
+        )
+        .await;
         if let Err(error) = finished {
             tracing::warn!(%error, "could not have the primary finish its WAL segment");
             return Err(refused);

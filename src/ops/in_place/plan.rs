@@ -372,7 +372,7 @@ async fn recorded_timeline(
     notes: &mut Vec<String>,
 ) -> Result<Option<TimelineId>> {
     let door = NodeDoor::with(doors, &seed.host, &context.build).await?;
-    let repo = node::repository(&door, &backups.repository.url).await?;
+    let repo = node::repository(&door, &backups.repository).await?;
     let Some(record) = primary::read(&*repo, &cluster.name).await? else { return Ok(None) };
     notes.push(format!(
         "no primary answers; the repository has {} on timeline {} on record since {}",

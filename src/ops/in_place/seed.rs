@@ -26,6 +26,7 @@ use crate::ops::observe::{self, Claim};
 use crate::ops::provision::{self, Site};
 use crate::ops::restore::survey::Survey;
 use crate::ops::restore::{dress, recover};
+use crate::ops::shelf::Shelf;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::WalFile;
@@ -49,7 +50,7 @@ pub(super) async fn copy(world: &World, node: &str, progress: Progress<'_>) -> R
     let choice = &world.input.choice;
     let settings = recovery_settings(world, &site);
     let request = CopyForRestore {
-        url: world.repository()?.url.clone(),
+        repository: world.doors().location(&site.node.host, world.repository()?),
         cluster: world.cluster().name.clone(),
         system_identifier: world.input.system_identifier,
         label: choice.backup.clone(),
@@ -132,7 +133,7 @@ pub(super) async fn recover(world: &World, node: &str, progress: Progress<'_>) -
 
 /// Has nobody remove the backup and its WAL while they are read.
 async fn lease(world: &World, door: &NodeDoor) -> Result<Held> {
-    let repo = node::repository(door, &world.repository()?.url).await?;
+    let repo = node::repository(door, world.repository()?).await?;
     let keys = ClusterKeys::new(&world.cluster().name).system(world.input.system_identifier);
     Held::take_to_use(&repo, &keys, Purpose::Restore, vec![world.input.choice.backup.clone()]).await
 }
@@ -273,13 +274,13 @@ async fn is_primary(site: &Site<'_>) -> Result<bool> {
 async fn refuse_taken(world: &World, site: &Site<'_>, timeline: TimelineId) -> Result<()> {
     let system = provision::control_file(site).await?.system_identifier;
     let keys = ClusterKeys::new(&site.cluster.name).system(system);
-    let object = world.repository()?.directory().join(keys.wal(WalFile::TimelineHistory(timeline)).as_str());
-    let taken = site.host().stat(&object).await.map_err(|error: HostError| {
+    let shelf = Shelf::of(world.doors(), &site.node.host, world.repository()?, &world.apply.build).await?;
+    let taken = shelf.has(&keys.wal(WalFile::TimelineHistory(timeline))).await.map_err(|error| {
         Error::failed(format!("could not look for timeline {timeline} in the repository")).source(error)
     })?;
     match taken {
-        None => Ok(()),
-        Some(_) => Err(Error::refused(format!("timeline {timeline} is in the archive already"))
+        false => Ok(()),
+        true => Err(Error::refused(format!("timeline {timeline} is in the archive already"))
             .detail(format!("{} was promoted onto it all the same. Nothing of it was archived.", site.name()))
             .hint("Its restore_command did not find that file; see the server's log.")),
     }

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use repository::{RepoCall, RepoReply, repository, serve};
+pub use repository::{RepoCall, RepoReply, at, make_repository, repository, serve, through};
 
 use crate::engine::record::Failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,9 +30,10 @@ use crate::ops::observe::Doors;
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
-use crate::repo::Key;
 use crate::repo::layout::Label;
 use crate::repo::manifest::Tablespace;
+use crate::repo::{Key, Location};
+use crate::topology::model::Repository;
 use crate::topology::partitions::{Keep, PartitionSet, TableName};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
@@ -42,7 +43,7 @@ use crate::units::ByteCount;
 #[serde(rename_all = "snake_case")]
 pub enum NodeRequest {
     /// One call to a repository; answered by [`RepoReply`].
-    Repository { url: String, call: RepoCall },
+    Repository { repository: Location, call: RepoCall },
     /// Copies a data directory into a backup; answered by [`Copied`].
     CopyForBackup(Box<CopyForBackup>),
     /// Chooses backup and WAL for a restore; answered by `ops::restore::survey::Survey`.
@@ -70,7 +71,7 @@ pub enum NodeRequest {
     /// Brings the rows of a partition back into a table of their own; answered by `ops::partition::BroughtBack`.
     RestorePartition(Box<RestorePartition>),
     /// Lists the partitions whose rows are stored; answered by a list of [`crate::repo::export::ExportManifest`].
-    ListExports { url: String, cluster: String },
+    ListExports { repository: Location, cluster: String },
 }
 
 /// The server of a node, as its os-user reaches it.
@@ -92,7 +93,7 @@ pub struct LocalServer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExportPartition {
-    pub url: String,
+    pub repository: Location,
     pub herd: String,
     pub cluster: String,
     pub system_identifier: SystemIdentifier,
@@ -107,7 +108,7 @@ pub struct ExportPartition {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestorePartition {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
     pub server: LocalServer,
     pub set: PartitionSet,
@@ -176,7 +177,7 @@ pub struct OnPoolers {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LookAtKept {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
 }
 
@@ -184,7 +185,7 @@ pub struct LookAtKept {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MakeDump {
-    pub url: String,
+    pub repository: Location,
     pub herd: String,
     pub cluster: String,
     pub node: String,
@@ -206,7 +207,7 @@ pub struct MakeDump {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListWal {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
 }
 
@@ -214,7 +215,7 @@ pub struct ListWal {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpireBackups {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
     pub window: Option<Duration>,
     pub keep_full: Option<u32>,
@@ -249,7 +250,7 @@ pub struct Agreed {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyBackups {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
     /// Empty: all of them, and everything else.
     pub labels: Vec<Label>,
@@ -276,7 +277,7 @@ pub enum VerifyDepth {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopyForBackup {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
     pub label: Label,
     pub system_identifier: SystemIdentifier,
@@ -376,8 +377,9 @@ const LONG: Duration = Duration::from_secs(60 * 86_400);
 pub struct NodeDoor {
     host: Arc<dyn Host>,
     program: PathBuf,
+    places: Places,
     /// What is put there again when it is gone; `None` where nothing may be put.
-    source: Option<(Places, Build)>,
+    source: Option<Build>,
 }
 
 impl NodeDoor {
@@ -397,7 +399,7 @@ impl NodeDoor {
         let places = doors.places(host);
         let host = doors.shared_host(host);
         let program = binary::ensure_copy(&*host, places, build).await?;
-        Ok(Self { host, program, source: Some((places.clone(), build.clone())) })
+        Ok(Self { host, program, places: places.clone(), source: Some(build.clone()) })
     }
 
     /// Opens it without a look whether the program is there: that it is not shows when it is called, and then it is put there.
@@ -407,8 +409,8 @@ impl NodeDoor {
     pub fn unseen(doors: &Doors, host: &str, build: &Build) -> Result<Self> {
         let places = doors.places(host);
         let program = places.copy(build.hash()?);
-        let source = Some((places.clone(), build.clone()));
-        Ok(Self { host: doors.shared_host(host), program, source })
+        let source = Some(build.clone());
+        Ok(Self { host: doors.shared_host(host), program, places: places.clone(), source })
     }
 
     /// Opens it without putting anything there.
@@ -420,7 +422,7 @@ impl NodeDoor {
         let host = doors.shared_host(host);
         let program = places.copy(build.hash()?);
         match host.stat(&program).await? {
-            Some(_) => Ok(Self { host, program, source: None }),
+            Some(_) => Ok(Self { host, program, places: places.clone(), source: None }),
             None => Err(Error::new(
                 ErrorKind::NotFound,
                 format!("this build of pgherd is not installed on host {}", host.name()),
@@ -430,8 +432,29 @@ impl NodeDoor {
         }
     }
 
+    /// Opens it only to look, without putting anything there: where this build is not on the host, the one that servers call is asked;
+    /// `None` if neither is there.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub async fn to_look(doors: &Doors, host: &str, build: &Build) -> Result<Option<Self>, HostError> {
+        let (places, host) = (doors.places(host), doors.shared_host(host));
+        let own = build.hash().ok().map(|hash| places.copy(hash));
+        for program in own.into_iter().chain([places.program()]) {
+            if host.stat(&program).await?.is_some() {
+                return Ok(Some(Self { host, program, places: places.clone(), source: None }));
+            }
+        }
+        Ok(None)
+    }
+
     pub fn host(&self) -> &dyn Host {
         &*self.host
+    }
+
+    /// Returns where a repository is for whoever works behind this door.
+    pub fn location(&self, repository: &Repository) -> Location {
+        Location { url: repository.url.clone(), access: self.places.access(repository) }
     }
 
     /// Has a child do what `request` asks, and returns its report.
@@ -489,11 +512,11 @@ impl NodeDoor {
 
     /// Puts the program there again if it is gone: another station that knew nothing of this work may have removed it as an older build.
     async fn bring_again(&self) -> Result<bool> {
-        let Some((places, build)) = &self.source else { return Ok(false) };
+        let Some(build) = &self.source else { return Ok(false) };
         if self.host.stat(&self.program).await?.is_some() {
             return Ok(false);
         }
-        binary::ensure_copy(&*self.host, places, build).await?;
+        binary::ensure_copy(&*self.host, &self.places, build).await?;
         Ok(true)
     }
 
@@ -635,11 +658,12 @@ mod tests {
         let build = Build::of(file, "1.2.3");
         let program = places.copy(build.hash().unwrap());
         let host = Arc::new(LocalHost::own("here"));
-        (NodeDoor { host, program, source: Some((places.clone(), build)) }, places)
+        (NodeDoor { host, program, places: places.clone(), source: Some(build) }, places)
     }
 
     async fn call(door: &NodeDoor, priority: Priority) -> Result<u32> {
-        let request = NodeRequest::LookAtKept(LookAtKept { url: String::new(), cluster: String::new() });
+        let request =
+            NodeRequest::LookAtKept(LookAtKept { repository: Location::plain(""), cluster: String::new() });
         door.call(&request, priority, Arc::new(|_| ())).await
     }
 

@@ -9,10 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{NodeDoor, NodeRequest, Priority};
 use crate::error::{Error, Result};
 use crate::host::{Effect, is_own};
+use crate::repo::about::About;
 use crate::repo::{
-    self, BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, SharedRepo, Upload, Version,
-    Versioned,
+    self, BoxFuture, Key, Level, Listed, Location, Put, Repo, RepoError, RepoErrorKind, SharedRepo, Upload,
+    Version, Versioned,
 };
+use crate::topology::model::Repository;
 use crate::units::ByteCount;
 use std::sync::Arc;
 
@@ -43,16 +45,42 @@ impl<'de> Deserialize<'de> for Bytes {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RepoCall {
-    Read { key: Key },
-    ReadVersioned { key: Key },
-    ReadRange { key: Key, offset: u64, length: u64 },
-    Create { key: Key, bytes: Bytes },
-    ReplaceIf { key: Key, bytes: Bytes, version: Version },
-    Store { key: Key, bytes: Bytes },
-    List { folder: Option<Key> },
-    ListAll { folder: Key },
-    Remove { key: Key },
+    Read {
+        key: Key,
+    },
+    ReadVersioned {
+        key: Key,
+    },
+    ReadRange {
+        key: Key,
+        offset: u64,
+        length: u64,
+    },
+    Create {
+        key: Key,
+        bytes: Bytes,
+    },
+    ReplaceIf {
+        key: Key,
+        bytes: Bytes,
+        version: Version,
+    },
+    Store {
+        key: Key,
+        bytes: Bytes,
+    },
+    List {
+        folder: Option<Key>,
+    },
+    ListAll {
+        folder: Key,
+    },
+    Remove {
+        key: Key,
+    },
     FreeSpace,
+    /// Makes the repository, unless it is there.
+    Make,
 }
 
 impl RepoCall {
@@ -64,9 +92,11 @@ impl RepoCall {
             | Self::List { .. }
             | Self::ListAll { .. }
             | Self::FreeSpace => Effect::Reads,
-            Self::Create { .. } | Self::ReplaceIf { .. } | Self::Store { .. } | Self::Remove { .. } => {
-                Effect::Changes
-            }
+            Self::Create { .. }
+            | Self::ReplaceIf { .. }
+            | Self::Store { .. }
+            | Self::Remove { .. }
+            | Self::Make => Effect::Changes,
         }
     }
 
@@ -82,6 +112,7 @@ impl RepoCall {
             Self::List { folder: Some(folder) } | Self::ListAll { folder } => format!("list {folder}"),
             Self::Remove { key } => format!("remove {key}"),
             Self::FreeSpace => "see how much room is left".to_owned(),
+            Self::Make => "make repository.json".to_owned(),
         }
     }
 }
@@ -98,51 +129,94 @@ pub enum RepoReply {
     Listed(Vec<Listed>),
     Removed(bool),
     Space(Option<ByteCount>),
+    Made(About),
     Failed(RepoError),
 }
 
 /// Makes a call, in the child.
-pub fn serve(url: &str, call: RepoCall) -> RepoReply {
-    let repo = match repo::open(url) {
+pub fn serve(repository: &Location, call: RepoCall) -> RepoReply {
+    let opened = match call {
+        RepoCall::Make => repo::create(repository),
+        _ => repo::open(repository),
+    };
+    let repo = match opened {
         Ok(repo) => repo,
         Err(error) => return RepoReply::Failed(error),
     };
     let made = match call {
-        RepoCall::Read { key } => repo::now(repo.read(&key)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes))),
-        RepoCall::ReadVersioned { key } => repo::now(repo.read_versioned(&key))
+        RepoCall::Read { key } => repo::wait(repo.read(&key)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes))),
+        RepoCall::ReadVersioned { key } => repo::wait(repo.read_versioned(&key))
             .map(|found| RepoReply::Versioned(found.map(|(bytes, version)| (Bytes(bytes), version)))),
         RepoCall::ReadRange { key, offset, length } => {
-            repo::now(repo.read_range(&key, offset, length)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes)))
+            repo::wait(repo.read_range(&key, offset, length)).map(|bytes| RepoReply::Bytes(bytes.map(Bytes)))
         }
-        RepoCall::Create { key, bytes } => repo::now(repo.create(&key, &bytes.0)).map(RepoReply::Put),
+        RepoCall::Create { key, bytes } => repo::wait(repo.create(&key, &bytes.0)).map(RepoReply::Put),
         RepoCall::ReplaceIf { key, bytes, version } => {
-            repo::now(repo.replace_if(&key, &bytes.0, &version)).map(RepoReply::Put)
+            repo::wait(repo.replace_if(&key, &bytes.0, &version)).map(RepoReply::Put)
         }
-        RepoCall::Store { key, bytes } => repo::now(repo.store(&key, &bytes.0)).map(|()| RepoReply::Stored),
-        RepoCall::List { folder } => repo::now(repo.list(folder.as_ref())).map(RepoReply::Level),
-        RepoCall::ListAll { folder } => repo::now(repo.list_all(&folder)).map(RepoReply::Listed),
-        RepoCall::Remove { key } => repo::now(repo.remove(&key)).map(RepoReply::Removed),
-        RepoCall::FreeSpace => repo::now(repo.free_space()).map(RepoReply::Space),
+        RepoCall::Store { key, bytes } => repo::wait(repo.store(&key, &bytes.0)).map(|()| RepoReply::Stored),
+        RepoCall::List { folder } => repo::wait(repo.list(folder.as_ref())).map(RepoReply::Level),
+        RepoCall::ListAll { folder } => repo::wait(repo.list_all(&folder)).map(RepoReply::Listed),
+        RepoCall::Remove { key } => repo::wait(repo.remove(&key)).map(RepoReply::Removed),
+        RepoCall::FreeSpace => repo::wait(repo.free_space()).map(RepoReply::Space),
+        RepoCall::Make => about(&*repo).map(RepoReply::Made),
     };
     made.unwrap_or_else(RepoReply::Failed)
+}
+
+/// Reads what a repository that was just made says of itself.
+fn about(repo: &dyn Repo) -> repo::Result<About> {
+    let key = repo::layout::repository();
+    let damaged = |why: String| RepoError {
+        kind: RepoErrorKind::Damaged,
+        url: repo.url().to_owned(),
+        doing: format!("read {key}"),
+        why,
+    };
+    let bytes = repo::wait(repo.read(&key))?.ok_or_else(|| damaged("it is not there any more".to_owned()))?;
+    About::read(&bytes).map_err(|error| damaged(error.to_string()))
+}
+
+/// Returns the repository behind a door, without a look whether it is there.
+pub fn through(door: &NodeDoor, repository: &Repository) -> SharedRepo {
+    at(door, door.location(repository))
+}
+
+/// Returns what is at this place behind a door, without a look whether it is there.
+pub fn at(door: &NodeDoor, location: Location) -> SharedRepo {
+    Arc::new(ThroughNode { door: door.clone(), location })
+}
+
+/// Makes a repository, unless it is there, by a child behind the door.
+///
+/// # Errors
+/// When something else is there, or it cannot be made.
+pub async fn make_repository(door: &NodeDoor, repository: &Repository) -> Result<About> {
+    let repo = ThroughNode { door: door.clone(), location: door.location(repository) };
+    let doing = RepoCall::Make.doing();
+    match repo.call(RepoCall::Make).await? {
+        RepoReply::Made(about) => Ok(about),
+        _ => Err(repo.unexpected(doing).into()),
+    }
 }
 
 /// Opens a repository for the controller: directly where the caller is the os-user, else through children on this node.
 ///
 /// # Errors
-/// When there is no repository at `url`, or it cannot be read.
-pub async fn repository(door: &NodeDoor, url: &str) -> Result<SharedRepo> {
+/// When it is not there, or cannot be read.
+pub async fn repository(door: &NodeDoor, repository: &Repository) -> Result<SharedRepo> {
+    let location = door.location(repository);
     if is_own(door.host()) {
-        return Ok(repo::open(url)?);
+        return Ok(repo::open(&location)?);
     }
-    let repo = ThroughNode { door: door.clone(), url: url.to_owned() };
+    let repo = ThroughNode { door: door.clone(), location };
     // A repository that is not there is told now, and not in the middle of something.
     let about = repo::layout::repository();
     match repo.read(&about).await? {
         Some(_) => Ok(Arc::new(repo)),
         None => Err(Error::from(RepoError {
             kind: RepoErrorKind::Missing,
-            url: url.to_owned(),
+            url: repository.url.clone(),
             doing: format!("read {about}"),
             why: "it is not there".to_owned(),
         })),
@@ -153,13 +227,13 @@ pub async fn repository(door: &NodeDoor, url: &str) -> Result<SharedRepo> {
 #[derive(Debug)]
 struct ThroughNode {
     door: NodeDoor,
-    url: String,
+    location: Location,
 }
 
 impl ThroughNode {
     async fn call(&self, call: RepoCall) -> repo::Result<RepoReply> {
         let doing = call.doing();
-        let request = NodeRequest::Repository { url: self.url.clone(), call };
+        let request = NodeRequest::Repository { repository: self.location.clone(), call };
         let reply = self.door.call::<RepoReply>(&request, Priority::Normal, Arc::new(|_| ())).await;
         match reply {
             Ok(RepoReply::Failed(error)) => Err(error),
@@ -172,7 +246,7 @@ impl ThroughNode {
     }
 
     fn error(&self, kind: RepoErrorKind, doing: String, why: String) -> RepoError {
-        RepoError { kind, url: self.url.clone(), doing, why }
+        RepoError { kind, url: self.location.url.clone(), doing, why }
     }
 
     fn unexpected(&self, doing: String) -> RepoError {
@@ -196,7 +270,7 @@ macro_rules! answer {
 
 impl Repo for ThroughNode {
     fn url(&self) -> &str {
-        &self.url
+        &self.location.url
     }
 
     fn read<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, repo::Result<Option<Vec<u8>>>> {
@@ -239,8 +313,8 @@ impl Repo for ThroughNode {
     fn upload<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, repo::Result<Box<dyn Upload>>> {
         Box::pin(async move {
             // What is large is written on the node itself.
-            let (door, url) = (self.door.clone(), self.url.clone());
-            let upload = Collected { repo: Self { door, url }, key: key.clone(), bytes: Vec::new() };
+            let (door, location) = (self.door.clone(), self.location.clone());
+            let upload = Collected { repo: Self { door, location }, key: key.clone(), bytes: Vec::new() };
             Ok(Box::new(upload) as Box<dyn Upload>)
         })
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
+use crate::repo::Location;
 use crate::repo::layout::Label;
 use crate::units::ByteCount;
 
@@ -65,7 +66,7 @@ pub struct Wish {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanForRestore {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
     /// The cluster's, if a node or its profile tells; else the one of the newest backup.
     pub system_identifier: Option<SystemIdentifier>,
@@ -78,7 +79,7 @@ pub struct PlanForRestore {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopyForRestore {
-    pub url: String,
+    pub repository: Location,
     pub cluster: String,
     pub system_identifier: SystemIdentifier,
     pub label: Label,

@@ -18,7 +18,7 @@ use crate::pg::system::SystemIdentifier;
 use crate::repo::export::{ExportColumn, ExportKeys, ExportManifest, folder_of, partition_folder};
 use crate::repo::layout::ClusterKeys;
 use crate::repo::rows::{Counted, Reader, Writer};
-use crate::repo::{self, Repo, SharedRepo, seal};
+use crate::repo::{self, Location, Repo, SharedRepo, seal};
 use crate::topology::declared;
 use crate::topology::model::Cluster;
 use crate::topology::partitions::{PartitionSet, TableName};
@@ -55,7 +55,7 @@ pub(super) async fn export_and_drop(
     let system_identifier = queries::server_facts(&conn).await?.system_identifier;
     drop(conn);
     let request = NodeRequest::ExportPartition(Box::new(ExportPartition {
-        url: backups.repository.url.clone(),
+        repository: way.doors.location(&way.node.host, &backups.repository),
         herd: way.herd.name.clone(),
         cluster: cluster.name.clone(),
         system_identifier,
@@ -112,7 +112,7 @@ pub(super) async fn connect(server: &LocalServer, database: &str) -> Result<Conn
 /// [`ErrorKind::Refused`] if it is not a table that was detached; [`ErrorKind::Failed`] if others hold its lock, or what is read back is not what was
 /// stored. The table is then as it was.
 pub async fn export_here(request: &ExportPartition, reporter: &Reporter) -> Result<Exported> {
-    let repo = repo::open(&request.url)?;
+    let repo = repo::open(&request.repository)?;
     let conn = connect(&request.server, &request.set.database).await?;
     let seen = look::look(&conn, &request.set, request.at).await?;
     let table = request.table.quoted();
@@ -168,13 +168,13 @@ impl Work<'_> {
         let folder = partition_folder(&system, &request.set.database, (schema, name))
             .map_err(|error| Error::failed("the partition cannot be named in a repository").source(error))?;
         let mut before = Vec::new();
-        for second in repo::now(self.repo.list(Some(&folder)))?.folders {
+        for second in repo::wait(self.repo.list(Some(&folder)))?.folders {
             let Ok(keys) = folder.join(&second).map(ExportKeys::at) else { continue };
-            match repo::now(self.repo.read(&keys.manifest()))? {
+            match repo::wait(self.repo.read(&keys.manifest()))? {
                 Some(bytes) => before.push((keys, seal::read_document::<ExportManifest>(&bytes).ok())),
                 // An export that was cut off; the lock says that nobody makes it now.
                 None => {
-                    repo::now(self.repo.remove(&keys.rows()))?;
+                    repo::wait(self.repo.remove(&keys.rows()))?;
                 }
             }
         }
@@ -273,7 +273,7 @@ impl Work<'_> {
             stored_blake3,
         };
         read_back(&*self.repo, &keys, &manifest)?;
-        match repo::now(self.repo.create(&keys.manifest(), &seal::write_document(&manifest)))? {
+        match repo::wait(self.repo.create(&keys.manifest(), &seal::write_document(&manifest)))? {
             repo::Put::Stored => Ok(manifest),
             repo::Put::Refused => {
                 Err(Error::failed(format!("{} is there already", keys.manifest()))
@@ -349,8 +349,8 @@ pub(super) fn holds(
 ///
 /// # Errors
 /// As the repository fails; a manifest that cannot be read is one that is not there.
-pub fn exports_here(url: &str, cluster: &str) -> Result<Vec<ExportManifest>> {
-    let repo = repo::open(url)?;
+pub fn exports_here(repository: &Location, cluster: &str) -> Result<Vec<ExportManifest>> {
+    let repo = repo::open(repository)?;
     Ok(all(&*repo, cluster)?.into_iter().map(|(_, manifest)| manifest).collect())
 }
 
@@ -361,14 +361,14 @@ pub fn exports_here(url: &str, cluster: &str) -> Result<Vec<ExportManifest>> {
 pub(super) fn all(repo: &dyn Repo, cluster: &str) -> Result<Vec<(ExportKeys, ExportManifest)>> {
     let keys = ClusterKeys::new(cluster);
     let mut found = Vec::new();
-    for name in repo::now(repo.list(Some(&keys.folder())))?.folders {
+    for name in repo::wait(repo.list(Some(&keys.folder())))?.folders {
         let Ok(system) = name.parse::<SystemIdentifier>() else { continue };
         let folder = crate::repo::export::exports(&keys.system(system));
-        for listed in repo::now(repo.list_all(&folder))? {
+        for listed in repo::wait(repo.list_all(&folder))? {
             if listed.key.name() != "manifest.json" {
                 continue;
             }
-            let Some(bytes) = repo::now(repo.read(&listed.key))? else { continue };
+            let Some(bytes) = repo::wait(repo.read(&listed.key))? else { continue };
             let manifest: ExportManifest = seal::read_document(&bytes).map_err(|error| {
                 Error::failed(format!("{} in the repository {} cannot be read", listed.key, repo.url()))
                     .source(error)

@@ -65,8 +65,10 @@ pub async fn exports(context: &Context, herd: &Herd, cluster: &Cluster) -> Resul
     let way = Way::open(context, herd, cluster).await?;
     let backups = cluster.backups.as_ref().ok_or_else(|| export::no_repository(cluster))?;
     let door = NodeDoor::with(&way.doors, &way.node.host, &context.build).await?;
-    let request =
-        NodeRequest::ListExports { url: backups.repository.url.clone(), cluster: cluster.name.clone() };
+    let request = NodeRequest::ListExports {
+        repository: door.location(&backups.repository),
+        cluster: cluster.name.clone(),
+    };
     door.call(&request, Priority::Normal, worker::silent()).await
 }
 
@@ -92,7 +94,7 @@ pub async fn restore(
     // What was read before the set was held may have been changed by who held it.
     let seen = look::look(&worker.conn, set, options.now()).await?;
     let request = NodeRequest::RestorePartition(Box::new(RestorePartition {
-        url: backups.repository.url.clone(),
+        repository: way.doors.location(&way.node.host, &backups.repository),
         cluster: cluster.name.clone(),
         server: export::server(&way, options),
         set: set.clone(),
@@ -134,7 +136,7 @@ pub async fn restore(
 /// # Errors
 /// As [`restore`]; when what is read is not what was stored, and then there is no table.
 pub async fn restore_here(request: &RestorePartition, _reporter: &Reporter) -> Result<BroughtBack> {
-    let repo = repo::open(&request.url)?;
+    let repo = repo::open(&request.repository)?;
     let set = &request.set;
     let (keys, manifest) = find(request, export::all(&*repo, &request.cluster)?)?;
     let conn = connect(&request.server, &set.database).await?;

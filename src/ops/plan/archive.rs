@@ -5,23 +5,30 @@ use crate::ops::binary::{self, Installed};
 use crate::ops::builds::Copy;
 use crate::ops::observe::{Files, NodeObserved};
 use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
-use crate::ops::plan::{ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, SHARE, Situation};
+use crate::ops::plan::{
+    AccessSeen, ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, SHARE, Situation,
+};
 use crate::ops::roles;
 use crate::repo::primary::Primary;
 use crate::topology::claim::{self, Archive, Peer, Profile};
 use crate::topology::declared;
-use crate::topology::model::{Backups, Node};
+use crate::topology::model::{Backups, Node, Repository};
 use crate::units::ByteCount;
 
 /// Adds what archiving needs before a server is told of it: on each host the program, then the repository.
 pub(super) fn prepare(situation: &Situation<'_>, plan: &mut ClusterPlan) {
     let Some((seen, backups)) = declared(situation) else { return };
     plan.stages.push(seen.hosts.iter().filter_map(|(host, at)| install(situation, seen, host, at)).collect());
+    plan.stages
+        .push(seen.hosts.iter().filter_map(|(host, at)| access(situation, backups, host, at)).collect());
     // One host makes the repository, the others see that it is the same one.
     plan.stages.extend(seen.hosts.iter().filter(|(_, at)| !is_lost(situation, at)).filter_map(
         |(host, at)| match at.repository {
             RepositorySeen::Missing { directory } => Some(vec![repository(host, backups, directory)]),
-            RepositorySeen::Ready { .. }
+            // Whoever archives there knows that it is there.
+            RepositorySeen::NoAccess if !is_in_use(situation) => Some(vec![repository(host, backups, false)]),
+            RepositorySeen::NoAccess
+            | RepositorySeen::Ready { .. }
             | RepositorySeen::Foreign { .. }
             | RepositorySeen::Overlaps { .. }
             | RepositorySeen::Unknown { .. } => None,
@@ -35,18 +42,57 @@ fn declared<'a>(situation: &Situation<'a>) -> Option<(&'a ArchiveSeen, &'a Backu
 
 /// A repository that nodes archive to and that is not there is not made anew: a disk may only not be mounted.
 fn is_lost(situation: &Situation<'_>, at: &ArchiveHost) -> bool {
-    let wanted = Archive::of(situation.cluster);
-    let known = |node: &NodeObserved| {
-        node.profile.as_ref().is_some_and(|profile| profile.archive.is_some() && profile.archive == wanted)
-    };
     match &at.repository {
-        RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. } => {
-            situation.observed.nodes.iter().any(known)
-        }
-        RepositorySeen::Ready { .. } | RepositorySeen::Foreign { .. } | RepositorySeen::Overlaps { .. } => {
-            false
-        }
+        RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. } => is_in_use(situation),
+        RepositorySeen::NoAccess
+        | RepositorySeen::Ready { .. }
+        | RepositorySeen::Foreign { .. }
+        | RepositorySeen::Overlaps { .. } => false,
     }
+}
+
+/// Tells whether a node archives to the declared repository.
+fn is_in_use(situation: &Situation<'_>) -> bool {
+    let known = |node: &NodeObserved| {
+        let there = node.profile.as_ref().and_then(|profile| profile.archive.as_ref());
+        let declared = situation.cluster.backups.as_ref().map(|backups| &backups.repository);
+        there.zip(declared).is_some_and(|(there, declared)| there.url == declared.url)
+    };
+    situation.observed.nodes.iter().any(known)
+}
+
+/// Brings a host what it takes to open the repository.
+fn access(situation: &Situation<'_>, backups: &Backups, host: &str, at: &ArchiveHost) -> Option<PlannedStep> {
+    let repository = &backups.repository;
+    let (sign, existed, reason) = match at.access {
+        AccessSeen::NotNeeded | AccessSeen::Right => return None,
+        AccessSeen::Missing => (Sign::Create, false, None),
+        AccessSeen::Differs => (
+            Sign::Change,
+            true,
+            Some("it has other credentials, or another way to the server, than declared".to_owned()),
+        ),
+    };
+    let file = situation.places_on(host).access(repository).unwrap_or_default();
+    Some(PlannedStep {
+        sign,
+        subject: host.to_owned(),
+        text: format!(
+            "access to repository {}, into {}, tried before it is used",
+            repository.name,
+            file.display()
+        ),
+        reason,
+        impact: None,
+        undo: if existed { "none; what was seen to open the repository stays" } else { "remove the file" }
+            .to_owned(),
+        step: ApplyStep::Access {
+            host: host.to_owned(),
+            name: repository.name.clone(),
+            url: repository.url.clone(),
+            existed,
+        },
+    })
 }
 
 fn install(
@@ -84,6 +130,11 @@ fn install(
     })
 }
 
+/// Says where a repository is: a path, or a URL.
+fn place(repository: &Repository) -> &str {
+    repository.url.strip_prefix("file://").unwrap_or(&repository.url)
+}
+
 fn repository(host: &str, backups: &Backups, directory_existed: bool) -> PlannedStep {
     let repository = &backups.repository;
     PlannedStep {
@@ -92,7 +143,7 @@ fn repository(host: &str, backups: &Backups, directory_existed: bool) -> Planned
         text: format!(
             "repository {} in {}, write to it and read it back",
             repository.name,
-            repository.directory().display()
+            place(repository)
         ),
         reason: None,
         impact: None,
@@ -110,7 +161,7 @@ fn repository(host: &str, backups: &Backups, directory_existed: bool) -> Planned
 pub(super) fn changes(step: &ApplyStep) -> bool {
     const SETTINGS: [&str; 3] = ["archive_mode", "archive_command", "archive_library"];
     match step {
-        ApplyStep::Install { .. } | ApplyStep::Repository { .. } => true,
+        ApplyStep::Install { .. } | ApplyStep::Repository { .. } | ApplyStep::Access { .. } => true,
         ApplyStep::Configure { files, resets, expect, .. } => {
             let set = |name: &str| SETTINGS.contains(&name);
             let touched = |change: &FileChange| {
@@ -273,8 +324,10 @@ pub(super) fn profile_change(
     let before = files.profile.as_ref()?;
     let profile: Profile = claim::read(before.as_bytes()).ok()?;
     let places = situation.node_places(node);
-    let (archive, peers) =
-        (Archive::of(situation.cluster), declared::peers(situation.cluster, node, &places));
+    let (archive, peers) = (
+        Archive::of(situation.cluster, &situation.places_on(&node.host)),
+        declared::peers(situation.cluster, node, &places),
+    );
     let shown = |archive: &Option<Archive>| {
         archive
             .as_ref()
@@ -319,7 +372,7 @@ fn moves_the_archive(change: &FileChange) -> bool {
 pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
     let Some((seen, backups)) = declared(situation) else { return Vec::new() };
     let name = &backups.repository.name;
-    let directory = backups.repository.directory().display();
+    let directory = place(&backups.repository);
     let mut found = Vec::new();
     for (host, at) in &seen.hosts {
         if at.installed == Installed::Foreign {
@@ -356,6 +409,7 @@ pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
             ),
             RepositorySeen::Unknown { .. }
             | RepositorySeen::Missing { .. }
+            | RepositorySeen::NoAccess
             | RepositorySeen::Ready { .. } => {}
         }
     }
@@ -368,6 +422,7 @@ fn not_shared(situation: &Situation<'_>, seen: &ArchiveSeen, backups: &Backups) 
     let mut ready = seen.hosts.iter().filter_map(|(host, at)| match &at.repository {
         RepositorySeen::Ready { id, .. } => Some((host, id)),
         RepositorySeen::Missing { .. }
+        | RepositorySeen::NoAccess
         | RepositorySeen::Foreign { .. }
         | RepositorySeen::Overlaps { .. }
         | RepositorySeen::Unknown { .. } => None,
@@ -387,7 +442,7 @@ fn not_shared(situation: &Situation<'_>, seen: &ArchiveSeen, backups: &Backups) 
         ))
     };
     let (host, detail) = other.or_else(without)?;
-    let directory = backups.repository.directory().display();
+    let directory = place(&backups.repository);
     let what = format!("{directory} is not the same directory on host {host} as on host {first}");
     Some(Error::refused(what).detail(detail).hint(SHARE))
 }
@@ -396,7 +451,7 @@ fn not_shared(situation: &Situation<'_>, seen: &ArchiveSeen, backups: &Backups) 
 pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
     let Some((seen, backups)) = declared(situation) else { return Vec::new() };
     let cluster = &situation.cluster.name;
-    let (name, directory) = (&backups.repository.name, backups.repository.directory().display());
+    let (name, directory) = (&backups.repository.name, place(&backups.repository));
     let own: Vec<String> = situation
         .observed
         .nodes
@@ -410,6 +465,7 @@ pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
                 let why = match &at.repository {
                     RepositorySeen::Unknown { why } => format!(": {why}"),
                     RepositorySeen::Missing { .. }
+                    | RepositorySeen::NoAccess
                     | RepositorySeen::Ready { .. }
                     | RepositorySeen::Foreign { .. }
                     | RepositorySeen::Overlaps { .. } => String::new(),
@@ -430,6 +486,7 @@ pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
                 }
             }
             RepositorySeen::Missing { .. }
+            | RepositorySeen::NoAccess
             | RepositorySeen::Unknown { .. }
             | RepositorySeen::Foreign { .. }
             | RepositorySeen::Overlaps { .. } => {}

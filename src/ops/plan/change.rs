@@ -195,6 +195,7 @@ fn moves_a_node(step: &ApplyStep) -> bool {
         ApplyStep::Configure { activation, .. } => *activation == Activation::Restart,
         ApplyStep::Install { .. }
         | ApplyStep::Repository { .. }
+        | ApplyStep::Access { .. }
         | ApplyStep::Authority { .. }
         | ApplyStep::Certificate { .. }
         | ApplyStep::Archive { .. }

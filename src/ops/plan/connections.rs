@@ -112,6 +112,7 @@ fn is_counted(step: &ApplyStep) -> bool {
         ApplyStep::Pooler { .. }
         | ApplyStep::Install { .. }
         | ApplyStep::Repository { .. }
+        | ApplyStep::Access { .. }
         | ApplyStep::Authority { .. }
         | ApplyStep::Certificate { .. }
         | ApplyStep::Unit { .. }

@@ -119,7 +119,18 @@ pub struct ArchiveHost {
     pub installed: Installed,
     /// Copies of pgherd that nobody needs: neither the one to be in use nor the one before it.
     pub older: Vec<Copy>,
+    pub access: AccessSeen,
     pub repository: RepositorySeen,
+}
+
+/// What a host has of what it takes to open the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessSeen {
+    /// It takes nothing but the right to read its files.
+    NotNeeded,
+    Right,
+    Missing,
+    Differs,
 }
 
 /// What to do when the hosts of a cluster do not have one repository.
@@ -146,6 +157,8 @@ pub enum RepositorySeen {
     Overlaps {
         path: PathBuf,
     },
+    /// The host cannot look yet: it does not have what it takes to open it.
+    NoAccess,
     Unknown {
         why: String,
     },

@@ -34,7 +34,10 @@ fn changed(situation: &Situation<'_>, node: &Node, seen: &NodeObserved) -> Optio
     }
     let places = situation.node_places(node);
     // A profile that is written anew by this plan says where the archive is.
-    let profile = Profile { archive: Archive::of(situation.cluster), ..profile.clone() };
+    let profile = Profile {
+        archive: Archive::of(situation.cluster, &situation.places_on(&node.host)),
+        ..profile.clone()
+    };
     let wanted = unit::render(&profile, &places, Peers::of(situation.cluster)).ok()?;
     let reason = files.unit.differs_from(&wanted)?;
     Some(step(situation, node, files.unit.text.clone(), Some(reason.to_owned())))

@@ -34,6 +34,14 @@ pub enum ApplyStep {
         /// Whether an empty directory was there before; undo leaves it as it was.
         directory_existed: bool,
     },
+    /// What it takes to open a repository beside its URL, in a file on the host; secrets, which are in no plan and no journal.
+    Access {
+        host: String,
+        name: String,
+        url: String,
+        /// Whether there was such a file, of other content.
+        existed: bool,
+    },
     /// The certificate authority of the herd, on the machine that pgherd runs on.
     Authority { herd: String },
     /// The certificate of a node that is there, and the authorities that it believes.
@@ -108,6 +116,7 @@ impl ApplyStep {
             self,
             Self::Install { .. }
                 | Self::Repository { .. }
+                | Self::Access { .. }
                 | Self::Authority { .. }
                 | Self::Schedule { .. }
                 | Self::Prune { .. }

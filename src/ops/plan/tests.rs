@@ -18,8 +18,8 @@ use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Fence, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
-    Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen, RepositorySeen,
-    Situation, TlsSeen, plan,
+    AccessSeen, Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen,
+    RepositorySeen, Situation, TlsSeen, plan,
 };
 use crate::ops::service::{Manager, UnitSeen};
 use crate::ops::split::{Side, SplitBrain};
@@ -467,6 +467,7 @@ fn kinds(plan: &ClusterPlan) -> Vec<String> {
         .map(|step| match &step.step {
             ApplyStep::Install { host, .. } => format!("install on {host}"),
             ApplyStep::Repository { name, .. } => format!("repository {name}"),
+            ApplyStep::Access { host, name, .. } => format!("access of {host} to {name}"),
             ApplyStep::Authority { herd } => format!("authority of {herd}"),
             ApplyStep::Certificate { node } => format!("certificate {node}"),
             ApplyStep::Archive { node, .. } => format!("archive {node}"),
@@ -794,7 +795,7 @@ fn with_backups(world: &mut World, installed: Installed, repository: RepositoryS
         hash: HASH.to_owned(),
         hosts: BTreeMap::from([(
             "local".to_owned(),
-            ArchiveHost { installed, older: Vec::new(), repository },
+            ArchiveHost { installed, older: Vec::new(), access: AccessSeen::NotNeeded, repository },
         )]),
         primary: RecordSeen::Missing,
     });
@@ -817,7 +818,7 @@ fn archiving(installed: Installed, repository: RepositorySeen) -> World {
     with_backups(&mut world, installed, repository);
     for name in ["a", "b", "c"] {
         world.make(name);
-        let archive = Archive::of(&world.cluster);
+        let archive = Archive::of(&world.cluster, &world.places);
         let profile = Profile { archive, ..claim::read(PROFILE.as_bytes()).unwrap() };
         let own = world.cluster.node(name).unwrap();
         let peers = declared::peers(&world.cluster, own, &world.places.of_node(&world.cluster, own));
@@ -1064,7 +1065,10 @@ fn a_repository_that_is_another_one_on_another_host_is_refused() {
     let with = |repository| {
         let mut world = archiving(ours(), ready());
         let hosts = &mut world.archive.as_mut().unwrap().hosts;
-        hosts.insert("other".to_owned(), ArchiveHost { installed: ours(), older: Vec::new(), repository });
+        hosts.insert(
+            "other".to_owned(),
+            ArchiveHost { installed: ours(), older: Vec::new(), access: AccessSeen::NotNeeded, repository },
+        );
         world
     };
     assert!(with(ready()).plan().unwrap().is_empty());
@@ -1079,6 +1083,7 @@ fn a_repository_that_is_another_one_on_another_host_is_refused() {
     let missing = ArchiveHost {
         installed: ours(),
         older: Vec::new(),
+        access: AccessSeen::NotNeeded,
         repository: RepositorySeen::Missing { directory: true },
     };
     unborn.archive.as_mut().unwrap().hosts.insert("other".to_owned(), missing);

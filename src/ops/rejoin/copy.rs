@@ -70,11 +70,11 @@ async fn from_backup(
     provision::copy_passfile(site, primary.node).await?;
     certificate::equip(site.doors, site.cluster, Holder::Node(site.node)).await?;
     let door = NodeDoor::open(site.doors, &site.node.host).await?;
-    let repo = node::repository(&door, &backups.repository.url).await?;
+    let repo = node::repository(&door, &backups.repository).await?;
     let keys = ClusterKeys::new(&site.cluster.name).system(system_identifier);
     let held = Held::take_to_use(&repo, &keys, Purpose::Restore, vec![label.clone()]).await?;
     let filling = Filling {
-        url: &backups.repository.url,
+        repository: &backups.repository,
         system_identifier,
         label,
         tablespaces: Vec::new(),

@@ -2,7 +2,7 @@
 //!
 //! Reads only.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ use crate::db::queries::ServerFacts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::programs::Programs;
 use crate::host::{Command, Host, HostError, LineSink};
+use crate::ops::binary::Build;
 use crate::ops::observe::{Directory as Seen, Doors, NodeObserved, Running};
 use crate::ops::rejoin::decide::{Directory, Fork, Lineage, Measured, Reached};
 use crate::ops::rejoin::rewind;
+use crate::ops::shelf::Shelf;
 use crate::pg::control_file::{ClusterState, ControlFile};
 use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
@@ -38,9 +40,20 @@ pub(super) struct Place<'a> {
     pub node: &'a Node,
     pub seen: &'a NodeObserved,
     pub programs: &'a Programs,
+    pub build: &'a Build,
 }
 
 impl Place<'_> {
+    /// Opens the way to the archive; `None` where the cluster has none.
+    async fn shelf(&self) -> Result<Option<Shelf<'_>>> {
+        match &self.cluster.backups {
+            Some(backups) => {
+                Ok(Some(Shelf::of(self.doors, &self.node.host, &backups.repository, self.build).await?))
+            }
+            None => Ok(None),
+        }
+    }
+
     fn host(&self) -> &dyn Host {
         self.doors.host(&self.node.host)
     }
@@ -166,7 +179,7 @@ pub(super) async fn measure(own: Place<'_>, primary: &Primary<'_>, wants_clone: 
         None => None,
         Some((from, rewound)) => {
             let keys = ClusterKeys::new(&own.cluster.name).system(system);
-            let archive = Archive { place: own, keys: &keys };
+            let archive = Archive { shelf: own.shelf().await?, keys: &keys };
             missing(&archive, primary, &theirs, &names, size, (from, rewound)).await?
         }
     };
@@ -256,10 +269,9 @@ async fn history(
         Error::failed(format!("{} has no history of timeline {timeline}", place.name()))
             .detail(format!("Looked for {}.", own.display()))
     };
-    let Some(backups) = &place.cluster.backups else { return Err(missing()) };
+    let Some(shelf) = place.shelf().await? else { return Err(missing()) };
     let keys = ClusterKeys::new(&place.cluster.name).system(system);
-    let object = backups.repository.directory().join(keys.wal(file).as_str());
-    let Some(object) = place.host().read(&object).await.map_err(Error::from)? else { return Err(missing()) };
+    let Some(object) = shelf.read(&keys.wal(file)).await? else { return Err(missing()) };
     let name = file.to_string();
     let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: system };
     let text = seal::open(identity, &object)
@@ -324,15 +336,16 @@ fn record_end(line: &str) -> Option<Lsn> {
 
 /// Where WAL is looked for that a server does not have any more.
 struct Archive<'a> {
-    place: Place<'a>,
+    shelf: Option<Shelf<'a>>,
     keys: &'a SystemKeys,
 }
 
 impl Archive<'_> {
     async fn has(&self, segment: SegmentName) -> Result<bool> {
-        let Some(backups) = &self.place.cluster.backups else { return Ok(false) };
-        let object = backups.repository.directory().join(self.keys.wal(WalFile::Segment(segment)).as_str());
-        Ok(self.place.host().stat(Path::new(&object)).await.map_err(Error::from)?.is_some())
+        match &self.shelf {
+            Some(shelf) => Ok(shelf.has(&self.keys.wal(WalFile::Segment(segment))).await?),
+            None => Ok(false),
+        }
     }
 }
 
@@ -393,14 +406,13 @@ pub(super) async fn newer_history(
     primary: &ServerFacts,
     found: &Found,
 ) -> Result<Option<Error>> {
-    let Some(backups) = &own.cluster.backups else { return Ok(None) };
+    let Some(shelf) = own.shelf().await? else { return Ok(None) };
     let keys = ClusterKeys::new(&own.cluster.name).system(primary.system_identifier);
     let leads = primary.timeline.as_u32();
     let last = found.measured.reached.timeline.as_u32().max(leads.saturating_add(1));
     for timeline in (leads.saturating_add(1)..=last).filter_map(TimelineId::new) {
         let file = WalFile::TimelineHistory(timeline);
-        let object = backups.repository.directory().join(keys.wal(file).as_str());
-        if own.host().stat(&object).await.map_err(Error::from)?.is_some() {
+        if shelf.has(&keys.wal(file)).await? {
             let why = format!("the archive has {file}, and the primary is on timeline {leads}");
             return Ok(Some(
                 Error::refused(format!("cannot bring {} back: {why}", own.name()))

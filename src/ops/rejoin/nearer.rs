@@ -82,7 +82,7 @@ async fn find(
     })?;
     let door = NodeDoor::if_installed(doors, &node.host, &context.build).await?;
     let request = NodeRequest::PlanForRestore(Box::new(PlanForRestore {
-        url: backups.repository.url.clone(),
+        repository: door.location(&backups.repository),
         cluster: cluster.name.clone(),
         system_identifier: Some(primary.system_identifier),
         wish: Wish { target: Target::Latest, timeline: None, backup: None },

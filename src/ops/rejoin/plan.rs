@@ -23,6 +23,7 @@ use crate::ops::rejoin::nearer::{self, CloneFrom, Nearer};
 use crate::ops::rejoin::step::RejoinStep;
 use crate::ops::rejoin::world::Input;
 use crate::ops::roles::{self, Lead};
+use crate::ops::shelf::Shelf;
 use crate::ops::succession;
 use crate::repo::layout::ClusterKeys;
 use crate::repo::primary::PrimaryRecord;
@@ -88,7 +89,7 @@ pub async fn plan(
     let doors = Doors::look(cluster, context.places.clone(), &context.gate).map_err(one)?;
     let mut obstacles = Vec::new();
     let observed = observe::observe(&doors, cluster, Depth::Servers).await;
-    let leads = leads(&doors, cluster, &observed, node, wish).await.map_err(one)?;
+    let leads = leads(context, &doors, cluster, &observed, node, wish).await.map_err(one)?;
     let (above, primary) = leads;
     obstacles.extend(of_node(cluster, &observed, node, primary));
     let left_out = left_out(&doors, cluster, &observed, [node, above]).await;
@@ -140,9 +141,16 @@ pub async fn plan(
     let source = promotion::source(&conn).await.map_err(|error| vec![Error::from(error)])?;
     let programs = doors.programs(cluster, &node.host).await.map_err(one)?;
     let theirs = doors.programs(cluster, &above.host).await.map_err(one)?;
-    let own = Place { doors: &doors, cluster, node, seen, programs };
+    let own = Place { doors: &doors, cluster, node, seen, programs, build: &context.build };
     let above_seen = observed.node(&above.name).expect("every node is observed");
-    let above_place = Place { doors: &doors, cluster, node: above, seen: above_seen, programs: theirs };
+    let above_place = Place {
+        doors: &doors,
+        cluster,
+        node: above,
+        seen: above_seen,
+        programs: theirs,
+        build: &context.build,
+    };
     let leader = Primary { place: above_place, running: primary, source: &source };
     let found = look::measure(own, &leader, wish.clone).await.map_err(one)?;
     let decision = decide::decide(&found.measured);
@@ -266,6 +274,7 @@ fn named<'c>(cluster: &'c Cluster, name: &str) -> Result<&'c Node> {
 /// Finds the primary that the node is to follow: the only one there is, or, where the node is a second one, the other one if what is known says
 /// that it is the one that counts.
 async fn leads<'a>(
+    context: &Context,
     doors: &Doors,
     cluster: &'a Cluster,
     observed: &'a ClusterObserved,
@@ -281,7 +290,7 @@ async fn leads<'a>(
                 .hint("See what each node says: pgherd status"));
         }
         Lead::Primary(name) => name,
-        Lead::Split(names) => of_two(doors, cluster, observed, node, &names, wish).await?,
+        Lead::Split(names) => of_two(context, doors, cluster, observed, node, &names, wish).await?,
         Lead::StoppedPrimary(name) => {
             return Err(Error::refused(format!("{what}: the primary {name} is stopped"))
                 .detail("There is nobody to follow. Nothing was changed.")
@@ -314,6 +323,7 @@ async fn leads<'a>(
 /// Two nodes accept writes, and one of them is to come back as a standby: the other one must be known to be the primary, by the record in the
 /// repository or by the operator's word, and by nothing else. A higher timeline alone does not tell (facts of pg_auto_failover#1161).
 async fn of_two(
+    context: &Context,
     doors: &Doors,
     cluster: &Cluster,
     observed: &ClusterObserved,
@@ -334,7 +344,7 @@ async fn of_two(
     let [other] = others.as_slice() else {
         return Err(refused("Bring the others back first.").hint("See them: pgherd status"));
     };
-    let recorded = record(doors, cluster).await?;
+    let recorded = record(context, doors, cluster).await?;
     let timeline = |name: &str| observed.node(name).and_then(roles::timeline);
     match (recorded, &wish.primary) {
         (Some(record), _) if record.node == node.name => Err(refused(&format!(
@@ -358,14 +368,17 @@ async fn of_two(
 }
 
 /// Reads who is the primary, by the repository; what cannot be read says nothing.
-async fn record(doors: &Doors, cluster: &Cluster) -> Result<Option<PrimaryRecord>> {
+async fn record(context: &Context, doors: &Doors, cluster: &Cluster) -> Result<Option<PrimaryRecord>> {
     let Some(backups) = &cluster.backups else { return Ok(None) };
-    let file = backups.repository.directory().join(ClusterKeys::new(&cluster.name).primary().as_str());
+    let key = ClusterKeys::new(&cluster.name).primary();
     for node in &cluster.nodes {
-        if let Ok(Some(bytes)) = doors.host(&node.host).read(&file).await {
+        let Ok(shelf) = Shelf::of(doors, &node.host, &backups.repository, &context.build).await else {
+            continue;
+        };
+        if let Ok(Some(bytes)) = shelf.read(&key).await {
             return seal::read_document(&bytes).map(Some).map_err(|error| {
-                Error::failed(format!("cannot read the record of who is primary: {}", file.display()))
-                    .source(error)
+                let shown = shelf.shown(&key);
+                Error::failed(format!("cannot read the record of who is primary: {shown}")).source(error)
             });
         }
     }

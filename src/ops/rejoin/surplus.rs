@@ -13,9 +13,11 @@ use crate::ops::provision::{self, Site};
 use crate::ops::rejoin::decide::{Decision, Fork, Way};
 use crate::ops::rejoin::evidence::Evidence;
 use crate::ops::rejoin::world::World;
+use crate::ops::shelf::Shelf;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
+use crate::repo::layout::ClusterKeys;
 
 /// How long one file may take into the repository, or aside.
 const FILE: Duration = Duration::from_secs(300);
@@ -56,7 +58,7 @@ pub(super) async fn save(
     let (mut stored, mut known, mut why) = (Vec::new(), Vec::new(), None);
     if site.cluster.backups.is_some() {
         for name in waiting.iter().filter(|name| may(name)) {
-            match push(&site, &wal, name).await? {
+            match push(world, &site, &wal, name).await? {
                 Ok(true) => stored.push((*name).to_owned()),
                 Ok(false) => known.push((*name).to_owned()),
                 Err(told) => why = Some(format!("{name}: {told}")),
@@ -115,20 +117,22 @@ fn is_of_it(name: &str, fork: Option<Fork>, ended: Option<(TimelineId, Lsn)>, si
 }
 
 /// Pushes a file; tells whether it was stored now, or why it could not be.
-async fn push(site: &Site<'_>, wal: &Path, name: &str) -> Result<std::result::Result<bool, String>> {
+async fn push(
+    world: &World,
+    site: &Site<'_>,
+    wal: &Path,
+    name: &str,
+) -> Result<std::result::Result<bool, String>> {
     let places = site.places();
-    let archived = site.cluster.backups.as_ref().map(|backups| backups.repository.directory().to_owned());
-    let object = match (name.parse::<WalFile>(), archived, provision::control_file(site).await) {
-        (Ok(file), Some(directory), Ok(control)) => {
-            let keys =
-                crate::repo::layout::ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
-            Some(directory.join(keys.wal(file).as_str()))
+    let before = match (name.parse(), &site.cluster.backups, provision::control_file(site).await) {
+        (Ok(file), Some(backups), Ok(control)) => {
+            let keys = ClusterKeys::new(&site.cluster.name).system(control.system_identifier);
+            let shelf =
+                Shelf::of(site.doors, &site.node.host, &backups.repository, &world.succession.apply.build)
+                    .await?;
+            shelf.has(&keys.wal(file)).await?
         }
-        _ => None,
-    };
-    let before = match &object {
-        Some(object) => site.host().stat(object).await.map_err(Error::from)?.is_some(),
-        None => false,
+        _ => false,
     };
     let push = Command::new(&places.program)
         .args(["wal", "push", "--profile"])

@@ -36,7 +36,7 @@ const UNFINISHED_CONTROL: &str = "global/pg_control.pgherd-restore";
 /// # Errors
 /// As [`copy`].
 pub fn run(request: &CopyForRestore, reporter: &Reporter) -> Result<Restored> {
-    let repo = repo::open(&request.url)?;
+    let repo = repo::open(&request.repository)?;
     let told = |done: u64, total: u64| {
         reporter.progress(Progress { done: ByteCount(done), total: ByteCount(total), stored: ByteCount(0) });
     };

@@ -10,6 +10,7 @@ use crate::ops::provision::Site;
 use crate::pg::system::SystemIdentifier;
 use crate::repo::layout::Label;
 use crate::topology::declared::{self, NodeWish};
+use crate::topology::model::Repository;
 
 /// Settings that a node keeps from the backup although a scratch copy does not: they lead to files of the user's own.
 const KEPT: [&str; 3] = ["config_file", "hba_file", "ident_file"];
@@ -18,7 +19,7 @@ const KEPT: [&str; 3] = ["config_file", "hba_file", "ident_file"];
 #[derive(Debug)]
 pub struct Filling<'a> {
     /// Of the repository.
-    pub url: &'a str,
+    pub repository: &'a Repository,
     pub system_identifier: SystemIdentifier,
     pub label: &'a Label,
     /// Where each tablespace goes, by OID.
@@ -41,7 +42,7 @@ pub async fn fill(
     let settings = declared::node_settings(site.cluster, site.node, wish, &site.places());
     let neutral = OLD_PLACE.iter().filter(|name| !KEPT.contains(name)).map(|name| (*name).to_owned());
     let request = NodeRequest::CopyForRestore(Box::new(CopyForRestore {
-        url: filling.url.to_owned(),
+        repository: door.location(filling.repository),
         cluster: site.cluster.name.clone(),
         system_identifier: filling.system_identifier,
         label: filling.label.clone(),

@@ -75,7 +75,7 @@ pub async fn prepare(context: &Context, cluster: &Cluster, host: &str, wish: &Wi
     let primary = see_primary(&look, cluster, &observed).await?;
     let doors = Doors::open(cluster, context.places.clone(), &context.gate)?;
     let door = NodeDoor::open(&doors, host).await?;
-    let repo = node::repository(&door, &backups.repository.url).await?;
+    let repo = node::repository(&door, &backups.repository).await?;
     let mut notes = Vec::new();
     let (system, timeline) = match &primary {
         Some(seen) => (Some(seen.system_identifier), Some(seen.timeline)),
@@ -93,7 +93,7 @@ pub async fn prepare(context: &Context, cluster: &Cluster, host: &str, wish: &Wi
         },
     };
     let request = NodeRequest::PlanForRestore(Box::new(PlanForRestore {
-        url: backups.repository.url.clone(),
+        repository: door.location(&backups.repository),
         cluster: cluster.name.clone(),
         system_identifier: system,
         wish: wish.clone(),
@@ -105,7 +105,9 @@ pub async fn prepare(context: &Context, cluster: &Cluster, host: &str, wish: &Wi
         (Err(error), Some(seen)) if error.kind() == ErrorKind::Refused => {
             let node = cluster.node(&seen.node).expect("see_primary names nodes of the cluster");
             let system = seen.system_identifier;
-            match present::finish_segment(&doors, cluster, node, system, &backups.repository).await {
+            match present::finish_segment(&doors, cluster, node, system, &backups.repository, &context.build)
+                .await
+            {
                 Ok(()) => look().await?,
                 Err(unfinished) => {
                     tracing::warn!(error = %unfinished, "could not have the primary finish its WAL segment");

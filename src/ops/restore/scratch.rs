@@ -602,7 +602,10 @@ impl<'a> Copy<'a> {
             port: self.request.port,
             slot: self.cluster.slot_name(NAME),
             memory: self.memory(),
-            archive: Archive::of(&self.cluster),
+            archive: Archive::of(
+                &self.cluster,
+                self.begun.prepared.doors.places(&self.cluster.preferred().host),
+            ),
             adopted: None,
             // A copy belongs to no cluster.
             peers: Vec::new(),
@@ -695,7 +698,7 @@ impl<'a> Copy<'a> {
         let mut neutral: Vec<String> = OLD_PLACE.iter().map(|name| (*name).to_owned()).collect();
         neutral.extend(settings.iter().map(|(name, _)| name.clone()));
         let request = NodeRequest::CopyForRestore(Box::new(CopyForRestore {
-            url: prepared.repository.url.clone(),
+            repository: prepared.doors.location(&self.cluster.preferred().host, &prepared.repository),
             cluster: self.cluster.name.clone(),
             system_identifier: prepared.survey.system_identifier,
             label: prepared.survey.choice.backup.clone(),

@@ -64,7 +64,7 @@ impl<'a> Source<'a> {
         let chunk = &self.contents.chunks[number];
         let key = self.object(chunk);
         let length = u64::from(chunk.stored);
-        let frame = repo::now(self.repo.read_range(&key, chunk.offset, length))?;
+        let frame = repo::wait(self.repo.read_range(&key, chunk.offset, length))?;
         let frame = frame.ok_or_else(|| self.damaged_chunk(number, "it is missing"))?;
         if frame.len() as u64 != length {
             return Err(self.damaged_chunk(number, "it ends too early"));
@@ -183,7 +183,7 @@ pub(super) fn oid_of(path: &str) -> Option<u32> {
 /// `NotFound` if there is no such backup; when it is damaged or another one's.
 pub(super) fn manifest(repo: &dyn Repo, keys: &SystemKeys, label: &Label) -> Result<Manifest> {
     let key = keys.backup(label).manifest();
-    let bytes = repo::now(repo.read(&key))?.ok_or_else(|| {
+    let bytes = repo::wait(repo.read(&key))?.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("there is no backup {label} of {}", keys.cluster()))
             .hint("See those that there are: pgherd backup list")
     })?;
@@ -205,7 +205,7 @@ pub(super) fn manifest(repo: &dyn Repo, keys: &SystemKeys, label: &Label) -> Res
 fn contents(repo: &dyn Repo, backup: &BackupKeys, manifest: &Manifest) -> Result<Contents> {
     let (label, key) = (&manifest.label, backup.files());
     let wrong = |why: &str| damaged(label, &key, why);
-    let bytes = repo::now(repo.read(&key))?.ok_or_else(|| wrong("it is missing"))?;
+    let bytes = repo::wait(repo.read(&key))?.ok_or_else(|| wrong("it is missing"))?;
     if bytes.len() as u64 != manifest.files_stored.0 || Blake3::of(&bytes) != manifest.files_blake3 {
         return Err(wrong("it is not the one that the manifest names"));
     }

@@ -301,7 +301,7 @@ impl Job<'_> {
         let wish = NodeWish { upstream: Some(self.above.node), synchronous: names, memory: self.memory() };
         let survey = &self.prepared.survey;
         let filling = Filling {
-            url: &self.prepared.repository.url,
+            repository: &self.prepared.repository,
             system_identifier: survey.system_identifier,
             label: &survey.choice.backup,
             tablespaces: self.moved.iter().map(|moved| (moved.oid, moved.to.clone())).collect(),

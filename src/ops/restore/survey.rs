@@ -57,9 +57,9 @@ pub struct Beyond {
 /// # Errors
 /// `NotFound` if it has nothing of the cluster; `Refused` if no backup reaches the target, and why; when it cannot be read.
 pub fn survey(request: &PlanForRestore) -> Result<Survey> {
-    let repo = repo::open(&request.url)?;
+    let repo = repo::open(&request.repository)?;
     let cluster = ClusterKeys::new(&request.cluster);
-    let backups = repo::now(Box::pin(catalog::backups(&*repo, &cluster)))?;
+    let backups = repo::wait(Box::pin(catalog::backups(&*repo, &cluster)))?;
     let system = system(&backups, request)?;
     let keys = cluster.system(system);
     let (mut whole, mut notes) = (Vec::new(), Vec::new());
@@ -82,7 +82,7 @@ pub fn survey(request: &PlanForRestore) -> Result<Survey> {
     }
     let newest = whole.last().ok_or_else(|| nothing_of(&request.cluster, Some(system)))?;
     let segment_size = newest.wal_segment_size;
-    let archive = repo::now(Box::pin(WalArchive::look(&*repo, &keys)))?;
+    let archive = repo::wait(Box::pin(WalArchive::look(&*repo, &keys)))?;
     let timelines = timelines(&*repo, &keys, &archive)?;
     let known = Known { backups: whole, segment_size, timelines, primary: request.primary };
     let mut reader = Reader { repo: &*repo, keys: &keys, known: &known, kept: VecDeque::new() };
@@ -140,7 +140,7 @@ fn timelines(
     let mut timelines = BTreeMap::new();
     for (id, found) in &archive.timelines {
         let history =
-            if found.history { repo::now(Box::pin(archive::history(repo, keys, *id)))? } else { None };
+            if found.history { repo::wait(Box::pin(archive::history(repo, keys, *id)))? } else { None };
         timelines.insert(*id, Archived { history, spans: found.spans.clone() });
     }
     Ok(timelines)
@@ -153,7 +153,7 @@ fn stored(repo: &dyn Repo, keys: &SystemKeys, spans: &[Span], size: WalSegmentSi
     let mut bytes = 0;
     for folder in folders {
         let Ok(folder) = keys.wal_folder().join(&folder) else { continue };
-        for listed in repo::now(repo.list(Some(&folder)))?.objects {
+        for listed in repo::wait(repo.list(Some(&folder)))?.objects {
             let name = listed.key.name().strip_suffix(".zst").and_then(|name| name.parse().ok());
             if name.is_some_and(|name| wanted.contains(&name)) {
                 bytes += listed.size.0;
@@ -204,7 +204,7 @@ impl Reader<'_> {
             return Ok(kept.clone());
         }
         let size = self.known.segment_size;
-        let marks = repo::now(Box::pin(archive::marks(self.repo, self.keys, name, size)))?;
+        let marks = repo::wait(Box::pin(archive::marks(self.repo, self.keys, name, size)))?;
         if self.kept.len() == KEPT {
             self.kept.pop_front();
         }

@@ -8,7 +8,7 @@ use crate::ops::context::Context;
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::ops::schedule::record::Record;
-use crate::repo::{Key, SharedRepo, layout};
+use crate::repo::{Key, SharedRepo};
 use crate::topology::jobs::Job;
 use crate::topology::model::{Cluster, Herd};
 
@@ -125,7 +125,7 @@ async fn through(context: &Context, cluster: &Cluster, host: &str, purpose: Purp
         Purpose::Take => Doors::open(cluster, context.places.clone(), &context.gate)?,
         Purpose::Look => Doors::look(cluster, context.places.clone(), &context.gate)?,
     };
-    let about = repository.directory().join(layout::REPOSITORY);
+    let about = doors.places(host).telltale(repository);
     if doors.host(host).stat(&about).await?.is_none() {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no {}", about.display())));
     }
@@ -133,7 +133,7 @@ async fn through(context: &Context, cluster: &Cluster, host: &str, purpose: Purp
         Purpose::Take => NodeDoor::with(&doors, host, &context.build).await?,
         Purpose::Look => NodeDoor::if_installed(&doors, host, &context.build).await?,
     };
-    node::repository(&door, &repository.url).await
+    node::repository(&door, repository).await
 }
 
 #[cfg(test)]

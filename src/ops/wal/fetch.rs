@@ -14,7 +14,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
 use crate::repo::seal::{self, Identity, Kind};
-use crate::repo::{Key, Level, RepoError, RepoErrorKind, now};
+use crate::repo::{Key, Level, RepoError, RepoErrorKind, wait};
 use crate::units::ByteCount;
 
 use super::{Archive, data_directory};
@@ -66,7 +66,7 @@ pub fn fetch(profile: &Path, name: &str, target: &Path) -> Result<Fetched> {
     let archive = super::open(profile)?;
     let key = archive.keys.wal(file);
     let lines = Lines::read(&archive, file, target)?;
-    let object = match now(archive.repo.read(&key))? {
+    let object = match wait(archive.repo.read(&key))? {
         Some(object) => object,
         None => match absent(&archive, file, &lines)? {
             Absence::Proven => return Ok(Fetched::Absent { file }),
@@ -213,7 +213,7 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
         WalFile::Partial(_) | WalFile::BackupHistory(..) => None,
     };
     // Segments are stored in order, so that one which is found behind this one may have come after this one was looked for.
-    if let Some(object) = now(archive.repo.read(&archive.keys.wal(file)))? {
+    if let Some(object) = wait(archive.repo.read(&archive.keys.wal(file)))? {
         return Ok(Absence::Arrived(object));
     }
     match needed {
@@ -233,11 +233,11 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
 fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<SegmentName>> {
     let wal = archive.keys.wal_folder();
     let timeline = format!("{:08X}", name.timeline().as_u32());
-    let mut folders = now(archive.repo.list(Some(&wal)))?.folders;
+    let mut folders = wait(archive.repo.list(Some(&wal)))?.folders;
     folders.retain(|folder| folder.starts_with(&timeline) && *folder >= name.folder());
     for folder in folders {
         let Ok(folder) = wal.join(&folder) else { continue };
-        let level = now(archive.repo.list(Some(&folder)))?;
+        let level = wait(archive.repo.list(Some(&folder)))?;
         let segment = files(&level).find_map(|file| match file {
             WalFile::Segment(found) if found >= name => Some(found),
             WalFile::Segment(_)
@@ -260,7 +260,7 @@ fn files(level: &Level) -> impl Iterator<Item = WalFile> {
 /// timeline. If neither is there, what was committed in it would be lost without a word.
 fn partial(archive: &Archive, name: SegmentName) -> Result<Option<String>> {
     let key = archive.keys.wal(WalFile::Partial(name));
-    let there = now(archive.repo.read_range(&key, 0, 1))?.is_some();
+    let there = wait(archive.repo.read_range(&key, 0, 1))?.is_some();
     Ok(there.then(|| {
         format!(
             "Of this segment there is {name}.partial, and what the next timeline made of it is not archived; \"zstd -dc\" of {key}, put into \
@@ -286,13 +286,13 @@ fn needed_by(archive: &Archive, name: SegmentName, lines: &Lines) -> Result<Opti
 /// Reads the size of segments in the header of one that is stored.
 fn segment_size(archive: &Archive) -> Result<Option<WalSegmentSize>> {
     let wal = archive.keys.wal_folder();
-    for folder in now(archive.repo.list(Some(&wal)))?.folders {
+    for folder in wait(archive.repo.list(Some(&wal)))?.folders {
         let Ok(folder) = wal.join(&folder) else { continue };
-        let level = now(archive.repo.list(Some(&folder)))?;
+        let level = wait(archive.repo.list(Some(&folder)))?;
         let segment = files(&level).find(|file| matches!(file, WalFile::Segment(_)));
         let Some(segment) = segment else { continue };
         let key = archive.keys.wal(segment);
-        let Some(begin) = now(archive.repo.read_range(&key, 0, seal::HEADER_MOST))? else { continue };
+        let Some(begin) = wait(archive.repo.read_range(&key, 0, seal::HEADER_MOST))? else { continue };
         let (header, _) = seal::header(&begin).map_err(|error| damaged(archive, &key, error.to_string()))?;
         return Ok(WalSegmentSize::new(header.size).ok());
     }
@@ -302,7 +302,7 @@ fn segment_size(archive: &Archive) -> Result<Option<WalSegmentSize>> {
 /// Finds WAL of `timeline` or of a later one: then its history was once there. Recovery looks for histories one number after the other,
 /// and stops at the first that it does not get (`findNewestTimeLine` in `timeline.c`).
 fn later_timeline(archive: &Archive, timeline: TimelineId) -> Result<Option<String>> {
-    let level = now(archive.repo.list(Some(&archive.keys.wal_folder())))?;
+    let level = wait(archive.repo.list(Some(&archive.keys.wal_folder())))?;
     let of_folders = level
         .folders
         .iter()

@@ -100,7 +100,7 @@ pub struct Window {
 /// # Errors
 /// When the repository is not there or cannot be read.
 pub async fn list(door: &NodeDoor, repository: &Repository, cluster: &str) -> Result<WalList> {
-    let request = ListWal { url: repository.url.clone(), cluster: cluster.to_owned() };
+    let request = ListWal { repository: door.location(repository), cluster: cluster.to_owned() };
     if host::is_own(door.host()) {
         return run(&request);
     }
@@ -112,8 +112,8 @@ pub async fn list(door: &NodeDoor, repository: &Repository, cluster: &str) -> Re
 /// # Errors
 /// As [`list`].
 pub fn run(request: &ListWal) -> Result<WalList> {
-    let repo = repo::open(&request.url)?;
-    repo::now(Box::pin(look(&*repo, &request.cluster)))
+    let repo = repo::open(&request.repository)?;
+    repo::wait(Box::pin(look(&*repo, &request.cluster)))
 }
 
 async fn look(repo: &dyn Repo, cluster: &str) -> Result<WalList> {
@@ -339,7 +339,7 @@ mod tests {
         fn store(&self, name: &str, content: &[u8]) {
             let identity = Identity { kind: Kind::Wal, name, system_identifier: self.keys.system() };
             let object = seal::seal(identity, content, 1).unwrap();
-            repo::now(self.repo.store(&self.keys.wal(name.parse().unwrap()), &object)).unwrap();
+            repo::wait(self.repo.store(&self.keys.wal(name.parse().unwrap()), &object)).unwrap();
         }
 
         /// Stores a backup of these segments, which ended at this minute.
@@ -353,11 +353,11 @@ mod tests {
             manifest.stop_lsn = Lsn::new(last * MIB + 400);
             manifest.wal_segment_size = WalSegmentSize::new(MIB).unwrap();
             let key = self.keys.backup(&manifest.label).manifest();
-            repo::now(self.repo.store(&key, &seal::write_document(&manifest))).unwrap();
+            repo::wait(self.repo.store(&key, &seal::write_document(&manifest))).unwrap();
         }
 
         fn list(&self) -> SystemWal {
-            let mut list = repo::now(Box::pin(look(&self.repo, "inventory"))).unwrap();
+            let mut list = repo::wait(Box::pin(look(&self.repo, "inventory"))).unwrap();
             assert_eq!(list.systems.len(), 1);
             list.systems.remove(0)
         }
@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn a_cluster_without_wal_is_not_found() {
         let place = Place::new(&[]);
-        let error = repo::now(Box::pin(look(&place.repo, "inventory"))).unwrap_err();
+        let error = repo::wait(Box::pin(look(&place.repo, "inventory"))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
     }
 }

@@ -16,7 +16,7 @@ pub use push::{Pushed, push};
 
 use crate::error::{Error, Result};
 use crate::repo::layout::{ClusterKeys, SystemKeys};
-use crate::repo::{self, SharedRepo};
+use crate::repo::{self, Location, SharedRepo};
 use crate::topology::claim::{self, Profile};
 
 /// `level` of zstd: what it costs more than 1 it saves in the repository for as long as the segment is kept.
@@ -44,9 +44,14 @@ fn open(file: &Path) -> Result<Archive> {
             .detail(format!("Its profile {} names no repository.", file.display()))
             .hint("Declare \"backups\" for the cluster in the topology, then run \"pgherd apply\"."));
     };
-    let repo = repo::open(&archive.url)?;
+    let repo = repo::open(&location(archive))?;
     let keys = ClusterKeys::new(&profile.cluster).system(profile.system_identifier);
     Ok(Archive { profile, repo, keys })
+}
+
+/// Returns where a node's archive is.
+pub fn location(archive: &claim::Archive) -> Location {
+    Location { url: archive.url.clone(), access: archive.access.clone() }
 }
 
 /// Returns the data directory that the command is run for: the server runs its commands in its own, which for a copy that was
@@ -82,7 +87,7 @@ pub(super) mod testing {
             fs::create_dir_all(data.join("pg_wal")).unwrap();
             fs::write(data.join(CONTROL_FILE), SYSTEM.to_le_bytes()).unwrap();
             let url = format!("file://{}", directory.path().join("repository").display());
-            repo::create(&url).unwrap();
+            repo::create(&Location::plain(url.as_str())).unwrap();
             let golden = include_bytes!("../../topology/testdata/profile-1.json");
             let mut profile: Profile = claim::read(golden).unwrap();
             profile.data_directory = data;

@@ -10,7 +10,7 @@ use crate::pg::history::TimelineHistory;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::pg::wal_header::{SegmentHeader, SegmentHeaderError};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{Key, Put, RepoError, RepoErrorKind, now};
+use crate::repo::{Key, Put, RepoError, RepoErrorKind, wait};
 use crate::units::ByteCount;
 
 use super::{Archive, CONTROL_FILE, LEVEL, data_directory};
@@ -52,17 +52,17 @@ pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
     let identity =
         Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
     let ours = Ours { archive: &archive, file, key: &key, identity, content: &content };
-    if let Some(object) = now(archive.repo.read(&key))? {
+    if let Some(object) = wait(archive.repo.read(&key))? {
         return ours.compare(&object);
     }
     let object = ours.seal()?;
-    match now(archive.repo.create(&key, &object))? {
+    match wait(archive.repo.create(&key, &object))? {
         Put::Stored => Ok(Pushed::Stored {
             file,
             size: ByteCount(content.len() as u64),
             stored: ByteCount(object.len() as u64),
         }),
-        Put::Refused => match now(archive.repo.read(&key))? {
+        Put::Refused => match wait(archive.repo.read(&key))? {
             Some(object) => ours.compare(&object),
             None => {
                 Err(Error::failed(format!("could not store {key} in the repository {}", archive.repo.url()))
@@ -145,7 +145,7 @@ impl Ours<'_> {
     }
 
     fn mend(&self, damage: String) -> Result<Pushed> {
-        now(self.archive.repo.store(self.key, &self.seal()?))?;
+        wait(self.archive.repo.store(self.key, &self.seal()?))?;
         Ok(Pushed::Mended { file: self.file, damage })
     }
 

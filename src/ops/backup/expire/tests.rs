@@ -13,7 +13,7 @@ use crate::topology::partitions::Keep;
 fn request(trial: &Trial, agreed: Option<Vec<Label>>) -> ExpireBackups {
     let agreed = agreed.map(|backups| Agreed { backups, exports: Vec::new() });
     ExpireBackups {
-        url: trial.url(),
+        repository: trial.location(),
         cluster: CLUSTER.to_owned(),
         window: None,
         keep_full: Some(1),
@@ -38,7 +38,7 @@ fn four_days() -> (Trial, Vec<Label>) {
 
 async fn is_sound(trial: &Trial) -> Vec<Label> {
     let request = VerifyBackups {
-        url: trial.url(),
+        repository: trial.location(),
         cluster: CLUSTER.to_owned(),
         labels: Vec::new(),
         depth: VerifyDepth::Full,

@@ -172,7 +172,7 @@ enum Document<T> {
 }
 
 fn document<T: Serialize + serde::de::DeserializeOwned>(work: &Work<'_>, key: &Key) -> Document<T> {
-    match repo::now(work.repo.read(key)) {
+    match repo::wait(work.repo.read(key)) {
         Ok(None) => Document::Gone,
         Err(error) => Document::Bad(Problem::unreadable(key.clone(), &error)),
         Ok(Some(bytes)) => match seal::read_document(&bytes) {
@@ -196,7 +196,7 @@ fn read(work: &Work<'_>, item: &Item) -> Option<Problem> {
     let (kind, why) = wrong.err()?;
     // What has expired meanwhile is not missing.
     let is_gone =
-        kind == ProblemKind::Missing && matches!(repo::now(work.repo.read(&item.manifest)), Ok(None));
+        kind == ProblemKind::Missing && matches!(repo::wait(work.repo.read(&item.manifest)), Ok(None));
     (!is_gone).then(|| Problem::new(kind, item.object.clone(), why))
 }
 
@@ -211,7 +211,7 @@ fn bytes(work: &Work<'_>, item: &Item, expected: Blake3) -> Result<(), Wrong> {
     let mut hash = blake3::Hasher::new();
     let mut at = 0;
     while at < item.verified.stored.0 && !work.is_stopped() {
-        let piece = repo::now(work.repo.read_range(&item.object, at, PIECE));
+        let piece = repo::wait(work.repo.read_range(&item.object, at, PIECE));
         let piece = piece.map_err(|error| (ProblemKind::Unreadable, error.why))?.ok_or_else(is_not_there)?;
         if piece.is_empty() {
             return Err((ProblemKind::Damaged, format!("it ends after {at} bytes")));

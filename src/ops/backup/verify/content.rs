@@ -65,7 +65,7 @@ fn list(
 ) -> Result<Contents, Problem> {
     let key = of.keys.backup(label).files();
     let damaged = |why: String| Problem::new(ProblemKind::Damaged, key.clone(), why);
-    let object = match repo::now(work.repo.read(&key)) {
+    let object = match repo::wait(work.repo.read(&key)) {
         Ok(Some(object)) => object,
         Ok(None) => {
             return Err(Problem::new(ProblemKind::Missing, key, "the backup cannot be read without it"));
@@ -277,7 +277,7 @@ impl Looked<'_> {
 
     fn chunk(&self, key: &Key, chunk: &Chunk) -> Result<Vec<u8>, (ProblemKind, String)> {
         let at = format!("at byte {}", chunk.offset);
-        let stored = match repo::now(self.work.repo.read_range(key, chunk.offset, u64::from(chunk.stored))) {
+        let stored = match repo::wait(self.work.repo.read_range(key, chunk.offset, u64::from(chunk.stored))) {
             Ok(Some(stored)) => stored,
             Ok(None) => return Err((ProblemKind::Missing, "it is not there".to_owned())),
             Err(error) => return Err((ProblemKind::Unreadable, error.why)),
@@ -312,7 +312,7 @@ impl Looked<'_> {
             return None;
         }
         let key = self.keys.data(task.object);
-        match repo::now(self.work.repo.read(&key)) {
+        match repo::wait(self.work.repo.read(&key)) {
             Ok(Some(object)) if Blake3::of(&object) == listed.blake3 => None,
             Ok(Some(_)) => {
                 Some(Problem::new(ProblemKind::Damaged, key, "it does not have the hash that the list says"))

@@ -152,7 +152,7 @@ impl ProblemKind {
 /// [`ErrorKind::NotFound`] when there is no backup, or none of a label; [`ErrorKind::Locked`] while one is being removed;
 /// [`ErrorKind::Interrupted`] when nobody listens any more; otherwise as the repository fails as a whole.
 pub async fn run(request: &VerifyBackups, reporter: &Reporter) -> Result<Verified> {
-    run_in(repo::open(&request.url)?, request, reporter).await
+    run_in(repo::open(&request.repository)?, request, reporter).await
 }
 
 async fn run_in(repo: SharedRepo, request: &VerifyBackups, reporter: &Reporter) -> Result<Verified> {
@@ -264,7 +264,7 @@ impl<'a> Work<'a> {
     fn empty(&self) -> Verified {
         Verified {
             cluster: self.request.cluster.clone(),
-            url: self.request.url.clone(),
+            url: self.request.repository.url.clone(),
             depth: self.request.depth,
             seed: self.request.seed,
             verdict: Verdict::Sound,
@@ -285,7 +285,7 @@ impl<'a> Work<'a> {
         let leases = holdings.systems.iter().flat_map(|of| &of.leases).map(|listed| listed.key.clone());
         for key in [layout::repository()].into_iter().chain(holdings.documents.iter().cloned()).chain(leases)
         {
-            match repo::now(self.repo.read(&key)) {
+            match repo::wait(self.repo.read(&key)) {
                 // Locks and leases come and go.
                 Ok(None) => {}
                 Ok(Some(bytes)) => {
@@ -441,7 +441,7 @@ impl<'a> Work<'a> {
     /// Opens one WAL file and checks all of it.
     fn wal_file(&self, keys: &SystemKeys, file: WalFile, major: Option<u32>) -> Option<Problem> {
         let key = keys.wal(file);
-        let object = match repo::now(self.repo.read(&key)) {
+        let object = match repo::wait(self.repo.read(&key)) {
             Ok(Some(object)) => object,
             Ok(None) => return Some(Problem::new(ProblemKind::Missing, key, "it was there a moment ago")),
             Err(error) => return Some(Problem::unreadable(key, &error)),

@@ -11,7 +11,7 @@ use crate::repo::layout::ClusterKeys;
 
 fn request(trial: &Trial, depth: VerifyDepth) -> VerifyBackups {
     VerifyBackups {
-        url: trial.url(),
+        repository: trial.location(),
         cluster: CLUSTER.to_owned(),
         labels: Vec::new(),
         depth,

@@ -12,7 +12,7 @@ use crate::repo::dir::DirRepo;
 use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::manifest::{Chunk, Contents, DataObject, Dir, Link, Manifest, Part, Tablespace};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{Key, now};
+use crate::repo::{Key, wait};
 
 const LABEL: &str = "20261121T100203Z-full";
 
@@ -115,7 +115,7 @@ impl Stage {
             .objects
             .push(DataObject { size: ByteCount(object.len() as u64), blake3: Blake3::of(object) });
         let number = u32::try_from(self.contents.objects.len()).unwrap();
-        now(self.repo.store(&keys().data(number), object)).unwrap();
+        wait(self.repo.store(&keys().data(number), object)).unwrap();
         object.clear();
     }
 
@@ -123,7 +123,7 @@ impl Stage {
     fn commit(&self) {
         let identity = Identity { kind: Kind::Files, name: LABEL, system_identifier: system() };
         let list = seal::seal(identity, &self.contents.write(), 3).unwrap();
-        now(self.repo.store(&keys().files(), &list)).unwrap();
+        wait(self.repo.store(&keys().files(), &list)).unwrap();
         let golden = include_str!("../../../../tests/golden/manifest-v1.json");
         let mut manifest: Manifest = seal::read_document(golden.as_bytes()).unwrap();
         manifest.label = LABEL.parse().unwrap();
@@ -139,7 +139,7 @@ impl Stage {
             .collect();
         manifest.files_blake3 = Blake3::of(&list);
         manifest.files_stored = ByteCount(list.len() as u64);
-        now(self.repo.store(&keys().manifest(), &seal::write_document(&manifest))).unwrap();
+        wait(self.repo.store(&keys().manifest(), &seal::write_document(&manifest))).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -148,7 +148,7 @@ impl Stage {
 
     fn job(&self) -> CopyForRestore {
         CopyForRestore {
-            url: String::new(),
+            repository: crate::repo::Location::plain(""),
             cluster: "inventory".to_owned(),
             system_identifier: system(),
             label: LABEL.parse().unwrap(),
@@ -288,12 +288,12 @@ fn every_damaged_chunk_is_refused_with_the_files_in_it() {
     for number in 0..stage.contents.chunks.len() {
         let chunk = stage.contents.chunks[number].clone();
         let key = keys().data(chunk.object);
-        let good = now(stage.repo.read(&key)).unwrap().unwrap();
+        let good = wait(stage.repo.read(&key)).unwrap().unwrap();
         let mut bad = good.clone();
         bad[usize::try_from(chunk.offset).unwrap() + chunk.stored as usize / 2] ^= 4;
-        now(stage.repo.store(&key, &bad)).unwrap();
+        wait(stage.repo.store(&key, &bad)).unwrap();
         let error = stage.copy().unwrap_err();
-        now(stage.repo.store(&key, &good)).unwrap();
+        wait(stage.repo.store(&key, &good)).unwrap();
         assert!(error.what().contains(key.as_str()), "{error}");
         let detail = error.detail_text().unwrap();
         let file =
@@ -310,10 +310,10 @@ fn every_damaged_chunk_is_refused_with_the_files_in_it() {
 fn an_object_that_is_missing_or_cut_off_is_refused() {
     let stage = usual();
     let key = keys().data(1);
-    let good = now(stage.repo.read(&key)).unwrap().unwrap();
-    now(stage.repo.store(&key, &good[..good.len() - 1])).unwrap();
+    let good = wait(stage.repo.read(&key)).unwrap().unwrap();
+    wait(stage.repo.store(&key, &good[..good.len() - 1])).unwrap();
     assert!(stage.copy().unwrap_err().detail_text().unwrap().contains("it ends too early"));
-    now(stage.repo.remove(&key)).unwrap();
+    wait(stage.repo.remove(&key)).unwrap();
     assert!(stage.copy().unwrap_err().detail_text().unwrap().contains("it is missing"));
     assert!(!stage.can_start());
 }
@@ -322,14 +322,14 @@ fn an_object_that_is_missing_or_cut_off_is_refused() {
 fn every_flipped_bit_of_the_list_and_of_the_manifest_is_found_before_anything_is_written() {
     let stage = usual();
     for key in [keys().files(), keys().manifest()] {
-        let good = now(stage.repo.read(&key)).unwrap().unwrap();
+        let good = wait(stage.repo.read(&key)).unwrap().unwrap();
         for bit in (0..good.len() * 8).step_by(97) {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            now(stage.repo.store(&key, &bad)).unwrap();
+            wait(stage.repo.store(&key, &bad)).unwrap();
             assert!(stage.copy().is_err(), "{key} bit {bit}");
         }
-        now(stage.repo.store(&key, &good)).unwrap();
+        wait(stage.repo.store(&key, &good)).unwrap();
     }
     assert!(!stage.path("copy").exists());
 }
@@ -483,18 +483,18 @@ fn a_key_of_another_backup_is_used_where_a_chunk_says_so() {
     let other: Label = "20261120T020000Z-full".parse().unwrap();
     let from = ClusterKeys::new("inventory").system(system()).backup(&other).data(7);
     let first: Key = keys().data(1);
-    let bytes = now(stage.repo.read(&first)).unwrap().unwrap();
-    now(stage.repo.store(&from, &bytes)).unwrap();
-    now(stage.repo.remove(&first)).unwrap();
+    let bytes = wait(stage.repo.read(&first)).unwrap().unwrap();
+    wait(stage.repo.store(&from, &bytes)).unwrap();
+    wait(stage.repo.remove(&first)).unwrap();
     for chunk in stage.contents.chunks.iter_mut().filter(|chunk| chunk.object == 1) {
         chunk.object = 7;
         chunk.backup = Some(other.clone());
     }
     stage.commit();
     let manifest: Manifest =
-        seal::read_document(&now(stage.repo.read(&keys().manifest())).unwrap().unwrap()).unwrap();
+        seal::read_document(&wait(stage.repo.read(&keys().manifest())).unwrap().unwrap()).unwrap();
     let needing = Manifest { needs: vec![other], ..manifest };
-    now(stage.repo.store(&keys().manifest(), &seal::write_document(&needing))).unwrap();
+    wait(stage.repo.store(&keys().manifest(), &seal::write_document(&needing))).unwrap();
     stage.copy().unwrap();
     stage.is_whole();
 }

@@ -1,0 +1,388 @@
+//! A repository in a bucket of S3, or of a server that speaks like it. The only room that knows the AWS SDK.
+//!
+//! Conditional puts are what makes it safe for several writers: a server without them is refused when the repository is made. Each call is
+//! tried once here, [`super::retry::Retry`] stands around it; the parts of an upload are tried again by themselves.
+
+mod client;
+mod trouble;
+mod upload;
+
+use std::sync::Arc;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+
+use super::about::About;
+use super::access::S3Access;
+use super::location::Place;
+use super::retry::Patience;
+use super::{
+    BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, Upload, Version, Versioned,
+    layout,
+};
+use crate::units::ByteCount;
+use trouble::Trouble;
+
+/// How many parts of uploads are on their way at once, over all uploads of a process: each is held in memory.
+const FLYING: usize = 12;
+
+/// A repository in a bucket. Its calls need tokio.
+#[derive(Debug, Clone)]
+pub struct S3Repo(Arc<Bucket>);
+
+#[derive(Debug)]
+struct Bucket {
+    client: Client,
+    url: String,
+    bucket: String,
+    /// What every key in the bucket begins with: empty, or with a slash at its end.
+    prefix: String,
+    storage_class: Option<StorageClass>,
+    encryption: Option<ServerSideEncryption>,
+    kms_key: Option<String>,
+    /// Whether the server may keep the folders of objects that are gone, as those do that store files.
+    keeps_folders: bool,
+    flying: Semaphore,
+    patience: Patience,
+}
+
+impl S3Repo {
+    /// Opens the repository at `url`.
+    ///
+    /// # Errors
+    /// [`RepoErrorKind::Missing`] when the bucket or its `repository.json` is not there, and what the server says.
+    pub async fn open(url: &str, access: &S3Access) -> Result<Self> {
+        let repo = Self::reach(url, access).await?;
+        let doing = "read repository.json";
+        match repo.read(&layout::repository()).await? {
+            Some(bytes) => {
+                About::read(&bytes)
+                    .map_err(|why| repo.0.error(RepoErrorKind::Damaged, doing, why.to_string()))?;
+                Ok(repo)
+            }
+            None => {
+                let why = format!("there is no {} in the bucket", repo.0.name(&layout::repository()));
+                Err(repo.0.error(RepoErrorKind::Missing, doing, why))
+            }
+        }
+    }
+
+    /// Makes the repository at `url` unless it is there, and opens it. The bucket must be there.
+    ///
+    /// # Errors
+    /// When something that is no repository is there, when the server does not keep to conditions of puts, and what it says.
+    pub async fn create(url: &str, access: &S3Access) -> Result<Self> {
+        let repo = Self::reach(url, access).await?;
+        let doing = "make repository.json";
+        let key = layout::repository();
+        if repo.read(&key).await?.is_none() {
+            if let Some(foreign) = repo.0.first_object().await? {
+                let why = format!("the bucket holds {foreign:?} there, so it is not a new repository");
+                return Err(repo.0.error(RepoErrorKind::Other, doing, why));
+            }
+            let about = About::new(Timestamp::now())
+                .map_err(|error| repo.0.error(RepoErrorKind::Other, doing, error.to_string()))?;
+            repo.create(&key, &about.write()).await?;
+        }
+        repo.keeps_to_conditions().await?;
+        Self::open(url, access).await
+    }
+
+    async fn reach(url: &str, access: &S3Access) -> Result<Self> {
+        let Some(Place::Bucket { bucket, prefix }) = Place::of(url) else {
+            return Err(RepoError {
+                kind: RepoErrorKind::Other,
+                url: url.to_owned(),
+                doing: "read repository.json".to_owned(),
+                why: "its URL is not s3://BUCKET/PREFIX".to_owned(),
+            });
+        };
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        Ok(Self(Arc::new(Bucket {
+            client: client::make(access).await,
+            url: url.to_owned(),
+            bucket: bucket.to_owned(),
+            prefix,
+            storage_class: access.storage_class.as_deref().map(StorageClass::from),
+            encryption: access.server_side_encryption.as_deref().map(ServerSideEncryption::from),
+            kms_key: access.kms_key.clone(),
+            keeps_folders: access.endpoint.is_some(),
+            flying: Semaphore::new(FLYING),
+            patience: Patience::default(),
+        })))
+    }
+
+    /// A server that stores whatever the condition of a put says would let two of us be primary.
+    async fn keeps_to_conditions(&self) -> Result<()> {
+        let doing = "see whether it keeps to conditions of puts";
+        let refuse = |what: &str| {
+            let why = format!("it {what}, so that two writers would not see each other");
+            Err(self.0.error(RepoErrorKind::Other, doing, why))
+        };
+        let key = layout::repository();
+        if self.create(&key, b"{}").await? == Put::Stored {
+            return refuse("stores over an object that is there although it is told not to");
+        }
+        let nobodys = Version("\"00000000000000000000000000000000\"".to_owned());
+        if self.replace_if(&key, b"{}", &nobodys).await? == Put::Stored {
+            return refuse("replaces an object of another version than it is told to");
+        }
+        Ok(())
+    }
+}
+
+impl Bucket {
+    /// Returns the name of an object in the bucket.
+    fn name(&self, key: &Key) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn error(&self, kind: RepoErrorKind, doing: impl Into<String>, why: impl Into<String>) -> RepoError {
+        RepoError { kind, url: self.url.clone(), doing: doing.into(), why: why.into() }
+    }
+
+    fn failed(&self, doing: impl Into<String>, trouble: Trouble) -> RepoError {
+        self.error(trouble.kind, doing, trouble.why)
+    }
+
+    /// Returns the name of some object below the prefix.
+    async fn first_object(&self) -> Result<Option<String>> {
+        let listed =
+            self.client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix).max_keys(1).send();
+        let listed = listed.await.map_err(|error| self.failed("list it", Trouble::of(error)))?;
+        Ok(listed.contents().first().and_then(|object| object.key()).map(str::to_owned))
+    }
+
+    /// Removes the folders above an object that have nothing left in them; what cannot be removed is shown as an empty folder.
+    async fn remove_empty_folders(&self, key: &Key) {
+        let mut folder = key.as_str();
+        while let Some((above, _)) = folder.rsplit_once('/') {
+            folder = above;
+            let name = format!("{}{folder}/", self.prefix);
+            let listed =
+                self.client.list_objects_v2().bucket(&self.bucket).prefix(&name).max_keys(2).send().await;
+            // A folder may be shown as an object of its own.
+            let is_empty =
+                listed.is_ok_and(|listed| listed.contents().iter().all(|object| object.key() == Some(&name)));
+            if !is_empty || self.client.delete_object().bucket(&self.bucket).key(&name).send().await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    async fn get(&self, key: &Key, range: Option<String>) -> Result<Option<(Vec<u8>, Version)>> {
+        let doing = || format!("read {key}");
+        let sent = self.client.get_object().bucket(&self.bucket).key(self.name(key)).set_range(range).send();
+        match sent.await {
+            Ok(found) => self.body(&doing(), found).await.map(Some),
+            Err(error) => {
+                let trouble = Trouble::of(error);
+                if trouble.is("NoSuchKey") { Ok(None) } else { Err(self.failed(doing(), trouble)) }
+            }
+        }
+    }
+
+    /// Takes what an answer holds, all of it: a connection that is cut must not pass for an object that ends.
+    async fn body(&self, doing: &str, found: GetObjectOutput) -> Result<(Vec<u8>, Version)> {
+        let passing = |why: String| self.error(RepoErrorKind::Passing, doing, why);
+        let version = Version(found.e_tag.unwrap_or_default());
+        let expected = found.content_length;
+        let collected = found.body.collect().await;
+        let bytes = collected.map_err(|error| passing(trouble::chain(&error)))?.to_vec();
+        match expected {
+            Some(expected) if expected != bytes.len() as i64 => {
+                Err(passing(format!("{} of {expected} bytes came", bytes.len())))
+            }
+            Some(_) | None => Ok((bytes, version)),
+        }
+    }
+
+    /// Returns the size of an object, and its ETag.
+    async fn head(&self, key: &Key) -> Result<Option<(u64, Version)>> {
+        let sent = self.client.head_object().bucket(&self.bucket).key(self.name(key)).send();
+        match sent.await {
+            Ok(found) => {
+                let size = found.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
+                Ok(Some((size, Version(found.e_tag.unwrap_or_default()))))
+            }
+            Err(error) => {
+                let trouble = Trouble::of(error);
+                // An answer to HEAD has no body that could name what is missing.
+                if trouble.status == Some(404) {
+                    Ok(None)
+                } else {
+                    Err(self.failed(format!("look at {key}"), trouble))
+                }
+            }
+        }
+    }
+
+    async fn put(&self, doing: &str, key: &Key, bytes: &[u8], condition: Condition<'_>) -> Result<Put> {
+        let put = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(self.name(key))
+            .set_storage_class(self.storage_class.clone())
+            .set_server_side_encryption(self.encryption.clone())
+            .set_ssekms_key_id(self.kms_key.clone())
+            .body(ByteStream::from(bytes.to_vec()));
+        let put = match condition {
+            Condition::None => put,
+            Condition::Absent => put.if_none_match("*"),
+            Condition::Is(version) => put.if_match(&version.0),
+        };
+        let trouble = match put.send().await {
+            Ok(_) => return Ok(Put::Stored),
+            Err(error) => Trouble::of(error),
+        };
+        match (condition, trouble.status) {
+            (Condition::Absent | Condition::Is(_), Some(412)) => Ok(Put::Refused),
+            // Whoever wants to replace it finds it removed.
+            (Condition::Is(_), Some(404)) if trouble.is("NoSuchKey") => Ok(Put::Refused),
+            _ => Err(self.failed(doing, trouble)),
+        }
+    }
+
+    /// Lists what begins with `prefix`, page by page.
+    async fn pages(
+        &self,
+        doing: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+    ) -> Result<(Vec<Listed>, Vec<String>)> {
+        let (mut objects, mut folders) = (Vec::new(), Vec::new());
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+        let mut pages = request.set_delimiter(delimiter.map(str::to_owned)).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| self.failed(doing, Trouble::of(error)))?;
+            objects.extend(page.contents().iter().filter_map(|object| {
+                let key = Key::new(object.key()?.strip_prefix(&self.prefix)?).ok()?;
+                let modified = object.last_modified().and_then(|at| Timestamp::from_second(at.secs()).ok());
+                let size =
+                    ByteCount(object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default());
+                Some(Listed { key, size, modified: modified.unwrap_or(Timestamp::UNIX_EPOCH) })
+            }));
+            let names = page.common_prefixes().iter().filter_map(|common| common.prefix());
+            folders.extend(names.filter_map(|name| {
+                let name = name.strip_prefix(prefix)?.strip_suffix('/')?;
+                Key::new(name).ok().map(|key| key.as_str().to_owned())
+            }));
+        }
+        objects.sort_by(|one, other| one.key.cmp(&other.key));
+        folders.sort();
+        Ok((objects, folders))
+    }
+}
+
+/// What must hold for a put.
+#[derive(Debug, Clone, Copy)]
+enum Condition<'a> {
+    None,
+    Absent,
+    Is(&'a Version),
+}
+
+impl Repo for S3Repo {
+    fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    fn read<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>>> {
+        Box::pin(async move { Ok(self.0.get(key, None).await?.map(|(bytes, _)| bytes)) })
+    }
+
+    fn read_versioned<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>>> {
+        Box::pin(self.0.get(key, None))
+    }
+
+    fn read_range<'a>(
+        &'a self,
+        key: &'a Key,
+        offset: u64,
+        length: u64,
+    ) -> BoxFuture<'a, Result<Option<Vec<u8>>>> {
+        Box::pin(async move {
+            if length == 0 {
+                return Ok(self.0.head(key).await?.map(|_| Vec::new()));
+            }
+            let last = offset.saturating_add(length - 1);
+            match self.0.get(key, Some(format!("bytes={offset}-{last}"))).await {
+                Ok(found) => Ok(found.map(|(bytes, _)| bytes)),
+                // It ends before the range begins.
+                Err(error) => match self.0.head(key).await? {
+                    Some((size, _)) if size <= offset => Ok(Some(Vec::new())),
+                    _ => Err(error),
+                },
+            }
+        })
+    }
+
+    fn create<'a>(&'a self, key: &'a Key, bytes: &'a [u8]) -> BoxFuture<'a, Result<Put>> {
+        Box::pin(async move { self.0.put(&format!("store {key}"), key, bytes, Condition::Absent).await })
+    }
+
+    fn replace_if<'a>(
+        &'a self,
+        key: &'a Key,
+        bytes: &'a [u8],
+        version: &'a Version,
+    ) -> BoxFuture<'a, Result<Put>> {
+        Box::pin(
+            async move { self.0.put(&format!("replace {key}"), key, bytes, Condition::Is(version)).await },
+        )
+    }
+
+    fn store<'a>(&'a self, key: &'a Key, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(
+            async move { self.0.put(&format!("store {key}"), key, bytes, Condition::None).await.map(drop) },
+        )
+    }
+
+    fn upload<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Box<dyn Upload>>> {
+        Box::pin(async move { Ok(Box::new(upload::Parts::begin(self, key)) as Box<dyn Upload>) })
+    }
+
+    fn list<'a>(&'a self, folder: Option<&'a Key>) -> BoxFuture<'a, Result<Level>> {
+        Box::pin(async move {
+            let doing =
+                folder.map_or_else(|| "list the clusters".to_owned(), |folder| format!("list {folder}"));
+            let prefix =
+                folder.map_or_else(|| self.0.prefix.clone(), |folder| format!("{}/", self.0.name(folder)));
+            let (objects, folders) = self.0.pages(&doing, &prefix, Some("/")).await?;
+            Ok(Level { objects, folders })
+        })
+    }
+
+    fn list_all<'a>(&'a self, folder: &'a Key) -> BoxFuture<'a, Result<Vec<Listed>>> {
+        Box::pin(async move {
+            let prefix = format!("{}/", self.0.name(folder));
+            Ok(self.0.pages(&format!("list {folder}"), &prefix, None).await?.0)
+        })
+    }
+
+    /// The server does not say whether there was anything.
+    fn remove<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async move {
+            if self.0.head(key).await?.is_none() {
+                return Ok(false);
+            }
+            let sent = self.0.client.delete_object().bucket(&self.0.bucket).key(self.0.name(key)).send();
+            sent.await.map_err(|error| self.0.failed(format!("remove {key}"), Trouble::of(error)))?;
+            if self.0.keeps_folders {
+                self.0.remove_empty_folders(key).await;
+            }
+            Ok(true)
+        })
+    }
+
+    /// A bucket has no end that it would tell.
+    fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+}

@@ -1,0 +1,93 @@
+//! Clusters whose WAL and backups are in a bucket of a real S3 server.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::herd::{Herd, PAIR, SINGLE, until};
+use crate::server::{installations, newest};
+use crate::weed::{SECRET_KEY, weed};
+
+const KEYS: [(&str, Option<&str>); 2] =
+    [("S3_ACCESS_KEY", Some(crate::weed::ACCESS_KEY)), ("S3_SECRET_KEY", Some(SECRET_KEY))];
+
+/// Declares backups in a bucket of its own, and returns its URL.
+fn in_a_bucket(herd: &mut Herd) -> Option<String> {
+    let weed = weed()?;
+    let url = format!("s3://{}/v1", weed.bucket());
+    let repository = format!(
+        "repositories: {{main: {{url: \"{url}\", endpoint: \"{}\", access-key: {{env: S3_ACCESS_KEY}}, secret-key: {{env: S3_SECRET_KEY}}}}}}\n",
+        weed.endpoint()
+    );
+    herd.edit("clusters:\n", &format!("{repository}clusters:\n"));
+    herd.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
+    for (name, value) in KEYS {
+        herd.variable(name, value);
+    }
+    Some(url)
+}
+
+#[test]
+fn a_cluster_keeps_its_wal_and_its_backups_in_a_bucket_on_every_major() {
+    for installation in installations() {
+        let mut herd = Herd::declare(&installation, &PAIR);
+        let Some(url) = in_a_bucket(&mut herd) else { return };
+        let shown = herd.run(&["plan"]).ends_with(0);
+        shown.says(&["access to repository main", &format!("repository main in {url}")]);
+        let applied = herd.apply().ends_with(0);
+        herd.run(&["plan", "--detailed-exitcode"]).ends_with(0);
+        let access = crate::herd::files_below(&herd.path("config/repositories"));
+        assert_eq!(access.len(), 1, "{access:?}");
+        let mode = fs::metadata(&access[0]).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        for file in crate::herd::files_below(&herd.path("state/journal")) {
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            assert!(!text.contains(SECRET_KEY), "{}", file.display());
+        }
+        assert!(!applied.stdout.contains(SECRET_KEY) && !applied.stderr.contains(SECRET_KEY));
+
+        herd.sql("a", "CREATE TABLE moments AS SELECT generate_series(1, 1000) AS n");
+        herd.run(&["backup", "create"]).ends_with(0).says(&["all in the repository"]);
+        herd.sql("a", "INSERT INTO moments SELECT generate_series(1001, 1500)");
+        let to = herd.path("copies/one").display().to_string();
+        fs::create_dir_all(herd.path("copies")).unwrap();
+        fs::set_permissions(herd.path("copies"), fs::Permissions::from_mode(0o777)).unwrap();
+        herd.run(&["restore", "inventory", "--to-dir", &to]).ends_with(0);
+        herd.run(&["backup", "list"]).ends_with(0);
+        herd.run(&["backup", "verify", "--full"]).ends_with(0);
+        herd.run(&["wal", "list"]).ends_with(0);
+        herd.run(&["status"]).ends_with(0).says(&["restorable"]);
+        herd.run(&["switchover", "--to", "b", "--yes"]).ends_with(0);
+        herd.run(&["plan", "--detailed-exitcode"]).ends_with(0);
+        herd.run(&["backup", "expire", "--yes"]).ends_with(0);
+    }
+}
+
+#[test]
+fn credentials_that_do_not_open_it_are_told_before_they_are_used_and_new_ones_come_to_every_host() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    if in_a_bucket(&mut herd).is_none() {
+        return;
+    }
+    herd.variable("S3_SECRET_KEY", Some("not-the-one"));
+    herd.apply().ends_with(1).tells(&[
+        "cannot open the repository main",
+        "SignatureDoesNotMatch",
+        "secret key",
+    ]);
+    assert!(crate::herd::files_below(&herd.path("config/repositories")).is_empty());
+    herd.variable("S3_SECRET_KEY", Some(SECRET_KEY));
+    herd.apply().ends_with(0);
+
+    // The next ones are wrong: those that work stay, and WAL goes on being archived.
+    herd.variable("S3_SECRET_KEY", Some("not-the-one"));
+    herd.run(&["plan"]).ends_with(0).says(&["it has other credentials"]);
+    herd.apply().ends_with(1).tells(&["What it had before was left as it was"]);
+    let before = herd.sql("a", "SELECT archived_count FROM pg_stat_archiver");
+    herd.sql("a", "CREATE TABLE t AS SELECT generate_series(1, 10) AS n; SELECT pg_switch_wal()");
+    until("WAL is archived", || {
+        (herd.sql("a", "SELECT archived_count FROM pg_stat_archiver") != before).then_some(())
+    });
+    assert_eq!(herd.sql("a", "SELECT failed_count FROM pg_stat_archiver"), "0");
+    herd.variable("S3_SECRET_KEY", None);
+    herd.run(&["plan"]).ends_with(1).tells(&["S3_SECRET_KEY"]);
+}
