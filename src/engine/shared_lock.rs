@@ -313,10 +313,11 @@ async fn renew(
                 return;
             }
             Err(error) if good.elapsed() + MARGIN >= LIFE => {
-                let why =
-                    Error::failed(format!("lost the lock of cluster {cluster}: it could not be renewed"))
-                        .detail("Another operator may take it now. Nothing further was begun.")
-                        .source(error);
+                // What was begun is neither done nor undone.
+                let what = format!("lost the lock of cluster {cluster}: it could not be renewed");
+                let why = Error::new(ErrorKind::Stuck, what)
+                    .detail("Another operator may take it now. Nothing further was begun.")
+                    .source(error);
                 lost.send_replace(Some(why));
                 return;
             }
@@ -564,6 +565,7 @@ mod tests {
         let begun = Instant::now();
         let lost = tokio::time::timeout(LIFE, lock.lost()).await.unwrap();
         assert_eq!(lost.what(), "lost the lock of cluster inventory: it could not be renewed");
+        assert_eq!(lost.kind(), ErrorKind::Stuck);
         assert!(begun.elapsed() < LIFE);
     }
 
