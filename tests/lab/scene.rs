@@ -333,7 +333,12 @@ impl<'a> Scene<'a> {
             let nodes = report["clusters"][0]["nodes"].as_array().expect("nodes");
             let state = nodes.iter().find(|one| one["node"] == node.name).map(|one| one["state"].clone());
             if state.is_none_or(|state| state != "streaming" && state != "not_streaming") {
-                station.pgherd(&["rejoin", node.name, "--yes"]);
+                // What moved between the plan and the start is planned once more.
+                for _ in 0..REFUSED {
+                    if station.pgherd(&["rejoin", node.name, "--yes"]).status.code() != Some(4) {
+                        break;
+                    }
+                }
             }
         }
         let plan = station.pgherd(&["plan", "--detailed-exitcode"]);
