@@ -83,6 +83,16 @@ pub fn dumps(cluster: &str) -> Key {
     key(format!("{FOLDER}/{cluster}"))
 }
 
+/// Returns where the data key of all dumps of a cluster is.
+pub fn key_document(cluster: &str) -> Key {
+    key(format!("{FOLDER}/{cluster}/key.json"))
+}
+
+/// Returns the cluster whose dumps `key` would be one of.
+pub fn cluster_of(key: &Key) -> Option<&str> {
+    key.as_str().strip_prefix(FOLDER)?.strip_prefix('/')?.split('/').next()
+}
+
 /// Tells what a key below the folder of a cluster's dumps is: the name and the label of the dump, and which part of it.
 pub fn part_of(cluster: &str, key: &Key) -> Option<(String, String, InDump)> {
     let below = key.as_str().strip_prefix(dumps(cluster).as_str())?.strip_prefix('/')?;
@@ -101,6 +111,14 @@ fn key(text: String) -> Key {
 /// Returns the label of a dump that begins at `at`.
 pub fn label(at: Timestamp) -> String {
     at.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// Returns the clusters of which there are dumps.
+///
+/// # Errors
+/// As the repository fails.
+pub async fn clusters(repo: &dyn Repo) -> Result<Vec<String>> {
+    Ok(repo.list(Some(&key(FOLDER.to_owned()))).await?.folders)
 }
 
 /// Returns the names of which a cluster has dumps.
@@ -149,6 +167,8 @@ mod tests {
         assert_eq!(String::from_utf8(seal::write_document(&manifest)).unwrap(), golden);
         let keys = DumpKeys::new(&manifest.cluster, &manifest.name);
         assert_eq!(keys.data(&manifest.label).as_str(), "_dumps/orders/legal/20261121T100203Z/data");
+        assert_eq!(cluster_of(&keys.data(&manifest.label)), Some("orders"));
+        assert_eq!(cluster_of(&Key::new("orders/lock.json").unwrap()), None);
         let part = |key: &Key| part_of("orders", key).map(|(_, _, part)| part);
         assert_eq!(part(&keys.data(&manifest.label)), Some(InDump::Data));
         assert_eq!(part(&keys.manifest(&manifest.label)), Some(InDump::Manifest));

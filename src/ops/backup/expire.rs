@@ -250,10 +250,9 @@ impl Run<'_> {
         if verdict.state != State::Unfinished && pin.is_some_and(|pin| !pin.is_ok_and(|pin| ended(&pin))) {
             return Ok(());
         }
-        let listed = self.repo.list_all(backup.folder()).await?;
-        let manifest = backup.manifest();
-        let (first, rest): (Vec<_>, Vec<_>) = listed.into_iter().partition(|listed| listed.key == manifest);
-        for listed in first.into_iter().chain(rest) {
+        let mut listed = self.repo.list_all(backup.folder()).await?;
+        backup.order_of_removal(&mut listed);
+        for listed in listed {
             self.remove(&listed.key, listed.size, total).await?;
         }
         self.removed.backups.push(verdict.label.clone());

@@ -69,8 +69,7 @@ impl Shared {
     }
 
     fn key(&self, job: &Job) -> Key {
-        Key::new(format!("_jobs/{}/{}.json", self.herd, job.file_name()))
-            .expect("names of herds, clusters and jobs are made of what a key may hold")
+        layout::job(&self.herd, &job.file_name())
     }
 
     /// Reads what is known of a job.
