@@ -94,6 +94,11 @@ const DOORS: &[Door] = &[
         paths: &["reqwest", "hyper*", "http_body_util"],
         why: "net is the only door to HTTP",
     },
+    Door {
+        places: &["repo/crypt"],
+        paths: &["aws_lc_rs"],
+        why: "repo/crypt is the one place that encrypts what is stored",
+    },
     Door { places: &["ui"], paths: &["comfy_table", "indicatif"], why: "only ui knows a terminal" },
     Door {
         places: &["ui", "main"],

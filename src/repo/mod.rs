@@ -5,6 +5,7 @@
 pub mod about;
 pub mod archive;
 pub mod catalog;
+pub mod crypt;
 pub mod dir;
 pub mod dump;
 pub mod export;
@@ -148,6 +149,8 @@ pub enum RepoErrorKind {
     Full,
     /// What is stored is not what was stored.
     Damaged,
+    /// It is encrypted, and none of the keys that we have opens it.
+    WrongKey,
     /// Anything else; trying again does not help.
     Other,
 }
@@ -181,6 +184,9 @@ impl From<RepoError> for Error {
             }
             RepoErrorKind::Damaged => made(ErrorKind::Failed).hint(
                 "See what else is damaged, and what can no longer be restored: pgherd backup verify --full",
+            ),
+            RepoErrorKind::WrongKey => made(ErrorKind::Failed).hint(
+                "Give the key that it was encrypted with to this repository in the topology; nothing is lost while that key is kept.",
             ),
             RepoErrorKind::Other => made(ErrorKind::Failed),
         }
