@@ -5,8 +5,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::seal::{self, Blake3, SealError};
-use super::{Key, Repo, Result};
+use super::seal::{Blake3, SealError};
+use super::{Key, Repo, Result, document};
 use crate::units::ByteCount;
 
 const FOLDER: &str = "_dumps";
@@ -138,8 +138,8 @@ pub async fn list(repo: &dyn Repo, keys: &DumpKeys) -> Result<Vec<FoundDump>> {
     for label in repo.list(Some(&keys.folder())).await?.folders {
         let objects = repo.list(Some(&key(format!("{}/{label}", keys.folder)))).await?.objects;
         let Some(modified) = objects.iter().map(|object| object.modified).max() else { continue };
-        let bytes = repo.read(&keys.manifest(&label)).await?;
-        found.push(FoundDump { label, modified, manifest: bytes.map(|bytes| seal::read_document(&bytes)) });
+        let manifest = document::read(repo, &keys.manifest(&label)).await?;
+        found.push(FoundDump { label, modified, manifest });
     }
     found.sort_by(|a, b| a.label.cmp(&b.label));
     Ok(found)
@@ -158,6 +158,7 @@ pub async fn remove(repo: &dyn Repo, keys: &DumpKeys, label: &str) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::seal;
 
     #[test]
     fn the_golden_manifest_reads_and_writes_byte_for_byte() {

@@ -7,6 +7,7 @@ pub mod archive;
 pub mod catalog;
 pub mod crypt;
 pub mod dir;
+pub mod document;
 pub mod dump;
 pub mod export;
 pub mod faulty;

@@ -5,8 +5,8 @@ use crate::ops::backup::pin;
 use crate::ops::backup::trial::{CLUSTER, Trial};
 use crate::ops::backup::verify;
 use crate::ops::node::{ExportsKept, VerifyBackups, VerifyDepth};
-use crate::repo::RepoErrorKind;
 use crate::repo::faulty::{Fault, Faulty};
+use crate::repo::{RepoErrorKind, seal};
 use crate::topology::partitions::Keep;
 
 /// Keeps the newest backup, and removes `agreed`.
