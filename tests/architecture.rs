@@ -100,6 +100,11 @@ const DOORS: &[Door] = &[
         paths: &["aws_config", "aws_sdk_s3", "aws_smithy*"],
         why: "repo/s3 is the only door to S3",
     },
+    Door {
+        places: &["repo/crypt"],
+        paths: &["aws_lc_rs"],
+        why: "repo/crypt is the one place that encrypts what is stored",
+    },
     Door { places: &["ui"], paths: &["comfy_table", "indicatif"], why: "only ui knows a terminal" },
     Door {
         places: &["ui", "main"],

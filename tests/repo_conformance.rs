@@ -19,10 +19,15 @@ use jiff::Timestamp;
 #[path = "support/weed.rs"]
 mod weed;
 
+use futures_util::FutureExt as _;
+use pgherd::repo::crypt::Encrypted;
+use pgherd::repo::crypt::keyring::Keyring;
+use pgherd::repo::crypt::protection::Protection;
 use pgherd::repo::dir::DirRepo;
 use pgherd::repo::faulty::{Fault, Faulty};
 use pgherd::repo::retry::{Patience, Retry};
 use pgherd::repo::{self, Key, Location, Put, Repo as _, RepoErrorKind, SharedRepo, Version, wait};
+use pgherd::secret::Secret;
 use pgherd::units::ByteCount;
 use tokio::sync::Barrier;
 
@@ -321,24 +326,69 @@ async fn what_stands_around_a_backend_conforms() {
     conforms(Arc::new(Retry::new(Arc::new(Faulty::new(repo, |_, _| None)), Patience::default()))).await;
 }
 
+/// Encrypts everything: the names of this suite are none of the layout's. Key documents are kept apart, since they are listed as well.
+fn everything(key: &Key) -> Protection {
+    match key.as_str().split('/').next() {
+        Some("repository.json") | None => Protection::Clear,
+        Some("keys") => Protection::KeyDocument,
+        Some(first) => Protection::By(self::key(&format!("keys/{first}.json"))),
+    }
+}
+
+fn encrypted() -> (tempfile::TempDir, PathBuf, SharedRepo) {
+    let (directory, root, inner) = directory();
+    let keyring = Keyring::parse(&[Secret::new("5".repeat(64))]).unwrap();
+    (directory, root, Arc::new(Encrypted::with_protection(inner, keyring, everything)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 16)]
+async fn an_encrypted_directory_conforms() {
+    let (_directory, root, repo) = encrypted();
+    conforms(repo).await;
+    assert_eq!(fs::read_dir(root.join(".tmp")).unwrap().count(), 0, "no temporary file stays behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 16)]
+async fn what_stands_around_encryption_conforms() {
+    let (_directory, _, repo) = encrypted();
+    conforms(Arc::new(Retry::new(Arc::new(Faulty::new(repo, |_, _| None)), Patience::default()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 16)]
+async fn encryption_of_what_stands_around_a_backend_conforms() {
+    let (_directory, _, inner) = directory();
+    let around = Arc::new(Retry::new(Arc::new(Faulty::new(inner, |_, _| None)), Patience::default()));
+    let keyring = Keyring::parse(&[Secret::new("5".repeat(64))]).unwrap();
+    conforms(Arc::new(Encrypted::with_protection(around, keyring, everything))).await;
+}
+
 /// Each call of a directory is done at its first poll, which the WAL hot path relies on.
 #[test]
 fn a_directory_never_waits() {
-    let (_directory, _, repo) = directory();
+    for (_directory, _, repo) in [directory(), encrypted()] {
+        never_waits(&repo);
+    }
+}
+
+fn at_once<T>(call: repo::BoxFuture<'_, T>) -> T {
+    call.now_or_never().expect("a directory answers at its first poll")
+}
+
+fn never_waits(repo: &SharedRepo) {
     let key = key("inventory/lock.json");
-    wait(repo.create(&key, b"1")).unwrap();
-    let (_, version) = wait(repo.read_versioned(&key)).unwrap().unwrap();
-    wait(repo.replace_if(&key, b"2", &version)).unwrap();
-    wait(repo.store(&key, b"3")).unwrap();
-    let mut upload = wait(repo.upload(&key)).unwrap();
-    wait(upload.write(b"4")).unwrap();
-    wait(upload.finish()).unwrap();
-    assert_eq!(wait(repo.read(&key)).unwrap().unwrap(), b"4");
-    assert_eq!(wait(repo.read_range(&key, 0, 1)).unwrap().unwrap(), b"4");
-    wait(repo.list(None)).unwrap();
-    wait(repo.list_all(&self::key("inventory"))).unwrap();
-    wait(repo.free_space()).unwrap();
-    wait(repo.remove(&key)).unwrap();
+    at_once(repo.create(&key, b"1")).unwrap();
+    let (_, version) = at_once(repo.read_versioned(&key)).unwrap().unwrap();
+    at_once(repo.replace_if(&key, b"2", &version)).unwrap();
+    at_once(repo.store(&key, b"3")).unwrap();
+    let mut upload = at_once(repo.upload(&key)).unwrap();
+    at_once(upload.write(b"4")).unwrap();
+    at_once(upload.finish()).unwrap();
+    assert_eq!(at_once(repo.read(&key)).unwrap().unwrap(), b"4");
+    assert_eq!(at_once(repo.read_range(&key, 0, 1)).unwrap().unwrap(), b"4");
+    at_once(repo.list(None)).unwrap();
+    at_once(repo.list_all(&self::key("inventory"))).unwrap();
+    at_once(repo.free_space()).unwrap();
+    at_once(repo.remove(&key)).unwrap();
 }
 
 #[test]

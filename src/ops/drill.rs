@@ -33,9 +33,9 @@ use crate::ops::provision::Site;
 use crate::ops::restore::prepare::{self, Prepared, Remap};
 use crate::ops::restore::scratch as copy;
 use crate::ops::restore::survey::Survey;
+use crate::repo::document;
 use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::manifest::Manifest;
-use crate::repo::seal;
 use crate::topology::checks::DeclaredChecks;
 use crate::topology::model::{Cluster, DrillTarget, Herd, Node, Promote, RestoreDrill, RestoreProof};
 use crate::topology::places::Places;
@@ -461,9 +461,8 @@ async fn oldest(cluster: &Cluster, prepared: &Prepared) -> Result<Option<Timesta
     labels.sort();
     for label in labels {
         // One without a manifest is not finished; one that is damaged counts for nothing here, and verify names it.
-        if let Some(bytes) = prepared.repo.read(&keys.backup(&label).manifest()).await?
-            && let Ok(manifest) = seal::read_document::<Manifest>(&bytes)
-        {
+        let manifest = keys.backup(&label).manifest();
+        if let Some(Ok(manifest)) = document::read::<Manifest>(&*prepared.repo, &manifest).await? {
             return Ok(Some(manifest.ended));
         }
     }

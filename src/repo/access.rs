@@ -24,6 +24,9 @@ pub struct Access {
     pub url: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s3: Option<S3Access>,
+    /// The repository keys: the one that encrypts, and those that were replaced and still open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "revealed_all")]
+    pub keys: Vec<Secret>,
 }
 
 /// How an S3 server is reached, and who one is there.
@@ -76,6 +79,21 @@ mod revealed {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
         String::deserialize(deserializer).map(Secret::new)
+    }
+
+    type Result<T, E> = std::result::Result<T, E>;
+}
+
+/// The same of several.
+mod revealed_all {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(secrets: &[Secret], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(secrets.iter().map(Secret::reveal))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Secret>, D::Error> {
+        Ok(Vec::<String>::deserialize(deserializer)?.into_iter().map(Secret::new).collect())
     }
 
     type Result<T, E> = std::result::Result<T, E>;

@@ -86,7 +86,14 @@ impl WalArchive {
         for listed in repo.list_all(&keys.wal_folder()).await? {
             match Place::of(&cluster, &listed.key) {
                 Place::System(_, InSystem::Wal(file)) => files.push((file, listed)),
-                Place::System(_, InSystem::Lease(_) | InSystem::Backup(..) | InSystem::Export(..))
+                Place::System(
+                    _,
+                    InSystem::Lease(_)
+                    | InSystem::Backup(..)
+                    | InSystem::Export(..)
+                    | InSystem::WalKey(_)
+                    | InSystem::RestKey,
+                )
                 | Place::Lock
                 | Place::Primary
                 | Place::Stray => strays.push(listed.key),

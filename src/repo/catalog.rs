@@ -2,8 +2,8 @@
 
 use super::layout::{BackupKeys, ClusterKeys, Label};
 use super::manifest::Manifest;
-use super::seal::{self, SealError};
-use super::{Repo, Result};
+use super::seal::SealError;
+use super::{Repo, Result, document};
 use crate::pg::system::SystemIdentifier;
 
 /// A folder of a backup.
@@ -62,12 +62,10 @@ pub async fn backups(repo: &dyn Repo, cluster: &ClusterKeys) -> Result<Vec<Backu
         let keys = cluster.system(system);
         for name in repo.list(Some(&keys.backups())).await?.folders {
             let Ok(label) = name.parse::<Label>() else { continue };
-            let state = match repo.read(&keys.backup(&label).manifest()).await? {
+            let state = match document::read(repo, &keys.backup(&label).manifest()).await? {
                 None => State::Unfinished,
-                Some(bytes) => match seal::read_document(&bytes) {
-                    Ok(manifest) => State::Whole(Box::new(manifest)),
-                    Err(error) => State::Damaged(error),
-                },
+                Some(Ok(manifest)) => State::Whole(Box::new(manifest)),
+                Some(Err(error)) => State::Damaged(error),
             };
             found.push(Backup { system, label, state });
         }

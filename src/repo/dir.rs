@@ -67,6 +67,18 @@ impl DirRepo {
     /// # Errors
     /// When `root` holds something that is no repository, or cannot be written.
     pub fn create(root: &Path) -> Result<Self> {
+        Self::create_saying(root, |about| about)
+    }
+
+    /// The same of a repository whose objects are encrypted.
+    ///
+    /// # Errors
+    /// As [`DirRepo::create`].
+    pub fn create_encrypted(root: &Path) -> Result<Self> {
+        Self::create_saying(root, About::encrypted)
+    }
+
+    fn create_saying(root: &Path, what: fn(About) -> About) -> Result<Self> {
         let made = Root { path: root.to_owned(), url: format!("file://{}", root.display()) };
         let failed = |error: io::Error| made.error(kind(&error), "make repository.json", error.to_string());
         let names = made.make().map_err(failed)?;
@@ -76,7 +88,7 @@ impl DirRepo {
                 let why = format!("the directory holds {foreign:?}, so it is not a new repository");
                 return Err(made.error(RepoErrorKind::Other, "make repository.json", why));
             }
-            made.write_about().map_err(failed)?;
+            made.write_about(what).map_err(failed)?;
         }
         Self::open(root)
     }
@@ -97,8 +109,8 @@ impl Root {
     }
 
     /// Writes `repository.json`, unless somebody else was faster.
-    fn write_about(&self) -> io::Result<()> {
-        let about = About::new(Timestamp::now())?;
+    fn write_about(&self, what: fn(About) -> About) -> io::Result<()> {
+        let about = what(About::new(Timestamp::now())?);
         let mut unfinished = self.begin_file()?;
         unfinished.file.write_all(&about.write())?;
         unfinished.file.sync_all()?;

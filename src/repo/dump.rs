@@ -5,8 +5,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::seal::{self, Blake3, SealError};
-use super::{Key, Repo, Result};
+use super::seal::{Blake3, SealError};
+use super::{Key, Repo, Result, document};
 use crate::units::ByteCount;
 
 const FOLDER: &str = "_dumps";
@@ -83,6 +83,16 @@ pub fn dumps(cluster: &str) -> Key {
     key(format!("{FOLDER}/{cluster}"))
 }
 
+/// Returns where the data key of all dumps of a cluster is.
+pub fn key_document(cluster: &str) -> Key {
+    key(format!("{FOLDER}/{cluster}/key.json"))
+}
+
+/// Returns the cluster whose dumps `key` would be one of.
+pub fn cluster_of(key: &Key) -> Option<&str> {
+    key.as_str().strip_prefix(FOLDER)?.strip_prefix('/')?.split('/').next()
+}
+
 /// Tells what a key below the folder of a cluster's dumps is: the name and the label of the dump, and which part of it.
 pub fn part_of(cluster: &str, key: &Key) -> Option<(String, String, InDump)> {
     let below = key.as_str().strip_prefix(dumps(cluster).as_str())?.strip_prefix('/')?;
@@ -103,6 +113,14 @@ pub fn label(at: Timestamp) -> String {
     at.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
+/// Returns the clusters of which there are dumps.
+///
+/// # Errors
+/// As the repository fails.
+pub async fn clusters(repo: &dyn Repo) -> Result<Vec<String>> {
+    Ok(repo.list(Some(&key(FOLDER.to_owned()))).await?.folders)
+}
+
 /// Returns the names of which a cluster has dumps.
 ///
 /// # Errors
@@ -120,8 +138,8 @@ pub async fn list(repo: &dyn Repo, keys: &DumpKeys) -> Result<Vec<FoundDump>> {
     for label in repo.list(Some(&keys.folder())).await?.folders {
         let objects = repo.list(Some(&key(format!("{}/{label}", keys.folder)))).await?.objects;
         let Some(modified) = objects.iter().map(|object| object.modified).max() else { continue };
-        let bytes = repo.read(&keys.manifest(&label)).await?;
-        found.push(FoundDump { label, modified, manifest: bytes.map(|bytes| seal::read_document(&bytes)) });
+        let manifest = document::read(repo, &keys.manifest(&label)).await?;
+        found.push(FoundDump { label, modified, manifest });
     }
     found.sort_by(|a, b| a.label.cmp(&b.label));
     Ok(found)
@@ -140,6 +158,7 @@ pub async fn remove(repo: &dyn Repo, keys: &DumpKeys, label: &str) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::seal;
 
     #[test]
     fn the_golden_manifest_reads_and_writes_byte_for_byte() {
@@ -149,6 +168,8 @@ mod tests {
         assert_eq!(String::from_utf8(seal::write_document(&manifest)).unwrap(), golden);
         let keys = DumpKeys::new(&manifest.cluster, &manifest.name);
         assert_eq!(keys.data(&manifest.label).as_str(), "_dumps/orders/legal/20261121T100203Z/data");
+        assert_eq!(cluster_of(&keys.data(&manifest.label)), Some("orders"));
+        assert_eq!(cluster_of(&Key::new("orders/lock.json").unwrap()), None);
         let part = |key: &Key| part_of("orders", key).map(|(_, _, part)| part);
         assert_eq!(part(&keys.data(&manifest.label)), Some(InDump::Data));
         assert_eq!(part(&keys.manifest(&manifest.label)), Some(InDump::Manifest));

@@ -10,8 +10,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::WalFile;
-use crate::repo::Key;
+use crate::repo::{Key, Listed};
 
 /// What a repository says of itself.
 pub const REPOSITORY: &str = "repository.json";
@@ -19,6 +20,21 @@ pub const REPOSITORY: &str = "repository.json";
 /// Returns the key of [`REPOSITORY`].
 pub fn repository() -> Key {
     key(REPOSITORY.to_owned())
+}
+
+const JOBS: &str = "_jobs";
+
+/// Returns where the stations of a herd share what they know of a job.
+pub fn job(herd: &str, name: &str) -> Key {
+    key(format!("{JOBS}/{herd}/{name}.json"))
+}
+
+/// Tells whether [`job`] gives such a key.
+pub fn is_job(key: &Key) -> bool {
+    let below = key.as_str().strip_prefix(JOBS).and_then(|rest| rest.strip_prefix('/'));
+    below.and_then(|below| below.split_once('/')).is_some_and(|(herd, file)| {
+        file.strip_suffix(".json").is_some_and(|name| !name.contains('/') && job(herd, name) == *key)
+    })
 }
 
 /// What belongs to a cluster, whatever its system identifier.
@@ -108,6 +124,21 @@ impl SystemKeys {
     pub fn lease(&self, id: &str) -> Key {
         self.below(&format!("lease/{id}.json"))
     }
+
+    /// Returns the folder of the key documents that belong to no backup.
+    pub fn key_documents(&self) -> Key {
+        self.below("key")
+    }
+
+    /// Returns where the data key of a timeline's WAL is.
+    pub fn wal_key(&self, timeline: TimelineId) -> Key {
+        self.below(&format!("key/wal-{:08X}.json", timeline.as_u32()))
+    }
+
+    /// Returns where the data key of all that is neither WAL nor a backup is.
+    pub fn rest_key(&self) -> Key {
+        self.below("key/rest.json")
+    }
 }
 
 /// What belongs to one backup.
@@ -131,6 +162,18 @@ impl BackupKeys {
 
     pub fn pin(&self) -> Key {
         self.file("pin.json")
+    }
+
+    /// Returns where the data key of the backup is.
+    pub fn key_document(&self) -> Key {
+        self.file("key.json")
+    }
+
+    /// Orders what a listing of the folder has given for its removal: the manifest first, without which nothing of it is a backup, and
+    /// the data key last, without which nothing of it can be read.
+    pub fn order_of_removal(&self, listed: &mut [Listed]) {
+        let (manifest, key_document) = (self.manifest(), self.key_document());
+        listed.sort_by_key(|listed| (listed.key == key_document, listed.key != manifest));
     }
 
     /// Returns the key of data object `number`, from 1.
@@ -219,6 +262,7 @@ impl<'de> Deserialize<'de> for Label {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::ByteCount;
 
     #[test]
     fn every_object_has_its_place() {
@@ -241,6 +285,27 @@ mod tests {
             format!("{below}/backup/20261121T100203Z-full/data/000001")
         );
         assert_eq!(Label::full(label.at()), label);
+    }
+
+    #[test]
+    fn a_job_is_known_by_its_name() {
+        assert!(is_job(&job("shop", "inventory.full")));
+        for text in
+            ["_jobs", "_jobs/shop", "_jobs/shop/full", "_jobs/shop/deeper/full.json", "_jobsx/shop/full.json"]
+        {
+            assert!(!is_job(&Key::new(text).unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn of_a_backup_the_manifest_goes_first_and_its_data_key_last() {
+        let keys = BackupKeys(Key::new("inventory/7/backup/20261121T100203Z-full").unwrap());
+        let listed = |key: Key| Listed { key, size: ByteCount(1), modified: Timestamp::UNIX_EPOCH };
+        let objects = [keys.data(1), keys.files(), keys.key_document(), keys.manifest(), keys.pin()];
+        let mut objects = objects.map(listed);
+        keys.order_of_removal(&mut objects);
+        let names: Vec<&str> = objects.iter().map(|listed| listed.key.name()).collect();
+        assert_eq!(names, ["manifest.json", "000001", "files.zst", "pin.json", "key.json"]);
     }
 
     #[test]

@@ -6,7 +6,9 @@ pub mod about;
 pub mod access;
 pub mod archive;
 pub mod catalog;
+pub mod crypt;
 pub mod dir;
+pub mod document;
 pub mod dump;
 pub mod export;
 pub mod faulty;
@@ -27,7 +29,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use self::about::About;
 use self::access::Access;
+use self::crypt::Encrypted;
+use self::crypt::keyring::Keyring;
 pub use self::location::{Location, Place};
 use self::retry::{Patience, Retry};
 use self::s3::S3Repo;
@@ -154,6 +159,8 @@ pub enum RepoErrorKind {
     Full,
     /// What is stored is not what was stored.
     Damaged,
+    /// It is encrypted, and none of the keys that we have opens it.
+    WrongKey,
     /// Anything else; trying again does not help.
     Other,
 }
@@ -187,6 +194,9 @@ impl From<RepoError> for Error {
             }
             RepoErrorKind::Damaged => made(ErrorKind::Failed).hint(
                 "See what else is damaged, and what can no longer be restored: pgherd backup verify --full",
+            ),
+            RepoErrorKind::WrongKey => made(ErrorKind::Failed).hint(
+                "Give the key that it was encrypted with to this repository in the topology; nothing is lost while that key is kept.",
             ),
             RepoErrorKind::Other => made(ErrorKind::Failed),
         }
@@ -275,29 +285,59 @@ fn reach(location: &Location, how: Reach) -> Result<SharedRepo> {
         Some(file) => Some(Access::load(location, file)?),
         None => None,
     };
+    let keys = access.as_ref().map_or(&[][..], |access| &access.keys);
+    let keyring = match keys {
+        [] => None,
+        keys => Some(Keyring::parse(keys).map_err(|error| RepoError {
+            kind: RepoErrorKind::Other,
+            url: location.url.clone(),
+            doing: "read its repository keys".to_owned(),
+            why: error.to_string(),
+        })?),
+    };
+    let (inner, about) = reach_stored(location, access.as_ref(), how, keyring.is_some())?;
+    let Some(keyring) = keyring else {
+        about.expect_plain(&location.url)?;
+        return Ok(inner);
+    };
+    Ok(Arc::new(Encrypted::new(inner, &about, keyring)?))
+}
+
+/// Comes to what is stored, encrypted or not, and to what it says of itself.
+fn reach_stored(
+    location: &Location,
+    access: Option<&Access>,
+    how: Reach,
+    encrypted: bool,
+) -> Result<(SharedRepo, About)> {
     match Place::of(&location.url) {
-        Some(Place::Directory(path)) => Ok(Arc::new(match how {
-            Reach::Open => dir::DirRepo::open(path)?,
-            Reach::Create => dir::DirRepo::create(path)?,
-        })),
+        Some(Place::Directory(path)) => {
+            let repo = match (how, encrypted) {
+                (Reach::Open, _) => dir::DirRepo::open(path)?,
+                (Reach::Create, false) => dir::DirRepo::create(path)?,
+                (Reach::Create, true) => dir::DirRepo::create_encrypted(path)?,
+            };
+            let about = wait(Box::pin(About::of(&repo)))?;
+            Ok((Arc::new(repo), about))
+        }
         Some(Place::Bucket { .. }) => {
-            let s3 = access.and_then(|access| access.s3).unwrap_or_default();
+            let s3 = access.and_then(|access| access.s3.clone()).unwrap_or_default();
             let url = location.url.clone();
-            let opened = runtime::OnRuntime::open(&location.url, async move {
+            let (repo, about) = runtime::OnRuntime::open(&location.url, async move {
                 // The one that opens is as patient as those that follow.
-                let opened: Arc<S3Repo> = retry::patiently(Patience::default(), || {
+                let (repo, about) = retry::patiently(Patience::default(), || {
                     let (url, s3) = (url.clone(), s3.clone());
                     Box::pin(async move {
-                        Ok(Arc::new(match how {
-                            Reach::Open => S3Repo::open(&url, &s3).await?,
-                            Reach::Create => S3Repo::create(&url, &s3).await?,
-                        }))
+                        match how {
+                            Reach::Open => S3Repo::open(&url, &s3).await,
+                            Reach::Create => S3Repo::create(&url, &s3, encrypted).await,
+                        }
                     })
                 })
                 .await?;
-                Ok(Arc::new(Retry::new(opened, Patience::default())) as SharedRepo)
+                Ok((Arc::new(Retry::new(Arc::new(repo), Patience::default())) as SharedRepo, about))
             })?;
-            Ok(Arc::new(opened))
+            Ok((Arc::new(repo), about))
         }
         None => Err(RepoError {
             kind: RepoErrorKind::Other,

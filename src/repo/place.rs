@@ -1,6 +1,7 @@
 //! What an object of a repository is, by its key alone: the way back from [`layout`].
 
 use crate::pg::system::SystemIdentifier;
+use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::WalFile;
 use crate::repo::Key;
 use crate::repo::export::{self, InExport};
@@ -23,6 +24,10 @@ pub enum InSystem {
     Lease(String),
     Backup(Label, InBackup),
     Export(Key, InExport),
+    /// The data key of a timeline's WAL.
+    WalKey(TimelineId),
+    /// The data key of all that is neither WAL nor a backup.
+    RestKey,
 }
 
 /// What lies at a key below the folder of a backup.
@@ -31,6 +36,8 @@ pub enum InBackup {
     Manifest,
     Files,
     Pin,
+    /// The data key of the backup.
+    Key,
     Data(u32),
 }
 
@@ -68,11 +75,15 @@ fn in_system(keys: &SystemKeys, rest: &str) -> Option<InSystem> {
             Some(InSystem::Export(export::exports(keys).join(rest).ok()?, part))
         }
         "lease" => Some(InSystem::Lease(rest.strip_suffix(".json")?.to_owned())),
+        "key" => match rest.strip_prefix("wal-") {
+            Some(rest) => Some(InSystem::WalKey(TimelineId::from_wal_file_name(rest)?)),
+            None => Some(InSystem::RestKey),
+        },
         "backup" => {
             let (label, rest) = rest.split_once('/')?;
             let label: Label = label.parse().ok()?;
             let backup = keys.backup(&label);
-            let small = [InBackup::Manifest, InBackup::Files, InBackup::Pin]
+            let small = [InBackup::Manifest, InBackup::Files, InBackup::Pin, InBackup::Key]
                 .into_iter()
                 .find(|found| found.key(&backup).name() == rest);
             let data = || Some(InBackup::Data(rest.strip_prefix("data/")?.parse().ok().filter(|n| *n > 0)?));
@@ -89,6 +100,8 @@ impl InSystem {
             Self::Lease(id) => keys.lease(id),
             Self::Backup(label, found) => found.key(&keys.backup(label)),
             Self::Export(key, _) => key.clone(),
+            Self::WalKey(timeline) => keys.wal_key(*timeline),
+            Self::RestKey => keys.rest_key(),
         }
     }
 }
@@ -99,6 +112,7 @@ impl InBackup {
             Self::Manifest => keys.manifest(),
             Self::Files => keys.files(),
             Self::Pin => keys.pin(),
+            Self::Key => keys.key_document(),
             Self::Data(number) => keys.data(number),
         }
     }
@@ -125,6 +139,10 @@ mod tests {
             (cluster.primary(), Place::Primary),
             (system.lease("7f3a"), Place::System(id, InSystem::Lease("7f3a".to_owned()))),
         ];
+        let timeline = TimelineId::new(0xA3).unwrap();
+        assert_eq!(system.wal_key(timeline).name(), "wal-000000A3.json");
+        known.push((system.wal_key(timeline), Place::System(id, InSystem::WalKey(timeline))));
+        known.push((system.rest_key(), Place::System(id, InSystem::RestKey)));
         for name in [
             "0000000300000001000000A1",
             "0000000300000001000000A1.partial",
@@ -142,6 +160,7 @@ mod tests {
             (backup.manifest(), InBackup::Manifest),
             (backup.files(), InBackup::Files),
             (backup.pin(), InBackup::Pin),
+            (backup.key_document(), InBackup::Key),
             (backup.data(1), InBackup::Data(1)),
             (backup.data(1_000_000), InBackup::Data(1_000_000)),
         ] {
@@ -167,6 +186,11 @@ mod tests {
             format!("{system}/backup/20261121T100203Z-full/notes.txt"),
             format!("{system}/backup/yesterday/manifest.json"),
             format!("{system}/lease/7f3a"),
+            format!("{system}/key/wal-3.json"),
+            format!("{system}/key/wal-000000a3.json"),
+            format!("{system}/key/wal-00000000.json"),
+            format!("{system}/key/other.json"),
+            format!("{system}/key/rest.json/rest.json"),
             format!("{system}/partition/shop/shop/events/20261121T100203Z/notes.txt"),
             format!("{system}/notes.txt"),
         ] {

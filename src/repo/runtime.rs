@@ -55,18 +55,19 @@ fn lost(url: &str, doing: &str, why: String) -> RepoError {
 }
 
 impl OnRuntime {
-    /// Starts the threads, and opens on them what `open` opens.
+    /// Starts the threads, and opens on them what `open` opens; what that returns beside it is returned too.
     ///
     /// # Errors
     /// As `open`; when no thread can be started.
-    pub fn open<F>(url: &str, open: F) -> Result<Self>
+    pub fn open<F, T>(url: &str, open: F) -> Result<(Self, T)>
     where
-        F: Future<Output = Result<SharedRepo>> + Send + 'static,
+        F: Future<Output = Result<(SharedRepo, T)>> + Send + 'static,
+        T: Send + 'static,
     {
         let threads = Threads::start(url)?;
         let opened = threads.runtime().spawn(open);
-        let inner = pollster::block_on(opened).map_err(|error| lost(url, "open it", error.to_string()))??;
-        Ok(Self { inner, threads: Arc::new(threads) })
+        let (inner, with) = pollster::block_on(opened).map_err(|error| lost(url, "open it", error.to_string()))??;
+        Ok((Self { inner, threads: Arc::new(threads) }, with))
     }
 
     /// Runs a call on the threads; `doing` is what is said if it panics.

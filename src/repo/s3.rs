@@ -55,14 +55,14 @@ impl S3Repo {
     ///
     /// # Errors
     /// [`RepoErrorKind::Missing`] when the bucket or its `repository.json` is not there, and what the server says.
-    pub async fn open(url: &str, access: &S3Access) -> Result<Self> {
+    pub async fn open(url: &str, access: &S3Access) -> Result<(Self, About)> {
         let repo = Self::reach(url, access).await?;
         let doing = "read repository.json";
         match repo.read(&layout::repository()).await? {
             Some(bytes) => {
-                About::read(&bytes)
-                    .map_err(|why| repo.0.error(RepoErrorKind::Damaged, doing, why.to_string()))?;
-                Ok(repo)
+                let damaged = |why: String| repo.0.error(RepoErrorKind::Damaged, doing, why);
+                let about = About::read(&bytes).map_err(|error| damaged(error.to_string()))?;
+                Ok((repo, about))
             }
             None => {
                 let why = format!("there is no {} in the bucket", repo.0.name(&layout::repository()));
@@ -75,7 +75,7 @@ impl S3Repo {
     ///
     /// # Errors
     /// When something that is no repository is there, when the server does not keep to conditions of puts, and what it says.
-    pub async fn create(url: &str, access: &S3Access) -> Result<Self> {
+    pub async fn create(url: &str, access: &S3Access, encrypted: bool) -> Result<(Self, About)> {
         let repo = Self::reach(url, access).await?;
         let doing = "make repository.json";
         let key = layout::repository();
@@ -86,6 +86,7 @@ impl S3Repo {
             }
             let about = About::new(Timestamp::now())
                 .map_err(|error| repo.0.error(RepoErrorKind::Other, doing, error.to_string()))?;
+            let about = if encrypted { about.encrypted() } else { about };
             repo.create(&key, &about.write()).await?;
         }
         repo.keeps_to_conditions().await?;

@@ -104,6 +104,9 @@ pub struct Repository {
     /// How the server of a bucket is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s3: Option<Box<S3>>,
+    /// Where its keys are: the one that encrypts, then the one that did before; none if it is not encrypted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<SecretReference>,
 }
 
 /// How the server of a bucket is reached, and who one is there.
@@ -575,7 +578,11 @@ impl Repository {
 
     /// Returns the directory of a repository that whoever may read its files can read; `None` if it takes more.
     pub fn plain_directory(&self) -> Option<&Path> {
-        self.directory()
+        self.directory().filter(|_| !self.is_encrypted())
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        !self.keys.is_empty()
     }
 }
 

@@ -118,6 +118,11 @@ record! {
         sse: Sse = "sse",
         /// The key of KMS that it does that with.
         kms_key: Text = "kms-key",
+        /// Where the repository key is that encrypts what is stored before it leaves the host: 64 hexadecimal digits or 44 characters of base64. Only of a
+        /// repository that was made with one.
+        encrypt: SecretReference = "encrypt",
+        /// Where the key is that it was before: it opens what "repo rekey" has not wrapped anew yet.
+        encrypt_before: SecretReference = "encrypt-before",
     }
 }
 

@@ -103,7 +103,7 @@ fn is_taken(path: &[String], value: Value) -> bool {
 fn known_keys(path: &[String]) -> BTreeSet<String> {
     let problems = load(path, json!({STRANGER: {}}));
     let last = path.last().map_or("", String::as_str);
-    if ["password", "token", "access-key", "secret-key"].contains(&last)
+    if ["password", "token", "access-key", "secret-key", "encrypt", "encrypt-before"].contains(&last)
         || path.ends_with(&["notify".to_owned(), "url".to_owned()])
     {
         let secret = problems.iter().find(|problem| problem.what.starts_with("unknown key in"));

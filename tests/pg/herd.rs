@@ -17,11 +17,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 
 use crate::server::{Installation, installations, newest, place};
+use crate::weed::{self, weed};
 
 /// What no command of a test may take longer than.
 const LIMIT: Duration = Duration::from_secs(180);
 
 pub const APP_PASSWORD: &str = "Xq7-known-to-app";
+/// A key of a repository.
+pub const REPO_KEY: &str = "5a0b1f0e9d8c7b6a59483726150403f2e1d0cfbeadfceb9a8978675645342312";
+/// What has a repository encrypted.
+pub const ENCRYPT: &str = ", encrypt: {env: REPO_KEY}";
 pub const BI_PASSWORD: &str = "Zw9-known-to-bi";
 
 /// One run of pgherd.
@@ -214,10 +219,46 @@ impl Herd {
         self.write();
     }
 
-    /// Declares backups; the repository is in the herd's own directory.
+    /// Declares backups; the repository is in the herd's own directory, or where `PGHERD_TEST_REPOSITORY` says: `encrypted` is there too, `s3` and
+    /// `s3-encrypted` are in a bucket.
     pub fn keep_backups(&mut self) {
+        match std::env::var("PGHERD_TEST_REPOSITORY").as_deref() {
+            Ok("encrypted") => return self.keep_backups_encrypted(),
+            Ok("s3") => drop(self.keep_backups_in_a_bucket("")),
+            Ok("s3-encrypted") => drop(self.keep_backups_in_a_bucket(ENCRYPT)),
+            Ok(other) => panic!("there is no kind of repository {other:?}"),
+            Err(_) => {}
+        }
+        if self.text.contains("repositories:") {
+            return;
+        }
         let repository = format!("repositories: {{main: {{url: file://{}}}}}\n", self.repository().display());
         self.edit("clusters:\n", &format!("{repository}clusters:\n"));
+        self.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
+    }
+
+    /// The same, encrypted.
+    pub fn keep_backups_encrypted(&mut self) {
+        let repository = self.repository();
+        self.declare_repository(&format!("url: \"file://{}\"{ENCRYPT}", repository.display()));
+    }
+
+    /// The same in a bucket of its own, with these keys beside; returns its URL, and nothing where there is no S3 server for this machine.
+    pub fn keep_backups_in_a_bucket(&mut self, more: &str) -> Option<String> {
+        let weed = weed()?;
+        let url = format!("s3://{}/v1", weed.bucket());
+        self.variable("S3_ACCESS_KEY", Some(weed::ACCESS_KEY));
+        self.variable("S3_SECRET_KEY", Some(weed::SECRET_KEY));
+        let endpoint = weed.endpoint();
+        self.declare_repository(&format!(
+            "url: \"{url}\", endpoint: \"{endpoint}\", access-key: {{env: S3_ACCESS_KEY}}, secret-key: {{env: S3_SECRET_KEY}}{more}"
+        ));
+        Some(url)
+    }
+
+    fn declare_repository(&mut self, keys: &str) {
+        self.variable("REPO_KEY", Some(REPO_KEY));
+        self.edit("clusters:\n", &format!("repositories: {{main: {{{keys}}}}}\nclusters:\n"));
         self.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
     }
 

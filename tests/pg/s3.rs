@@ -3,45 +3,26 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::herd::{Herd, PAIR, SINGLE, until};
+use crate::herd::{ENCRYPT, Herd, PAIR, REPO_KEY, SINGLE, files_below, until};
 use crate::server::{installations, newest};
-use crate::weed::{SECRET_KEY, weed};
-
-const KEYS: [(&str, Option<&str>); 2] =
-    [("S3_ACCESS_KEY", Some(crate::weed::ACCESS_KEY)), ("S3_SECRET_KEY", Some(SECRET_KEY))];
-
-/// Declares backups in a bucket of its own, and returns its URL.
-fn in_a_bucket(herd: &mut Herd) -> Option<String> {
-    let weed = weed()?;
-    let url = format!("s3://{}/v1", weed.bucket());
-    let repository = format!(
-        "repositories: {{main: {{url: \"{url}\", endpoint: \"{}\", access-key: {{env: S3_ACCESS_KEY}}, secret-key: {{env: S3_SECRET_KEY}}}}}}\n",
-        weed.endpoint()
-    );
-    herd.edit("clusters:\n", &format!("{repository}clusters:\n"));
-    herd.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
-    for (name, value) in KEYS {
-        herd.variable(name, value);
-    }
-    Some(url)
-}
+use crate::weed::SECRET_KEY;
 
 #[test]
 fn a_cluster_keeps_its_wal_and_its_backups_in_a_bucket_on_every_major() {
-    for installation in installations() {
+    for (installation, more) in installations().into_iter().zip(["", ENCRYPT].into_iter().cycle()) {
         let mut herd = Herd::declare(&installation, &PAIR);
-        let Some(url) = in_a_bucket(&mut herd) else { return };
+        let Some(url) = herd.keep_backups_in_a_bucket(more) else { return };
         let shown = herd.run(&["plan"]).ends_with(0);
         shown.says(&["access to repository main", &format!("repository main in {url}")]);
         let applied = herd.apply().ends_with(0);
         herd.run(&["plan", "--detailed-exitcode"]).ends_with(0);
-        let access = crate::herd::files_below(&herd.path("config/repositories"));
+        let access = files_below(&herd.path("config/repositories"));
         assert_eq!(access.len(), 1, "{access:?}");
         let mode = fs::metadata(&access[0]).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
-        for file in crate::herd::files_below(&herd.path("state/journal")) {
+        for file in files_below(&herd.path("state/journal")) {
             let text = fs::read_to_string(&file).unwrap_or_default();
-            assert!(!text.contains(SECRET_KEY), "{}", file.display());
+            assert!(!text.contains(SECRET_KEY) && !text.contains(REPO_KEY), "{}", file.display());
         }
         assert!(!applied.stdout.contains(SECRET_KEY) && !applied.stderr.contains(SECRET_KEY));
 
@@ -65,7 +46,7 @@ fn a_cluster_keeps_its_wal_and_its_backups_in_a_bucket_on_every_major() {
 #[test]
 fn credentials_that_do_not_open_it_are_told_before_they_are_used_and_new_ones_come_to_every_host() {
     let mut herd = Herd::declare(&newest(), &SINGLE);
-    if in_a_bucket(&mut herd).is_none() {
+    if herd.keep_backups_in_a_bucket("").is_none() {
         return;
     }
     herd.variable("S3_SECRET_KEY", Some("not-the-one"));
@@ -74,7 +55,7 @@ fn credentials_that_do_not_open_it_are_told_before_they_are_used_and_new_ones_co
         "SignatureDoesNotMatch",
         "secret key",
     ]);
-    assert!(crate::herd::files_below(&herd.path("config/repositories")).is_empty());
+    assert!(files_below(&herd.path("config/repositories")).is_empty());
     herd.variable("S3_SECRET_KEY", Some(SECRET_KEY));
     herd.apply().ends_with(0);
 

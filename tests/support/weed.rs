@@ -196,7 +196,7 @@ impl Weed {
             credentials: Some(credentials),
             ..S3Access::default()
         };
-        Access { format: access::FORMAT, url: url.to_owned(), s3: Some(s3) }
+        Access { format: access::FORMAT, url: url.to_owned(), s3: Some(s3), keys: Vec::new() }
     }
 
     /// Writes the file that it takes to open a repository into a directory, and returns where that is.

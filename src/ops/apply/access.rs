@@ -11,6 +11,7 @@ use crate::ops::apply::world::World;
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::ops::plan::AccessSeen;
+use crate::repo::crypt::keyring::Keyring;
 use crate::repo::access::{Access, Credentials, FORMAT, S3Access};
 use crate::repo::{Location, RepoErrorKind, layout};
 use crate::secret::Secret;
@@ -92,7 +93,17 @@ async fn of(here: &dyn Host, repository: &Repository) -> Result<Secret> {
         Some(s3) => Some(s3_access(here, repository, s3).await?),
         None => None,
     };
-    Ok(Access { format: FORMAT, url: repository.url.clone(), s3 }.write())
+    let mut keys = Vec::new();
+    for reference in &repository.keys {
+        let key = resolve(here, reference).await;
+        keys.push(key.map_err(|error| error.context(format!("resolve the key of repository {}", repository.name)))?);
+    }
+    Keyring::parse(&keys).map_err(|error| {
+        Error::usage(format!("the key of repository {} is none", repository.name))
+            .source(error)
+            .hint("Make one, and keep it where nothing of the repository is: openssl rand -hex 32")
+    })?;
+    Ok(Access { format: FORMAT, url: repository.url.clone(), s3, keys }.write())
 }
 
 async fn s3_access(here: &dyn Host, repository: &Repository, s3: &S3) -> Result<S3Access> {

@@ -33,7 +33,7 @@ pub(super) async fn look(doors: &Doors, cluster: &Cluster, name: &str, build: &B
     };
     match overlap(host, cluster, name, directory).await {
         Ok(Some(path)) => RepositorySeen::Overlaps { path },
-        Ok(None) => look_into(host, &cluster.name, directory).await,
+        Ok(None) => look_into(host, &cluster.name, repository, directory).await,
         Err(error) => RepositorySeen::Unknown { why: error.to_string() },
     }
 }
@@ -97,7 +97,12 @@ async fn overlap(
     Ok(resolved.find(|path| path.starts_with(&repository) || repository.starts_with(path)))
 }
 
-async fn look_into(host: &dyn Host, cluster: &str, directory: &Path) -> RepositorySeen {
+async fn look_into(
+    host: &dyn Host,
+    cluster: &str,
+    repository: &Repository,
+    directory: &Path,
+) -> RepositorySeen {
     let seen = async {
         let Some(names) = host.list(directory).await? else {
             return Ok(RepositorySeen::Missing { directory: false });
@@ -105,6 +110,13 @@ async fn look_into(host: &dyn Host, cluster: &str, directory: &Path) -> Reposito
         match host.read(&directory.join(layout::REPOSITORY)).await? {
             Some(bytes) => match About::read(&bytes) {
                 Ok(about) => {
+                    let fits = match repository.is_encrypted() {
+                        true => about.expect_encrypted(&repository.url),
+                        false => about.expect_plain(&repository.url),
+                    };
+                    if let Err(error) = fits {
+                        return Ok(RepositorySeen::Unknown { why: error.why });
+                    }
                     let found = host.list(&directory.join(cluster)).await?.unwrap_or_default();
                     Ok(RepositorySeen::Ready { id: about.id, systems: systems(found) })
                 }
@@ -159,8 +171,8 @@ async fn make_directory(
     // What is stored must be what is read, by the user that the servers are; and a put on a condition must hold to it.
     let beside = beside(world, directory);
     let about = About::new(Timestamp::now())
-        .map_err(|error| Error::failed("could not name the repository").source(error))?
-        .write();
+        .map_err(|error| Error::failed("could not name the repository").source(error))?;
+    let about = if repository.is_encrypted() { about.encrypted() } else { about }.write();
     host.write_atomic(&beside, &about, 0o640).await.map_err(could_not)?;
     let read = host.read(&beside).await.map_err(could_not)?;
     if read.as_deref() != Some(about.as_slice()) {

@@ -214,7 +214,9 @@ async fn remove_data(repo: &SharedRepo, keys: &BackupKeys) {
 /// backup that lacks data.
 async fn remove_folder(repo: &SharedRepo, keys: &BackupKeys) -> Result<()> {
     repo.remove(&keys.manifest()).await?;
-    for listed in repo.list_all(keys.folder()).await? {
+    let mut listed = repo.list_all(keys.folder()).await?;
+    keys.order_of_removal(&mut listed);
+    for listed in listed {
         repo.remove(&listed.key).await?;
     }
     Ok(())
@@ -648,7 +650,7 @@ impl Run<'_> {
         for listed in self.repo.list_all(self.keys.folder()).await? {
             if listed.key == self.keys.files() {
                 files = Some(listed.size);
-            } else if listed.key != self.keys.manifest() {
+            } else if listed.key != self.keys.manifest() && listed.key != self.keys.key_document() {
                 objects += 1;
                 bytes += listed.size.0;
             }

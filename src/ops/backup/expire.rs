@@ -23,7 +23,7 @@ use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::WalFile;
 use crate::repo::export::ExportKeys;
 use crate::repo::layout::{ClusterKeys, Label};
-use crate::repo::{self, Key, SharedRepo, seal};
+use crate::repo::{self, Key, SharedRepo, document};
 use crate::units::ByteCount;
 
 /// A lease that ended so long ago is of no use to anybody.
@@ -244,16 +244,15 @@ impl Run<'_> {
             return Ok(());
         }
         let backup = keys.backup(&verdict.label);
-        let pin = self.repo.read(&backup.pin()).await?.map(|bytes| seal::read_document::<Pin>(&bytes));
+        let pin = document::read::<Pin>(&*self.repo, &backup.pin()).await?;
         let ended = |pin: &Pin| pin.until.is_some_and(|until| until <= Timestamp::now());
         // Of what has no manifest a pin keeps nothing.
         if verdict.state != State::Unfinished && pin.is_some_and(|pin| !pin.is_ok_and(|pin| ended(&pin))) {
             return Ok(());
         }
-        let listed = self.repo.list_all(backup.folder()).await?;
-        let manifest = backup.manifest();
-        let (first, rest): (Vec<_>, Vec<_>) = listed.into_iter().partition(|listed| listed.key == manifest);
-        for listed in first.into_iter().chain(rest) {
+        let mut listed = self.repo.list_all(backup.folder()).await?;
+        backup.order_of_removal(&mut listed);
+        for listed in listed {
             self.remove(&listed.key, listed.size, total).await?;
         }
         self.removed.backups.push(verdict.label.clone());

@@ -29,7 +29,7 @@ pub(super) struct Holdings {
     pub(super) systems: Vec<OfSystem>,
     /// By name and label. No backup needs them, and no rule of backups removes them.
     pub(super) dumps: BTreeMap<(String, String), DumpFolder>,
-    /// `lock.json` and `primary.json`.
+    /// `lock.json`, `primary.json`, and the data key of the dumps.
     pub(super) documents: Vec<Key>,
     /// Objects that pgherd did not put there.
     pub(super) strays: Vec<Listed>,
@@ -48,6 +48,8 @@ pub(super) struct OfSystem {
     /// Rows of partitions, by their folders. No backup needs them.
     pub(super) exports: BTreeMap<Key, ExportFolder>,
     pub(super) leases: Vec<Listed>,
+    /// Data keys of what is encrypted.
+    pub(super) key_documents: Vec<Key>,
     /// Documents and history files that are there and cannot be used, and why.
     pub(super) unusable: Vec<(Key, SealError)>,
 }
@@ -150,6 +152,7 @@ struct SortedSystem {
     folders: BTreeMap<Label, Folder>,
     exports: BTreeMap<Key, ExportFolder>,
     leases: Vec<Listed>,
+    key_documents: Vec<Key>,
 }
 
 impl Sorted {
@@ -162,6 +165,10 @@ impl Sorted {
     }
 
     fn take_dump(&mut self, cluster: &str, listed: Listed) {
+        if listed.key == dump::key_document(cluster) {
+            self.documents.push(listed.key);
+            return;
+        }
         let Some((name, label, part)) = dump::part_of(cluster, &listed.key) else {
             self.strays.push(listed);
             return;
@@ -181,6 +188,7 @@ impl SortedSystem {
                 self.wal.push(StoredWal { file, stored: listed.size, at: listed.modified });
             }
             InSystem::Lease(_) => self.leases.push(listed),
+            InSystem::WalKey(_) | InSystem::RestKey => self.key_documents.push(listed.key),
             InSystem::Export(key, part) => {
                 let folder = self.exports.entry(export::folder_of(&key)).or_default();
                 match part {
@@ -194,6 +202,7 @@ impl SortedSystem {
                     InBackup::Manifest => folder.manifest = Some(listed.size),
                     InBackup::Files => folder.files = Some(listed.size),
                     InBackup::Pin => folder.pin = Some(listed.size),
+                    InBackup::Key => self.key_documents.push(listed.key),
                     InBackup::Data(number) => {
                         folder.data.insert(number, listed.size);
                     }
@@ -225,8 +234,8 @@ impl OfSystem {
                 vec![Use { labels: None, who: format!("leases that cannot be read: {error}") }]
             }),
         };
-        let (folders, exports, leases) = (listed.folders, listed.exports, listed.leases);
-        let mut of = Self { keys, system, folders, exports, leases, unusable: Vec::new() };
+        let SortedSystem { folders, exports, leases, key_documents, .. } = listed;
+        let mut of = Self { keys, system, folders, exports, leases, key_documents, unusable: Vec::new() };
         let mut reader = Reader { repo: &**repo, unreadable };
         for (label, folder) in of.folders.clone() {
             of.read_backup(&mut reader, label, &folder).await?;

@@ -22,7 +22,7 @@ use crate::repo::catalog::{self, Backup, State};
 use crate::repo::layout::{BackupKeys, ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{Contents, Manifest, Source, Tablespace};
 use crate::repo::seal::{Identity, Kind};
-use crate::repo::{SharedRepo, seal};
+use crate::repo::{SharedRepo, document, seal};
 use crate::topology::model::Cluster;
 use crate::units::ByteCount;
 
@@ -171,10 +171,10 @@ pub async fn in_repository(repo: &SharedRepo, cluster: &str) -> Result<Vec<Backu
         let made = running.remove(&(found.system, found.label.clone()));
         // A pin that cannot be read keeps its backup all the same; "backup pin" says so.
         let pin = match found.manifest() {
-            Some(_) => repo.read(&found.keys(&keys).pin()).await?,
+            Some(_) => document::read(&**repo, &found.keys(&keys).pin()).await?,
             None => None,
         };
-        items.push(item(found, made, pin.and_then(|bytes| seal::read_document(&bytes).ok())));
+        items.push(item(found, made, pin.and_then(Result::ok)));
     }
     // What runs may have stored nothing yet.
     for ((system, label), made) in running {

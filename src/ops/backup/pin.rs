@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pg::system::SystemIdentifier;
 use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::place::{InBackup, InSystem, Place};
-use crate::repo::{Repo, SharedRepo, seal};
+use crate::repo::{Repo, SharedRepo, document, seal};
 
 /// `pin.json`: a sealed document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ pub async fn unpin(repo: &dyn Repo, cluster: &str, label: &Label) -> Result<Befo
 }
 
 async fn read(repo: &dyn Repo, keys: &crate::repo::layout::BackupKeys) -> Result<Before> {
-    Ok(match repo.read(&keys.pin()).await?.map(|bytes| seal::read_document(&bytes)) {
+    Ok(match document::read(repo, &keys.pin()).await? {
         None => Before::NotPinned,
         Some(Ok(pin)) => Before::Pinned(pin),
         Some(Err(error)) => Before::Unreadable(error.to_string()),

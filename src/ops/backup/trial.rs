@@ -1,6 +1,7 @@
 //! A small repository for tests: whole backups and WAL of a cluster that never ran.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -9,13 +10,18 @@ use crate::pg::system::SystemIdentifier;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
 use crate::pg::wal_header::LONG;
+use crate::repo::about::About;
+use crate::repo::crypt::Encrypted;
+use crate::repo::crypt::keyring::Keyring;
+use crate::repo::dir::DirRepo;
 use crate::repo::dump::{self, DumpKeys, DumpManifest};
 use crate::repo::export::{ExportKeys, ExportManifest};
-use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
+use crate::repo::layout::{self, ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{Chunk, Contents, DataObject, Dir, File, Manifest, Part, Source};
 use crate::repo::rows::Writer;
 use crate::repo::seal::{self, Blake3, Identity, Kind};
 use crate::repo::{self, Key, Location, SharedRepo, wait};
+use crate::secret::Secret;
 use crate::units::ByteCount;
 
 pub(super) const CLUSTER: &str = "inventory";
@@ -70,6 +76,24 @@ impl Trial {
         let url = format!("file://{}", directory.path().join("repository").display());
         let repo = repo::create(&Location::plain(url)).unwrap();
         Self { directory, repo }
+    }
+
+    /// The same, encrypted. What opens it by its URL finds no key.
+    pub(super) fn encrypted() -> Self {
+        let Self { directory, repo } = Self::new();
+        let about = wait(Box::pin(About::of(&*repo))).unwrap().encrypted();
+        wait(repo.store(&layout::repository(), &about.write())).unwrap();
+        let keyring = Keyring::parse(&[Secret::new("1".repeat(64))]).unwrap();
+        let repo = Arc::new(Encrypted::new(repo, &about, keyring).unwrap());
+        Self { directory, repo }
+    }
+
+    /// Opens an encrypted one as somebody does who has a key of something else.
+    pub(super) fn with_another_key(&self) -> SharedRepo {
+        let inner: SharedRepo = Arc::new(DirRepo::open(&self.directory.path().join("repository")).unwrap());
+        let about = wait(Box::pin(About::of(&*inner))).unwrap();
+        let keyring = Keyring::parse(&[Secret::new("2".repeat(64))]).unwrap();
+        Arc::new(Encrypted::new(inner, &about, keyring).unwrap())
     }
 
     pub(super) fn location(&self) -> Location {

@@ -18,7 +18,7 @@ use crate::pg::system::SystemIdentifier;
 use crate::repo::export::{ExportColumn, ExportKeys, ExportManifest, folder_of, partition_folder};
 use crate::repo::layout::ClusterKeys;
 use crate::repo::rows::{Counted, Reader, Writer};
-use crate::repo::{self, Location, Repo, SharedRepo, seal};
+use crate::repo::{self, Location, Repo, SharedRepo, document, seal};
 use crate::topology::declared;
 use crate::topology::model::Cluster;
 use crate::topology::partitions::{PartitionSet, TableName};
@@ -170,8 +170,9 @@ impl Work<'_> {
         let mut before = Vec::new();
         for second in repo::wait(self.repo.list(Some(&folder)))?.folders {
             let Ok(keys) = folder.join(&second).map(ExportKeys::at) else { continue };
-            match repo::wait(self.repo.read(&keys.manifest()))? {
-                Some(bytes) => before.push((keys, seal::read_document::<ExportManifest>(&bytes).ok())),
+            let manifest = keys.manifest();
+            match repo::wait(Box::pin(document::read::<ExportManifest>(&*self.repo, &manifest)))? {
+                Some(found) => before.push((keys, found.ok())),
                 // An export that was cut off; the lock says that nobody makes it now.
                 None => {
                     repo::wait(self.repo.remove(&keys.rows()))?;

@@ -8,7 +8,7 @@ use crate::ops::context::Context;
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::ops::schedule::record::Record;
-use crate::repo::{Key, SharedRepo};
+use crate::repo::{Key, SharedRepo, layout};
 use crate::topology::jobs::Job;
 use crate::topology::model::{Cluster, Herd};
 
@@ -69,8 +69,7 @@ impl Shared {
     }
 
     fn key(&self, job: &Job) -> Key {
-        Key::new(format!("_jobs/{}/{}.json", self.herd, job.file_name()))
-            .expect("names of herds, clusters and jobs are made of what a key may hold")
+        layout::job(&self.herd, &job.file_name())
     }
 
     /// Reads what is known of a job.

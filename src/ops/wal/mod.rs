@@ -67,7 +67,13 @@ const CONTROL_FILE: &str = "global/pg_control";
 pub(super) mod testing {
     //! An archive in a directory of its own, with a node whose data directory is beside it.
 
+    use std::sync::Arc;
+
     use super::*;
+    use crate::repo::about::About;
+    use crate::repo::crypt::Encrypted;
+    use crate::repo::crypt::keyring::Keyring;
+    use crate::secret::Secret;
 
     pub const SYSTEM: u64 = 7_398_812_045_532_218_841;
     /// The smallest.
@@ -95,6 +101,15 @@ pub(super) mod testing {
             let file = directory.path().join("profile.json");
             fs::write(&file, claim::write(&profile)).unwrap();
             Self { directory, profile: file }
+        }
+
+        /// Opens the archive as if its repository were encrypted.
+        pub(in crate::ops::wal) fn encrypted(&self) -> Archive {
+            let archive = open(&self.profile).unwrap();
+            let about = repo::wait(Box::pin(About::of(&*archive.repo))).unwrap().encrypted();
+            let keyring = Keyring::parse(&[Secret::new("1".repeat(64))]).unwrap();
+            let repo = Arc::new(Encrypted::new(archive.repo.clone(), &about, keyring).unwrap());
+            Archive { repo, ..archive }
         }
 
         pub fn pg_wal(&self) -> PathBuf {

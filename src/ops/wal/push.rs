@@ -43,17 +43,20 @@ pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
     let file: WalFile = name
         .parse()
         .map_err(|error| Error::failed(format!("cannot archive {}", path.display())).source(error))?;
-    let archive = super::open(profile)?;
+    push_into(&super::open(profile)?, file, path)
+}
+
+fn push_into(archive: &Archive, file: WalFile, path: &Path) -> Result<Pushed> {
     let content = fs::read(path)
         .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
-    check_source(&archive, file, &content)?;
+    check_source(archive, file, &content)?;
 
-    let key = archive.keys.wal(file);
+    let (key, name) = (archive.keys.wal(file), file.to_string());
     let identity =
         Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
-    let ours = Ours { archive: &archive, file, key: &key, identity, content: &content };
-    if let Some(object) = wait(archive.repo.read(&key))? {
-        return ours.compare(&object);
+    let ours = Ours { archive, file, key: &key, identity, content: &content };
+    if let Some(pushed) = ours.compare()? {
+        return Ok(pushed);
     }
     let object = ours.seal()?;
     match wait(archive.repo.create(&key, &object))? {
@@ -62,13 +65,10 @@ pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
             size: ByteCount(content.len() as u64),
             stored: ByteCount(object.len() as u64),
         }),
-        Put::Refused => match wait(archive.repo.read(&key))? {
-            Some(object) => ours.compare(&object),
-            None => {
-                Err(Error::failed(format!("could not store {key} in the repository {}", archive.repo.url()))
-                    .detail("Something was there when it was to be stored, and was removed meanwhile."))
-            }
-        },
+        Put::Refused => ours.compare()?.ok_or_else(|| {
+            Error::failed(format!("could not store {key} in the repository {}", archive.repo.url()))
+                .detail("Something was there when it was to be stored, and was removed meanwhile.")
+        }),
     }
 }
 
@@ -127,20 +127,32 @@ impl Ours<'_> {
             .map_err(|error| Error::failed(format!("could not compress {}", self.file)).source(error))
     }
 
-    /// Compares with what is there under the name, all of it.
-    fn compare(&self, object: &[u8]) -> Result<Pushed> {
-        match seal::open(self.identity, object) {
-            Ok(stored) if stored == self.content => Ok(Pushed::AlreadyThere { file: self.file }),
-            Ok(stored) => Err(self.differs(Blake3::of(&stored))),
-            Err(damage) => {
-                // What is damaged may be thrown away only if its header says that it was this very content.
-                let header = seal::header(object).map(|(header, _)| header.content_blake3);
-                match header {
-                    Ok(hash) if hash == Blake3::of(self.content) => self.mend(damage.to_string()),
-                    Ok(hash) => Err(self.differs(hash)),
-                    Err(_) => Err(self.damaged(damage.to_string())),
-                }
+    /// Compares with what is there under the name, all of it; `None` if nothing is.
+    fn compare(&self) -> Result<Option<Pushed>> {
+        let object = match wait(self.archive.repo.read(self.key)) {
+            Ok(None) => return Ok(None),
+            Ok(Some(object)) => object,
+            // Whoever decrypts gives nothing of an object that is damaged, but for a range that is not.
+            Err(error) if error.kind == RepoErrorKind::Damaged => {
+                let begin = wait(self.archive.repo.read_range(self.key, 0, seal::HEADER_MOST)).ok().flatten();
+                return self.compare_damaged(&begin.unwrap_or_default(), error.why).map(Some);
             }
+            Err(error) => return Err(error.into()),
+        };
+        match seal::open(self.identity, &object) {
+            Ok(stored) if stored == self.content => Ok(Some(Pushed::AlreadyThere { file: self.file })),
+            Ok(stored) => Err(self.differs(Blake3::of(&stored))),
+            Err(damage) => self.compare_damaged(&object, damage.to_string()).map(Some),
+        }
+    }
+
+    /// Compares with what is there and damaged, by its beginning: it may be thrown away only if its header says that it was this very
+    /// content.
+    fn compare_damaged(&self, begin: &[u8], damage: String) -> Result<Pushed> {
+        match seal::header(begin).map(|(header, _)| header.content_blake3) {
+            Ok(hash) if hash == Blake3::of(self.content) => self.mend(damage),
+            Ok(hash) => Err(self.differs(hash)),
+            Err(_) => Err(self.damaged(damage)),
         }
     }
 
@@ -200,6 +212,41 @@ mod tests {
         }
         assert!(detail.contains("two primaries"), "{detail}");
         assert_eq!(fs::read(place.object(NAME)).unwrap(), stored);
+    }
+
+    #[test]
+    fn in_an_encrypted_archive_the_same_is_known_and_what_is_damaged_is_mended_by_what_its_header_tells() {
+        let place = Place::new();
+        let archive = place.encrypted();
+        let file: WalFile = NAME.parse().unwrap();
+        // More than one chunk, however it is compressed.
+        let path = place.write(NAME, 7);
+        let mut content = fs::read(&path).unwrap();
+        let mut state = 1_u32;
+        for byte in &mut content[8192..300_000] {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = state.to_be_bytes()[0];
+        }
+        fs::write(&path, &content).unwrap();
+        let push = || push_into(&archive, file, &path);
+        assert!(matches!(push().unwrap(), Pushed::Stored { .. }));
+        assert!(matches!(push().unwrap(), Pushed::AlreadyThere { .. }));
+
+        let flip = |at: usize| {
+            let mut object = fs::read(place.object(NAME)).unwrap();
+            object[at] ^= 1;
+            fs::write(place.object(NAME), object).unwrap();
+        };
+        flip(200_000);
+        let Pushed::Mended { damage, .. } = push().unwrap() else { panic!("it is mended") };
+        assert!(damage.contains("its chunk 3 is not what was stored there"), "{damage}");
+        assert!(matches!(push().unwrap(), Pushed::AlreadyThere { .. }));
+        // Of its header, which is in the first chunk, nothing is known then.
+        flip(500);
+        let error = push().unwrap_err();
+        assert!(error.detail_text().unwrap().contains("has to be removed by hand"), "{error:?}");
+        flip(500);
+        assert!(matches!(push().unwrap(), Pushed::AlreadyThere { .. }));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Repositories, and that no two of them lie in each other.
 
 use super::super::decode::Spanned;
-use super::super::model::{Addressing, Repository, S3, S3Credentials, Sse};
+use super::super::model::{Addressing, Repository, S3, S3Credentials, SecretReference, Sse};
 use super::super::problem::Position;
 use super::super::raw;
 use super::super::yaml::{Node as Tree, Value};
@@ -25,6 +25,7 @@ impl Checker<'_> {
             let url = raw.and_then(|raw| raw.url.as_ref());
             let checked = url.and_then(|url| self.repository_url(url, &format!("{path}.url")));
             let s3 = raw.and_then(|raw| self.s3(raw, checked.as_deref(), &path, entry.at));
+            let keys = raw.map(|raw| self.keys(raw, &path)).unwrap_or_default();
             self.repositories.push(DeclaredRepository {
                 name: entry.key.clone(),
                 at: url.map_or(entry.at, |url| url.at),
@@ -32,6 +33,7 @@ impl Checker<'_> {
                     name: entry.key.clone(),
                     url,
                     s3,
+                    keys,
                 }),
             });
         }
@@ -107,6 +109,15 @@ impl Checker<'_> {
         }
         let slash = if prefix.is_empty() { "" } else { "/" };
         Some(format!("s3://{bucket}{slash}{prefix}"))
+    }
+
+    /// Returns where the keys of a repository are.
+    fn keys(&mut self, raw: &raw::Repository, path: &str) -> Vec<SecretReference> {
+        if let (None, Some(before)) = (&raw.encrypt, &raw.encrypt_before) {
+            self.missing(before.at, path, "encrypt", "encrypt: {env: PGHERD_REPO_KEY}");
+        }
+        let stated = raw.encrypt.iter().chain(&raw.encrypt_before);
+        stated.map(|reference| self.reference(&reference.value)).collect()
     }
 
     /// Checks what only a bucket has.

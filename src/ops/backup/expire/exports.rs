@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::ops::backup::holdings::Holdings;
 use crate::ops::node::ExportsKept;
 use crate::repo::export::{ExportKeys, ExportManifest};
-use crate::repo::seal::{self, SealError};
-use crate::repo::{Key, Repo};
+use crate::repo::seal::SealError;
+use crate::repo::{Key, Repo, document};
 use crate::topology::partitions::{Keep, TableName};
 use crate::units::ByteCount;
 
@@ -53,8 +53,8 @@ pub(super) async fn old(
         holdings.systems.iter().flat_map(|of| &of.exports).filter(|(_, found)| found.manifest.is_some());
     for (folder, _) in ended {
         let key = ExportKeys::at(folder.clone()).manifest();
-        let Some(bytes) = repo.read(&key).await? else { continue };
-        match seal::read_document::<ExportManifest>(&bytes) {
+        let Some(manifest) = document::read::<ExportManifest>(repo, &key).await? else { continue };
+        match manifest {
             Ok(manifest) => old.go.extend(goes(&manifest, rules, now).map(|(to, keep)| ExpiredExport {
                 folder: folder.clone(),
                 table: TableName { schema: manifest.schema.clone(), name: manifest.partition.clone() },
@@ -88,6 +88,7 @@ fn goes(manifest: &ExportManifest, rules: &[ExportsKept], now: Timestamp) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::seal;
 
     fn manifest(key_type: &str, to: &str) -> ExportManifest {
         let golden = include_str!("../../../../tests/golden/partition-export-v1.json");

@@ -5,8 +5,8 @@ use crate::ops::backup::pin;
 use crate::ops::backup::trial::{CLUSTER, Trial};
 use crate::ops::backup::verify;
 use crate::ops::node::{ExportsKept, VerifyBackups, VerifyDepth};
-use crate::repo::RepoErrorKind;
 use crate::repo::faulty::{Fault, Faulty};
+use crate::repo::{RepoErrorKind, seal};
 use crate::topology::partitions::Keep;
 
 /// Keeps the newest backup, and removes `agreed`.
@@ -29,7 +29,10 @@ fn listening() -> Reporter {
 
 /// Backups of four days, whose WAL begins at segments 2, 4, 6 and 8 of 0 to 9.
 fn four_days() -> (Trial, Vec<Label>) {
-    let trial = Trial::new();
+    four_days_in(Trial::new())
+}
+
+fn four_days_in(trial: Trial) -> (Trial, Vec<Label>) {
     let day = |day: u64| format!("2026-06-0{day}T12:00:00Z").parse().unwrap();
     let labels = (1..=4).map(|number| trial.back_up(day(number), number * 2)).collect();
     trial.archive(0..=9);
@@ -45,7 +48,7 @@ async fn is_sound(trial: &Trial) -> Vec<Label> {
         seed: 1,
         workers: 1,
     };
-    let verified = verify::run(&request, &listening()).await.unwrap();
+    let verified = verify::run_in(trial.repo.clone(), &request, &listening()).await.unwrap();
     assert_eq!(verified.verdict, verify::Verdict::Sound, "{:?}", verified.problems);
     verified.backups.into_iter().map(|backup| backup.label).collect()
 }
@@ -162,6 +165,27 @@ async fn nothing_in_use_is_removed_whenever_it_comes_into_use() {
 
 #[tokio::test]
 async fn killed_at_any_call_it_leaves_what_can_be_restored_and_the_next_run_finishes() {
+    // What stays in the end: a backup of four objects, and two segments.
+    can_be_killed_at_any_call(four_days, 2 + 4).await;
+}
+
+/// The oldest one had a pin, which must be read as long as the backup is there.
+#[tokio::test]
+async fn of_encrypted_backups_nothing_is_left_that_cannot_be_read_and_no_data_key_in_the_end() {
+    let pinned = || {
+        let (trial, labels) = four_days_in(Trial::encrypted());
+        let keys = Trial::system().backup(&labels[0]);
+        let over = Some(Timestamp::UNIX_EPOCH);
+        let (by, at) = (crate::engine::record::Actor::here(), Timestamp::UNIX_EPOCH);
+        let pin = Pin { format: seal::FORMAT, until: over, reason: String::new(), by, at };
+        repo::wait(trial.repo.store(&keys.pin(), &seal::write_document(&pin))).unwrap();
+        (trial, labels)
+    };
+    // And the data keys of that backup and of the timeline.
+    can_be_killed_at_any_call(pinned, 2 + 4 + 2).await;
+}
+
+async fn can_be_killed_at_any_call(four_days: impl Fn() -> (Trial, Vec<Label>), stay: usize) {
     let (trial, labels) = four_days();
     let counted = Faulty::new(trial.repo.clone(), |_, _| None);
     let agreed = Some(labels[..3].to_vec());
@@ -189,10 +213,10 @@ async fn killed_at_any_call_it_leaves_what_can_be_restored_and_the_next_run_fini
                 "call {last}: {whole:?}"
             );
 
-            let looked = run(&request(&trial, None), &listening()).await.unwrap();
+            let looked = run_in(trial.repo.clone(), &request(&trial, None), &listening()).await.unwrap();
             let left = looked.decision.going().map(|verdict| verdict.label.clone()).collect();
-            run(&request(&trial, Some(left)), &listening()).await.unwrap();
-            assert_eq!(trial.objects().len(), 2 + 4, "call {last}");
+            run_in(trial.repo.clone(), &request(&trial, Some(left)), &listening()).await.unwrap();
+            assert_eq!(trial.objects().len(), stay, "call {last}");
             assert_eq!(is_sound(&trial).await, labels[3..]);
         }
     }

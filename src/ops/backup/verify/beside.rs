@@ -212,7 +212,7 @@ fn bytes(work: &Work<'_>, item: &Item, expected: Blake3) -> Result<(), Wrong> {
     let mut at = 0;
     while at < item.verified.stored.0 && !work.is_stopped() {
         let piece = repo::wait(work.repo.read_range(&item.object, at, PIECE));
-        let piece = piece.map_err(|error| (ProblemKind::Unreadable, error.why))?.ok_or_else(is_not_there)?;
+        let piece = piece.map_err(|error| (ProblemKind::of(&error), error.why))?.ok_or_else(is_not_there)?;
         if piece.is_empty() {
             return Err((ProblemKind::Damaged, format!("it ends after {at} bytes")));
         }
@@ -228,7 +228,7 @@ fn bytes(work: &Work<'_>, item: &Item, expected: Blake3) -> Result<(), Wrong> {
 /// Decompresses rows, counts them, and holds them and the object against the manifest.
 fn rows(work: &Work<'_>, item: &Item, manifest: &ExportManifest) -> Result<(), Wrong> {
     let wrong = |error: ReadError| match error {
-        ReadError::Repo(error) => (ProblemKind::Unreadable, error.why),
+        ReadError::Repo(error) => (ProblemKind::of(&error), error.why),
         ReadError::Missing(..) => is_not_there(),
         ReadError::Damaged(_, _, error) => (ProblemKind::Damaged, format!("it does not decompress: {error}")),
     };

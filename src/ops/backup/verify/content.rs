@@ -280,7 +280,7 @@ impl Looked<'_> {
         let stored = match repo::wait(self.work.repo.read_range(key, chunk.offset, u64::from(chunk.stored))) {
             Ok(Some(stored)) => stored,
             Ok(None) => return Err((ProblemKind::Missing, "it is not there".to_owned())),
-            Err(error) => return Err((ProblemKind::Unreadable, error.why)),
+            Err(error) => return Err((ProblemKind::of(&error), error.why)),
         };
         let damaged = |why: &str| Err((ProblemKind::Damaged, format!("the chunk {at} {why}")));
         if stored.len() as u64 != u64::from(chunk.stored) {

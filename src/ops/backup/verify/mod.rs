@@ -31,7 +31,7 @@ use crate::pg::wal_header::SegmentHeader;
 use crate::repo::layout::{self, Label, SystemKeys};
 use crate::repo::manifest::Manifest;
 use crate::repo::seal::{self, Identity, Kind};
-use crate::repo::{self, Key, RepoError, SharedRepo};
+use crate::repo::{self, Key, RepoError, RepoErrorKind, SharedRepo};
 use crate::units::ByteCount;
 
 /// How many files of a damaged object are named.
@@ -133,11 +133,16 @@ impl Problem {
     }
 
     fn unreadable(object: Key, error: &RepoError) -> Self {
-        Self::new(ProblemKind::Unreadable, object, error.why.clone())
+        Self::new(ProblemKind::of(error), object, error.why.clone())
     }
 }
 
 impl ProblemKind {
+    /// Says what is known of an object whose reading failed: whoever decrypts may have found it damaged.
+    fn of(error: &RepoError) -> Self {
+        if error.kind == RepoErrorKind::Damaged { Self::Damaged } else { Self::Unreadable }
+    }
+
     fn verdict(self) -> Verdict {
         match self {
             Self::Damaged | Self::Missing => Verdict::Damaged,
@@ -155,7 +160,11 @@ pub async fn run(request: &VerifyBackups, reporter: &Reporter) -> Result<Verifie
     run_in(repo::open(&request.repository)?, request, reporter).await
 }
 
-async fn run_in(repo: SharedRepo, request: &VerifyBackups, reporter: &Reporter) -> Result<Verified> {
+pub(super) async fn run_in(
+    repo: SharedRepo,
+    request: &VerifyBackups,
+    reporter: &Reporter,
+) -> Result<Verified> {
     let begun = std::time::Instant::now();
     let seen = Holdings::read(&repo, &request.cluster, Timestamp::now()).await?;
     asked_for(request, &seen)?;
@@ -282,9 +291,10 @@ impl<'a> Work<'a> {
 
     /// Checks the small documents that belong to no backup.
     fn documents(&self, holdings: &Holdings, verified: &mut Verified) {
-        let leases = holdings.systems.iter().flat_map(|of| &of.leases).map(|listed| listed.key.clone());
-        for key in [layout::repository()].into_iter().chain(holdings.documents.iter().cloned()).chain(leases)
-        {
+        let leases = holdings.systems.iter().flat_map(|of| &of.leases).map(|listed| &listed.key);
+        let key_documents = holdings.systems.iter().flat_map(|of| &of.key_documents);
+        let others = holdings.documents.iter().chain(leases).chain(key_documents).cloned();
+        for key in [layout::repository()].into_iter().chain(others) {
             match repo::wait(self.repo.read(&key)) {
                 // Locks and leases come and go.
                 Ok(None) => {}

@@ -21,7 +21,7 @@ fn request(trial: &Trial, depth: VerifyDepth) -> VerifyBackups {
 }
 
 async fn verified(trial: &Trial, depth: VerifyDepth) -> Verified {
-    run(&request(trial, depth), &Reporter::new(|_| Ok(()))).await.unwrap()
+    run_in(trial.repo.clone(), &request(trial, depth), &Reporter::new(|_| Ok(()))).await.unwrap()
 }
 
 fn at(text: &str) -> Timestamp {
@@ -30,7 +30,10 @@ fn at(text: &str) -> Timestamp {
 
 /// Two backups and the WAL from before the first one to behind the second one; a pin, a lease, a history file, a lock.
 async fn whole() -> (Trial, [Label; 2]) {
-    let trial = Trial::new();
+    whole_in(Trial::new()).await
+}
+
+async fn whole_in(trial: Trial) -> (Trial, [Label; 2]) {
     let labels = [trial.back_up(at("2026-06-01T12:00:00Z"), 2), trial.back_up(at("2026-06-02T12:00:00Z"), 4)];
     trial.archive(1..=6);
     trial.store_wal("00000002.history".parse().unwrap(), b"1\t0/600000\tno recovery target specified\n");
@@ -46,7 +49,12 @@ async fn whole() -> (Trial, [Label; 2]) {
 
 #[tokio::test]
 async fn a_whole_repository_is_sound_at_every_depth() {
-    let (trial, _) = whole().await;
+    for trial in [Trial::new(), Trial::encrypted()] {
+        is_sound_at_every_depth(whole_in(trial).await.0).await;
+    }
+}
+
+async fn is_sound_at_every_depth(trial: Trial) {
     for (depth, chunks, files, wal) in
         [(VerifyDepth::Quick, 0, 0, 0), (VerifyDepth::Sampled, 3, 0, 7), (VerifyDepth::Full, 3, 4, 7)]
     {
@@ -71,7 +79,12 @@ async fn a_whole_repository_is_sound_at_every_depth() {
 
 #[tokio::test]
 async fn every_flipped_bit_is_found_at_full_depth() {
-    let (trial, _) = whole().await;
+    for trial in [Trial::new(), Trial::encrypted()] {
+        finds_every_flipped_bit(whole_in(trial).await.0).await;
+    }
+}
+
+async fn finds_every_flipped_bit(trial: Trial) {
     let mut objects = trial.objects();
     objects.push(layout::repository());
     let mut chance = Chance::new(20_261_121, "flips");
@@ -82,18 +95,13 @@ async fn every_flipped_bit_is_found_at_full_depth() {
         bits.extend((0..12).map(|_| chance.next() % size));
         for bit in bits.into_iter().map(|bit| usize::try_from(bit).unwrap()) {
             trial.flip(key, bit);
-            match run(&request(&trial, VerifyDepth::Full), &Reporter::new(|_| Ok(()))).await {
-                Ok(verified) => {
-                    assert_eq!(verified.verdict, Verdict::Damaged, "bit {bit} of {key}");
-                    assert!(
-                        verified.problems.iter().any(|problem| problem.object == *key),
-                        "bit {bit} of {key}: {:?}",
-                        verified.problems
-                    );
-                }
-                // Then it is no repository.
-                Err(error) => assert!(key.name() == layout::REPOSITORY, "bit {bit} of {key}: {error}"),
-            }
+            let verified = verified(&trial, VerifyDepth::Full).await;
+            assert_eq!(verified.verdict, Verdict::Damaged, "bit {bit} of {key}");
+            assert!(
+                verified.problems.iter().any(|problem| problem.object == *key),
+                "bit {bit} of {key}: {:?}",
+                verified.problems
+            );
             trial.flip(key, bit);
         }
     }
@@ -213,6 +221,20 @@ async fn what_cannot_be_read_is_neither_sound_nor_damaged() {
         assert_eq!(found, [(ProblemKind::Unreadable, &key)]);
         assert_eq!(verified.lost, [], "{key}");
     }
+}
+
+#[tokio::test]
+async fn what_another_key_would_open_is_neither_sound_nor_damaged() {
+    let (trial, _) = whole_in(Trial::encrypted()).await;
+    let (repo, request) = (trial.with_another_key(), request(&trial, VerifyDepth::Full));
+    let verified = run_in(repo, &request, &Reporter::new(|_| Ok(()))).await.unwrap();
+    assert_eq!(verified.verdict, Verdict::CannotTell, "{:?}", verified.problems);
+    assert!(
+        verified.problems.iter().all(|problem| problem.kind == ProblemKind::Unreadable),
+        "{:?}",
+        verified.problems
+    );
+    assert!(verified.problems[0].why.contains("the keys given are"), "{:?}", verified.problems[0]);
 }
 
 #[tokio::test]
