@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     Globals, apply, backup, completions, config, destroy, drill, dump, failback, failover, fence, guard,
-    health, init, man, node, operation, partition, plan, pooler, rejoin, restore, run, schedule, schema,
-    status, switchover, unfence, validate, wal,
+    health, init, man, node, operation, partition, plan, pooler, rejoin, repo, restore, run, schedule,
+    schema, status, switchover, unfence, validate, wal,
 };
 use crate::ui::exit;
 
@@ -43,6 +43,7 @@ pub enum Command {
     Partition(partition::PartitionArgs),
     Drill(drill::DrillArgs),
     Dump(dump::DumpArgs),
+    Repo(repo::RepoArgs),
     Switchover(switchover::SwitchoverArgs),
     Failover(failover::FailoverArgs),
     Rejoin(rejoin::RejoinArgs),

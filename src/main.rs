@@ -76,6 +76,7 @@ fn dispatch(command: &Command, app: &mut App) -> Outcome {
         Command::Partition(args) => commands::partition::run(args, app),
         Command::Drill(args) => commands::drill::run(args, app),
         Command::Dump(args) => commands::dump::run(args, app),
+        Command::Repo(args) => commands::repo::run(args, app),
         Command::Switchover(args) => commands::switchover::run(args, app),
         Command::Failback(args) => commands::failback::run(args, app),
         Command::Rejoin(args) => commands::rejoin::run(args, app),

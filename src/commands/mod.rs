@@ -24,6 +24,7 @@ pub mod partition;
 pub mod plan;
 pub mod pooler;
 pub mod rejoin;
+pub mod repo;
 pub mod restore;
 pub mod run;
 pub mod schedule;

@@ -564,7 +564,14 @@ pub fn cluster_of(input: &serde_json::Value) -> Option<Cluster> {
 /// What a profile knows of backups: where they are. Nothing is kept or removed by the rest.
 fn archived(archive: &Archive) -> Backups {
     Backups {
-        repository: Repository { name: archive.repository.clone(), url: archive.url.clone(), s3: None, keys: Vec::new() },
+        repository: Repository {
+            name: archive.repository.clone(),
+            url: archive.url.clone(),
+            access: archive.access.is_some(),
+            // What it takes to open it is on the host already.
+            s3: None,
+            keys: Vec::new(),
+        },
         from: BackupSource::Standby,
         window: None,
         keep_full: None,
@@ -667,6 +674,7 @@ async fn remove_program(world: &World, host: &str) -> Result<Gone> {
         lock.give_back(false).await;
     }
     let (door, places) = (world.doors.host(host), world.doors.places(host));
+    forget_access(world, door, places).await?;
     let deadline = Instant::now() + ENDS;
     let users = loop {
         let profiles = observe::profiles(door, places).await?;
@@ -684,6 +692,25 @@ async fn remove_program(world: &World, host: &str) -> Result<Gone> {
     }
     builds::remove_all(door, places).await?;
     Ok(Gone::default())
+}
+
+/// Removes what it took to open the repository, unless another cluster on the host needs it.
+async fn forget_access(world: &World, door: &dyn host::Host, places: &Places) -> Result<()> {
+    let repository = world.cluster.backups.as_ref().map(|backups| &backups.repository);
+    let Some(file) = repository.and_then(|repository| places.access(repository)) else { return Ok(()) };
+    let others = observe::profiles(door, places).await?;
+    let is_needed = |profile: &Profile| {
+        profile.archive.as_ref().is_some_and(|archive| archive.access.as_ref() == Some(&file))
+    };
+    if others.iter().any(is_needed) {
+        return Ok(());
+    }
+    door.remove_file(&file).await?;
+    let directory = file.parent().unwrap_or(&file);
+    if door.list(directory).await?.is_some_and(|names| names.is_empty()) {
+        provision::remove_empty(door, directory).await?;
+    }
+    Ok(())
 }
 
 impl Step for DestroyStep {

@@ -36,6 +36,7 @@ pub mod preflight;
 pub mod present;
 pub mod provision;
 pub mod rejoin;
+pub mod rekey;
 pub mod restore;
 pub mod roles;
 pub mod schedule;

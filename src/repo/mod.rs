@@ -33,6 +33,7 @@ use self::about::About;
 use self::access::Access;
 use self::crypt::Encrypted;
 use self::crypt::keyring::Keyring;
+use self::crypt::rekey::{self, Half, Rekeyed};
 pub use self::location::{Location, Place};
 use self::retry::{Patience, Retry};
 use self::s3::S3Repo;
@@ -273,6 +274,33 @@ pub fn create(location: &Location) -> Result<SharedRepo> {
     reach(location, Reach::Create)
 }
 
+/// Sees that a repository opens with what is at hand, and, if it is encrypted, that its keys are the ones that it was written with.
+///
+/// # Errors
+/// As [`open`]; [`RepoErrorKind::WrongKey`].
+pub fn prove(location: &Location) -> Result<()> {
+    let stored = reach_stored(location, Reach::Open)?;
+    match stored.checked(location)? {
+        Some(keyring) => wait(Box::pin(rekey::prove(&*stored.inner, &keyring))),
+        None => Ok(()),
+    }
+}
+
+/// Exchanges the key of an encrypted repository: one half of it.
+///
+/// # Errors
+/// As [`open`] and [`rekey::rekey`]; when it is not encrypted.
+pub fn rekey(location: &Location, half: Half) -> Result<Rekeyed> {
+    let stored = reach_stored(location, Reach::Open)?;
+    let keyring = stored.checked(location)?.ok_or_else(|| RepoError {
+        kind: RepoErrorKind::Other,
+        url: location.url.clone(),
+        doing: "exchange its key".to_owned(),
+        why: "it is not encrypted".to_owned(),
+    })?;
+    wait(Box::pin(rekey::rekey(&*stored.inner, &keyring, half)))
+}
+
 /// How a repository is come to.
 #[derive(Debug, Clone, Copy)]
 enum Reach {
@@ -281,35 +309,48 @@ enum Reach {
 }
 
 fn reach(location: &Location, how: Reach) -> Result<SharedRepo> {
+    let stored = reach_stored(location, how)?;
+    match stored.checked(location)? {
+        Some(keyring) => Ok(Arc::new(Encrypted::new(stored.inner, &stored.about, keyring)?)),
+        None => Ok(stored.inner),
+    }
+}
+
+/// What is stored, encrypted or not.
+struct Stored {
+    inner: SharedRepo,
+    about: About,
+    keyring: Option<Keyring>,
+}
+
+impl Stored {
+    /// Returns the keys that it is to be opened with, once it is sure that it is encrypted, or that it lies in the clear if there are none.
+    fn checked(&self, location: &Location) -> Result<Option<Keyring>> {
+        match &self.keyring {
+            Some(_) => self.about.expect_encrypted(&location.url)?,
+            None => self.about.expect_plain(&location.url)?,
+        }
+        Ok(self.keyring.clone())
+    }
+}
+
+fn reach_stored(location: &Location, how: Reach) -> Result<Stored> {
     let access = match &location.access {
         Some(file) => Some(Access::load(location, file)?),
         None => None,
     };
     let keys = access.as_ref().map_or(&[][..], |access| &access.keys);
+    let unusable = |why: String| RepoError {
+        kind: RepoErrorKind::Other,
+        url: location.url.clone(),
+        doing: "read its repository keys".to_owned(),
+        why,
+    };
     let keyring = match keys {
         [] => None,
-        keys => Some(Keyring::parse(keys).map_err(|error| RepoError {
-            kind: RepoErrorKind::Other,
-            url: location.url.clone(),
-            doing: "read its repository keys".to_owned(),
-            why: error.to_string(),
-        })?),
+        keys => Some(Keyring::parse(keys).map_err(|error| unusable(error.to_string()))?),
     };
-    let (inner, about) = reach_stored(location, access.as_ref(), how, keyring.is_some())?;
-    let Some(keyring) = keyring else {
-        about.expect_plain(&location.url)?;
-        return Ok(inner);
-    };
-    Ok(Arc::new(Encrypted::new(inner, &about, keyring)?))
-}
-
-/// Comes to what is stored, encrypted or not, and to what it says of itself.
-fn reach_stored(
-    location: &Location,
-    access: Option<&Access>,
-    how: Reach,
-    encrypted: bool,
-) -> Result<(SharedRepo, About)> {
+    let encrypted = keyring.is_some();
     match Place::of(&location.url) {
         Some(Place::Directory(path)) => {
             let repo = match (how, encrypted) {
@@ -318,10 +359,10 @@ fn reach_stored(
                 (Reach::Create, true) => dir::DirRepo::create_encrypted(path)?,
             };
             let about = wait(Box::pin(About::of(&repo)))?;
-            Ok((Arc::new(repo), about))
+            Ok(Stored { inner: Arc::new(repo), about, keyring })
         }
         Some(Place::Bucket { .. }) => {
-            let s3 = access.and_then(|access| access.s3.clone()).unwrap_or_default();
+            let s3 = access.and_then(|access| access.s3).unwrap_or_default();
             let url = location.url.clone();
             let (repo, about) = runtime::OnRuntime::open(&location.url, async move {
                 // The one that opens is as patient as those that follow.
@@ -337,7 +378,7 @@ fn reach_stored(
                 .await?;
                 Ok((Arc::new(Retry::new(Arc::new(repo), Patience::default())) as SharedRepo, about))
             })?;
-            Ok((Arc::new(repo), about))
+            Ok(Stored { inner: Arc::new(repo), about, keyring })
         }
         None => Err(RepoError {
             kind: RepoErrorKind::Other,

@@ -107,6 +107,9 @@ pub struct Repository {
     /// Where its keys are: the one that encrypts, then the one that did before; none if it is not encrypted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<SecretReference>,
+    /// Whether it takes a file of secrets on each host to open it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub access: bool,
 }
 
 /// How the server of a bucket is reached, and who one is there.
@@ -578,7 +581,7 @@ impl Repository {
 
     /// Returns the directory of a repository that whoever may read its files can read; `None` if it takes more.
     pub fn plain_directory(&self) -> Option<&Path> {
-        self.directory().filter(|_| !self.is_encrypted())
+        self.directory().filter(|_| !self.access)
     }
 
     pub fn is_encrypted(&self) -> bool {

@@ -247,7 +247,7 @@ impl List<'_> {
             self.add(&["backups"], "none");
             return;
         };
-        let Repository { name, url, s3: _, keys: _ } = &backups.repository;
+        let Repository { name, url, s3: _, keys: _, access: _ } = &backups.repository;
         self.add(&["backups", "repository"], format!("{name} ({url})"));
         let from = match backups.from {
             BackupSource::Standby => "standby",

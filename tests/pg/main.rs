@@ -22,6 +22,7 @@ mod backup;
 mod connect;
 mod destroy;
 mod drill;
+mod encryption;
 mod failover;
 mod fence;
 mod flips;

@@ -11,14 +11,14 @@ use crate::ops::apply::world::World;
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::ops::plan::AccessSeen;
-use crate::repo::crypt::keyring::Keyring;
 use crate::repo::access::{Access, Credentials, FORMAT, S3Access};
-use crate::repo::{Location, RepoErrorKind, layout};
+use crate::repo::crypt::keyring::Keyring;
+use crate::repo::{Location, RepoErrorKind};
 use crate::secret::Secret;
 use crate::topology::model::{Addressing, Repository, S3};
 
 /// Looks whether a host has what it takes.
-pub(super) async fn look(doors: &Doors, name: &str, repository: &Repository) -> Result<AccessSeen> {
+pub(crate) async fn look(doors: &Doors, name: &str, repository: &Repository) -> Result<AccessSeen> {
     let Some(file) = doors.places(name).access(repository) else { return Ok(AccessSeen::NotNeeded) };
     let found = doors.host(name).read(&file).await.map_err(Error::from)?;
     let Some(found) = found else { return Ok(AccessSeen::Missing) };
@@ -69,22 +69,19 @@ fn could_not(error: HostError) -> Error {
 /// What the host cannot get in with is not written over what it gets in with.
 async fn try_out(door: &NodeDoor, repository: &Repository, trial: &Path) -> Result<()> {
     let location = Location { url: repository.url.clone(), access: Some(trial.to_owned()) };
-    let error = match node::at(door, location).read(&layout::repository()).await {
-        Ok(_) => return Ok(()),
-        Err(error) => error,
-    };
+    let Err(error) = node::prove(door, location).await else { return Ok(()) };
     // An empty bucket; one that is not there is told when the repository is made.
     if error.kind == RepoErrorKind::Missing {
         return Ok(());
     }
     let what = format!("host {} cannot open the repository {}", door.host().name(), repository.name);
     let kind = if error.kind == RepoErrorKind::Passing { ErrorKind::NotFound } else { ErrorKind::Failed };
-    Err(Error::new(kind, what).detail(format!("{}. What it had before was left as it was.", error.why)).hint(
-        format!(
-            "Look at repositories.{} in the topology, and at the server of {}.",
-            repository.name, repository.url
-        ),
-    ))
+    Err(Error::new(kind, what)
+        .detail(format!("Of {}: {}. What it had before was left as it was.", error.url, error.why))
+        .hint(format!(
+            "Look at repositories.{} in the topology, and at what its references lead to.",
+            repository.name
+        )))
 }
 
 /// Makes the text of the file, with all its secrets.
@@ -96,13 +93,17 @@ async fn of(here: &dyn Host, repository: &Repository) -> Result<Secret> {
     let mut keys = Vec::new();
     for reference in &repository.keys {
         let key = resolve(here, reference).await;
-        keys.push(key.map_err(|error| error.context(format!("resolve the key of repository {}", repository.name)))?);
+        keys.push(
+            key.map_err(|error| error.context(format!("resolve the key of repository {}", repository.name)))?,
+        );
     }
-    Keyring::parse(&keys).map_err(|error| {
-        Error::usage(format!("the key of repository {} is none", repository.name))
-            .source(error)
-            .hint("Make one, and keep it where nothing of the repository is: openssl rand -hex 32")
-    })?;
+    if !keys.is_empty() {
+        Keyring::parse(&keys).map_err(|error| {
+            Error::usage(format!("what is declared as the key of repository {} is none", repository.name))
+                .source(error)
+                .hint("Make one, and keep it where nothing of the repository is: openssl rand -hex 32")
+        })?;
+    }
     Ok(Access { format: FORMAT, url: repository.url.clone(), s3, keys }.write())
 }
 

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use repository::{RepoCall, RepoReply, at, make_repository, repository, serve, through};
+pub use repository::{RepoCall, RepoReply, make_repository, prove, rekey, repository, serve, through};
 
 use crate::engine::record::Failure;
 use crate::error::{Error, ErrorKind, Result};

@@ -10,6 +10,7 @@ use super::{NodeDoor, NodeRequest, Priority};
 use crate::error::{Error, Result};
 use crate::host::{Effect, is_own};
 use crate::repo::about::About;
+use crate::repo::crypt::rekey::{Half, Rekeyed};
 use crate::repo::{
     self, BoxFuture, Key, Level, Listed, Location, Put, Repo, RepoError, RepoErrorKind, SharedRepo, Upload,
     Version, Versioned,
@@ -81,6 +82,12 @@ pub enum RepoCall {
     FreeSpace,
     /// Makes the repository, unless it is there.
     Make,
+    /// Sees that it opens, with the keys that it was written with.
+    Prove,
+    /// Exchanges its key.
+    Rekey {
+        half: Half,
+    },
 }
 
 impl RepoCall {
@@ -91,12 +98,14 @@ impl RepoCall {
             | Self::ReadRange { .. }
             | Self::List { .. }
             | Self::ListAll { .. }
-            | Self::FreeSpace => Effect::Reads,
+            | Self::FreeSpace
+            | Self::Prove => Effect::Reads,
             Self::Create { .. }
             | Self::ReplaceIf { .. }
             | Self::Store { .. }
             | Self::Remove { .. }
-            | Self::Make => Effect::Changes,
+            | Self::Make
+            | Self::Rekey { .. } => Effect::Changes,
         }
     }
 
@@ -113,6 +122,8 @@ impl RepoCall {
             Self::Remove { key } => format!("remove {key}"),
             Self::FreeSpace => "see how much room is left".to_owned(),
             Self::Make => "make repository.json".to_owned(),
+            Self::Prove => "open it".to_owned(),
+            Self::Rekey { .. } => "exchange its key".to_owned(),
         }
     }
 }
@@ -130,12 +141,16 @@ pub enum RepoReply {
     Removed(bool),
     Space(Option<ByteCount>),
     Made(About),
+    Proved,
+    Rekeyed(Rekeyed),
     Failed(RepoError),
 }
 
 /// Makes a call, in the child.
 pub fn serve(repository: &Location, call: RepoCall) -> RepoReply {
     let opened = match call {
+        RepoCall::Prove => return reply(repo::prove(repository).map(|()| RepoReply::Proved)),
+        RepoCall::Rekey { half } => return reply(repo::rekey(repository, half).map(RepoReply::Rekeyed)),
         RepoCall::Make => repo::create(repository),
         _ => repo::open(repository),
     };
@@ -160,7 +175,12 @@ pub fn serve(repository: &Location, call: RepoCall) -> RepoReply {
         RepoCall::Remove { key } => repo::wait(repo.remove(&key)).map(RepoReply::Removed),
         RepoCall::FreeSpace => repo::wait(repo.free_space()).map(RepoReply::Space),
         RepoCall::Make => about(&*repo).map(RepoReply::Made),
+        RepoCall::Prove | RepoCall::Rekey { .. } => unreachable!("they were answered before it was opened"),
     };
+    reply(made)
+}
+
+fn reply(made: repo::Result<RepoReply>) -> RepoReply {
     made.unwrap_or_else(RepoReply::Failed)
 }
 
@@ -179,12 +199,7 @@ fn about(repo: &dyn Repo) -> repo::Result<About> {
 
 /// Returns the repository behind a door, without a look whether it is there.
 pub fn through(door: &NodeDoor, repository: &Repository) -> SharedRepo {
-    at(door, door.location(repository))
-}
-
-/// Returns what is at this place behind a door, without a look whether it is there.
-pub fn at(door: &NodeDoor, location: Location) -> SharedRepo {
-    Arc::new(ThroughNode { door: door.clone(), location })
+    Arc::new(ThroughNode { door: door.clone(), location: door.location(repository) })
 }
 
 /// Makes a repository, unless it is there, by a child behind the door.
@@ -197,6 +212,31 @@ pub async fn make_repository(door: &NodeDoor, repository: &Repository) -> Result
     match repo.call(RepoCall::Make).await? {
         RepoReply::Made(about) => Ok(about),
         _ => Err(repo.unexpected(doing).into()),
+    }
+}
+
+/// Sees that what is at this place behind a door opens.
+///
+/// # Errors
+/// As [`repo::prove`].
+pub async fn prove(door: &NodeDoor, location: Location) -> repo::Result<()> {
+    let repo = ThroughNode { door: door.clone(), location };
+    match repo.call(RepoCall::Prove).await? {
+        RepoReply::Proved => Ok(()),
+        _ => Err(repo.unexpected(RepoCall::Prove.doing())),
+    }
+}
+
+/// Exchanges the key of a repository: one half of it.
+///
+/// # Errors
+/// As [`repo::rekey`].
+pub async fn rekey(door: &NodeDoor, repository: &Repository, half: Half) -> repo::Result<Rekeyed> {
+    let repo = ThroughNode { door: door.clone(), location: door.location(repository) };
+    let call = RepoCall::Rekey { half };
+    match repo.call(call.clone()).await? {
+        RepoReply::Rekeyed(rekeyed) => Ok(rekeyed),
+        _ => Err(repo.unexpected(call.doing())),
     }
 }
 

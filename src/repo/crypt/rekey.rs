@@ -82,6 +82,25 @@ pub async fn rekey(repo: &dyn Repo, keyring: &Keyring, half: Half) -> Result<Rek
     }
 }
 
+/// Sees that every key document opens with the keys at hand: whoever comes with another key would make documents that nobody else opens.
+///
+/// # Errors
+/// The first one that does not open; as the repository fails.
+pub async fn prove(repo: &dyn Repo, keyring: &Keyring) -> Result<()> {
+    for name in key_documents(repo).await? {
+        // One that is gone went with its backup.
+        let Some(bytes) = repo.read(&name).await? else { continue };
+        let doing = format!("read {name}");
+        let opened = KeyDocument::read(&bytes, &name).and_then(|document| document.open(keyring));
+        match opened.map_err(|error| error.at(repo.url(), &doing, &name)) {
+            // A damaged one says nothing of the key, and is told by a verify.
+            Err(error) if error.kind == RepoErrorKind::WrongKey => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// Finds every key document of a repository, of which a backup that was just removed may have been one.
 async fn key_documents(repo: &dyn Repo) -> Result<Vec<Key>> {
     let mut found = Vec::new();

@@ -32,6 +32,7 @@ impl Checker<'_> {
                 repository: checked.filter(|_| named).map(|url| Repository {
                     name: entry.key.clone(),
                     url,
+                    access: s3.is_some() || !keys.is_empty(),
                     s3,
                     keys,
                 }),
