@@ -71,7 +71,8 @@ pub struct VerifyArgs {
 /// `keep` of their own, and go when the next one is made.
 ///
 /// A manifest goes before its data and the oldest WAL first: killed at any moment it leaves a repository that can be restored from, and
-/// the next run removes the rest. What pgherd did not put there is told and left.
+/// the next run removes the rest. What pgherd did not put there is told and left. In a bucket it gives up uploads, of whichever cluster, that
+/// nobody has added to for a day: their writers were killed.
 ///
 /// Exit codes: 0 done or nothing to do, 1 failed, 2 there is nobody to ask and no --yes, 10 no repository, 130 interrupted or not agreed.
 ///

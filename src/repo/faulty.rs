@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
+
 use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, SharedRepo, Upload, Version,
     Versioned,
@@ -48,7 +50,7 @@ impl fmt::Debug for Faulty {
 
 impl Faulty {
     /// Puts faults around `inner`. `decide` is asked before each call with its number, from 1, and what it is: `read KEY`, `store KEY`,
-    /// `create KEY`, `replace KEY`, `upload KEY`, `write KEY`, `finish KEY`, `list KEY`, `remove KEY`, `measure`.
+    /// `create KEY`, `replace KEY`, `upload KEY`, `write KEY`, `finish KEY`, `list KEY`, `remove KEY`, `sweep`, `measure`.
     pub fn new(
         inner: SharedRepo,
         decide: impl Fn(u64, &str) -> Option<Fault> + Send + Sync + 'static,
@@ -218,6 +220,10 @@ impl Repo for Faulty {
 
     fn remove<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool>> {
         Box::pin(self.state.around(format!("remove {key}"), move |_| self.inner.remove(key)))
+    }
+
+    fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
+        Box::pin(self.state.around("sweep".to_owned(), move |_| self.inner.sweep(before)))
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

@@ -35,8 +35,8 @@ use self::crypt::Encrypted;
 use self::crypt::keyring::Keyring;
 use self::crypt::rekey::{self, Half, Rekeyed};
 pub use self::location::{Location, Place};
-use self::retry::{Patience, Retry};
-use self::s3::S3Repo;
+use self::retry::Retry;
+use self::s3::{S3Repo, Waits};
 use crate::error::{Error, ErrorKind};
 pub use crate::gate::BoxFuture;
 use crate::units::ByteCount;
@@ -251,6 +251,13 @@ pub trait Repo: Send + Sync + fmt::Debug {
     fn list_all<'a>(&'a self, folder: &'a Key) -> BoxFuture<'a, Result<Vec<Listed>>>;
     /// Removes an object; `false` if there was none.
     fn remove<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool>>;
+    /// Removes what writers that were killed have left of uploads and nobody has added to since `before`; returns of how many.
+    ///
+    /// A store that shows nothing of it to anybody and sees to it by itself has nothing to do here.
+    fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
+        let _ = before;
+        Box::pin(std::future::ready(Ok(0)))
+    }
     /// Returns the room that is left, where the store can tell.
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>>;
 }
@@ -366,17 +373,18 @@ fn reach_stored(location: &Location, how: Reach) -> Result<Stored> {
             let url = location.url.clone();
             let (repo, about) = runtime::OnRuntime::open(&location.url, async move {
                 // The one that opens is as patient as those that follow.
-                let (repo, about) = retry::patiently(Patience::default(), || {
+                let waits = Waits::default();
+                let (repo, about) = retry::patiently(waits.patience, || {
                     let (url, s3) = (url.clone(), s3.clone());
                     Box::pin(async move {
                         match how {
-                            Reach::Open => S3Repo::open(&url, &s3).await,
-                            Reach::Create => S3Repo::create(&url, &s3, encrypted).await,
+                            Reach::Open => S3Repo::open(&url, &s3, waits).await,
+                            Reach::Create => S3Repo::create(&url, &s3, waits, encrypted).await,
                         }
                     })
                 })
                 .await?;
-                Ok((Arc::new(Retry::new(Arc::new(repo), Patience::default())) as SharedRepo, about))
+                Ok((Arc::new(Retry::new(Arc::new(repo), waits.patience)) as SharedRepo, about))
             })?;
             Ok(Stored { inner: Arc::new(repo), about, keyring })
         }

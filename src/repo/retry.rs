@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoErrorKind, Result, SharedRepo, Upload, Version, Versioned,
 };
@@ -166,6 +168,10 @@ impl Repo for Retry {
             let answer = self.call(|| self.inner.remove(key)).await?;
             Ok(answer.value || answer.again)
         })
+    }
+
+    fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
+        Box::pin(async move { Ok(self.call(|| self.inner.sweep(before)).await?.value) })
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
@@ -154,6 +155,11 @@ impl Repo for OnRuntime {
     fn remove<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool>> {
         let (inner, key) = (Arc::clone(&self.inner), key.clone());
         self.run("remove", async move { inner.remove(&key).await })
+    }
+
+    fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
+        let inner = Arc::clone(&self.inner);
+        self.run("remove what is left of uploads", async move { inner.sweep(before).await })
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

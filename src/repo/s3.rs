@@ -4,6 +4,7 @@
 //! tried once here, [`super::retry::Retry`] stands around it; the parts of an upload are tried again by themselves.
 
 mod client;
+mod sweep;
 mod trouble;
 mod upload;
 
@@ -12,23 +13,25 @@ use std::sync::Arc;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
+use aws_sdk_s3::types::{Object, ServerSideEncryption, StorageClass};
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::about::About;
 use super::access::S3Access;
 use super::location::Place;
-use super::retry::Patience;
 use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, Upload, Version, Versioned,
     layout,
 };
 use crate::units::ByteCount;
+pub use client::Waits;
 use trouble::Trouble;
 
 /// How many parts of uploads are on their way at once, over all uploads of a process: each is held in memory.
 const FLYING: usize = 12;
+/// Metadata of an object that went up in parts: what tells it from one that another upload has made.
+const UPLOAD: &str = "pgherd-upload";
 
 /// A repository in a bucket. Its calls need tokio.
 #[derive(Debug, Clone)]
@@ -47,7 +50,7 @@ struct Bucket {
     /// Whether the server may keep the folders of objects that are gone, as those do that store files.
     keeps_folders: bool,
     flying: Semaphore,
-    patience: Patience,
+    waits: Waits,
 }
 
 impl S3Repo {
@@ -55,8 +58,8 @@ impl S3Repo {
     ///
     /// # Errors
     /// [`RepoErrorKind::Missing`] when the bucket or its `repository.json` is not there, and what the server says.
-    pub async fn open(url: &str, access: &S3Access) -> Result<(Self, About)> {
-        let repo = Self::reach(url, access).await?;
+    pub async fn open(url: &str, access: &S3Access, waits: Waits) -> Result<(Self, About)> {
+        let repo = Self::reach(url, access, waits).await?;
         let doing = "read repository.json";
         match repo.read(&layout::repository()).await? {
             Some(bytes) => {
@@ -75,8 +78,13 @@ impl S3Repo {
     ///
     /// # Errors
     /// When something that is no repository is there, when the server does not keep to conditions of puts, and what it says.
-    pub async fn create(url: &str, access: &S3Access, encrypted: bool) -> Result<(Self, About)> {
-        let repo = Self::reach(url, access).await?;
+    pub async fn create(
+        url: &str,
+        access: &S3Access,
+        waits: Waits,
+        encrypted: bool,
+    ) -> Result<(Self, About)> {
+        let repo = Self::reach(url, access, waits).await?;
         let doing = "make repository.json";
         let key = layout::repository();
         if repo.read(&key).await?.is_none() {
@@ -90,10 +98,10 @@ impl S3Repo {
             repo.create(&key, &about.write()).await?;
         }
         repo.keeps_to_conditions().await?;
-        Self::open(url, access).await
+        Self::open(url, access, waits).await
     }
 
-    async fn reach(url: &str, access: &S3Access) -> Result<Self> {
+    async fn reach(url: &str, access: &S3Access, waits: Waits) -> Result<Self> {
         let Some(Place::Bucket { bucket, prefix }) = Place::of(url) else {
             return Err(RepoError {
                 kind: RepoErrorKind::Other,
@@ -104,7 +112,7 @@ impl S3Repo {
         };
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         Ok(Self(Arc::new(Bucket {
-            client: client::make(access).await,
+            client: client::make(access, waits).await,
             url: url.to_owned(),
             bucket: bucket.to_owned(),
             prefix,
@@ -113,7 +121,7 @@ impl S3Repo {
             kms_key: access.kms_key.clone(),
             keeps_folders: access.endpoint.is_some(),
             flying: Semaphore::new(FLYING),
-            patience: Patience::default(),
+            waits,
         })))
     }
 
@@ -140,6 +148,11 @@ impl Bucket {
     /// Returns the name of an object in the bucket.
     fn name(&self, key: &Key) -> String {
         format!("{}{key}", self.prefix)
+    }
+
+    /// Returns the key of an object of that name; `None` if it is none of ours.
+    fn key(&self, name: &str) -> Option<Key> {
+        Key::new(name.strip_prefix(&self.prefix)?).ok()
     }
 
     fn error(&self, kind: RepoErrorKind, doing: impl Into<String>, why: impl Into<String>) -> RepoError {
@@ -176,22 +189,62 @@ impl Bucket {
         }
     }
 
-    async fn get(&self, key: &Key, range: Option<String>) -> Result<Option<(Vec<u8>, Version)>> {
-        let doing = || format!("read {key}");
-        let sent = self.client.get_object().bucket(&self.bucket).key(self.name(key)).set_range(range).send();
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+        let doing = format!("read {key}");
+        let sent = self.client.get_object().bucket(&self.bucket).key(self.name(key)).send();
         match sent.await {
-            Ok(found) => self.body(&doing(), found).await.map(Some),
+            Ok(mut found) => {
+                // Without it a later put would be on no condition.
+                let tag = found.e_tag.take().filter(|tag| !tag.is_empty());
+                let tag = tag.ok_or_else(|| self.odd(&doing, "gives the object no ETag"))?;
+                Ok(Some((self.body(&doing, found).await?, Version(tag))))
+            }
             Err(error) => {
                 let trouble = Trouble::of(error);
-                if trouble.is("NoSuchKey") { Ok(None) } else { Err(self.failed(doing(), trouble)) }
+                if trouble.is("NoSuchKey") { Ok(None) } else { Err(self.failed(doing, trouble)) }
             }
         }
     }
 
+    /// Reads what there is of a range that is not empty.
+    async fn get_range(&self, key: &Key, offset: u64, length: u64) -> Result<Option<Vec<u8>>> {
+        let doing = format!("read {key}");
+        let range = format!("bytes={offset}-{}", offset.saturating_add(length - 1));
+        let sent = self.client.get_object().bucket(&self.bucket).key(self.name(key)).range(range).send();
+        let trouble = match sent.await {
+            Ok(found) => {
+                let expected = found.content_range().and_then(|range| length_of(range, offset, length));
+                let expected = expected.ok_or_else(|| self.odd(&doing, "answers with another range"))?;
+                let bytes = self.body(&doing, found).await?;
+                return if bytes.len() as u64 == expected {
+                    Ok(Some(bytes))
+                } else {
+                    Err(self.odd(&doing, &format!("sends {} of {expected} bytes", bytes.len())))
+                };
+            }
+            Err(error) => Trouble::of(error),
+        };
+        if trouble.is("NoSuchKey") {
+            return Ok(None);
+        }
+        // It ends before the range begins.
+        if trouble.status == Some(416) {
+            match self.head(key).await? {
+                Some(found) if found.size <= offset => return Ok(Some(Vec::new())),
+                Some(_) | None => {}
+            }
+        }
+        Err(self.failed(doing, trouble))
+    }
+
+    /// An answer that no server should give; another try may have a better one.
+    fn odd(&self, doing: &str, what: &str) -> RepoError {
+        self.error(RepoErrorKind::Passing, doing, format!("the server {what}"))
+    }
+
     /// Takes what an answer holds, all of it: a connection that is cut must not pass for an object that ends.
-    async fn body(&self, doing: &str, found: GetObjectOutput) -> Result<(Vec<u8>, Version)> {
+    async fn body(&self, doing: &str, found: GetObjectOutput) -> Result<Vec<u8>> {
         let passing = |why: String| self.error(RepoErrorKind::Passing, doing, why);
-        let version = Version(found.e_tag.unwrap_or_default());
         let expected = found.content_length;
         let collected = found.body.collect().await;
         let bytes = collected.map_err(|error| passing(trouble::chain(&error)))?.to_vec();
@@ -199,26 +252,25 @@ impl Bucket {
             Some(expected) if expected != bytes.len() as i64 => {
                 Err(passing(format!("{} of {expected} bytes came", bytes.len())))
             }
-            Some(_) | None => Ok((bytes, version)),
+            Some(_) | None => Ok(bytes),
         }
     }
 
-    /// Returns the size of an object, and its ETag.
-    async fn head(&self, key: &Key) -> Result<Option<(u64, Version)>> {
+    /// Looks at an object without reading it.
+    async fn head(&self, key: &Key) -> Result<Option<Head>> {
+        let doing = || format!("look at {key}");
         let sent = self.client.head_object().bucket(&self.bucket).key(self.name(key)).send();
         match sent.await {
             Ok(found) => {
-                let size = found.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
-                Ok(Some((size, Version(found.e_tag.unwrap_or_default()))))
+                let size = found.content_length().and_then(|size| u64::try_from(size).ok());
+                let size = size.ok_or_else(|| self.odd(&doing(), "does not say how large the object is"))?;
+                let upload = found.metadata().and_then(|metadata| metadata.get(UPLOAD)).cloned();
+                Ok(Some(Head { size, upload }))
             }
             Err(error) => {
                 let trouble = Trouble::of(error);
                 // An answer to HEAD has no body that could name what is missing.
-                if trouble.status == Some(404) {
-                    Ok(None)
-                } else {
-                    Err(self.failed(format!("look at {key}"), trouble))
-                }
+                if trouble.status == Some(404) { Ok(None) } else { Err(self.failed(doing(), trouble)) }
             }
         }
     }
@@ -238,6 +290,7 @@ impl Bucket {
             Condition::Absent => put.if_none_match("*"),
             Condition::Is(version) => put.if_match(&version.0),
         };
+        let put = put.customize().config_override(self.waits.to_send(bytes.len()));
         let trouble = match put.send().await {
             Ok(_) => return Ok(Put::Stored),
             Err(error) => Trouble::of(error),
@@ -260,25 +313,54 @@ impl Bucket {
         let (mut objects, mut folders) = (Vec::new(), Vec::new());
         let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
         let mut pages = request.set_delimiter(delimiter.map(str::to_owned)).into_paginator().send();
+        let mut goes_on = false;
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| self.failed(doing, Trouble::of(error)))?;
-            objects.extend(page.contents().iter().filter_map(|object| {
-                let key = Key::new(object.key()?.strip_prefix(&self.prefix)?).ok()?;
-                let modified = object.last_modified().and_then(|at| Timestamp::from_second(at.secs()).ok());
-                let size =
-                    ByteCount(object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default());
-                Some(Listed { key, size, modified: modified.unwrap_or(Timestamp::UNIX_EPOCH) })
-            }));
+            goes_on = page.is_truncated().unwrap_or_default();
+            for object in page.contents() {
+                let Some(key) = object.key().and_then(|name| self.key(name)) else { continue };
+                let listed = listed(key, object);
+                objects
+                    .push(listed.ok_or_else(|| self.odd(doing, "lists an object without its size or time"))?);
+            }
             let names = page.common_prefixes().iter().filter_map(|common| common.prefix());
             folders.extend(names.filter_map(|name| {
                 let name = name.strip_prefix(prefix)?.strip_suffix('/')?;
                 Key::new(name).ok().map(|key| key.as_str().to_owned())
             }));
         }
+        if goes_on {
+            return Err(self.odd(doing, "says that the listing goes on, and not where"));
+        }
         objects.sort_by(|one, other| one.key.cmp(&other.key));
         folders.sort();
         Ok((objects, folders))
     }
+}
+
+/// Reads an object of a listing; `None` if the server leaves out what everybody states.
+fn listed(key: Key, object: &Object) -> Option<Listed> {
+    let size = u64::try_from(object.size()?).ok()?;
+    let modified = Timestamp::from_second(object.last_modified()?.secs()).ok()?;
+    Some(Listed { key, size: ByteCount(size), modified })
+}
+
+/// Returns how many bytes an answer must have that says `content_range`; `None` if that is not what was asked for.
+fn length_of(content_range: &str, offset: u64, length: u64) -> Option<u64> {
+    let (range, whole) = content_range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let whole: u64 = whole.parse().ok()?;
+    let expected = length.min(whole.checked_sub(offset)?);
+    (first == offset && last.checked_add(1)?.checked_sub(first)? == expected).then_some(expected)
+}
+
+/// What is seen of an object without reading it.
+#[derive(Debug)]
+struct Head {
+    size: u64,
+    /// What the upload that made it called itself.
+    upload: Option<String>,
 }
 
 /// What must hold for a put.
@@ -295,11 +377,11 @@ impl Repo for S3Repo {
     }
 
     fn read<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>>> {
-        Box::pin(async move { Ok(self.0.get(key, None).await?.map(|(bytes, _)| bytes)) })
+        Box::pin(async move { Ok(self.0.get(key).await?.map(|(bytes, _)| bytes)) })
     }
 
     fn read_versioned<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Versioned>>> {
-        Box::pin(self.0.get(key, None))
+        Box::pin(self.0.get(key))
     }
 
     fn read_range<'a>(
@@ -312,15 +394,7 @@ impl Repo for S3Repo {
             if length == 0 {
                 return Ok(self.0.head(key).await?.map(|_| Vec::new()));
             }
-            let last = offset.saturating_add(length - 1);
-            match self.0.get(key, Some(format!("bytes={offset}-{last}"))).await {
-                Ok(found) => Ok(found.map(|(bytes, _)| bytes)),
-                // It ends before the range begins.
-                Err(error) => match self.0.head(key).await? {
-                    Some((size, _)) if size <= offset => Ok(Some(Vec::new())),
-                    _ => Err(error),
-                },
-            }
+            self.0.get_range(key, offset, length).await
         })
     }
 
@@ -380,6 +454,10 @@ impl Repo for S3Repo {
             }
             Ok(true)
         })
+    }
+
+    fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
+        Box::pin(self.0.abort_uploads(before))
     }
 
     /// A bucket has no end that it would tell.

@@ -338,6 +338,12 @@ pub fn print_removed(ui: &mut Ui, herd: &str, expired: &Expired) {
         removed.exports,
         removed.freed
     ));
+    if removed.uploads > 0 {
+        ui.remark(format!(
+            "{herd}/{}   gave up {} uploads that nobody finished",
+            expired.cluster, removed.uploads
+        ));
+    }
     for label in &expired.spared {
         ui.message(format!("WARNING:  {label} stays: somebody began to use it, or a rule keeps it by now"));
     }

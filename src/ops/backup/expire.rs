@@ -28,6 +28,8 @@ use crate::units::ByteCount;
 
 /// A lease that ended so long ago is of no use to anybody.
 const DEAD_LEASE: SignedDuration = SignedDuration::from_hours(24);
+/// An upload that nobody has added to for so long has nobody any more.
+const DEAD_UPLOAD: SignedDuration = SignedDuration::from_hours(24);
 const TELL: Duration = Duration::from_millis(250);
 
 /// What goes or is gone, and what stays.
@@ -65,6 +67,8 @@ pub struct Removed {
     pub backups: Vec<Label>,
     pub wal_files: u64,
     pub exports: u64,
+    /// Of uploads that nobody finished, because whoever wrote was killed: what the store kept of them. Nobody saw it.
+    pub uploads: u64,
     pub freed: ByteCount,
 }
 
@@ -143,6 +147,7 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
         for export in &exports {
             run.remove_export(export, total).await?;
         }
+        run.sweep().await;
         let stays = |label: &&Label| !run.removed.backups.contains(label);
         expired.spared = run.agreed.iter().filter(stays).cloned().collect();
         expired.removed = Some(run.removed);
@@ -292,7 +297,7 @@ impl Run<'_> {
 
     /// Adds what was removed already to an error that stopped the rest.
     fn stopped(&self, error: Error) -> Error {
-        let Removed { backups, wal_files, exports, freed } = &self.removed;
+        let Removed { backups, wal_files, exports, freed, uploads: _ } = &self.removed;
         let so_far = format!(
             "{} backups, {wal_files} WAL files and {exports} exports were removed before, {freed}.",
             backups.len()
@@ -301,6 +306,17 @@ impl Run<'_> {
         let hint = error.hint_text().map(str::to_owned);
         let stopped = Error::new(error.kind(), error.what()).detail(format!("{detail}{so_far}"));
         stopped.hint(hint.unwrap_or_else(|| "Run it again: it goes on where it stopped.".to_owned()))
+    }
+
+    /// What it cannot remove costs money and no more: what was to go is gone all the same.
+    async fn sweep(&mut self) {
+        let Ok(before) = Timestamp::now().checked_sub(DEAD_UPLOAD) else { return };
+        match self.repo.sweep(before).await {
+            Ok(uploads) => self.removed.uploads = uploads,
+            Err(error) => {
+                tracing::warn!(%error, "what killed writers left in the repository stays; the next run tries again")
+            }
+        }
     }
 
     /// Removes leases whose holders are long dead.

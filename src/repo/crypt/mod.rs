@@ -15,6 +15,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
+
 use self::envelope::{DataKey, KeyDocument};
 use self::keyring::Keyring;
 use self::protection::Protection;
@@ -449,6 +451,10 @@ impl Repo for Encrypted {
     fn remove<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<bool>> {
         self.forget(key);
         self.inner.remove(key)
+    }
+
+    fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
+        self.inner.sweep(before)
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::trouble::Trouble;
-use super::{Bucket, Condition, S3Repo};
+use super::{Bucket, Condition, S3Repo, UPLOAD};
 use crate::repo::retry::patiently;
 use crate::repo::{BoxFuture, Key, RepoErrorKind, Result, Upload};
 
@@ -20,12 +20,19 @@ const GROWS: usize = 1000;
 /// Parts of one object that are on their way at once.
 const AHEAD: usize = 4;
 
+/// What an upload is known by.
+struct Begun {
+    id: String,
+    /// What the object will say of who made it: the server forgets the ID when it is whole.
+    mark: String,
+}
+
 /// An object in parts.
 pub(super) struct Parts {
     bucket: Arc<Bucket>,
     key: Key,
     threads: Handle,
-    id: Option<Arc<str>>,
+    begun: Option<Arc<Begun>>,
     part: Vec<u8>,
     size: u64,
     flying: VecDeque<JoinHandle<Result<CompletedPart>>>,
@@ -39,7 +46,7 @@ impl Parts {
             bucket: Arc::clone(&repo.0),
             key: key.clone(),
             threads: Handle::current(),
-            id: None,
+            begun: None,
             part: Vec::new(),
             size: 0,
             flying: VecDeque::new(),
@@ -67,20 +74,31 @@ impl Parts {
         self.threads.spawn(call).await.map_err(ended)?
     }
 
-    async fn id(&mut self) -> Result<Arc<str>> {
-        if let Some(id) = &self.id {
-            return Ok(Arc::clone(id));
+    async fn begun(&mut self) -> Result<Arc<Begun>> {
+        if let Some(begun) = &self.begun {
+            return Ok(Arc::clone(begun));
         }
-        let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
-        let begin = async move { patiently(bucket.patience, || begin(&bucket, &key)).await };
-        let id: Arc<str> = self.on_threads(begin).await?.into();
-        self.id = Some(Arc::clone(&id));
-        Ok(id)
+        let (bucket, key, mark) = (Arc::clone(&self.bucket), self.key.clone(), self.mark()?);
+        let begin = async move {
+            let id = patiently(bucket.waits.patience, || begin(&bucket, &key, &mark)).await?;
+            Ok(Arc::new(Begun { id, mark }))
+        };
+        let begun = self.on_threads(begin).await?;
+        self.begun = Some(Arc::clone(&begun));
+        Ok(begun)
+    }
+
+    /// Returns what no other upload calls itself.
+    fn mark(&self) -> Result<String> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| self.bucket.error(RepoErrorKind::Other, self.doing(), error.to_string()))?;
+        Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
     }
 
     /// Sends what has been filled; waits for the oldest part where many are on their way.
     async fn send(&mut self) -> Result<()> {
-        let id = self.id().await?;
+        let begun = self.begun().await?;
         while self.flying.len() >= AHEAD {
             self.land().await?;
         }
@@ -89,7 +107,7 @@ impl Parts {
         let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
         self.flying.push_back(self.threads.spawn(async move {
             let _one = bucket.flying.acquire().await;
-            patiently(bucket.patience, || part(&bucket, &key, &id, number, &bytes)).await
+            patiently(bucket.waits.patience, || part(&bucket, &key, &begun.id, number, &bytes)).await
         }));
         Ok(())
     }
@@ -101,13 +119,15 @@ impl Parts {
     }
 
     async fn complete(mut self) -> Result<()> {
-        if self.id.is_none() {
+        if self.begun.is_none() {
             let (bucket, key, bytes) =
                 (Arc::clone(&self.bucket), self.key.clone(), std::mem::take(&mut self.part));
             let doing = self.doing();
             let put = async move {
-                patiently(bucket.patience, || Box::pin(bucket.put(&doing, &key, &bytes, Condition::None)))
-                    .await
+                patiently(bucket.waits.patience, || {
+                    Box::pin(bucket.put(&doing, &key, &bytes, Condition::None))
+                })
+                .await
             };
             return self.on_threads(put).await.map(drop);
         }
@@ -117,19 +137,19 @@ impl Parts {
         while !self.flying.is_empty() {
             self.land().await?;
         }
-        let id = self.id().await?;
+        let begun = self.begun().await?;
         let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
         let (sent, size) = (std::mem::take(&mut self.sent), self.size);
         self.on_threads(async move {
-            patiently(bucket.patience, || complete(&bucket, &key, &id, &sent, size)).await
+            patiently(bucket.waits.patience, || complete(&bucket, &key, &begun, &sent, size)).await
         })
         .await?;
-        self.id = None;
+        self.begun = None;
         Ok(())
     }
 }
 
-fn begin<'a>(bucket: &'a Bucket, key: &'a Key) -> BoxFuture<'a, Result<String>> {
+fn begin<'a>(bucket: &'a Bucket, key: &'a Key, mark: &'a str) -> BoxFuture<'a, Result<String>> {
     Box::pin(async move {
         let doing = format!("store {key}");
         let begun = bucket
@@ -137,6 +157,7 @@ fn begin<'a>(bucket: &'a Bucket, key: &'a Key) -> BoxFuture<'a, Result<String>> 
             .create_multipart_upload()
             .bucket(&bucket.bucket)
             .key(bucket.name(key))
+            .metadata(UPLOAD, mark)
             .set_storage_class(bucket.storage_class.clone())
             .set_server_side_encryption(bucket.encryption.clone())
             .set_ssekms_key_id(bucket.kms_key.clone())
@@ -158,7 +179,8 @@ fn part<'a>(
     Box::pin(async move {
         let doing = || format!("store part {number} of {key}");
         let request = bucket.client.upload_part().bucket(&bucket.bucket).key(bucket.name(key)).upload_id(id);
-        let sent = request.part_number(number).body(ByteStream::from(bytes.to_vec())).send().await;
+        let request = request.part_number(number).body(ByteStream::from(bytes.to_vec())).customize();
+        let sent = request.config_override(bucket.waits.to_send(bytes.len())).send().await;
         let sent = sent.map_err(|error| bucket.failed(doing(), Trouble::of(error)))?;
         let tag = sent.e_tag.ok_or_else(|| {
             bucket.error(RepoErrorKind::Passing, doing(), "the server did not confirm it with an ETag")
@@ -173,11 +195,12 @@ fn part<'a>(
     })
 }
 
-/// Makes the object of its parts, and sees that it is there, of the right size: a server may answer well and have failed.
+/// Makes the object of its parts, and sees that it is there, ours and of the right size: a server may answer well and have failed, and one that
+/// knows no such upload may have made the object, or have dropped the parts beside an older one.
 fn complete<'a>(
     bucket: &'a Bucket,
     key: &'a Key,
-    id: &'a str,
+    begun: &'a Begun,
     parts: &'a [CompletedPart],
     size: u64,
 ) -> BoxFuture<'a, Result<()>> {
@@ -185,25 +208,29 @@ fn complete<'a>(
         let doing = format!("store {key}");
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.to_vec())).build();
         let request = bucket.client.complete_multipart_upload().bucket(&bucket.bucket).key(bucket.name(key));
-        let trouble =
-            request.upload_id(id).multipart_upload(parts).send().await.err().map(|error| Trouble::of(error));
-        match trouble {
-            // An earlier call did it, and its answer was lost.
-            Some(trouble) if trouble.is("NoSuchUpload") => {}
+        let trouble = request
+            .upload_id(&begun.id)
+            .multipart_upload(parts)
+            .send()
+            .await
+            .err()
+            .map(|error| Trouble::of(error));
+        let said = match trouble {
+            // An earlier call may have done it, and its answer was lost.
+            Some(trouble) if trouble.is("NoSuchUpload") => trouble.why,
             Some(trouble) => return Err(bucket.failed(doing, trouble)),
-            None => {}
-        }
+            None => "the server said that it is stored".to_owned(),
+        };
+        let failed = |why: String| bucket.error(RepoErrorKind::Other, &doing, why);
         match bucket.head(key).await? {
-            Some((found, _)) if found == size => Ok(()),
-            Some((found, _)) => {
-                let why = format!("it was put together of {size} bytes and has {found}");
-                Err(bucket.error(RepoErrorKind::Other, doing, why))
+            Some(found) if found.upload.as_deref() != Some(begun.mark.as_str()) => {
+                Err(failed(format!("{said}, and what is there is of another upload")))
             }
-            None => Err(bucket.error(
-                RepoErrorKind::Other,
-                doing,
-                "the server said that it is stored, and it is not there",
-            )),
+            Some(found) if found.size != size => {
+                Err(failed(format!("it was put together of {size} bytes and has {}", found.size)))
+            }
+            Some(_) => Ok(()),
+            None => Err(failed(format!("{said}, and it is not there"))),
         }
     })
 }
@@ -233,14 +260,14 @@ impl Upload for Parts {
 /// Parts that nobody puts together cost money for as long as they are there.
 impl Drop for Parts {
     fn drop(&mut self) {
-        let Some(id) = self.id.take() else { return };
+        let Some(begun) = self.begun.take() else { return };
         for part in &self.flying {
             part.abort();
         }
         let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
         self.threads.spawn(async move {
             let request = bucket.client.abort_multipart_upload().bucket(&bucket.bucket).key(bucket.name(&key));
-            if let Err(error) = request.upload_id(id.as_ref()).send().await {
+            if let Err(error) = request.upload_id(&begun.id).send().await {
                 tracing::debug!(%key, why = %Trouble::of(error).why, "the parts of an upload are left behind");
             }
         });
