@@ -9,7 +9,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 with-servers = servers=$$(scripts/setup --print-env) && eval "$$servers"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down build test soak bench bench-backup bench-roles lint install
+.PHONY: help demo demo-s3 demo-down build test soak bench bench-backup bench-roles lint install
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,11 @@ demo: ## install what is missing, build, and show a herd being made, broken and 
 	scripts/setup
 	cargo build --release --locked
 	scripts/demo
+
+demo-s3: ## the same with WAL and backups in a bucket of a real S3 server, encrypted
+	scripts/setup --s3
+	cargo build --release --locked
+	scripts/demo --s3
 
 demo-down: ## stop the demo's servers and remove what it made
 	scripts/demo --down

@@ -334,7 +334,8 @@ fn told(keys: &str, harm: impl FnOnce(&Place, &Key)) -> (RepoErrorKind, String) 
     harm(&place, &key);
     let repo = place.with(keys);
     let error = wait(repo.read(&key)).unwrap_err();
-    for ranged in [wait(repo.read_range(&key, 0, u64::MAX)), wait(repo.read_range(&key, 2 * CHUNK as u64, 1))] {
+    for ranged in [wait(repo.read_range(&key, 0, u64::MAX)), wait(repo.read_range(&key, 2 * CHUNK as u64, 1))]
+    {
         // A range that was not in the damaged chunk says nothing of it.
         if let Err(ranged) = ranged {
             assert_eq!((ranged.kind, &ranged.why), (error.kind, &error.why));

@@ -564,7 +564,12 @@ pub fn cluster_of(input: &serde_json::Value) -> Option<Cluster> {
 /// What a profile knows of backups: where they are. Nothing is kept or removed by the rest.
 fn archived(archive: &Archive) -> Backups {
     Backups {
-        repository: Repository { name: archive.repository.clone(), url: archive.url.clone(), s3: None, keys: Vec::new() },
+        repository: Repository {
+            name: archive.repository.clone(),
+            url: archive.url.clone(),
+            s3: None,
+            keys: Vec::new(),
+        },
         from: BackupSource::Standby,
         window: None,
         keep_full: None,

@@ -66,7 +66,8 @@ impl OnRuntime {
     {
         let threads = Threads::start(url)?;
         let opened = threads.runtime().spawn(open);
-        let (inner, with) = pollster::block_on(opened).map_err(|error| lost(url, "open it", error.to_string()))??;
+        let (inner, with) =
+            pollster::block_on(opened).map_err(|error| lost(url, "open it", error.to_string()))??;
         Ok((Self { inner, threads: Arc::new(threads) }, with))
     }
 

@@ -11,8 +11,8 @@ use crate::ops::apply::world::World;
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::Doors;
 use crate::ops::plan::AccessSeen;
-use crate::repo::crypt::keyring::Keyring;
 use crate::repo::access::{Access, Credentials, FORMAT, S3Access};
+use crate::repo::crypt::keyring::Keyring;
 use crate::repo::{Location, RepoErrorKind, layout};
 use crate::secret::Secret;
 use crate::topology::model::{Addressing, Repository, S3};
@@ -96,7 +96,9 @@ async fn of(here: &dyn Host, repository: &Repository) -> Result<Secret> {
     let mut keys = Vec::new();
     for reference in &repository.keys {
         let key = resolve(here, reference).await;
-        keys.push(key.map_err(|error| error.context(format!("resolve the key of repository {}", repository.name)))?);
+        keys.push(
+            key.map_err(|error| error.context(format!("resolve the key of repository {}", repository.name)))?,
+        );
     }
     Keyring::parse(&keys).map_err(|error| {
         Error::usage(format!("the key of repository {} is none", repository.name))
