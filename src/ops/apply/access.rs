@@ -13,16 +13,25 @@ use crate::ops::observe::Doors;
 use crate::ops::plan::AccessSeen;
 use crate::repo::access::{Access, Credentials, FORMAT, S3Access};
 use crate::repo::crypt::keyring::Keyring;
+use crate::repo::crypt::rekey;
 use crate::repo::{Location, RepoErrorKind, layout};
 use crate::secret::Secret;
 use crate::topology::model::{Addressing, Repository, S3};
+
+/// What a host is to have.
+struct Wanted {
+    /// Of the file, with all its secrets.
+    text: Secret,
+    /// The repository keys in it; `None` of a repository that lies in the clear.
+    keyring: Option<Keyring>,
+}
 
 /// Looks whether a host has what it takes.
 pub(super) async fn look(doors: &Doors, name: &str, repository: &Repository) -> Result<AccessSeen> {
     let Some(file) = doors.places(name).access(repository) else { return Ok(AccessSeen::NotNeeded) };
     let found = doors.host(name).read(&file).await.map_err(Error::from)?;
     let Some(found) = found else { return Ok(AccessSeen::Missing) };
-    let wanted = of(doors.own(), repository).await?;
+    let wanted = of(doors.own(), repository).await?.text;
     Ok(if found == wanted.reveal().as_bytes() { AccessSeen::Right } else { AccessSeen::Differs })
 }
 
@@ -36,11 +45,11 @@ pub(super) async fn is_there(world: &World, host: &str, name: &str) -> Result<bo
 pub(super) async fn bring(world: &World, host: &str, name: &str) -> Result<Evidence> {
     let repository = declared(world, name)?;
     let Some(file) = world.doors.places(host).access(repository) else { return Ok(Evidence::AccessThere {}) };
-    let text = of(world.doors.own(), repository).await?;
+    let Wanted { text, keyring } = of(world.doors.own(), repository).await?;
     let door = NodeDoor::with(&world.doors, host, &world.build).await?;
     let trial = file.with_extension(format!("{}.json", world.operation));
     write(door.host(), &trial, &text).await?;
-    let tried = try_out(&door, repository, &trial).await;
+    let tried = try_out(&door, repository, &trial, keyring.as_ref()).await;
     door.host().remove_file(&trial).await.map_err(could_not)?;
     tried?;
     write(door.host(), &file, &text).await?;
@@ -67,28 +76,42 @@ fn could_not(error: HostError) -> Error {
 }
 
 /// What the host cannot get in with is not written over what it gets in with.
-async fn try_out(door: &NodeDoor, repository: &Repository, trial: &Path) -> Result<()> {
+async fn try_out(
+    door: &NodeDoor,
+    repository: &Repository,
+    trial: &Path,
+    keyring: Option<&Keyring>,
+) -> Result<()> {
     let location = Location { url: repository.url.clone(), access: Some(trial.to_owned()) };
-    let error = match node::at(door, location).read(&layout::repository()).await {
-        Ok(_) => return Ok(()),
-        Err(error) => error,
+    let repo = node::at(door, location);
+    let opened = async {
+        repo.read(&layout::repository()).await?;
+        match keyring {
+            Some(keyring) => rekey::expect_to_open(&*repo, keyring).await,
+            None => Ok(()),
+        }
     };
+    let Err(error) = opened.await else { return Ok(()) };
     // An empty bucket; one that is not there is told when the repository is made.
     if error.kind == RepoErrorKind::Missing {
         return Ok(());
     }
     let what = format!("host {} cannot open the repository {}", door.host().name(), repository.name);
     let kind = if error.kind == RepoErrorKind::Passing { ErrorKind::NotFound } else { ErrorKind::Failed };
-    Err(Error::new(kind, what).detail(format!("{}. What it had before was left as it was.", error.why)).hint(
+    let Repository { name, url, .. } = repository;
+    let hint = if error.kind == RepoErrorKind::WrongKey {
         format!(
-            "Look at repositories.{} in the topology, and at the server of {}.",
-            repository.name, repository.url
-        ),
-    ))
+            "Name the key that it was encrypted with in repositories.{name}: as encrypt, or as encrypt-before beside the one that takes its place."
+        )
+    } else {
+        format!("Look at repositories.{name} in the topology, and at the server of {url}.")
+    };
+    let detail = format!("{}. What it had before was left as it was.", error.why);
+    Err(Error::new(kind, what).detail(detail).hint(hint))
 }
 
-/// Makes the text of the file, with all its secrets.
-async fn of(here: &dyn Host, repository: &Repository) -> Result<Secret> {
+/// Resolves all its secrets.
+async fn of(here: &dyn Host, repository: &Repository) -> Result<Wanted> {
     let s3 = match &repository.s3 {
         Some(s3) => Some(s3_access(here, repository, s3).await?),
         None => None,
@@ -100,12 +123,17 @@ async fn of(here: &dyn Host, repository: &Repository) -> Result<Secret> {
             key.map_err(|error| error.context(format!("resolve the key of repository {}", repository.name)))?,
         );
     }
-    Keyring::parse(&keys).map_err(|error| {
+    let keyring = if repository.is_encrypted() { Some(keyring_of(repository, &keys)?) } else { None };
+    let text = Access { format: FORMAT, url: repository.url.clone(), s3, keys }.write();
+    Ok(Wanted { text, keyring })
+}
+
+fn keyring_of(repository: &Repository, keys: &[Secret]) -> Result<Keyring> {
+    Keyring::parse(keys).map_err(|error| {
         Error::usage(format!("the key of repository {} is none", repository.name))
             .source(error)
             .hint("Make one, and keep it where nothing of the repository is: openssl rand -hex 32")
-    })?;
-    Ok(Access { format: FORMAT, url: repository.url.clone(), s3, keys }.write())
+    })
 }
 
 async fn s3_access(here: &dyn Host, repository: &Repository, s3: &S3) -> Result<S3Access> {

@@ -82,6 +82,21 @@ pub async fn rekey(repo: &dyn Repo, keyring: &Keyring, half: Half) -> Result<Rek
     }
 }
 
+/// Makes sure that `keyring` opens everything in a repository. What is damaged, and would open with no key, is left to a verification.
+///
+/// # Errors
+/// As the repository fails; [`RepoErrorKind::WrongKey`] with the first key document that none of the keys opens.
+pub async fn expect_to_open(repo: &dyn Repo, keyring: &Keyring) -> Result<()> {
+    for name in key_documents(repo).await? {
+        let Some(bytes) = repo.read(&name).await? else { continue };
+        let opened = KeyDocument::read(&bytes, &name).and_then(|document| document.open(keyring));
+        if let Err(wrong @ EnvelopeError::WrongKey { .. }) = opened {
+            return Err(wrong.at(repo.url(), &format!("open {name}"), &name));
+        }
+    }
+    Ok(())
+}
+
 /// Finds every key document of a repository, of which a backup that was just removed may have been one.
 async fn key_documents(repo: &dyn Repo) -> Result<Vec<Key>> {
     let mut found = Vec::new();
