@@ -145,6 +145,19 @@ impl Kept {
         bytes
     }
 
+    /// Returns everything that is in it.
+    pub fn copy(&self) -> Vec<(String, Vec<u8>)> {
+        self.names().into_iter().map(|name| (name.clone(), self.read(&name))).collect()
+    }
+
+    /// Makes it hold what `copy` does, and nothing else.
+    pub fn hold(&self, copy: &[(String, Vec<u8>)]) {
+        for name in self.names().iter().filter(|name| !copy.iter().any(|(kept, _)| kept == *name)) {
+            self.take(name);
+        }
+        copy.iter().for_each(|(name, bytes)| self.write(name, bytes));
+    }
+
     /// Has the whole repository gone while `meanwhile` runs: a directory is moved aside, a bucket is empty.
     pub fn gone(&self, meanwhile: impl FnOnce()) {
         match self {
@@ -155,9 +168,10 @@ impl Kept {
                 fs::rename(&aside, root).expect("it is ours");
             }
             Self::Bucket(_) => {
-                let all: Vec<_> = self.names().into_iter().map(|name| (self.take(&name), name)).collect();
+                let all = self.copy();
+                self.hold(&[]);
                 meanwhile();
-                all.iter().for_each(|(bytes, name)| self.write(name, bytes));
+                self.hold(&all);
             }
         }
     }

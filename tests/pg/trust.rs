@@ -2,14 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
 use crate::flips::{Chance, Flip, count};
-use crate::herd::{Herd, Ran, SINGLE, is_root, newest_or_15, text, until};
+use crate::herd::{Herd, Ran, SINGLE, is_root, newest_or_15, until};
 use crate::kept::Kept;
 
 /// A cluster with so many backups, and WAL behind the last one.
@@ -197,17 +195,12 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
     let all = labels(&herd);
     // Nothing archives into what is put back over and over.
     herd.stop("a", "fast");
-    let (repository, aside) = (herd.repository(), herd.path("aside"));
-    let copy = |from: &Path, to: &Path| {
-        assert!(Command::new("cp").args(["-a", text(from), text(to)]).status().unwrap().success());
-    };
-    copy(&repository, &aside);
+    let before = herd.kept().copy();
     let whole = herd.run(&["backup", "expire", "--yes"]).ends_with(0).took;
     let mut chance = Chance::new("killed expiries");
     let mut interrupted = 0;
     for turn in 0..count(12, 50) {
-        fs::remove_dir_all(&repository).unwrap();
-        copy(&aside, &repository);
+        herd.kept().hold(&before);
         let mut expiry = herd.start(&["backup", "expire", "--yes"]);
         let moment = Duration::from_micros(chance.below(u64::try_from(whole.as_micros()).unwrap()));
         std::thread::sleep(moment);
