@@ -309,10 +309,7 @@ fn every_version_comes_back_as_it_was_at_its_target_and_postgresql_agrees() {
 
 #[test]
 fn each_kind_of_target_is_reached_exactly() {
-    reaches_each_kind_of_target(&Shop::up(&newest(), &SINGLE));
-}
-
-pub(crate) fn reaches_each_kind_of_target(shop: &Shop) {
+    let shop = Shop::up(&newest(), &SINGLE);
     shop.backup();
     let one = shop.moment("one");
     let two = shop.moment("two");
@@ -427,10 +424,10 @@ pub(crate) fn tells_what_is_missing_or_damaged(shop: &Shop) {
     kept.gone(recovery_fails);
     shop.remove();
 
-    // One that is damaged: no listing shows that, and encryption as soon as it is read for the last commit before the target.
+    // One that is damaged: no listing shows that. With encryption the look for the last commit before the target may, when it comes by.
     kept.damage(&second);
     let ran = shop.restore(&["--target-lsn", &three.lsn]).ends_with(1);
-    if shop.herd.is_encrypted() {
+    if shop.herd.is_encrypted() && !ran.stderr.contains("did not get to its target") {
         ran.tells(&[&second, "is not what was stored there"]);
         shop.cannot_start();
     } else {

@@ -4,20 +4,13 @@
 use crate::herd::{PAIR, SINGLE, Shape, newest_or_15};
 use crate::kept::Kind;
 use crate::restore::{
-    Shop, follows_over_a_switch_of_timeline, reaches_each_kind_of_target, restores_no_flipped_bit_silently,
+    Shop, follows_over_a_switch_of_timeline, restores_no_flipped_bit_silently,
     tells_what_is_missing_or_damaged,
 };
 
 /// A shop, where this machine has an S3 server.
 fn shop(turn: u32, shape: &Shape<'_>) -> Option<Shop> {
     Shop::up_with(Kind::EncryptedBucket, &newest_or_15(turn), shape)
-}
-
-#[test]
-fn from_an_encrypted_bucket_each_kind_of_target_is_reached_exactly() {
-    if let Some(shop) = shop(0, &SINGLE) {
-        reaches_each_kind_of_target(&shop);
-    }
 }
 
 #[test]
