@@ -8,8 +8,11 @@ target := $(or $(CARGO_TARGET_DIR),target)
 # The servers that the tests run against; asked for only after scripts/setup has installed them.
 with-servers = servers=$$(scripts/setup --print-env) && eval "$$servers"
 
+# The tests of the directory repository that "make soak" runs on S3 too, encrypted.
+on-s3 = restore:: in_place:: rejoin:: drill:: trust:: ledger:: partition:: partition_interrupted:: schedule:: schedule_failover::
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down build test soak bench bench-backup bench-roles lint install
+.PHONY: help demo demo-s3 demo-down build test soak bench bench-backup bench-roles lint install
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +21,11 @@ demo: ## install what is missing, build, and show a herd being made, broken and 
 	scripts/setup
 	cargo build --release --locked
 	scripts/demo
+
+demo-s3: ## the same with WAL and backups in a bucket of a real S3 server, encrypted
+	scripts/setup --s3
+	cargo build --release --locked
+	scripts/demo --s3
 
 demo-down: ## stop the demo's servers and remove what it made
 	scripts/demo --down
@@ -33,6 +41,7 @@ test: ## install what is missing, lint, and run every test against PostgreSQL of
 soak: ## run the tests with their full counts of faults and kills
 	scripts/setup --test
 	$(with-servers) && PGHERD_SOAK=1 scripts/test
+	$(with-servers) && PGHERD_TEST_REPOSITORY=s3-encrypted cargo test --locked --test pg -- $(on-s3)
 
 bench: ## measure
 	cargo build --release --locked

@@ -18,7 +18,7 @@ use pgherd::pg::timeline::TimelineId;
 use pgherd::repo::about::About;
 use pgherd::repo::crypt::Encrypted;
 use pgherd::repo::crypt::keyring::Keyring;
-use pgherd::repo::crypt::rekey::{Half, Rekeyed, rekey};
+use pgherd::repo::crypt::rekey::{Half, Rekeyed, prove, rekey};
 use pgherd::repo::dump::{self, DumpKeys};
 use pgherd::repo::export::ExportKeys;
 use pgherd::repo::faulty::{Fault, Faulty};
@@ -514,6 +514,27 @@ fn a_key_is_exchanged_without_touching_what_it_protects() {
     assert_eq!(rotate(&place, "21", Half::DropOthers).rewrapped, 0);
 
     assert!(data_of(&place.root) == data, "neither a byte nor a time has changed");
+}
+
+#[test]
+fn a_key_opens_everything_or_is_told_with_the_first_that_it_does_not_open() {
+    let place = Place::new();
+    let tried = |keys: &str| wait(Box::pin(prove(&*place.inner, &keyring(keys))));
+    assert_eq!(tried("2"), Ok(()), "there is nothing that it would have to open");
+    fill(&place.with("1"));
+    assert_eq!(tried("1"), Ok(()));
+    assert_eq!(tried("21"), Ok(()));
+    assert_eq!(tried("2").unwrap_err().kind, RepoErrorKind::WrongKey);
+
+    // One that another key has wrapped, and one that is damaged, which is none of a key's business.
+    rotate(&place, "21", Half::Add);
+    let of_one_key = wal("0000000700000001000000A1");
+    wait(place.with("1").store(&of_one_key, b"x")).unwrap();
+    let error = tried("2").unwrap_err();
+    assert_eq!(error.kind, RepoErrorKind::WrongKey);
+    assert!(error.why.contains("wal-00000007.json"), "{error}");
+    place.change(&system().wal_key(TimelineId::new(7).unwrap()), |bytes| bytes.truncate(100));
+    assert_eq!(tried("2"), Ok(()));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::herd::{Frozen, Herd, PAIR, SINGLE, command_line, files_below, newest_or_15, until};
+use crate::herd::{Frozen, Herd, PAIR, SINGLE, command_line, newest_or_15, until};
 
 /// A small generator of its own (xorshift64*): the numbers must be the same in every run of one seed.
 pub struct Dice(u64);
@@ -206,10 +206,7 @@ fn archiving_that_was_being_switched_on_when_apply_was_killed_is_on_in_the_end()
             "a",
             "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')",
         );
-        until("the segment is in the repository", || {
-            let name = format!("{segment}.zst");
-            files_below(&herd.repository()).iter().any(|file| file.ends_with(&name)).then_some(())
-        });
+        until("the segment is in the repository", || herd.kept().has_wal(&segment).then_some(()));
         herd.edit("    backups: {repository: main}\n", "");
         whole(&herd);
         assert_eq!(herd.sql("a", "SHOW archive_mode"), "off");

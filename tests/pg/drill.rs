@@ -61,9 +61,7 @@ fn nothing_is_left(herd: &Herd) {
     assert_eq!(scratch(herd), Vec::<PathBuf>::new());
     no_process_is_left(herd);
     assert_eq!(files_below(&herd.path("state/drills/.running")), Vec::<PathBuf>::new());
-    let leases: Vec<PathBuf> =
-        files_below(&herd.repository()).into_iter().filter(|path| text(path).contains("/lease/")).collect();
-    assert_eq!(leases, Vec::<PathBuf>::new());
+    assert_eq!(herd.kept().with("/lease/"), Vec::<String>::new());
 }
 
 #[track_caller]
@@ -86,11 +84,7 @@ fn proof<'a>(report: &'a Value, name: &str) -> &'a Value {
 fn a_drill_restores_proves_and_measures_and_leaves_nothing_on_every_major() {
     for installation in installations() {
         let herd = backed(&installation);
-        let system = herd.sql("a", "SELECT system_identifier FROM pg_control_system()");
-        let archived = |herd: &Herd| {
-            let archive = herd.repository().join(format!("inventory/{system}/wal"));
-            files_below(&archive).len()
-        };
+        let archived = |herd: &Herd| herd.kept().with("/wal/").len();
         let before = archived(&herd);
         let ran =
             drill(&herd, &["--format", "json", "--junit", "drill.xml", "--json", "drill.json"]).ends_with(0);
@@ -198,23 +192,20 @@ fn what_does_not_hold_and_what_is_missed_are_failures() {
 #[test]
 fn what_cannot_be_restored_is_an_error() {
     let herd = backed(&newest());
-    let wal: Vec<PathBuf> = files_below(&herd.repository())
-        .into_iter()
-        .filter(|path| text(path).contains("/wal/") && !text(path).contains(".backup"))
-        .collect();
+    let kept = herd.kept();
+    let wal: Vec<String> = kept.with("/wal/").into_iter().filter(|name| !name.contains(".backup")).collect();
     // One more behind it: now the one that goes is a hole.
     herd.sql_in("a", "inventory", "INSERT INTO public.stock VALUES (0, 0)");
     archive(&herd);
     let gone = wal.iter().max().expect("a segment");
-    let aside = herd.path("aside");
-    fs::rename(gone, &aside).expect("it is ours");
+    let good = kept.take(gone);
     let ran = drill(&herd, &["--junit", "drill.xml", "--json", "drill.json"]).ends_with(3);
-    let name = gone.file_name().expect("a name").to_string_lossy().replace(".zst", "");
+    let name = gone.rsplit('/').next().expect("a name").replace(".zst", "");
     ran.says(&["ERROR"]).tells(&["ERROR:  ", &name]);
     let junit = fs::read_to_string(herd.path("drill.xml")).expect("written");
     assert!(junit.contains("errors=\"1\"") && junit.contains(&name), "{junit}");
     nothing_is_left(&herd);
-    fs::rename(&aside, gone).expect("it is ours");
+    kept.write(gone, &good);
     drill(&herd, &[]).ends_with(1).says(&["it yields false"]);
     herd.run(&["drill", "list", "--format", "json"]).ends_with(0).says(&["\"error\"", "\"failed\""]);
 }

@@ -1,67 +1,41 @@
 //! Damage behind a repository's back: single bits flipped at random places, as a failing disk does it.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use crate::kept::Kept;
 
-/// A bit of a file; flipped once it is damaged, twice it is whole.
+/// A bit of an object; flipped once it is damaged, twice it is whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flip {
-    pub file: PathBuf,
+    pub object: String,
     pub bit: u64,
 }
 
 impl Flip {
-    /// Chooses one below `root` by chance: every other time any file is as likely as any other, else any bit. Hidden files are no objects.
-    pub fn choose(root: &Path, chance: &mut Chance) -> Self {
-        let files: Vec<(PathBuf, u64)> = objects(root).into_iter().filter(|(_, size)| *size > 0).collect();
-        assert!(!files.is_empty(), "nothing below {}", root.display());
+    /// Chooses one by chance: every other time any object is as likely as any other, else any bit.
+    pub fn choose(kept: &Kept, chance: &mut Chance) -> Self {
+        let objects: Vec<(String, u64)> = kept.objects().into_iter().filter(|(_, size)| *size > 0).collect();
+        assert!(!objects.is_empty(), "nothing is in {kept:?}");
         let index = if chance.below(2) == 0 {
-            usize::try_from(chance.below(files.len() as u64)).expect("an index")
+            usize::try_from(chance.below(objects.len() as u64)).expect("an index")
         } else {
-            let total = files.iter().map(|(_, size)| size).sum();
+            let total = objects.iter().map(|(_, size)| size).sum();
             let mut at = chance.below(total);
-            let holds = |(_, size): &(PathBuf, u64)| {
+            let holds = |(_, size): &(String, u64)| {
                 let found = at < *size;
                 at = at.saturating_sub(*size);
                 found
             };
-            files.iter().position(holds).expect("a byte of some file")
+            objects.iter().position(holds).expect("a byte of some object")
         };
-        let (file, size) = files[index].clone();
-        Self { file, bit: chance.below(size * 8) }
+        let (object, size) = objects[index].clone();
+        Self { object, bit: chance.below(size * 8) }
     }
 
     /// Flips the bit in place; the second time takes it back.
-    pub fn flip(&self) {
-        let file = OpenOptions::new().read(true).write(true).open(&self.file).expect("an object");
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, self.bit / 8).expect("a byte of it");
-        byte[0] ^= 1 << (self.bit % 8);
-        file.write_all_at(&byte, self.bit / 8).expect("a byte of it");
+    pub fn flip(&self, kept: &Kept) {
+        let mut bytes = kept.read(&self.object);
+        bytes[usize::try_from(self.bit / 8).expect("an index")] ^= 1 << (self.bit % 8);
+        kept.write(&self.object, &bytes);
     }
-}
-
-/// Returns every object below `root` with its size, sorted.
-pub fn objects(root: &Path) -> Vec<(PathBuf, u64)> {
-    let mut found = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("readable") {
-            let entry = entry.expect("readable");
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                continue;
-            }
-            let meta = entry.metadata().expect("readable");
-            if meta.is_dir() {
-                folders.push(entry.path());
-            } else {
-                found.push((entry.path(), meta.len()));
-            }
-        }
-    }
-    found.sort();
-    found
 }
 
 /// Numbers by chance that a seed repeats; the seed is printed, and taken from `PGHERD_SEED` if that is set.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 
+use crate::kept::{self, Kept, Kind};
 use crate::server::{Installation, installations, newest, place};
 use crate::weed::{self, weed};
 
@@ -110,6 +111,7 @@ pub struct Herd {
     ports: BTreeMap<String, Port>,
     text: String,
     variables: BTreeMap<&'static str, String>,
+    bucket: Option<String>,
 }
 
 impl Herd {
@@ -129,6 +131,7 @@ impl Herd {
                 ("APP_PASSWORD", APP_PASSWORD.to_owned()),
                 ("BI_PASSWORD", BI_PASSWORD.to_owned()),
             ]),
+            bucket: None,
         };
         herd.text = herd.topology(shape);
         herd.write();
@@ -222,16 +225,23 @@ impl Herd {
     /// Declares backups; the repository is in the herd's own directory, or where `PGHERD_TEST_REPOSITORY` says: `encrypted` is there too, `s3` and
     /// `s3-encrypted` are in a bucket.
     pub fn keep_backups(&mut self) {
-        match std::env::var("PGHERD_TEST_REPOSITORY").as_deref() {
-            Ok("encrypted") => return self.keep_backups_encrypted(),
-            Ok("s3") => drop(self.keep_backups_in_a_bucket("")),
-            Ok("s3-encrypted") => drop(self.keep_backups_in_a_bucket(ENCRYPT)),
-            Ok(other) => panic!("there is no kind of repository {other:?}"),
-            Err(_) => {}
+        let kind = Kind::of_this_run();
+        assert!(self.keep_backups_in(kind), "there is no S3 server for this machine");
+    }
+
+    /// Declares backups in a repository of this kind; tells whether this machine can have one.
+    #[must_use]
+    pub fn keep_backups_in(&mut self, kind: Kind) -> bool {
+        match kind {
+            Kind::Directory => self.keep_backups_in_the_clear(),
+            Kind::EncryptedDirectory => self.keep_backups_encrypted(),
+            Kind::Bucket => return self.keep_backups_in_a_bucket("").is_some(),
+            Kind::EncryptedBucket => return self.keep_backups_in_a_bucket(ENCRYPT).is_some(),
         }
-        if self.text.contains("repositories:") {
-            return;
-        }
+        true
+    }
+
+    fn keep_backups_in_the_clear(&mut self) {
         let repository = format!("repositories: {{main: {{url: file://{}}}}}\n", self.repository().display());
         self.edit("clusters:\n", &format!("{repository}clusters:\n"));
         self.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
@@ -246,7 +256,9 @@ impl Herd {
     /// The same in a bucket of its own, with these keys beside; returns its URL, and nothing where there is no S3 server for this machine.
     pub fn keep_backups_in_a_bucket(&mut self, more: &str) -> Option<String> {
         let weed = weed()?;
-        let url = format!("s3://{}/v1", weed.bucket());
+        let bucket = weed.bucket();
+        let url = format!("s3://{bucket}/{}", kept::PREFIX);
+        self.bucket = Some(bucket);
         self.variable("S3_ACCESS_KEY", Some(weed::ACCESS_KEY));
         self.variable("S3_SECRET_KEY", Some(weed::SECRET_KEY));
         let endpoint = weed.endpoint();
@@ -277,8 +289,19 @@ impl Herd {
         self.write();
     }
 
+    /// Where the repository is, if it is a directory.
     pub fn repository(&self) -> PathBuf {
         self.path("repository")
+    }
+
+    /// Whether what is in the repository is encrypted: damage is then found where it is read, not where it is used.
+    pub fn is_encrypted(&self) -> bool {
+        self.text.contains(ENCRYPT)
+    }
+
+    /// What lies in the repository, whichever kind it is.
+    pub fn kept(&self) -> Kept {
+        self.bucket.clone().map_or_else(|| Kept::Directory(self.repository()), Kept::Bucket)
     }
 
     fn write(&self) {

@@ -14,8 +14,7 @@ use pgherd::secret::Secret;
 use rustix::process::{Signal, kill_process};
 
 use crate::herd::{
-    APP_PASSWORD, Herd, PAIR, Ran, SINGLE, Shape, WHOLE, files_below, hash_of, is_root, newest_or_15, text,
-    text_of, until,
+    APP_PASSWORD, Herd, PAIR, Ran, SINGLE, Shape, WHOLE, hash_of, is_root, newest_or_15, text, text_of, until,
 };
 use crate::server::{Installation, installations, newest};
 
@@ -77,7 +76,7 @@ impl Scene {
     }
 
     fn archived(&self, name: &str) -> bool {
-        files_below(&self.herd.repository()).iter().any(|file| text(file).ends_with(&format!("/{name}.zst")))
+        self.herd.kept().has_wal(name)
     }
 
     /// Holds the herd to be whole on a timeline, and its archive to go on.
@@ -377,17 +376,15 @@ fn a_missing_segment_is_refused_before_anything_is_touched() {
     scene.sql("INSERT INTO inventory.ticks DEFAULT VALUES");
     let next = scene.sql("SELECT pg_walfile_name(pg_switch_wal())");
     until("the next is archived", || scene.archived(&next).then_some(()));
-    let files = files_below(&herd.repository());
-    let file = files.iter().find(|file| text(file).ends_with(&format!("/{segment}.zst"))).expect("archived");
-    let kept = herd.path("segment");
-    fs::rename(file, &kept).expect("it is ours");
+    let (kept, name) = (herd.kept(), herd.kept().only(&format!("/{segment}.zst")));
+    let good = kept.take(&name);
     let pids = (herd.postmaster("a"), herd.postmaster("b"), herd.pgbouncer());
     scene.restore(&before).ends_with(4).tells(&[&segment]);
     assert_eq!((herd.postmaster("a"), herd.postmaster("b"), herd.pgbouncer()), pids);
     assert!(!scene.holds_back());
     assert_eq!(scene.aside(), Vec::<PathBuf>::new());
     assert_eq!(operation(&scene), None);
-    fs::rename(&kept, file).expect("it is ours");
+    kept.write(&name, &good);
     scene.restore(&before).ends_with(0);
     assert_eq!(scene.items("a"), "1100");
     scene.whole_on(2);

@@ -9,7 +9,7 @@ use pgherd::db::{Connector, Endpoint, Login, Session};
 use pgherd::gate;
 use pgherd::secret::Secret;
 
-use crate::herd::{APP_PASSWORD, Herd, Shape, files_below, text, until};
+use crate::herd::{APP_PASSWORD, Herd, Shape, until};
 use crate::server::Installation;
 
 pub const TABLE: &str = "
@@ -160,5 +160,5 @@ pub fn led_by(herd: &Herd, primary: &str, timeline: u32, standbys: usize) {
 }
 
 pub fn archived(herd: &Herd, name: &str) -> bool {
-    files_below(&herd.repository()).iter().any(|file| text(file).ends_with(&format!("/{name}.zst")))
+    herd.kept().has_wal(name)
 }

@@ -60,22 +60,6 @@ impl Drop for Client {
     }
 }
 
-/// Returns the file of this name below a directory; there must be one.
-fn the_file(directory: &std::path::Path, name: &str) -> std::path::PathBuf {
-    let mut directories = vec![directory.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(&directory).expect("readable") {
-            let path = entry.expect("readable").path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if path.file_name().is_some_and(|found| found == name) {
-                return path;
-            }
-        }
-    }
-    panic!("no {name} below {}", directory.display());
-}
-
 /// Returns what the server of the node has written.
 pub fn server_log(herd: &Herd) -> String {
     let files = std::fs::read_dir(herd.path("state/log/inventory-a")).expect("a directory");
@@ -178,11 +162,7 @@ fn a_set_is_made_kept_exported_dropped_and_brought_back() {
             &herd,
             "ALTER TABLE inventory.moves DETACH PARTITION inventory.moves_2026_03; DROP TABLE inventory.moves_2026_03",
         );
-        let rows = the_file(&herd.repository(), "rows.csv.zst");
-        let mut bytes = std::fs::read(&rows).expect("readable");
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 4;
-        std::fs::write(&rows, bytes).expect("writable");
+        herd.kept().damage(&herd.kept().only("/rows.csv.zst"));
         herd.run(&["partition", "restore", "inventory.moves", "moves_2026_03"]).ends_with(1);
         assert_eq!(sql(&herd, "SELECT to_regclass('inventory.moves_2026_03') IS NULL"), "t");
         let quick = herd.run(&["backup", "verify", "--quick"]).ends_with(0);

@@ -104,7 +104,7 @@ fn follows(herd: &Herd, node: &str, primary: &str) {
 }
 
 fn archived(herd: &Herd, name: &str) -> bool {
-    files_below(&herd.repository()).iter().any(|file| text(file).ends_with(&format!("/{name}.zst")))
+    herd.kept().has_wal(name)
 }
 
 /// Returns what lies beside the data directory of a node.
@@ -327,19 +327,18 @@ fn a_clone_is_read_from_a_backup_where_that_holds_less_than_the_primary() {
     assert_eq!(ledger(&herd, "b"), "1");
     let basebackups = "SELECT count(*) FROM pg_stat_progress_basebackup";
     assert_eq!(herd.sql("a", basebackups), "0");
-    let leases = files_below(&herd.repository()).iter().filter(|file| text(file).contains("/lease/")).count();
+    let leases = herd.kept().with("/lease/").len();
     assert_eq!(leases, 0, "a lease is left");
     insert(&herd, "a", 2);
     until("it streams", || (ledger(&herd, "b") == "1 2").then_some(()));
 
     // A backup that somebody damaged is no copy: what the node had gets its name back.
-    let stored = files_below(&herd.repository());
-    let data = stored.iter().find(|file| text(file).ends_with("/files.zst")).expect("a backup");
-    let whole = std::fs::read(data).unwrap();
-    std::fs::write(data, &whole[..whole.len() / 2]).unwrap();
+    let (kept, data) = (herd.kept(), herd.kept().only("/files.zst"));
+    let whole = kept.read(&data);
+    kept.write(&data, &whole[..whole.len() / 2]);
     rejoin_with(&herd, &["b", "--clone", "--from", "backup"]).ends_with(1);
     assert_eq!(beside(&herd, "b", "before").len(), 1, "what was set aside has its name back");
-    std::fs::write(data, &whole).unwrap();
+    kept.write(&data, &whole);
     rejoin_with(&herd, &["b"]).ends_with(0);
     follows(&herd, "b", "a");
     herd.apply().ends_with(0);

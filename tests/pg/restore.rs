@@ -1,7 +1,7 @@
 //! Restores of real clusters: to every kind of target, judged by PostgreSQL's own programs, and what becomes of them when something goes wrong.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -12,10 +12,11 @@ use pgherd::repo::seal;
 
 use crate::flips::{Chance, Flip, count};
 use crate::herd::{Herd, Ran, SINGLE, Shape, as_server, files_below, is_root, text, text_of, until};
+use crate::kept::{Kept, Kind};
 use crate::server::{Installation, installations, newest};
 
 /// A herd with backups, a table of moments, and one in a tablespace.
-struct Shop {
+pub(crate) struct Shop {
     herd: Herd,
 }
 
@@ -61,8 +62,15 @@ impl Drop for Load {
 
 impl Shop {
     fn up(installation: &Installation, shape: &Shape<'_>) -> Self {
+        Self::up_with(Kind::of_this_run(), installation, shape).expect("an S3 server")
+    }
+
+    /// The same with this kind of repository; nothing where there is no S3 server for this machine.
+    pub(crate) fn up_with(kind: Kind, installation: &Installation, shape: &Shape<'_>) -> Option<Self> {
         let mut herd = Herd::declare(installation, shape);
-        herd.keep_backups();
+        if !herd.keep_backups_in(kind) {
+            return None;
+        }
         herd.apply().ends_with(0);
         let shop = Self { herd };
         let mut far = "";
@@ -79,7 +87,7 @@ impl Shop {
              INSERT INTO far_away SELECT n, repeat('far', n % 50) FROM generate_series(1, 5000) n;
              INSERT INTO passing SELECT generate_series(1, 100)"
         ));
-        shop
+        Some(shop)
     }
 
     /// Makes a directory that belongs to the servers' user.
@@ -127,9 +135,9 @@ impl Shop {
     }
 
     /// Stores the lease under which another machine removes every backup.
-    fn expires_elsewhere(&self) -> PathBuf {
-        let names = fs::read_dir(self.below().join("backup")).unwrap();
-        let labels = names.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
+    fn expires_elsewhere(&self) -> String {
+        let manifests = self.kept().with("/manifest.json");
+        let labels = manifests.iter().map(|name| name.rsplit('/').nth(1).unwrap().parse().unwrap());
         let now = Timestamp::now();
         let lease = Lease {
             format: 1,
@@ -143,14 +151,9 @@ impl Shop {
             expires: now + SignedDuration::from_mins(10),
             progress: None,
         };
-        let file = self.below().join("lease/0123456789abcdef.json");
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(&file, seal::write_document(&lease)).unwrap();
-        let owner = fs::metadata(self.below()).unwrap();
-        for path in [file.parent().unwrap(), &file] {
-            chown(path, Some(owner.uid()), Some(owner.gid())).unwrap();
-        }
-        file
+        let name = self.below("lease/0123456789abcdef.json");
+        self.kept().write(&name, &seal::write_document(&lease));
+        name
     }
 
     /// Writes a moment and remembers the shop as it is then; what comes later is not part of it.
@@ -182,22 +185,21 @@ impl Shop {
     }
 
     fn wait_archived(&self, segment: &str) {
-        let stored = self.stored(segment);
-        until(&format!("{} is there", stored.display()), || stored.is_file().then_some(()));
+        until(&format!("{segment} is there"), || self.kept().has_wal(segment).then_some(()));
     }
 
-    fn system(&self) -> String {
-        let folder = self.herd.repository().join("inventory");
-        let name = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
-        name.map(|name| name.into_string().unwrap()).find(|name| name.parse::<u64>().is_ok()).unwrap()
+    fn kept(&self) -> Kept {
+        self.herd.kept()
     }
 
-    fn below(&self) -> PathBuf {
-        self.herd.repository().join("inventory").join(self.system())
+    /// Returns the name of what the cluster has in the repository.
+    fn below(&self, name: &str) -> String {
+        let system = self.sql("SELECT system_identifier FROM pg_control_system()");
+        format!("inventory/{system}/{name}")
     }
 
-    fn stored(&self, segment: &str) -> PathBuf {
-        self.below().join(format!("wal/{}/{segment}.zst", &segment[..16]))
+    fn stored(&self, segment: &str) -> String {
+        self.kept().only(&format!("/{segment}.zst"))
     }
 
     fn to(&self) -> PathBuf {
@@ -274,7 +276,7 @@ fn every_version_comes_back_as_it_was_at_its_target_and_postgresql_agrees() {
         let moment = shop.moment("one");
         shop.archive();
         // Nothing of the copy is the original's: not its tablespace, not its archive, not its port.
-        let archived = files_below(&shop.herd.repository()).len();
+        let archived = shop.kept().names();
 
         shop.restore(&["--target-name", "one", "--no-start"]).ends_with(0).says(&["complete, not started"]);
         shop.herd.program("pg_verifybackup", &["-n", text(&shop.to())]);
@@ -300,7 +302,7 @@ fn every_version_comes_back_as_it_was_at_its_target_and_postgresql_agrees() {
             &[&args[..], &["--all", "--heapallindexed", "--install-missing"]].concat(),
         );
         shop.ask("INSERT INTO moments (note) VALUES ('only here'); SELECT pg_switch_wal()");
-        assert_eq!(files_below(&shop.herd.repository()).len(), archived);
+        assert_eq!(shop.kept().names(), archived);
         shop.remove();
     }
 }
@@ -334,17 +336,12 @@ fn each_kind_of_target_is_reached_exactly() {
     shop.remove();
 }
 
-/// Changes one byte in the middle of a file of the repository.
-fn damage(file: &Path) {
-    let mut bytes = fs::read(file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 8;
-    fs::write(file, bytes).unwrap();
-}
-
 #[test]
 fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
-    let shop = Shop::up(&newest(), &crate::herd::PAIR);
+    follows_over_a_switch_of_timeline(&Shop::up(&newest(), &crate::herd::PAIR));
+}
+
+pub(crate) fn follows_over_a_switch_of_timeline(shop: &Shop) {
     shop.backup();
     let one = shop.moment("one");
     shop.archive();
@@ -370,8 +367,7 @@ fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
     same(&shop.dump_of_copy(), &one.dump, "on timeline 2");
     shop.remove();
 
-    let history = shop.below().join("wal/00000002.history.zst");
-    fs::rename(&history, shop.herd.path("kept")).unwrap();
+    shop.kept().take(&shop.kept().only("wal/00000002.history.zst"));
     shop.restore(&[])
         .ends_with(4)
         .tells(&["the history of timeline 2 is not in the archive", "00000002.history"]);
@@ -380,7 +376,10 @@ fn a_restore_follows_the_cluster_over_a_switch_of_timeline() {
 
 #[test]
 fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
-    let shop = Shop::up(&newest(), &SINGLE);
+    tells_what_is_missing_or_damaged(&Shop::up(&newest(), &SINGLE));
+}
+
+pub(crate) fn tells_what_is_missing_or_damaged(shop: &Shop) {
     shop.restore(&[]).ends_with(10).tells(&["there is no backup of inventory to restore"]);
     shop.backup();
     shop.moment("one");
@@ -401,48 +400,54 @@ fn what_is_missing_or_damaged_is_told_and_nothing_is_promoted_short() {
     assert!(!shop.to().exists() && !shop.herd.path("copies/r-pgherd").exists());
 
     // A segment that is missing on the way.
-    let kept = shop.herd.path("kept");
-    fs::rename(&second, &kept).unwrap();
+    let kept = shop.kept();
+    let good = kept.take(&second);
     shop.restore(&["--target-lsn", &three.lsn]).ends_with(4).tells(&["WAL is missing on the way"]);
     shop.restore(&["--target-name", "one"]).ends_with(0);
     shop.remove();
-    fs::rename(&kept, &second).unwrap();
+    kept.write(&second, &good);
 
     // One that vanishes, or a repository that does, when the server recovers already.
-    for gone in [second.clone(), shop.herd.repository()] {
-        shop.restore(&["--target-lsn", &three.lsn, "--no-start"]).ends_with(0);
-        fs::rename(&gone, &kept).unwrap();
+    let prepare = || shop.restore(&["--target-lsn", &three.lsn, "--no-start"]).ends_with(0);
+    let recovery_fails = || {
         let mut start = as_server(&shop.herd.installation().bin().join("postgres"));
         start.args(["-D", text(&shop.to())]);
         text_of(start).expect_err("recovery must end with an error");
         assert!(shop.to().join("recovery.signal").exists(), "it was not promoted");
-        fs::rename(&kept, &gone).unwrap();
-        shop.remove();
-    }
+    };
+    prepare();
+    kept.take(&second);
+    recovery_fails();
+    kept.write(&second, &good);
+    shop.remove();
+    prepare();
+    kept.gone(recovery_fails);
+    shop.remove();
 
-    // One that is damaged: no listing shows that.
-    let good = fs::read(&second).unwrap();
-    damage(&second);
-    shop.restore(&["--target-lsn", &three.lsn])
-        .ends_with(1)
-        .tells(&["did not get to its target", "Nothing was promoted"]);
-    assert!(shop.to().join("recovery.signal").exists(), "it was not promoted");
+    // One that is damaged: no listing shows that. With encryption the look for the last commit before the target may, when it comes by.
+    kept.damage(&second);
+    let ran = shop.restore(&["--target-lsn", &three.lsn]).ends_with(1);
+    if shop.herd.is_encrypted() && !ran.stderr.contains("did not get to its target") {
+        ran.tells(&[&second, "is not what was stored there"]);
+        shop.cannot_start();
+    } else {
+        ran.tells(&["did not get to its target", "Nothing was promoted"]);
+        assert!(shop.to().join("recovery.signal").exists(), "it was not promoted");
+    }
     assert!(!shop.to().join("postmaster.pid").exists(), "nothing is left running");
-    fs::write(&second, good).unwrap();
+    kept.write(&second, &good);
     // The same again goes on with what is there.
     shop.restore(&["--target-lsn", &three.lsn]).ends_with(0);
     same(&shop.dump_of_copy(), &three.dump, "three");
     shop.remove();
 
     // The last segment: the end of the archive is not taken for what it is not.
-    fs::rename(&first, &kept).unwrap();
+    let good = kept.take(&first);
     shop.restore(&[]).ends_with(4).tells(&["WAL is missing on the way"]);
-    fs::rename(&kept, &first).unwrap();
+    kept.write(&first, &good);
 
     // A data object of the backup.
-    let data = files_below(&shop.below().join("backup"));
-    let object = data.iter().find(|file| file.ends_with("data/000001")).unwrap();
-    damage(object);
+    kept.damage(&kept.only("data/000001"));
     shop.restore(&[]).ends_with(1).tells(&[
         "is damaged",
         "data/000001",
@@ -550,7 +555,10 @@ fn a_restore_that_was_killed_is_ended_by_the_next() {
 
 #[test]
 fn no_flipped_bit_is_restored_silently() {
-    let shop = Shop::up(&crate::herd::newest_or_15(1), &SINGLE);
+    restores_no_flipped_bit_silently(&Shop::up(&crate::herd::newest_or_15(1), &SINGLE));
+}
+
+pub(crate) fn restores_no_flipped_bit_silently(shop: &Shop) {
     shop.backup();
     let one = shop.moment("one");
     shop.archive();
@@ -560,10 +568,10 @@ fn no_flipped_bit_is_restored_silently() {
     // Some hit what this restore has no use for: then it is as it was.
     while noticed < count(3, 100) {
         turn += 1;
-        let flip = Flip::choose(&shop.herd.repository(), &mut chance);
-        flip.flip();
+        let flip = Flip::choose(&shop.kept(), &mut chance);
+        flip.flip(&shop.kept());
         let ran = shop.restore(&["--target-name", "one"]);
-        flip.flip();
+        flip.flip(&shop.kept());
         if ran.code == 0 {
             same(&shop.dump_of_copy(), &one.dump, &format!("turn {turn}: {flip:?}"));
         } else {
@@ -621,13 +629,13 @@ fn a_preview_says_what_would_be_done_and_writes_nothing() {
     assert_eq!(json["survey"]["choice"]["timeline"], 1);
     assert_eq!(json["survey"]["beyond"]["commits"], 1, "{json:#}");
     assert!(!shop.to().exists() && !shop.herd.path("copies/r-pgherd").exists());
-    let leases = files_below(&shop.below().join("lease"));
-    assert_eq!(leases, Vec::<PathBuf>::new());
+    assert_eq!(shop.kept().with("/lease/"), Vec::<String>::new());
 }
 
 #[test]
 fn a_backup_is_restored_by_hand_as_its_page_says() {
-    let shop = Shop::up(&newest(), &SINGLE);
+    // The page begins with files in the clear.
+    let shop = Shop::up_with(Kind::Directory, &newest(), &SINGLE).unwrap();
     let load = shop.load();
     shop.backup();
     drop(load);
@@ -646,9 +654,8 @@ fn a_backup_is_restored_by_hand_as_its_page_says() {
     fs::rename(&space, shop.herd.path("space-before")).unwrap();
     shop.directory("space");
     shop.directory("copies");
-    let backup = files_below(&shop.below().join("backup")).remove(0);
-    let backup =
-        backup.ancestors().find(|path| path.to_string_lossy().ends_with("-full")).unwrap().to_owned();
+    let manifest = shop.kept().only("/manifest.json");
+    let backup = shop.herd.repository().join(manifest.strip_suffix("/manifest.json").unwrap());
     let mut run = as_server(Path::new("/bin/sh"));
     run.args([text(&by_hand), text(&backup), text(&shop.to())]);
     text_of(run).unwrap_or_else(|said| panic!("{said}"));
@@ -738,7 +745,7 @@ fn a_standby_is_made_anew_from_the_backup_and_streams_again() {
     let expires = shop.expires_elsewhere();
     to_node("b").ends_with(5).tells(&["is being removed", "operator on elsewhere"]);
     assert!(!shop.herd.data("b").exists());
-    fs::remove_file(expires).unwrap();
+    shop.kept().take(&expires);
     to_node("b")
         .ends_with(0)
         .says(&["inventory-b streams from inventory-a on timeline 1"])

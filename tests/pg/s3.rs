@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::herd::{ENCRYPT, Herd, PAIR, REPO_KEY, SINGLE, files_below, until};
+use crate::kept::Kind;
 use crate::server::{installations, newest};
 use crate::weed::SECRET_KEY;
 
@@ -73,4 +74,33 @@ fn credentials_that_do_not_open_it_are_told_before_they_are_used_and_new_ones_co
     assert_eq!(herd.sql("a", "SELECT failed_count FROM pg_stat_archiver"), "0");
     herd.variable("S3_SECRET_KEY", None);
     herd.run(&["plan"]).ends_with(1).tells(&["S3_SECRET_KEY"]);
+}
+
+#[test]
+fn a_key_that_does_not_open_what_is_in_the_repository_never_comes_to_a_host() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    if !herd.keep_backups_in(Kind::EncryptedBucket) {
+        return;
+    }
+    herd.apply().ends_with(0);
+    let another = REPO_KEY.replace('5', "6");
+    herd.variable("REPO_KEY", Some(&another));
+    herd.run(&["plan"]).ends_with(0).says(&["it has other credentials"]);
+    herd.apply().ends_with(1).tells(&[
+        "cannot open the repository main",
+        "does not open: it is for key ",
+        "What it had before was left as it was",
+        "encrypt-before",
+    ]);
+    herd.sql("a", "CREATE TABLE t AS SELECT generate_series(1, 10) AS n");
+    let segment = herd.sql("a", "SELECT pg_walfile_name(pg_switch_wal())");
+    until("WAL is archived", || herd.kept().has_wal(&segment).then_some(()));
+    assert_eq!(herd.sql("a", "SELECT failed_count FROM pg_stat_archiver"), "0");
+
+    // Beside the one that it was encrypted with it may come: it encrypts from now on.
+    herd.variable("OLD_KEY", Some(REPO_KEY));
+    herd.edit("encrypt: {env: REPO_KEY}", "encrypt: {env: REPO_KEY}, encrypt-before: {env: OLD_KEY}");
+    herd.apply().ends_with(0);
+    herd.run(&["backup", "create"]).ends_with(0);
+    herd.run(&["backup", "verify", "--full"]).ends_with(0);
 }

@@ -1,7 +1,7 @@
 //! Jobs that are cut in their middle: by a failover, and by their timeout. Each stops with its exit code, and the next run ends it.
 
 use crate::drill::scratch;
-use crate::herd::{Frozen, Herd, PAIR, Ran, SINGLE, files_below, until};
+use crate::herd::{Frozen, Herd, PAIR, Ran, SINGLE, until};
 use crate::server::newest;
 
 const SCHEDULES: &str = "backups: {repository: main, full: monthly 1 00:00, verify: monthly 1 01:00, \
@@ -28,7 +28,7 @@ fn declared(shape: &crate::herd::Shape<'_>) -> Herd {
 }
 
 fn kept(herd: &Herd, part: &str) -> usize {
-    files_below(&herd.repository()).iter().filter(|path| path.to_string_lossy().contains(part)).count()
+    herd.kept().with(part).len()
 }
 
 /// What a job has recorded of its last run.

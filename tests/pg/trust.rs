@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::flips::{Chance, Flip, count, objects};
-use crate::herd::{Herd, Ran, SINGLE, is_root, newest_or_15, text, until};
+use crate::flips::{Chance, Flip, count};
+use crate::herd::{Herd, Ran, SINGLE, is_root, newest_or_15, until};
+use crate::kept::Kept;
 
 /// A cluster with so many backups, and WAL behind the last one.
 fn backed_up(turn: u32, backups: usize) -> Herd {
@@ -22,9 +21,7 @@ fn backed_up(turn: u32, backups: usize) -> Herd {
         herd.sql("a", "UPDATE words SET word = md5(word) WHERE n % 7 = 0");
     }
     let segment = herd.sql("a", "SELECT pg_walfile_name(pg_switch_wal())");
-    until("the last segment is archived", || {
-        objects(&herd.repository()).iter().any(|(path, _)| text(path).contains(&segment)).then_some(())
-    });
+    until("the last segment is archived", || herd.kept().has_wal(&segment).then_some(()));
     herd
 }
 
@@ -42,28 +39,18 @@ fn verified(ran: &Ran) -> serde_json::Value {
 
 /// Returns the labels of the backups that have a manifest, oldest first.
 fn labels(herd: &Herd) -> Vec<String> {
-    let is_manifest = |(path, _): &(PathBuf, u64)| path.ends_with("manifest.json");
-    let label = |path: &Path| text(path.parent().unwrap()).rsplit('/').next().unwrap().to_owned();
-    objects(&herd.repository())
-        .iter()
-        .filter(|found| is_manifest(found))
-        .map(|(path, _)| label(path))
-        .collect()
+    let manifests = herd.kept().with("/manifest.json");
+    manifests.iter().map(|name| name.rsplit('/').nth(1).unwrap().to_owned()).collect()
 }
 
-/// Returns the files of a backup that begin with `name`, and the files of the archive.
-fn of_backup(herd: &Herd, label: &str, name: &str) -> PathBuf {
-    let find = format!("/{label}/{name}");
-    objects(&herd.repository()).into_iter().find(|(path, _)| text(path).contains(&find)).unwrap().0
+/// Returns the first object of a backup that begins with `name`.
+fn of_backup(herd: &Herd, label: &str, name: &str) -> String {
+    herd.kept().with(&format!("/{label}/{name}")).remove(0)
 }
 
-fn segments(herd: &Herd) -> Vec<PathBuf> {
-    let all = objects(&herd.repository()).into_iter().map(|(path, _)| path);
-    let is_segment = |path: &PathBuf| {
-        let name = text(path).rsplit('/').next().unwrap();
-        text(path).contains("/wal/") && name.len() == 28
-    };
-    all.filter(is_segment).collect()
+fn segments(herd: &Herd) -> Vec<String> {
+    let is_segment = |name: &String| name.rsplit('/').next().unwrap().len() == 28;
+    herd.kept().with("/wal/").into_iter().filter(is_segment).collect()
 }
 
 #[test]
@@ -74,19 +61,18 @@ fn every_flipped_bit_is_found_and_named() {
     verify(&herd, &["--full"]).ends_with(0).says(&["sound", "every byte is what was stored"]);
     let mut chance = Chance::new("flipped bits");
     for turn in 0..count(100, 1000) {
-        let flip = Flip::choose(&herd.repository(), &mut chance);
-        flip.flip();
+        let flip = Flip::choose(&herd.kept(), &mut chance);
+        flip.flip(&herd.kept());
         let ran = verify(&herd, &["--full", "--format", "json"]);
-        flip.flip();
-        if flip.file.ends_with("repository.json") {
+        flip.flip(&herd.kept());
+        if flip.object == "repository.json" {
             // Then it is no repository.
             assert_eq!(ran.code, 1, "turn {turn}: {flip:?}\n{}", ran.stderr);
             continue;
         }
         assert_eq!(ran.code, 1, "turn {turn}: {flip:?}\n{}\n{}", ran.stdout, ran.stderr);
         let said = verified(&ran);
-        let named =
-            |problem: &serde_json::Value| text(&flip.file).ends_with(problem["object"].as_str().unwrap());
+        let named = |problem: &serde_json::Value| flip.object.ends_with(problem["object"].as_str().unwrap());
         assert!(said["problems"].as_array().unwrap().iter().any(named), "turn {turn}: {flip:?}\n{said}");
     }
     verify(&herd, &["--full"]).ends_with(0);
@@ -104,8 +90,8 @@ fn what_is_missing_cut_off_or_closed_is_told_with_what_it_costs() {
 
     // A data object.
     let data = of_backup(&herd, &labels[1], "data/");
-    let aside = herd.path("aside");
-    fs::rename(&data, &aside).unwrap();
+    let kept = herd.kept();
+    let whole = kept.take(&data);
     verify(&herd, &["--quick"]).ends_with(1).says(&[
         "MISSING",
         "data/000001",
@@ -113,22 +99,21 @@ fn what_is_missing_cut_off_or_closed_is_told_with_what_it_costs() {
         "cannot be restored whole",
     ]);
     verify(&herd, &["--quick", &labels[0]]).ends_with(0).says(&[&labels[0]]).does_not_say(&labels[1]);
-    fs::rename(&aside, &data).unwrap();
-    let whole = fs::read(&data).unwrap();
-    fs::write(&data, &whole[..whole.len() - 1]).unwrap();
+    kept.write(&data, &whole[..whole.len() - 1]);
     verify(&herd, &["--quick"]).ends_with(1).says(&["DAMAGED", "expected"]);
-    fs::write(&data, &whole).unwrap();
+    kept.write(&data, &whole);
 
     // A segment between the two backups, and the last one but one.
     let segments = segments(&herd);
     let between = &segments[segments.len() - 2];
-    fs::rename(between, &aside).unwrap();
+    let good = kept.take(between);
     let ran = verify(&herd, &["--quick"]).ends_with(1);
     assert!(ran.stdout.contains("MISSING") && ran.stdout.contains("LOST"), "{}", ran.stdout);
-    fs::rename(&aside, between).unwrap();
+    kept.write(between, &good);
 
     // What the os-user may not read is neither whole nor damaged; root's own eyes do not count.
-    if is_root() {
+    if let (true, Kept::Directory(root)) = (is_root(), &kept) {
+        let data = root.join(&data);
         fs::set_permissions(&data, fs::Permissions::from_mode(0o000)).unwrap();
         verify(&herd, &["--full"]).ends_with(3).says(&["UNREADABLE", "data/000001"]);
         fs::set_permissions(&data, fs::Permissions::from_mode(0o640)).unwrap();
@@ -144,8 +129,7 @@ fn what_is_missing_cut_off_or_closed_is_told_with_what_it_costs() {
         fs::set_permissions(system, fs::Permissions::from_mode(0o750)).unwrap();
     }
     verify(&herd, &["--full"]).ends_with(0);
-    fs::rename(herd.repository(), herd.path("gone")).unwrap();
-    verify(&herd, &["--quick"]).ends_with(10);
+    kept.gone(|| drop(verify(&herd, &["--quick"]).ends_with(10)));
 }
 
 #[test]
@@ -153,10 +137,7 @@ fn a_backup_that_runs_is_no_damage_and_neither_disturbs_the_other() {
     let herd = backed_up(0, 1);
     let mut making = herd.start(&["backup", "create", "--rate-limit", "4 MiB/s"]);
     until("the second backup stores data", || {
-        let data = objects(&herd.repository())
-            .into_iter()
-            .filter(|(path, _)| text(path).contains("/lease/backup.json"));
-        (data.count() == 1).then_some(())
+        (herd.kept().with("/lease/backup.json").len() == 1).then_some(())
     });
     let mut looked = 0;
     while !making.has_ended() {
@@ -214,17 +195,12 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
     let all = labels(&herd);
     // Nothing archives into what is put back over and over.
     herd.stop("a", "fast");
-    let (repository, aside) = (herd.repository(), herd.path("aside"));
-    let copy = |from: &Path, to: &Path| {
-        assert!(Command::new("cp").args(["-a", text(from), text(to)]).status().unwrap().success());
-    };
-    copy(&repository, &aside);
+    let before = herd.kept().copy();
     let whole = herd.run(&["backup", "expire", "--yes"]).ends_with(0).took;
     let mut chance = Chance::new("killed expiries");
     let mut interrupted = 0;
     for turn in 0..count(12, 50) {
-        fs::remove_dir_all(&repository).unwrap();
-        copy(&aside, &repository);
+        herd.kept().hold(&before);
         let mut expiry = herd.start(&["backup", "expire", "--yes"]);
         let moment = Duration::from_micros(chance.below(u64::try_from(whole.as_micros()).unwrap()));
         std::thread::sleep(moment);
@@ -246,9 +222,11 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
         verify(&herd, &["--full"]).ends_with(0);
         herd.run(&["backup", "expire", "--yes"]).ends_with(0);
         assert_eq!(labels(&herd), all[3..], "turn {turn}, killed after {moment:?}");
-        let folders =
-            fs::read_dir(of_backup(&herd, &all[3], "manifest").ancestors().nth(2).unwrap()).unwrap();
-        assert_eq!(folders.count(), 1, "turn {turn}: an unfinished removal is left");
+        let kept = herd.kept().with("/backup/");
+        assert!(
+            kept.iter().all(|name| name.contains(&all[3])),
+            "turn {turn}: an unfinished removal is left: {kept:?}"
+        );
         verify(&herd, &["--full"]).ends_with(0);
     }
     assert!(interrupted > 0, "no kill hit anything");

@@ -91,7 +91,8 @@ impl Weed {
                 "-master.telemetry=false",
                 "-master.electionTimeout=1s",
                 "-master.volumeSizeLimitMB=64",
-                "-volume.max=50",
+                // Each bucket takes volumes of its own, which grow as they are written.
+                "-volume.max=5000",
             ])
             .args(names.iter().zip(others).map(|(name, port)| format!("-{name}={port}")))
             .args([
@@ -104,6 +105,8 @@ impl Weed {
             .arg(format!("-s3.port={s3}"))
             .arg(format!("-s3.config={}", directory.join("s3.json").display()))
             .env("WEED_S3_SSE_KEY", "test-only")
+            // One volume at a time, not seven for each bucket.
+            .env("WEED_MASTER_VOLUME_GROWTH_COPY_1", "1")
             .env("GOMEMLIMIT", "300MiB")
             .env("LOG", directory.join("log"))
             .env("DIRECTORY", &directory)

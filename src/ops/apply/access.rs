@@ -76,12 +76,17 @@ async fn try_out(door: &NodeDoor, repository: &Repository, trial: &Path) -> Resu
     }
     let what = format!("host {} cannot open the repository {}", door.host().name(), repository.name);
     let kind = if error.kind == RepoErrorKind::Passing { ErrorKind::NotFound } else { ErrorKind::Failed };
+    let name = &repository.name;
+    let hint = if error.kind == RepoErrorKind::WrongKey {
+        format!(
+            "Name the key that it was encrypted with in repositories.{name}: as encrypt, or as encrypt-before beside the one that takes its place."
+        )
+    } else {
+        format!("Look at repositories.{name} in the topology, and at what its references lead to.")
+    };
     Err(Error::new(kind, what)
         .detail(format!("Of {}: {}. What it had before was left as it was.", error.url, error.why))
-        .hint(format!(
-            "Look at repositories.{} in the topology, and at what its references lead to.",
-            repository.name
-        )))
+        .hint(hint))
 }
 
 /// Makes the text of the file, with all its secrets.

@@ -7,7 +7,7 @@ use crate::pg::system::SystemIdentifier;
 use crate::repo::layout::{BackupKeys, ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{CHUNK, Chunk, Contents, File, Manifest};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{self, Key, Repo};
+use crate::repo::{self, Key, Repo, RepoError, RepoErrorKind};
 
 /// What starts a server: it gets its name last.
 pub(super) const CONTROL: &str = "global/pg_control";
@@ -64,7 +64,8 @@ impl<'a> Source<'a> {
         let chunk = &self.contents.chunks[number];
         let key = self.object(chunk);
         let length = u64::from(chunk.stored);
-        let frame = repo::wait(self.repo.read_range(&key, chunk.offset, length))?;
+        let read = repo::wait(self.repo.read_range(&key, chunk.offset, length));
+        let frame = read.map_err(|error| or_damaged(error, |why| self.damaged_chunk(number, why)))?;
         let frame = frame.ok_or_else(|| self.damaged_chunk(number, "it is missing"))?;
         if frame.len() as u64 != length {
             return Err(self.damaged_chunk(number, "it ends too early"));
@@ -183,12 +184,13 @@ pub(super) fn oid_of(path: &str) -> Option<u32> {
 /// `NotFound` if there is no such backup; when it is damaged or another one's.
 pub(super) fn manifest(repo: &dyn Repo, keys: &SystemKeys, label: &Label) -> Result<Manifest> {
     let key = keys.backup(label).manifest();
-    let bytes = repo::wait(repo.read(&key))?.ok_or_else(|| {
+    let wrong = |why: &str| damaged(label, &key, why);
+    let read = repo::wait(repo.read(&key)).map_err(|error| or_damaged(error, wrong))?;
+    let bytes = read.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("there is no backup {label} of {}", keys.cluster()))
             .hint("See those that there are: pgherd backup list")
     })?;
-    let manifest: Manifest =
-        seal::read_document(&bytes).map_err(|error| damaged(label, &key, &error.to_string()))?;
+    let manifest: Manifest = seal::read_document(&bytes).map_err(|error| wrong(&error.to_string()))?;
     if manifest.label != *label
         || manifest.system_identifier != keys.system()
         || manifest.cluster != keys.cluster()
@@ -197,7 +199,7 @@ pub(super) fn manifest(repo: &dyn Repo, keys: &SystemKeys, label: &Label) -> Res
             "it says that it is {} of cluster {}, system {}",
             manifest.label, manifest.cluster, manifest.system_identifier
         );
-        return Err(damaged(label, &key, &why));
+        return Err(wrong(&why));
     }
     Ok(manifest)
 }
@@ -205,7 +207,8 @@ pub(super) fn manifest(repo: &dyn Repo, keys: &SystemKeys, label: &Label) -> Res
 fn contents(repo: &dyn Repo, backup: &BackupKeys, manifest: &Manifest) -> Result<Contents> {
     let (label, key) = (&manifest.label, backup.files());
     let wrong = |why: &str| damaged(label, &key, why);
-    let bytes = repo::wait(repo.read(&key))?.ok_or_else(|| wrong("it is missing"))?;
+    let read = repo::wait(repo.read(&key)).map_err(|error| or_damaged(error, wrong))?;
+    let bytes = read.ok_or_else(|| wrong("it is missing"))?;
     if bytes.len() as u64 != manifest.files_stored.0 || Blake3::of(&bytes) != manifest.files_blake3 {
         return Err(wrong("it is not the one that the manifest names"));
     }
@@ -213,6 +216,11 @@ fn contents(repo: &dyn Repo, backup: &BackupKeys, manifest: &Manifest) -> Result
         Identity { kind: Kind::Files, name: label.as_str(), system_identifier: manifest.system_identifier };
     let text = seal::open(identity, &bytes).map_err(|error| wrong(&error.to_string()))?;
     Contents::read(&text).map_err(|error| wrong(&error.to_string()))
+}
+
+/// Damage that the repository finds itself, as an encrypted one does, is damage of the backup.
+fn or_damaged(error: RepoError, damaged: impl FnOnce(&str) -> Error) -> Error {
+    if error.kind == RepoErrorKind::Damaged { damaged(&error.why) } else { error.into() }
 }
 
 fn damaged(label: &Label, key: &Key, why: &str) -> Error {
