@@ -191,7 +191,12 @@ fn only_callers(path: &Path) -> io::Result<bool> {
 fn make_parents(mut at: PathBuf, names: &[PathBuf]) -> io::Result<PathBuf> {
     for name in names {
         at.push(name);
-        make_with_mode(&at, 0o755)?;
+        match make_with_mode(&at, 0o755) {
+            // Somebody else who needs it has made it meanwhile.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && fs::symlink_metadata(&at)?.is_dir() => {
+            }
+            made => made?,
+        }
     }
     Ok(at)
 }
@@ -230,5 +235,27 @@ fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_at_once_make_directories_below_one_that_none_of_them_finds() {
+        for _ in 0..50 {
+            let directory = tempfile::tempdir().unwrap();
+            std::thread::scope(|scope| {
+                let makers = (0..8).map(|number| {
+                    let path = directory.path().join(format!("config/nodes/inventory-{number}"));
+                    scope.spawn(move || make_directory(&path, 0o750))
+                });
+                for maker in makers.collect::<Vec<_>>() {
+                    maker.join().unwrap().unwrap();
+                }
+            });
+            assert_eq!(fs::read_dir(directory.path().join("config/nodes")).unwrap().count(), 8);
+        }
     }
 }

@@ -139,11 +139,9 @@ impl Access {
             why,
         };
         let unread = |error: std::io::Error| {
-            let why = match error.kind() {
-                std::io::ErrorKind::NotFound => "it is not there; \"pgherd apply\" writes it".to_owned(),
-                _ => error.to_string(),
-            };
-            failed(RepoErrorKind::Denied, why)
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            let apply = "it is not there; \"pgherd apply\" writes it";
+            failed(RepoErrorKind::Denied, if missing { apply.to_owned() } else { error.to_string() })
         };
         let found = fs::metadata(file).map_err(unread)?;
         if found.mode() & 0o077 != 0 {

@@ -148,12 +148,13 @@ pub enum RepoReply {
 
 /// Makes a call, in the child.
 pub fn serve(repository: &Location, call: RepoCall) -> RepoReply {
-    let opened = match call {
-        RepoCall::Prove => return reply(repo::prove(repository).map(|()| RepoReply::Proved)),
-        RepoCall::Rekey { half } => return reply(repo::rekey(repository, half).map(RepoReply::Rekeyed)),
-        RepoCall::Make => repo::create(repository),
-        _ => repo::open(repository),
-    };
+    if let RepoCall::Prove = call {
+        return reply(repo::prove(repository).map(|()| RepoReply::Proved));
+    }
+    if let RepoCall::Rekey { half } = call {
+        return reply(repo::rekey(repository, half).map(RepoReply::Rekeyed));
+    }
+    let opened = if let RepoCall::Make = call { repo::create(repository) } else { repo::open(repository) };
     let repo = match opened {
         Ok(repo) => repo,
         Err(error) => return RepoReply::Failed(error),
@@ -209,10 +210,10 @@ pub fn through(door: &NodeDoor, repository: &Repository) -> SharedRepo {
 pub async fn make_repository(door: &NodeDoor, repository: &Repository) -> Result<About> {
     let repo = ThroughNode { door: door.clone(), location: door.location(repository) };
     let doing = RepoCall::Make.doing();
-    match repo.call(RepoCall::Make).await? {
-        RepoReply::Made(about) => Ok(about),
-        _ => Err(repo.unexpected(doing).into()),
+    if let RepoReply::Made(about) = repo.call(RepoCall::Make).await? {
+        return Ok(about);
     }
+    Err(repo.unexpected(doing).into())
 }
 
 /// Sees that what is at this place behind a door opens.
@@ -221,10 +222,10 @@ pub async fn make_repository(door: &NodeDoor, repository: &Repository) -> Result
 /// As [`repo::prove`].
 pub async fn prove(door: &NodeDoor, location: Location) -> repo::Result<()> {
     let repo = ThroughNode { door: door.clone(), location };
-    match repo.call(RepoCall::Prove).await? {
-        RepoReply::Proved => Ok(()),
-        _ => Err(repo.unexpected(RepoCall::Prove.doing())),
+    if let RepoReply::Proved = repo.call(RepoCall::Prove).await? {
+        return Ok(());
     }
+    Err(repo.unexpected(RepoCall::Prove.doing()))
 }
 
 /// Exchanges the key of a repository: one half of it.
@@ -234,10 +235,10 @@ pub async fn prove(door: &NodeDoor, location: Location) -> repo::Result<()> {
 pub async fn rekey(door: &NodeDoor, repository: &Repository, half: Half) -> repo::Result<Rekeyed> {
     let repo = ThroughNode { door: door.clone(), location: door.location(repository) };
     let call = RepoCall::Rekey { half };
-    match repo.call(call.clone()).await? {
-        RepoReply::Rekeyed(rekeyed) => Ok(rekeyed),
-        _ => Err(repo.unexpected(call.doing())),
+    if let RepoReply::Rekeyed(rekeyed) = repo.call(call.clone()).await? {
+        return Ok(rekeyed);
     }
+    Err(repo.unexpected(call.doing()))
 }
 
 /// Opens a repository for the controller: directly where the caller is the os-user, else through children on this node.

@@ -67,7 +67,7 @@ impl Bucket {
         let mut parts = parts.upload_id(&upload.id).into_paginator().items().send();
         let mut newest = upload.at;
         while let Some(part) = parts.next().await {
-            match part.map_err(|error| Trouble::of(error)) {
+            match part.map_err(Trouble::of) {
                 Ok(part) => newest = newest.max(timestamp(part.last_modified())),
                 // It was finished or given up just now.
                 Err(trouble) if trouble.is("NoSuchUpload") => return Ok(false),
@@ -79,7 +79,7 @@ impl Bucket {
 
     async fn abort(&self, upload: &Begun) -> Result<bool> {
         let sent = self.client.abort_multipart_upload().bucket(&self.bucket).key(self.name(&upload.key));
-        match sent.upload_id(&upload.id).send().await.map_err(|error| Trouble::of(error)) {
+        match sent.upload_id(&upload.id).send().await.map_err(Trouble::of) {
             Ok(_) => Ok(true),
             Err(trouble) if trouble.is("NoSuchUpload") => Ok(false),
             Err(trouble) => Err(self.failed(DOING, trouble)),

@@ -30,7 +30,8 @@ impl Trouble {
             SdkError::DispatchFailure(failure) if failure.is_user() => RepoErrorKind::Other,
             SdkError::DispatchFailure(_) => RepoErrorKind::Passing,
             SdkError::ServiceError(_) => kind(status, code.as_deref()),
-            _ => RepoErrorKind::Other,
+            // A closed list to us, an open one to the SDK.
+            SdkError::ConstructionFailure(_) | _ => RepoErrorKind::Other,
         };
         let why = match (&code, status) {
             (Some(code), Some(status)) => told(code, status, message.as_deref()),

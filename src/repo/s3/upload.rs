@@ -208,13 +208,8 @@ fn complete<'a>(
         let doing = format!("store {key}");
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.to_vec())).build();
         let request = bucket.client.complete_multipart_upload().bucket(&bucket.bucket).key(bucket.name(key));
-        let trouble = request
-            .upload_id(&begun.id)
-            .multipart_upload(parts)
-            .send()
-            .await
-            .err()
-            .map(|error| Trouble::of(error));
+        let trouble =
+            request.upload_id(&begun.id).multipart_upload(parts).send().await.err().map(Trouble::of);
         let said = match trouble {
             // An earlier call may have done it, and its answer was lost.
             Some(trouble) if trouble.is("NoSuchUpload") => trouble.why,

@@ -139,7 +139,7 @@ impl Checker<'_> {
             for (key, at) in stated.iter().filter_map(|(key, at)| Some((key, (*at)?))) {
                 self.report
                     .add(at, format!("{path}.{key} means nothing for a directory"))
-                    .hint(format!("Remove it, or keep the repository in a bucket: url: s3://BUCKET/PREFIX."));
+                    .hint("Remove it, or keep the repository in a bucket: url: s3://BUCKET/PREFIX.");
             }
             return None;
         }
