@@ -372,7 +372,13 @@ fn servers(found: &str) -> BTreeSet<PathBuf> {
 async fn settings<'a>(host: &dyn Host, directory: &'a Path) -> Result<(&'a Path, Vec<String>)> {
     let mut found = Vec::new();
     for name in SETTINGS {
-        let bytes = host.read(&directory.join(name)).await.map_err(|error| {
+        let file = directory.join(name);
+        let read = match host.read(&file).await {
+            // Somebody who ends what is at work in that directory may have ended this look.
+            Err(HostError::Exited { .. } | HostError::File { .. }) => host.read(&file).await,
+            read => read,
+        };
+        let bytes = read.map_err(|error| {
             Error::failed(format!("could not see what the server in {} calls", directory.display()))
                 .source(error)
         })?;

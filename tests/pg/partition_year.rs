@@ -102,6 +102,11 @@ fn a_busy_table_through_a_year() {
             }
         }
         writers.end(&herd);
+        // Who was killed may have left a statement behind that still commits.
+        let backends = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+        crate::herd::until("the writers' sessions have ended", || {
+            (sql(&herd, backends) == "0").then_some(())
+        });
         let log = server_log(&herd);
         assert!(!log.contains("deadlock detected"), "{}", installation.major);
         let waits: Vec<f64> = log

@@ -41,7 +41,7 @@ fn a_cluster_keeps_its_wal_and_its_backups_in_a_bucket_on_every_major() {
         herd.run(&["switchover", "--to", "b", "--yes"]).ends_with(0);
         herd.run(&["plan", "--detailed-exitcode"]).ends_with(0);
         herd.run(&["backup", "expire", "--yes"]).ends_with(0);
-        herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0).says(&[&url]);
+        herd.run(&["destroy", "inventory", "--confirm", "inventory"]).ends_with(0).tells(&[&url]);
         assert!(files_below(&herd.path("config")).is_empty());
     }
 }
