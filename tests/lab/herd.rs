@@ -14,7 +14,7 @@ pub const GATE: &str = "gate";
 /// The station of another operator, who has the topology and nothing of the first one's.
 pub const OTHER: &str = "ops2";
 pub const HOSTS: [(&str, u32); 7] =
-    [("db1", 1536), ("db2", 1536), ("db3", 1536), (GATE, 256), (APP, 256), (OPS, 1024), (OTHER, 512)];
+    [("db1", 3072), ("db2", 3072), ("db3", 3072), (GATE, 1024), (APP, 256), (OPS, 2048), (OTHER, 1536)];
 const WAYS: [Way<'static>; 4] = [
     Way { host: "db1", user: "root", through: None },
     Way { host: "db2", user: "dba", through: None },

@@ -8,7 +8,7 @@ use super::services::newest_server;
 use super::station::{OPS, PORT, Station, Way, ended};
 
 /// db1 and db2 are in the west, db3 is elsewhere and behind db1, db4 joins the west later.
-const HOSTS: [(&str, u32); 5] = [("db1", 3072), ("db2", 2048), ("db3", 2048), ("db4", 2048), (OPS, 1024)];
+const HOSTS: [(&str, u32); 5] = [("db1", 4096), ("db2", 3072), ("db3", 3072), ("db4", 3072), (OPS, 2048)];
 const WAYS: [Way<'static>; 4] = [
     Way { host: "db1", user: "root", through: None },
     Way { host: "db2", user: "dba", through: None },
