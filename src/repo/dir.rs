@@ -51,15 +51,23 @@ impl DirRepo {
     /// # Errors
     /// [`RepoErrorKind::Missing`] when there is none, [`RepoErrorKind::Damaged`] when `repository.json` is not what we wrote.
     pub fn open(root: &Path) -> Result<Self> {
+        Ok(Self::read(root)?.0)
+    }
+
+    /// Opens it, and returns what it says of itself.
+    ///
+    /// # Errors
+    /// As [`DirRepo::open`].
+    pub fn read(root: &Path) -> Result<(Self, About)> {
         let root = Root { path: root.to_owned(), url: format!("file://{}", root.display()) };
         let about = root.path.join(layout::REPOSITORY);
         let bytes = match fs::read(&about) {
             Ok(bytes) => bytes,
             Err(error) => return Err(root.failed("read repository.json", &error)),
         };
-        About::read(&bytes)
+        let about = About::read(&bytes)
             .map_err(|error| root.error(RepoErrorKind::Damaged, "read repository.json", error.to_string()))?;
-        Ok(Self(Arc::new(root)))
+        Ok((Self(Arc::new(root)), about))
     }
 
     /// Makes the repository in `root` unless it is there, and opens it. Makes `root` too, but not what is above it.

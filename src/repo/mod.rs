@@ -34,6 +34,7 @@ use self::access::Access;
 use self::crypt::Encrypted;
 use self::crypt::keyring::Keyring;
 use self::crypt::rekey::{self, Half, Rekeyed};
+use self::dir::DirRepo;
 pub use self::location::{Location, Place};
 use self::retry::Retry;
 use self::s3::{S3Repo, Waits};
@@ -360,12 +361,12 @@ fn reach_stored(location: &Location, how: Reach) -> Result<Stored> {
     let encrypted = keyring.is_some();
     match Place::of(&location.url) {
         Some(Place::Directory(path)) => {
-            let repo = match (how, encrypted) {
-                (Reach::Open, _) => dir::DirRepo::open(path)?,
-                (Reach::Create, false) => dir::DirRepo::create(path)?,
-                (Reach::Create, true) => dir::DirRepo::create_encrypted(path)?,
-            };
-            let about = wait(Box::pin(About::of(&repo)))?;
+            match (how, encrypted) {
+                (Reach::Open, _) => {}
+                (Reach::Create, false) => drop(DirRepo::create(path)?),
+                (Reach::Create, true) => drop(DirRepo::create_encrypted(path)?),
+            }
+            let (repo, about) = DirRepo::read(path)?;
             Ok(Stored { inner: Arc::new(repo), about, keyring })
         }
         Some(Place::Bucket { .. }) => {
