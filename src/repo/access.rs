@@ -139,9 +139,13 @@ impl Access {
             why,
         };
         let unread = |error: std::io::Error| {
-            let missing = error.kind() == std::io::ErrorKind::NotFound;
-            let apply = "it is not there; \"pgherd apply\" writes it";
-            failed(RepoErrorKind::Denied, if missing { apply.to_owned() } else { error.to_string() })
+            if error.kind() == std::io::ErrorKind::NotFound {
+                return failed(
+                    RepoErrorKind::Other,
+                    "it is not there; \"pgherd apply\" writes it".to_owned(),
+                );
+            }
+            failed(RepoErrorKind::Denied, error.to_string())
         };
         let found = fs::metadata(file).map_err(unread)?;
         if found.mode() & 0o077 != 0 {
