@@ -1,6 +1,6 @@
 //! What it takes to open a repository, brought to a host: a file of secrets that only the os-user reads, tried before anything uses it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, HostError};
@@ -38,7 +38,7 @@ pub(super) async fn bring(world: &World, host: &str, name: &str) -> Result<Evide
     let Some(file) = world.doors.places(host).access(repository) else { return Ok(Evidence::AccessThere {}) };
     let text = of(world.doors.own(), repository).await?;
     let door = NodeDoor::with(&world.doors, host, &world.build).await?;
-    let trial = file.with_extension(format!("{}.json", world.operation));
+    let trial = trial_of(world, &file);
     write(door.host(), &trial, &text).await?;
     let tried = try_out(&door, repository, &trial).await;
     door.host().remove_file(&trial).await.map_err(could_not)?;
@@ -47,13 +47,22 @@ pub(super) async fn bring(world: &World, host: &str, name: &str) -> Result<Evide
     Ok(Evidence::AccessThere {})
 }
 
-/// Takes the file away where there was none before.
+/// Takes the file away where there was none before, and what was tried out in any case.
 pub(super) async fn take_away(world: &World, host: &str, name: &str, existed: bool) -> Result<()> {
     let repository = declared(world, name)?;
-    match world.doors.places(host).access(repository) {
-        Some(file) if !existed => world.doors.host(host).remove_file(&file).await.map_err(could_not),
-        Some(_) | None => Ok(()),
+    let Some(file) = world.doors.places(host).access(repository) else { return Ok(()) };
+    let host = world.doors.host(host);
+    // Whoever was killed while it was tried out has left it.
+    host.remove_file(&trial_of(world, &file)).await.map_err(could_not)?;
+    if existed {
+        return Ok(());
     }
+    host.remove_file(&file).await.map_err(could_not)
+}
+
+/// Returns the name that the file has while it is tried out.
+fn trial_of(world: &World, file: &Path) -> PathBuf {
+    file.with_extension(format!("{}.json", world.operation))
 }
 
 async fn write(host: &dyn Host, file: &Path, text: &Secret) -> Result<()> {
