@@ -8,6 +8,9 @@
     reason = "a test ends by panicking, with what it found"
 )]
 
+#[path = "support/noise.rs"]
+mod noise;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,6 +23,7 @@ use jiff::Timestamp;
 mod weed;
 
 use futures_util::FutureExt as _;
+use noise::noise;
 use pgherd::repo::crypt::Encrypted;
 use pgherd::repo::crypt::keyring::Keyring;
 use pgherd::repo::crypt::protection::Protection;
@@ -38,19 +42,6 @@ const ROUNDS: usize = 40;
 
 fn key(text: &str) -> Key {
     Key::new(text).unwrap()
-}
-
-/// Bytes that neither compress nor repeat.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = length as u64 | 1;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    })
-    .take(length)
-    .collect()
 }
 
 /// Holds a backend to the contract of `Repo`. `repo` holds nothing but its `repository.json`.

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking, with what it found")]
 
+#[path = "support/noise.rs"]
+mod noise;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,6 +16,7 @@ use std::time::SystemTime;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use noise::noise;
 use pgherd::pg::system::SystemIdentifier;
 use pgherd::pg::timeline::TimelineId;
 use pgherd::repo::about::About;
@@ -90,19 +94,6 @@ fn backup() -> BackupKeys {
 
 fn wal(name: &str) -> Key {
     system().wal(name.parse().unwrap())
-}
-
-/// Bytes that neither compress nor repeat.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = length as u64 | 1;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    })
-    .take(length)
-    .collect()
 }
 
 /// One object of each kind that is encrypted.
