@@ -39,7 +39,11 @@ enum Verb {
 ///
 /// Example: pgherd wal list --cluster inventory
 #[derive(Debug, clap::Args)]
-struct ListArgs {}
+struct ListArgs {
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
+}
 
 /// Store a WAL file in the archive; PostgreSQL's archive_command
 ///
@@ -84,14 +88,14 @@ struct FetchArgs {
 
 pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
     match &args.verb {
-        Verb::List(ListArgs {}) => super::block_on(list(app))?,
+        Verb::List(args) => super::block_on(list(args, app))?,
         Verb::Push(args) => push(args, app),
         Verb::Fetch(args) => fetch(args, app),
     }
 }
 
-async fn list(app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+async fn list(args: &ListArgs, app: &mut App) -> Outcome {
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let mut clusters = app.clusters(&herd)?;
     if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {
