@@ -157,6 +157,9 @@ pub struct Archive {
     /// The file on this host that holds what else it takes to open it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<PathBuf>,
+    /// The directory that holds one directory a node, for what is on its way between node and repository. Without it nothing is stored ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool: Option<PathBuf>,
 }
 
 impl Archive {
@@ -167,6 +170,7 @@ impl Archive {
             repository: repository.name.clone(),
             url: repository.url.clone(),
             access: places.access(repository),
+            spool: Some(places.spools()),
         })
     }
 }

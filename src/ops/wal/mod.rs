@@ -3,24 +3,24 @@
 //! [`push`] and [`fetch`] are called by the server itself, once a segment: no tokio, no database, no topology, only the node's profile and
 //! the repository that it names. What they are asked for by PostgreSQL is in its documentation, "Continuous Archiving".
 
+mod ahead;
 mod fetch;
 mod list;
 mod push;
+mod spool;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use ahead::{ahead, push};
 pub use fetch::{Fetched, Recovery, fetch, recovery};
 pub use list::{Begin, Run, SystemWal, TimelineWal, WalList, Window, list, run};
-pub use push::{Pushed, push};
+pub use push::{LEVEL, Pushed};
 
 use crate::error::{Error, Result};
 use crate::repo::layout::{ClusterKeys, SystemKeys};
 use crate::repo::{self, Location, SharedRepo};
 use crate::topology::claim::{self, Profile};
-
-/// `level` of zstd: what it costs more than 1 it saves in the repository for as long as the segment is kept.
-const LEVEL: i32 = 3;
 
 /// A node's archive.
 #[derive(Debug)]
@@ -28,25 +28,42 @@ struct Archive {
     profile: Profile,
     repo: SharedRepo,
     keys: SystemKeys,
+    /// The data directory of the server that the command is run for.
+    data: PathBuf,
+}
+
+impl Archive {
+    /// Opens the one that a profile names.
+    fn open(profile: Profile, data: PathBuf) -> Result<Self> {
+        let repo = repo::open(&location(named(&profile)?))?;
+        let keys = ClusterKeys::new(&profile.cluster).system(profile.system_identifier);
+        Ok(Self { profile, repo, keys, data })
+    }
 }
 
 /// Opens the archive that the profile in `file` names.
 fn open(file: &Path) -> Result<Archive> {
+    let profile = read_profile(file)?;
+    let data = data_directory(&profile);
+    Archive::open(profile, data)
+}
+
+fn read_profile(file: &Path) -> Result<Profile> {
     let unusable = |why: String| {
         Error::failed(format!("cannot use the node profile {}", file.display()))
             .detail(format!("{why}."))
             .hint("\"pgherd plan\" shows what is wrong with the node's files, and \"pgherd apply\" writes them anew.")
     };
     let bytes = fs::read(file).map_err(|error| unusable(format!("It cannot be read: {error}")))?;
-    let profile: Profile = claim::read(&bytes).map_err(|error| unusable(format!("In it, {error}")))?;
-    let Some(archive) = &profile.archive else {
-        return Err(Error::failed(format!("{}-{} has no archive", profile.cluster, profile.node))
-            .detail(format!("Its profile {} names no repository.", file.display()))
-            .hint("Declare \"backups\" for the cluster in the topology, then run \"pgherd apply\"."));
-    };
-    let repo = repo::open(&location(archive))?;
-    let keys = ClusterKeys::new(&profile.cluster).system(profile.system_identifier);
-    Ok(Archive { profile, repo, keys })
+    claim::read(&bytes).map_err(|error| unusable(format!("In it, {error}")))
+}
+
+fn named(profile: &Profile) -> Result<&claim::Archive> {
+    profile.archive.as_ref().ok_or_else(|| {
+        Error::failed(format!("{}-{} has no archive", profile.cluster, profile.node))
+            .detail("Its profile names no repository.")
+            .hint("Declare \"backups\" for the cluster in the topology, then run \"pgherd apply\".")
+    })
 }
 
 /// Returns where a node's archive is.
@@ -90,14 +107,16 @@ pub(super) mod testing {
             let directory = tempfile::tempdir().unwrap();
             let data = directory.path().join("data");
             fs::create_dir_all(data.join("global")).unwrap();
-            fs::create_dir_all(data.join("pg_wal")).unwrap();
+            fs::create_dir_all(data.join("pg_wal/archive_status")).unwrap();
             fs::write(data.join(CONTROL_FILE), SYSTEM.to_le_bytes()).unwrap();
             let url = format!("file://{}", directory.path().join("repository").display());
             repo::create(&Location::plain(url.as_str())).unwrap();
             let golden = include_bytes!("../../topology/testdata/profile-1.json");
             let mut profile: Profile = claim::read(golden).unwrap();
             profile.data_directory = data;
-            profile.archive.as_mut().unwrap().url = url;
+            let named = profile.archive.as_mut().unwrap();
+            named.url = url;
+            named.spool = Some(directory.path().join("spool"));
             let file = directory.path().join("profile.json");
             fs::write(&file, claim::write(&profile)).unwrap();
             Self { directory, profile: file }
@@ -137,7 +156,7 @@ pub(super) mod testing {
         /// Writes a WAL file and pushes it.
         pub fn archive(&self, name: &str, fill: u8) {
             let path = self.write(name, fill);
-            push(&self.profile, &path).unwrap();
+            push(&self.profile, &path, LEVEL).unwrap();
             fs::remove_file(path).unwrap();
         }
     }

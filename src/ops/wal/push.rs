@@ -1,4 +1,4 @@
-//! `archive_command`: a WAL file goes into the repository, durably, or the server is told that it did not.
+//! One WAL file goes into the repository, durably, or whoever asked for it is told that it did not.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -13,7 +13,10 @@ use crate::repo::seal::{self, Blake3, Identity, Kind};
 use crate::repo::{Key, Put, RepoError, RepoErrorKind, wait};
 use crate::units::ByteCount;
 
-use super::{Archive, CONTROL_FILE, LEVEL, data_directory};
+use super::{Archive, CONTROL_FILE};
+
+/// How hard zstd compresses unless it is told otherwise. Harder costs WAL that is written under load more time than its writers leave, and saves little.
+pub const LEVEL: i32 = 1;
 
 /// What a push came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,10 @@ pub enum Pushed {
         file: WalFile,
         size: ByteCount,
         stored: ByteCount,
+    },
+    /// It was stored ahead, before the server asked for it.
+    Ahead {
+        file: WalFile,
     },
     /// The same content is there already, whole. The server pushes again after a crash.
     AlreadyThere {
@@ -34,19 +41,11 @@ pub enum Pushed {
     },
 }
 
-/// Stores the WAL file at `path` in the archive of the node whose profile is `profile`. It is durable when this returns.
+/// Stores a WAL file. It is durable when this returns.
 ///
 /// # Errors
 /// When it is not: PostgreSQL keeps the file and tries again. Nothing in the archive is ever replaced by something else.
-pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let file: WalFile = name
-        .parse()
-        .map_err(|error| Error::failed(format!("cannot archive {}", path.display())).source(error))?;
-    push_into(&super::open(profile)?, file, path)
-}
-
-fn push_into(archive: &Archive, file: WalFile, path: &Path) -> Result<Pushed> {
+pub(super) fn push_into(archive: &Archive, file: WalFile, path: &Path, level: i32) -> Result<Pushed> {
     let content = fs::read(path)
         .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
     check_source(archive, file, &content)?;
@@ -54,7 +53,7 @@ fn push_into(archive: &Archive, file: WalFile, path: &Path) -> Result<Pushed> {
     let (key, name) = (archive.keys.wal(file), file.to_string());
     let identity =
         Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
-    let ours = Ours { archive, file, key: &key, identity, content: &content };
+    let ours = Ours { archive, file, key: &key, identity, content: &content, level };
     if let Some(pushed) = ours.compare()? {
         return Ok(pushed);
     }
@@ -79,7 +78,7 @@ fn check_source(archive: &Archive, file: WalFile, content: &[u8]) -> Result<()> 
         Error::refused(format!("cannot archive {file} as WAL of {}-{}", profile.cluster, profile.node))
             .detail(format!("{why}. Nothing was stored."))
     };
-    let control = data_directory(profile).join(CONTROL_FILE);
+    let control = archive.data.join(CONTROL_FILE);
     let mut first = [0; 8];
     File::open(&control)
         .and_then(|mut file| file.read_exact(&mut first))
@@ -119,11 +118,12 @@ struct Ours<'a> {
     key: &'a Key,
     identity: Identity<'a>,
     content: &'a [u8],
+    level: i32,
 }
 
 impl Ours<'_> {
     fn seal(&self) -> Result<Vec<u8>> {
-        seal::seal(self.identity, self.content, LEVEL)
+        seal::seal(self.identity, self.content, self.level)
             .map_err(|error| Error::failed(format!("could not compress {}", self.file)).source(error))
     }
 
@@ -195,6 +195,10 @@ mod tests {
 
     const NAME: &str = "000000010000000000000003";
 
+    fn push(profile: &Path, path: &Path) -> Result<Pushed> {
+        crate::ops::wal::push(profile, path, LEVEL)
+    }
+
     #[test]
     fn the_same_again_is_success_and_something_else_is_not() {
         let place = Place::new();
@@ -228,7 +232,7 @@ mod tests {
             *byte = state.to_be_bytes()[0];
         }
         fs::write(&path, &content).unwrap();
-        let push = || push_into(&archive, file, &path);
+        let push = || push_into(&archive, file, &path, LEVEL);
         assert!(matches!(push().unwrap(), Pushed::Stored { .. }));
         assert!(matches!(push().unwrap(), Pushed::AlreadyThere { .. }));
 
