@@ -27,6 +27,10 @@ enum Verb {
     List(ListArgs),
     Push(PushArgs),
     Fetch(FetchArgs),
+    #[command(hide = true)]
+    Ahead(AheadArgs),
+    #[command(hide = true)]
+    Settle(SettleArgs),
 }
 
 /// Show what the archive holds: runs of WAL a timeline, every gap, and which moments can be restored
@@ -53,6 +57,9 @@ struct ListArgs {
 /// what its name says. Takes segments of any size, .partial, .history and .backup files. Needs no topology and no server, only the node's
 /// profile.
 ///
+/// Where more files wait, the call starts a process that stores them ahead, four side by side, and ends by itself when none waits any more: "pgherd
+/// wal ahead" in a list of processes. A call whose file is stored already ends at once.
+///
 /// Exit codes: 0 durable, 1 not stored (PostgreSQL keeps the file and tries again), 2 bad usage, 4 not this cluster's, 10 no repository;
 /// never more than 125.
 ///
@@ -64,6 +71,9 @@ struct PushArgs {
     profile: PathBuf,
     /// The WAL file; PostgreSQL's %p
     path: PathBuf,
+    /// How hard zstd compresses, from 1 to 19
+    #[arg(long, value_name = "LEVEL", default_value_t = wal::LEVEL, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
 }
 
 /// Write a WAL file of the archive to a path; PostgreSQL's restore_command
@@ -86,11 +96,55 @@ struct FetchArgs {
     path: PathBuf,
 }
 
+/// Store ahead what waits to be archived; "pgherd wal push" starts it
+///
+/// Ends by itself: when nothing has waited for 5 s, at the first file that it cannot store (the call of that file tells why), when the server stops or its
+/// profile changes, and after 10 minutes. Does nothing where another one runs for the node.
+///
+/// Exit codes: 0 nothing is left to do, 1 something could not be stored.
+///
+/// Example: none, since nobody types it
+#[derive(Debug, clap::Args)]
+struct AheadArgs {
+    /// The node's profile
+    #[arg(long, value_name = "FILE")]
+    profile: PathBuf,
+    /// The data directory of the server that it works for
+    #[arg(long, value_name = "DIRECTORY")]
+    data_directory: PathBuf,
+    /// How hard zstd compresses, from 1 to 19
+    #[arg(long, value_name = "LEVEL", default_value_t = wal::LEVEL, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+}
+
+/// Bring a repository that was away the WAL that it lacks; "pgherd wal push" starts it when the repository is back
+///
+/// Takes each file that is owed from another repository of the node, and ends at the first one that it cannot store. Does nothing where another one
+/// does it.
+///
+/// Exit codes: 0 nothing is owed any more, 1 something could not be stored.
+///
+/// Example: none, since nobody types it
+#[derive(Debug, clap::Args)]
+struct SettleArgs {
+    /// The node's profile
+    #[arg(long, value_name = "FILE")]
+    profile: PathBuf,
+}
+
 pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
     match &args.verb {
         Verb::List(args) => super::block_on(list(args, app))?,
         Verb::Push(args) => push(args, app),
         Verb::Fetch(args) => fetch(args, app),
+        Verb::Settle(args) => {
+            wal::settle(&args.profile)?;
+            Ok(Exit::Done)
+        }
+        Verb::Ahead(args) => {
+            wal::ahead(&args.profile, &args.data_directory, args.level)?;
+            Ok(Exit::Done)
+        }
     }
 }
 
@@ -125,8 +179,9 @@ async fn list_of(cluster: &Cluster, context: &Context) -> Result<WalList, Error>
 
 /// What is said on success would fill the server's log, except that something was mended.
 fn push(args: &PushArgs, app: &App) -> Outcome {
-    match wal::push(&args.profile, &args.path)? {
+    match wal::push(&args.profile, &args.path, args.level)? {
         Pushed::Stored { file, size, stored } => verbose(app, format!("{file}: {size} stored as {stored}")),
+        Pushed::Ahead { file } => verbose(app, format!("{file}: was stored ahead")),
         Pushed::AlreadyThere { file } => verbose(app, format!("{file}: the same is there already")),
         Pushed::Mended { file, damage } => {
             app.ui.message(format!(
@@ -165,7 +220,7 @@ impl WalArgs {
                 trouble(Some((&args.name, &args.path)))
             }
             Verb::Push(_) if ended.code() > 125 => Exit::Failed,
-            Verb::List(_) | Verb::Push(_) | Verb::Fetch(_) => ended,
+            Verb::List(_) | Verb::Push(_) | Verb::Fetch(_) | Verb::Ahead(_) | Verb::Settle(_) => ended,
         }
     }
 }
@@ -201,7 +256,8 @@ mod tests {
     fn what_postgresql_understands_is_all_that_it_is_told() {
         let args = |verb| WalArgs { verb };
         let (profile, path) = (PathBuf::from("profile.json"), PathBuf::from("pg_wal/x"));
-        let push = args(Verb::Push(PushArgs { profile: profile.clone(), path: path.clone() }));
+        let push =
+            args(Verb::Push(PushArgs { profile: profile.clone(), path: path.clone(), level: wal::LEVEL }));
         let fetch = args(Verb::Fetch(FetchArgs { profile, name: "x".to_owned(), path }));
         for exit in Exit::ALL {
             assert_eq!(push.exit(exit) == Exit::Done, exit == Exit::Done);

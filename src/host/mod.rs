@@ -3,6 +3,7 @@
 //! A [`Host`] takes argv, never a shell line. Knows nothing of PostgreSQL or of the topology.
 
 mod acting;
+pub mod aside;
 mod coreutils;
 pub mod decorate;
 mod direct;

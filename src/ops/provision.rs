@@ -271,6 +271,7 @@ pub async fn claim_directory(site: &Site<'_>) -> Result<()> {
     write_marker(site, &claimed).await?;
     make(&places.socket, 0o755).await?;
     make(&places.log, 0o750).await?;
+    make(&places.spool, 0o700).await?;
     make(site.directory(), 0o700).await
 }
 
@@ -824,7 +825,7 @@ pub async fn forget(site: &Site<'_>) -> Result<()> {
     let places = site.places();
     // Of a socket or a log that stands elsewhere the directory is not pgherd's.
     let own = site.doors.places(&site.node.host).node(&site.name());
-    for path in [&own.socket, &own.log] {
+    for path in [&own.socket, &own.log, &own.spool] {
         remove_contents(site, path).await?;
         remove_directory(site, path).await?;
     }

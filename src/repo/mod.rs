@@ -22,6 +22,7 @@ pub(crate) mod rows;
 mod runtime;
 pub mod s3;
 pub mod seal;
+pub mod several;
 
 use std::fmt;
 use std::sync::Arc;

@@ -111,14 +111,19 @@ pub struct Identity<'a> {
 /// # Errors
 /// When zstd fails, which it does for want of memory only.
 pub fn seal(identity: Identity<'_>, content: &[u8], level: i32) -> Result<Vec<u8>, SealError> {
-    let frame = compress(content, level).map_err(|error| SealError::new(format!("zstd failed: {error}")))?;
+    // The hash of the content takes a fourth of the time of compressing it.
+    let (frame, content_blake3) = std::thread::scope(|scope| {
+        let hash = scope.spawn(|| Blake3::of(content));
+        (compress(content, level), hash.join().expect("a hash does not panic"))
+    });
+    let frame = frame.map_err(|error| SealError::new(format!("zstd failed: {error}")))?;
     let header = Header {
         format: FORMAT,
         kind: identity.kind,
         name: identity.name.to_owned(),
         system_identifier: identity.system_identifier,
         size: content.len() as u64,
-        content_blake3: Blake3::of(content),
+        content_blake3,
         stored_blake3: Blake3::of(&frame),
     };
     let text = serde_json::to_vec(&header).expect("a header is plain data");

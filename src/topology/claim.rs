@@ -160,6 +160,9 @@ pub struct Archive {
     /// Further repositories that its WAL goes to as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies: Vec<ArchiveCopy>,
+    /// The directory that holds one directory a node, for what is on its way between node and repository. Without it nothing is stored ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool: Option<PathBuf>,
 }
 
 /// A further repository of a node's WAL; as [`Archive`].
@@ -182,12 +185,13 @@ impl Archive {
             access: places.access(repository),
         };
         let ArchiveCopy { repository, url, access } = copy(repository);
-        Some(Self { repository, url, access, copies: copies.iter().map(copy).collect() })
+        let copies = copies.iter().map(copy).collect();
+        Some(Self { repository, url, access, copies, spool: Some(places.spools()) })
     }
 
     /// Returns every repository, the first one first.
     pub fn repositories(&self) -> impl Iterator<Item = ArchiveCopy> {
-        let Self { repository, url, access, copies } = self;
+        let Self { repository, url, access, copies, spool: _ } = self;
         let first = ArchiveCopy { repository: repository.clone(), url: url.clone(), access: access.clone() };
         std::iter::once(first).chain(copies.iter().cloned())
     }

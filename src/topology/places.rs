@@ -130,6 +130,11 @@ impl Places {
         self.state.join("copies").join(cluster)
     }
 
+    /// Returns the directory that holds one directory a node, for WAL that is on its way.
+    pub fn spools(&self) -> PathBuf {
+        self.state.join("spool")
+    }
+
     /// Returns the directory of the certificate authority of a herd, on the station.
     pub fn authority(&self, herd: &str) -> PathBuf {
         self.state.join("authority").join(herd)
@@ -160,6 +165,7 @@ impl Places {
             program: self.program(),
             socket: self.state.join("run").join(full_name),
             log: self.state.join("log").join(full_name),
+            spool: self.spools().join(full_name),
         }
     }
 }
@@ -185,6 +191,8 @@ pub struct NodePlaces {
     pub socket: PathBuf,
     /// Holds the server's log.
     pub log: PathBuf,
+    /// Holds what is on its way between the node and the repository of its WAL.
+    pub spool: PathBuf,
 }
 
 #[cfg(test)]

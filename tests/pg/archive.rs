@@ -20,17 +20,20 @@ use pgherd::topology::claim::{self, Profile};
 use crate::flips::{Chance, count};
 use crate::herd::{Herd, SINGLE, as_server, binary, is_root, text, text_of, until};
 use crate::server::{Installation, Server, installations, newest, place};
+use crate::weed::Weed;
 
 const PROFILE: &[u8] = include_bytes!("../../src/topology/testdata/profile-1.json");
 
 /// A repository of its own, below a directory that the servers' user may write.
-struct Archive {
+pub struct Archive {
     directory: tempfile::TempDir,
     repo: SharedRepo,
+    /// What it takes the servers to open it.
+    access: Option<PathBuf>,
 }
 
 impl Archive {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in(place()).unwrap();
         open_up(directory.path());
         Self::at(directory, "repository")
@@ -40,19 +43,36 @@ impl Archive {
         let root = directory.path().join(name);
         let repo = repo::create(&Location::plain(format!("file://{}", root.display()))).unwrap();
         give_away(&root);
-        Self { directory, repo }
+        Self { directory, repo, access: None }
     }
 
-    fn root(&self) -> PathBuf {
+    /// One in a bucket of its own, to which the servers come through `endpoint`.
+    pub fn in_a_bucket(weed: &Weed, endpoint: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("pgherd-test-").tempdir_in(place()).unwrap();
+        open_up(directory.path());
+        let url = format!("s3://{}/wal", weed.bucket());
+        let own = Weed::location(directory.path(), &weed.access(&url, &weed.endpoint()));
+        let repo = repo::create(&own).unwrap();
+        let access = Weed::location(directory.path(), &weed.access(&url, endpoint)).access;
+        give_away(access.as_deref().unwrap());
+        Self { directory, repo, access }
+    }
+
+    /// Returns where what is on its way between a server and the repository lies.
+    pub fn spool(&self, server: &Server) -> PathBuf {
+        self.directory.path().join(format!("spool-{}", server.port()))
+    }
+
+    pub fn root(&self) -> PathBuf {
         PathBuf::from(self.repo.url().strip_prefix("file://").unwrap())
     }
 
-    fn keys(&self, server: &Server) -> SystemKeys {
+    pub fn keys(&self, server: &Server) -> SystemKeys {
         ClusterKeys::new("inventory").system(system_of(server))
     }
 
     /// Writes the profile of a server that archives here, and returns its path.
-    fn profile(&self, server: &Server) -> PathBuf {
+    pub fn profile(&self, server: &Server) -> PathBuf {
         self.profile_of(server, system_of(server))
     }
 
@@ -61,14 +81,17 @@ impl Archive {
         profile.version = server.installation().major;
         profile.system_identifier = system;
         profile.data_directory = server.data();
-        profile.archive.as_mut().unwrap().url = self.repo.url().to_owned();
+        let named = profile.archive.as_mut().unwrap();
+        named.url = self.repo.url().to_owned();
+        named.access = self.access.clone();
+        named.spool = Some(self.spool(server));
         let path = self.directory.path().join(format!("profile-{}.json", server.port()));
         fs::write(&path, claim::write(&profile)).unwrap();
         path
     }
 
     /// Has a stopped server archive here and recover from here.
-    fn connect(&self, server: &Server) {
+    pub fn connect(&self, server: &Server) {
         let profile = self.profile(server);
         server.append(
             "postgresql.conf",
@@ -81,25 +104,25 @@ impl Archive {
     }
 
     /// Returns the names of the WAL files that are stored, but for those that a backup leaves.
-    fn files(&self, server: &Server) -> BTreeSet<String> {
+    pub fn files(&self, server: &Server) -> BTreeSet<String> {
         let all = wait(self.repo.list_all(&self.keys(server).wal_folder())).unwrap();
         let names = all.iter().map(|listed| listed.key.name().strip_suffix(".zst").unwrap().to_owned());
         names.filter(|name| !name.ends_with(".backup")).collect()
     }
 
-    fn object(&self, server: &Server, name: &str) -> PathBuf {
+    pub fn object(&self, server: &Server, name: &str) -> PathBuf {
         self.root().join(self.keys(server).wal(name.parse().unwrap()).as_str())
     }
 
     /// Returns a stored file, checked.
     #[track_caller]
-    fn content(&self, server: &Server, name: &str) -> Vec<u8> {
+    pub fn content(&self, server: &Server, name: &str) -> Vec<u8> {
         let keys = self.keys(server);
         let file = archive::file(&*self.repo, &keys, name.parse().unwrap());
         wait(Box::pin(file)).unwrap().unwrap_or_else(|| panic!("{name} is not stored"))
     }
 
-    fn look(&self, server: &Server) -> WalArchive {
+    pub fn look(&self, server: &Server) -> WalArchive {
         wait(Box::pin(WalArchive::look(&*self.repo, &self.keys(server)))).unwrap()
     }
 
@@ -135,7 +158,7 @@ fn system_of(server: &Server) -> SystemIdentifier {
     control_bytes::system_identifier(&control).unwrap()
 }
 
-fn try_sql(server: &Server, sql: &str) -> Result<String, String> {
+pub fn try_sql(server: &Server, sql: &str) -> Result<String, String> {
     let mut psql = as_server(&server.installation().bin().join("psql"));
     psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", sql]);
     psql.args(["-h", text(&server.socket()), "-p", &server.port().to_string()]);
@@ -143,7 +166,7 @@ fn try_sql(server: &Server, sql: &str) -> Result<String, String> {
 }
 
 #[track_caller]
-fn sql(server: &Server, sql: &str) -> String {
+pub fn sql(server: &Server, sql: &str) -> String {
     try_sql(server, sql).unwrap_or_else(|said| panic!("{sql}: {said}\n{}", server.log()))
 }
 
@@ -155,7 +178,7 @@ fn program(server: &Server, name: &str, args: &[&str]) -> Result<String, String>
 
 /// Ends a segment and waits until it is archived.
 #[track_caller]
-fn archived(server: &Server) -> String {
+pub fn archived(server: &Server) -> String {
     let segment = finish(server);
     until(&format!("{segment} is archived\n{}", server.log()), || {
         let last = sql(server, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver");
@@ -166,12 +189,12 @@ fn archived(server: &Server) -> String {
 
 /// Ends a segment that something is in, and returns its name.
 #[track_caller]
-fn finish(server: &Server) -> String {
+pub fn finish(server: &Server) -> String {
     sql(server, "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')")
 }
 
 /// Writes about `mib` MiB of WAL that does not compress.
-fn write_wal(server: &Server, mib: u32) {
+pub fn write_wal(server: &Server, mib: u32) {
     for _ in 0..mib {
         sql(
             server,

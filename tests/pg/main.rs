@@ -17,6 +17,7 @@ mod apply_refusals;
 mod apply_split;
 mod apply_tune;
 mod archive;
+mod archive_ahead;
 mod archiving;
 mod backup;
 mod connect;

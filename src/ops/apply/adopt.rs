@@ -79,6 +79,7 @@ pub(super) async fn apply(world: &World, wanted: Wanted<'_>) -> Result<Evidence>
     if site.node.log_directory.is_none() {
         provision::make_directory(&site, &places.log, 0o750).await?;
     }
+    provision::make_directory(&site, &places.spool, 0o700).await?;
     // What ALTER SYSTEM has set may hold a password, which no journal does.
     let auto = site.node.data_directory.join(declared::AUTO_FILE);
     let altered = site

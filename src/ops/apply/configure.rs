@@ -289,6 +289,11 @@ pub(super) async fn write(site: &Site<'_>, change: &FileChange) -> Result<()> {
             .detail("Somebody else edits it. It was left as it is.")
             .hint("Look at it, then plan again: pgherd plan"));
     }
+    let places = site.places();
+    // Of a node that an older pgherd made.
+    if change.path == places.profile {
+        provision::make_directory(site, &places.spool, 0o700).await?;
+    }
     let mode = mode(site, &change.path).await?;
     provision::write(site, &change.path, change.after.as_bytes(), mode).await
 }

@@ -362,7 +362,11 @@ pub(super) fn profile_change(
     };
     let mut reasons = Vec::new();
     if profile.archive != archive {
-        reasons.push(format!("repository {} → {}", shown(&profile.archive), shown(&archive)));
+        let (old, new) = (shown(&profile.archive), shown(&archive));
+        reasons.push(match old == new {
+            true => "where WAL waits on its way to the repository".to_owned(),
+            false => format!("repository {old} → {new}"),
+        });
     }
     if profile.peers != peers {
         let (old, new) = (named(&profile.peers), named(&peers));

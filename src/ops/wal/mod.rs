@@ -3,50 +3,89 @@
 //! [`push`] and [`fetch`] are called by the server itself, once a segment: no tokio, no database, no topology, only the node's profile and
 //! the repository that it names. What they are asked for by PostgreSQL is in its documentation, "Continuous Archiving".
 
+mod ahead;
 mod fetch;
 mod list;
+mod owed;
 mod push;
+mod spool;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+pub use ahead::{ahead, push};
 pub use fetch::{Fetched, Recovery, fetch, recovery};
 pub use list::{Begin, Run, SystemWal, TimelineWal, WalList, Window, list, run};
-pub use push::{Pushed, push};
+pub use owed::settle;
+pub use push::{LEVEL, Pushed};
 
 use crate::error::{Error, Result};
 use crate::repo::layout::{ClusterKeys, SystemKeys};
+use crate::repo::several::Several;
 use crate::repo::{self, Location, SharedRepo};
-use crate::topology::claim::{self, Profile};
-
-/// `level` of zstd: what it costs more than 1 it saves in the repository for as long as the segment is kept.
-const LEVEL: i32 = 3;
+use crate::topology::claim::{self, ArchiveCopy, Profile};
 
 /// A node's archive.
 #[derive(Debug)]
 struct Archive {
     profile: Profile,
+    /// What is read: all of the repositories, if there are several.
     repo: SharedRepo,
+    /// Where WAL goes, the first repository first.
+    stores: Vec<Store>,
     keys: SystemKeys,
+    /// The data directory of the server that the command is run for.
+    data: PathBuf,
+}
+
+impl Archive {
+    /// Opens the one that a profile names.
+    fn open(profile: Profile, data: PathBuf) -> Result<Self> {
+        let open = |known: ArchiveCopy| Store {
+            repo: repo::open(&Location { url: known.url, access: known.access }),
+            name: known.repository,
+        };
+        let stores: Vec<Store> = named(&profile)?.repositories().map(open).collect();
+        let repo: SharedRepo = match stores.as_slice() {
+            [only] => only.repo.clone()?,
+            several => Arc::new(Several::new(several.iter().map(|store| store.repo.clone()).collect())),
+        };
+        let keys = ClusterKeys::new(&profile.cluster).system(profile.system_identifier);
+        Ok(Self { profile, repo, stores, keys, data })
+    }
+}
+
+/// One of the repositories that a node's WAL goes to.
+#[derive(Debug)]
+struct Store {
+    name: String,
+    repo: repo::Result<SharedRepo>,
 }
 
 /// Opens the archive that the profile in `file` names.
 fn open(file: &Path) -> Result<Archive> {
+    let profile = read_profile(file)?;
+    let data = data_directory(&profile);
+    Archive::open(profile, data)
+}
+
+fn read_profile(file: &Path) -> Result<Profile> {
     let unusable = |why: String| {
         Error::failed(format!("cannot use the node profile {}", file.display()))
             .detail(format!("{why}."))
             .hint("\"pgherd plan\" shows what is wrong with the node's files, and \"pgherd apply\" writes them anew.")
     };
     let bytes = fs::read(file).map_err(|error| unusable(format!("It cannot be read: {error}")))?;
-    let profile: Profile = claim::read(&bytes).map_err(|error| unusable(format!("In it, {error}")))?;
-    let Some(archive) = &profile.archive else {
-        return Err(Error::failed(format!("{}-{} has no archive", profile.cluster, profile.node))
-            .detail(format!("Its profile {} names no repository.", file.display()))
-            .hint("Declare \"backups\" for the cluster in the topology, then run \"pgherd apply\"."));
-    };
-    let repo = repo::open(&location(archive))?;
-    let keys = ClusterKeys::new(&profile.cluster).system(profile.system_identifier);
-    Ok(Archive { profile, repo, keys })
+    claim::read(&bytes).map_err(|error| unusable(format!("In it, {error}")))
+}
+
+fn named(profile: &Profile) -> Result<&claim::Archive> {
+    profile.archive.as_ref().ok_or_else(|| {
+        Error::failed(format!("{}-{} has no archive", profile.cluster, profile.node))
+            .detail("Its profile names no repository.")
+            .hint("Declare \"backups\" for the cluster in the topology, then run \"pgherd apply\".")
+    })
 }
 
 /// Returns where a node's archive is.
@@ -66,8 +105,6 @@ const CONTROL_FILE: &str = "global/pg_control";
 #[cfg(test)]
 pub(super) mod testing {
     //! An archive in a directory of its own, with a node whose data directory is beside it.
-
-    use std::sync::Arc;
 
     use super::*;
     use crate::repo::about::About;
@@ -90,14 +127,16 @@ pub(super) mod testing {
             let directory = tempfile::tempdir().unwrap();
             let data = directory.path().join("data");
             fs::create_dir_all(data.join("global")).unwrap();
-            fs::create_dir_all(data.join("pg_wal")).unwrap();
+            fs::create_dir_all(data.join("pg_wal/archive_status")).unwrap();
             fs::write(data.join(CONTROL_FILE), SYSTEM.to_le_bytes()).unwrap();
             let url = format!("file://{}", directory.path().join("repository").display());
             repo::create(&Location::plain(url.as_str())).unwrap();
             let golden = include_bytes!("../../topology/testdata/profile-1.json");
             let mut profile: Profile = claim::read(golden).unwrap();
             profile.data_directory = data;
-            profile.archive.as_mut().unwrap().url = url;
+            let named = profile.archive.as_mut().unwrap();
+            named.url = url;
+            named.spool = Some(directory.path().join("spool"));
             let file = directory.path().join("profile.json");
             fs::write(&file, claim::write(&profile)).unwrap();
             Self { directory, profile: file }
@@ -109,7 +148,18 @@ pub(super) mod testing {
             let about = repo::wait(Box::pin(About::of(&*archive.repo))).unwrap().encrypted();
             let keyring = Keyring::parse(&[Secret::new("1".repeat(64))]).unwrap();
             let repo = Arc::new(Encrypted::new(archive.repo.clone(), &about, keyring).unwrap());
-            Archive { repo, ..archive }
+            let stores = vec![Store { name: "main".to_owned(), repo: Ok(repo.clone()) }];
+            Archive { repo, stores, ..archive }
+        }
+
+        /// Makes another repository beside the first one, that WAL goes to as well.
+        pub fn copy_to(&self, name: &str) {
+            let url = format!("file://{}", self.directory.path().join(name).display());
+            repo::create(&Location::plain(url.as_str())).unwrap();
+            let mut profile: Profile = claim::read(&fs::read(&self.profile).unwrap()).unwrap();
+            let archive = profile.archive.as_mut().unwrap();
+            archive.copies.push(ArchiveCopy { repository: name.to_owned(), url, access: None });
+            fs::write(&self.profile, claim::write(&profile)).unwrap();
         }
 
         pub fn pg_wal(&self) -> PathBuf {
@@ -137,7 +187,7 @@ pub(super) mod testing {
         /// Writes a WAL file and pushes it.
         pub fn archive(&self, name: &str, fill: u8) {
             let path = self.write(name, fill);
-            push(&self.profile, &path).unwrap();
+            push(&self.profile, &path, LEVEL).unwrap();
             fs::remove_file(path).unwrap();
         }
     }

@@ -1,19 +1,29 @@
-//! `archive_command`: a WAL file goes into the repository, durably, or the server is told that it did not.
+//! One WAL file goes into the repository, durably, or whoever asked for it is told that it did not.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::pg::control_bytes;
 use crate::pg::history::TimelineHistory;
+use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::pg::wal_header::{SegmentHeader, SegmentHeaderError};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{Key, Put, RepoError, RepoErrorKind, wait};
+use crate::repo::{Key, Put, RepoError, RepoErrorKind, SharedRepo, wait};
+use crate::topology::claim::Profile;
 use crate::units::ByteCount;
 
-use super::{Archive, CONTROL_FILE, LEVEL, data_directory};
+use super::owed::Owed;
+use super::{Archive, CONTROL_FILE, Store};
+
+/// How hard zstd compresses unless it is told otherwise. Harder costs WAL that is written under load more time than its writers leave, and saves little.
+pub const LEVEL: i32 = 1;
 
 /// What a push came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +32,10 @@ pub enum Pushed {
         file: WalFile,
         size: ByteCount,
         stored: ByteCount,
+    },
+    /// It was stored ahead, before the server asked for it.
+    Ahead {
+        file: WalFile,
     },
     /// The same content is there already, whole. The server pushes again after a crash.
     AlreadyThere {
@@ -34,42 +48,122 @@ pub enum Pushed {
     },
 }
 
-/// Stores the WAL file at `path` in the archive of the node whose profile is `profile`. It is durable when this returns.
+/// How long the other repositories of a node may take when one has a file.
+const GRACE: Duration = Duration::from_secs(5);
+/// Until one has it, each is waited for: its calls have deadlines of their own.
+const NO_HURRY: Duration = Duration::from_secs(60);
+
+/// Stores a WAL file in every repository of the node. It is durable in one of them when this returns, and what the others lack is written down
+/// as [owed](super::owed).
 ///
 /// # Errors
-/// When it is not: PostgreSQL keeps the file and tries again. Nothing in the archive is ever replaced by something else.
-pub fn push(profile: &Path, path: &Path) -> Result<Pushed> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let file: WalFile = name
-        .parse()
-        .map_err(|error| Error::failed(format!("cannot archive {}", path.display())).source(error))?;
-    push_into(&super::open(profile)?, file, path)
-}
-
-fn push_into(archive: &Archive, file: WalFile, path: &Path) -> Result<Pushed> {
+/// When it is durable in none: PostgreSQL keeps the file and tries again. When another file of its name is in one of them: nothing in the archive is ever replaced by
+/// something else.
+pub(super) fn push_into(archive: &Archive, file: WalFile, path: &Path, level: i32) -> Result<Pushed> {
     let content = fs::read(path)
         .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
     check_source(archive, file, &content)?;
+    let item = Item {
+        cluster: archive.profile.cluster.clone(),
+        system: archive.profile.system_identifier,
+        file,
+        key: archive.keys.wal(file),
+        content,
+        level,
+        sealed: OnceLock::new(),
+    };
+    match archive.stores.as_slice() {
+        [only] => item.put(&only.repo.clone()?).map_err(|trouble| trouble.error),
+        several => everywhere(&archive.profile, several, item),
+    }
+}
 
-    let (key, name) = (archive.keys.wal(file), file.to_string());
-    let identity =
-        Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
-    let ours = Ours { archive, file, key: &key, identity, content: &content };
-    if let Some(pushed) = ours.compare()? {
-        return Ok(pushed);
+/// Stores a file in several repositories side by side.
+fn everywhere(profile: &Profile, stores: &[Store], item: Item) -> Result<Pushed> {
+    let (owed, file, item) = (Owed::of(profile), item.file, Arc::new(item));
+    // Who was away a moment ago is not asked again by every call.
+    let is_away = |store: &&Store| owed.as_ref().is_some_and(|owed| owed.was_away(&store.name));
+    let (away, asked): (Vec<&Store>, Vec<&Store>) = stores.iter().partition(is_away);
+    let mut ended = side_by_side(&asked, &item);
+    if !ended.iter().any(|(_, outcome)| outcome.is_ok()) {
+        ended.extend(side_by_side(&away, &item));
     }
-    let object = ours.seal()?;
-    match wait(archive.repo.create(&key, &object))? {
-        Put::Stored => Ok(Pushed::Stored {
-            file,
-            size: ByteCount(content.len() as u64),
-            stored: ByteCount(object.len() as u64),
-        }),
-        Put::Refused => ours.compare()?.ok_or_else(|| {
-            Error::failed(format!("could not store {key} in the repository {}", archive.repo.url()))
-                .detail("Something was there when it was to be stored, and was removed meanwhile.")
-        }),
+    // Two contents of one name are told wherever they are found.
+    let is_wrong =
+        |(_, outcome): &(_, Result<Pushed, Trouble>)| outcome.as_ref().is_err_and(|trouble| trouble.wrong);
+    if let Some(at) = ended.iter().position(is_wrong)
+        && let (_, Err(trouble)) = ended.swap_remove(at)
+    {
+        return Err(trouble.error);
     }
+    if !ended.iter().any(|(_, outcome)| outcome.is_ok()) {
+        let (_, first) = ended.swap_remove(0);
+        return first.map_err(|trouble| trouble.error);
+    }
+    for store in stores {
+        let outcome = ended.iter().find(|(name, _)| *name == store.name).map(|(_, outcome)| outcome);
+        let why = match outcome {
+            Some(Ok(_)) => {
+                owed.iter().for_each(|owed| owed.is_back(&store.name));
+                continue;
+            }
+            Some(Err(trouble)) => trouble.error.to_string(),
+            None => "it was away a moment ago".to_owned(),
+        };
+        owe(owed.as_ref(), &store.name, file, why)?;
+    }
+    let first = ended.into_iter().find_map(|(_, outcome)| outcome.ok());
+    Ok(first.expect("one was seen to have it"))
+}
+
+/// Writes down that a repository lacks a file. Without a place for that the file is not acknowledged: nobody would bring it there.
+fn owe(owed: Option<&Owed>, repository: &str, file: WalFile, why: String) -> Result<()> {
+    tracing::warn!(repository, why, "{file} is owed to a repository");
+    let could_not =
+        Error::failed(format!("could not store {file} in repository {repository}")).detail(format!("{why}."));
+    match owed {
+        None => Err(could_not),
+        Some(owed) => owed.add(repository, file).map_err(|error| could_not.source(error)),
+    }
+}
+
+/// Has each of them store a file; who has not when another one has and [`GRACE`] is over, is not waited for.
+fn side_by_side(stores: &[&Store], item: &Arc<Item>) -> Vec<(String, Result<Pushed, Trouble>)> {
+    let (tell, told) = mpsc::channel();
+    let mut waits: BTreeSet<String> = BTreeSet::new();
+    let mut ended = Vec::new();
+    for store in stores {
+        match &store.repo {
+            Ok(repo) => {
+                let (tell, item, repo, name) =
+                    (tell.clone(), Arc::clone(item), Arc::clone(repo), store.name.clone());
+                waits.insert(name.clone());
+                // Where it does not answer it ends with its call, at the latest with this process.
+                thread::spawn(move || tell.send((name, item.put(&repo))));
+            }
+            Err(error) => ended.push((store.name.clone(), Err(error.clone().into()))),
+        }
+    }
+    let mut until: Option<Instant> = None;
+    while !waits.is_empty() {
+        let patience = until.map_or(NO_HURRY, |until| until.saturating_duration_since(Instant::now()));
+        match told.recv_timeout(patience) {
+            Ok((name, outcome)) => {
+                if outcome.is_ok() {
+                    until.get_or_insert_with(|| Instant::now() + GRACE);
+                }
+                waits.remove(&name);
+                ended.push((name, outcome));
+            }
+            Err(_) if until.is_none() => {}
+            Err(_) => break,
+        }
+    }
+    for name in waits {
+        let late = Error::failed(format!("repository {name} did not answer in {} s", GRACE.as_secs()));
+        ended.push((name, Err(Trouble::away(late))));
+    }
+    ended
 }
 
 /// Holds the file to the cluster that the profile describes: what another one wrote must not get among its WAL.
@@ -79,7 +173,7 @@ fn check_source(archive: &Archive, file: WalFile, content: &[u8]) -> Result<()> 
         Error::refused(format!("cannot archive {file} as WAL of {}-{}", profile.cluster, profile.node))
             .detail(format!("{why}. Nothing was stored."))
     };
-    let control = data_directory(profile).join(CONTROL_FILE);
+    let control = archive.data.join(CONTROL_FILE);
     let mut first = [0; 8];
     File::open(&control)
         .and_then(|mut file| file.read_exact(&mut first))
@@ -113,77 +207,139 @@ fn check_segment(archive: &Archive, name: SegmentName, content: &[u8]) -> Result
 }
 
 /// A file that is to be stored.
-struct Ours<'a> {
-    archive: &'a Archive,
-    file: WalFile,
-    key: &'a Key,
-    identity: Identity<'a>,
-    content: &'a [u8],
+pub(super) struct Item {
+    pub(super) cluster: String,
+    pub(super) system: SystemIdentifier,
+    pub(super) file: WalFile,
+    pub(super) key: Key,
+    pub(super) content: Vec<u8>,
+    pub(super) level: i32,
+    /// Compressed once for all repositories.
+    pub(super) sealed: OnceLock<Result<Vec<u8>, String>>,
 }
 
-impl Ours<'_> {
-    fn seal(&self) -> Result<Vec<u8>> {
-        seal::seal(self.identity, self.content, LEVEL)
-            .map_err(|error| Error::failed(format!("could not compress {}", self.file)).source(error))
+/// Why a file is not in a repository.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) error: Error,
+    /// Something else is there in its place, and not the repository is away.
+    wrong: bool,
+}
+
+impl Trouble {
+    fn away(error: Error) -> Self {
+        Self { error, wrong: false }
+    }
+
+    fn wrong(error: Error) -> Self {
+        Self { error, wrong: true }
+    }
+}
+
+impl From<RepoError> for Trouble {
+    fn from(error: RepoError) -> Self {
+        Self::away(error.into())
+    }
+}
+
+impl Item {
+    /// Stores it in a repository, unless the same is there.
+    pub(super) fn put(&self, repo: &SharedRepo) -> Result<Pushed, Trouble> {
+        if let Some(pushed) = self.compare(repo)? {
+            return Ok(pushed);
+        }
+        let object = self.seal()?;
+        match wait(repo.create(&self.key, object))? {
+            Put::Stored => Ok(Pushed::Stored {
+                file: self.file,
+                size: ByteCount(self.content.len() as u64),
+                stored: ByteCount(object.len() as u64),
+            }),
+            Put::Refused => self.compare(repo)?.ok_or_else(|| {
+                let what = format!("could not store {} in the repository {}", self.key, repo.url());
+                Trouble::away(
+                    Error::failed(what)
+                        .detail("Something was there when it was to be stored, and was removed meanwhile."),
+                )
+            }),
+        }
+    }
+
+    fn identity<'a>(&self, name: &'a str) -> Identity<'a> {
+        Identity { kind: Kind::Wal, name, system_identifier: self.system }
+    }
+
+    fn seal(&self) -> Result<&[u8], Trouble> {
+        let made = self.sealed.get_or_init(|| {
+            seal::seal(self.identity(&self.file.to_string()), &self.content, self.level)
+                .map_err(|error| error.to_string())
+        });
+        made.as_deref().map_err(|why| {
+            Trouble::wrong(
+                Error::failed(format!("could not compress {}", self.file)).detail(format!("{why}.")),
+            )
+        })
     }
 
     /// Compares with what is there under the name, all of it; `None` if nothing is.
-    fn compare(&self) -> Result<Option<Pushed>> {
-        let object = match wait(self.archive.repo.read(self.key)) {
+    fn compare(&self, repo: &SharedRepo) -> Result<Option<Pushed>, Trouble> {
+        let object = match wait(repo.read(&self.key)) {
             Ok(None) => return Ok(None),
             Ok(Some(object)) => object,
             // Whoever decrypts gives nothing of an object that is damaged, but for a range that is not.
             Err(error) if error.kind == RepoErrorKind::Damaged => {
-                let begin = wait(self.archive.repo.read_range(self.key, 0, seal::HEADER_MOST)).ok().flatten();
-                return self.compare_damaged(&begin.unwrap_or_default(), error.why).map(Some);
+                let begin = wait(repo.read_range(&self.key, 0, seal::HEADER_MOST)).ok().flatten();
+                return self.compare_damaged(repo, &begin.unwrap_or_default(), error.why).map(Some);
             }
             Err(error) => return Err(error.into()),
         };
-        match seal::open(self.identity, &object) {
+        match seal::open(self.identity(&self.file.to_string()), &object) {
             Ok(stored) if stored == self.content => Ok(Some(Pushed::AlreadyThere { file: self.file })),
-            Ok(stored) => Err(self.differs(Blake3::of(&stored))),
-            Err(damage) => self.compare_damaged(&object, damage.to_string()).map(Some),
+            Ok(stored) => Err(self.differs(repo, Blake3::of(&stored))),
+            Err(damage) => self.compare_damaged(repo, &object, damage.to_string()).map(Some),
         }
     }
 
     /// Compares with what is there and damaged, by its beginning: it may be thrown away only if its header says that it was this very
     /// content.
-    fn compare_damaged(&self, begin: &[u8], damage: String) -> Result<Pushed> {
+    fn compare_damaged(&self, repo: &SharedRepo, begin: &[u8], damage: String) -> Result<Pushed, Trouble> {
         match seal::header(begin).map(|(header, _)| header.content_blake3) {
-            Ok(hash) if hash == Blake3::of(self.content) => self.mend(damage),
-            Ok(hash) => Err(self.differs(hash)),
-            Err(_) => Err(self.damaged(damage)),
+            Ok(hash) if hash == Blake3::of(&self.content) => {
+                wait(repo.store(&self.key, self.seal()?))?;
+                Ok(Pushed::Mended { file: self.file, damage })
+            }
+            Ok(hash) => Err(self.differs(repo, hash)),
+            Err(_) => Err(self.damaged(repo, damage)),
         }
     }
 
-    fn mend(&self, damage: String) -> Result<Pushed> {
-        wait(self.archive.repo.store(self.key, &self.seal()?))?;
-        Ok(Pushed::Mended { file: self.file, damage })
-    }
-
     /// PostgreSQL docs, "Continuous Archiving": the archive command should refuse to overwrite a file of other content.
-    fn differs(&self, stored: Blake3) -> Error {
-        let cluster = &self.archive.profile.cluster;
-        Error::failed(format!("cannot archive {}: the archive of {cluster} has another one of this name", self.file))
-            .detail(format!(
-                "Stored in {} is content with BLAKE3 {stored}; here it is {}. Two servers write WAL of timeline {} of {cluster}: there may be \
-                 two primaries. Nothing was overwritten.",
-                self.archive.repo.url(),
-                Blake3::of(self.content),
-                self.file.timeline().as_u32(),
-            ))
-            .hint("See who is primary with \"pgherd status\", and stop the other one.")
+    fn differs(&self, repo: &SharedRepo, stored: Blake3) -> Trouble {
+        let cluster = &self.cluster;
+        let what =
+            format!("cannot archive {}: the archive of {cluster} has another one of this name", self.file);
+        Trouble::wrong(
+            Error::failed(what)
+                .detail(format!(
+                    "Stored in {} is content with BLAKE3 {stored}; here it is {}. Two servers write WAL of timeline {} of {cluster}: there may \
+                     be two primaries. Nothing was overwritten.",
+                    repo.url(),
+                    Blake3::of(&self.content),
+                    self.file.timeline().as_u32(),
+                ))
+                .hint("See who is primary with \"pgherd status\", and stop the other one."),
+        )
     }
 
-    fn damaged(&self, why: String) -> Error {
-        Error::from(RepoError {
+    fn damaged(&self, repo: &SharedRepo, why: String) -> Trouble {
+        Trouble::wrong(Error::from(RepoError {
             kind: RepoErrorKind::Damaged,
-            url: self.archive.repo.url().to_owned(),
+            url: repo.url().to_owned(),
             doing: format!("store {}", self.key),
             why: format!(
                 "Something is there under this name and {why}; it was left as it is, and has to be removed by hand"
             ),
-        })
+        }))
     }
 }
 
@@ -194,6 +350,10 @@ mod tests {
     use crate::ops::wal::testing::{Place, segment};
 
     const NAME: &str = "000000010000000000000003";
+
+    fn push(profile: &Path, path: &Path) -> Result<Pushed> {
+        crate::ops::wal::push(profile, path, LEVEL)
+    }
 
     #[test]
     fn the_same_again_is_success_and_something_else_is_not() {
@@ -228,7 +388,7 @@ mod tests {
             *byte = state.to_be_bytes()[0];
         }
         fs::write(&path, &content).unwrap();
-        let push = || push_into(&archive, file, &path);
+        let push = || push_into(&archive, file, &path, LEVEL);
         assert!(matches!(push().unwrap(), Pushed::Stored { .. }));
         assert!(matches!(push().unwrap(), Pushed::AlreadyThere { .. }));
 

@@ -1,0 +1,460 @@
+//! `archive_command`, and the worker that stores ahead of it what the server has ready.
+//!
+//! The server asks for one file after the other. Where more than one waits, the call that has stored one starts a worker, which stores what waits, several
+//! side by side, and marks each in the [spool](super::spool). A call whose file is marked is done; one whose file is being stored waits for that; every other
+//! one stores its file itself. So a worker that ends, however it does, costs time and nothing else, and what it could not store is told by
+//! the call of that very file. It ends when nothing waits, at its first error, with the server, and after ten minutes in any case.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, test_kill_process};
+
+use super::owed::settle_aside;
+use super::push::{Pushed, push_into};
+use super::spool::{Claim, Mark, Spool};
+use super::{Archive, data_directory, read_profile};
+use crate::error::{Error, Result};
+use crate::host::aside;
+use crate::pg::wal_file::WalFile;
+use crate::topology::claim::Profile;
+
+const DIRECTION: &str = "push";
+/// How many files are stored side by side: more hide no more of a network's delay, and take memory.
+const SIDE_BY_SIDE: usize = 4;
+/// How much WAL is held in memory, if segments are large: at least one.
+const IN_MEMORY: u64 = 128 << 20;
+/// How many files are taken before the worker looks again what waits.
+const BATCH: usize = 64;
+/// How long a worker lives: what it runs as, and what it knows of the node, is of its beginning.
+const LIFE: Duration = Duration::from_secs(600);
+/// How long it stays when nothing waits.
+const IDLE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a call waits for whoever stores its file, before it does so itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+const TURN: Duration = Duration::from_millis(2);
+
+/// Stores the WAL file at `path` in the archive of the node whose profile is in `profile`. It is durable when this returns.
+///
+/// # Errors
+/// When it is not: PostgreSQL keeps the file and tries again. Nothing in the archive is ever replaced by something else.
+pub fn push(profile: &Path, path: &Path, level: i32) -> Result<Pushed> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let file: WalFile = name
+        .parse()
+        .map_err(|error| Error::failed(format!("cannot archive {}", path.display())).source(error))?;
+    let node = read_profile(profile)?;
+    let spool = Spool::of(&node, DIRECTION);
+    let claim = match spool.as_ref().map(|spool| turn(spool, &node, file, path)) {
+        Some(Turn::Stored) => return Ok(Pushed::Ahead { file }),
+        Some(Turn::Mine(claim)) => Some(claim),
+        Some(Turn::Late) | None => None,
+    };
+    let data = data_directory(&node);
+    let archive = Archive::open(node, data)?;
+    let pushed = push_into(&archive, file, path, level)?;
+    drop(claim);
+    settle_aside(profile, &archive);
+    if let Some(spool) = spool.filter(|_| more_waits(file, path)) {
+        start(&spool, profile, level);
+    }
+    Ok(pushed)
+}
+
+/// Whose turn it is to store a file.
+enum Turn {
+    /// It is stored.
+    Stored,
+    Mine(Claim),
+    /// Nobody can tell, or somebody has been at it for too long.
+    Late,
+}
+
+fn turn(spool: &Spool, node: &Profile, file: WalFile, path: &Path) -> Turn {
+    let began = Instant::now();
+    loop {
+        let mark = fs::metadata(path).ok().and_then(|metadata| Mark::of(node, file, &metadata));
+        let Some(mark) = mark else { return Turn::Late };
+        if spool.has(file, &mark) {
+            return Turn::Stored;
+        }
+        match spool.claim(file) {
+            // Between the two it may have been stored.
+            Ok(Some(claim)) if spool.has(file, &mark) => {
+                claim.leave();
+                return Turn::Stored;
+            }
+            Ok(Some(claim)) => return Turn::Mine(claim),
+            Ok(None) if began.elapsed() < PATIENCE => thread::sleep(TURN),
+            Ok(None) | Err(_) => return Turn::Late,
+        }
+    }
+}
+
+/// Tells whether the running server has more to archive. It names its files relative to its data directory; who names one otherwise pushes what he has
+/// chosen of a server that is stopped, and nothing else may be pushed.
+fn more_waits(file: WalFile, path: &Path) -> bool {
+    let (true, Some(pg_wal)) = (path.is_relative(), path.parent()) else { return false };
+    waiting(pg_wal).is_ok_and(|waits| waits.iter().any(|other| *other != file)) && runs(Path::new("."))
+}
+
+/// Starts the worker. The file of this call is stored: what keeps a worker from starting is left to the calls that follow.
+fn start(spool: &Spool, profile: &Path, level: i32) {
+    if spool.alone().is_none() {
+        return;
+    }
+    let (Ok(program), Ok(data), Ok(profile)) =
+        (std::env::current_exe(), std::env::current_dir(), std::path::absolute(profile))
+    else {
+        return;
+    };
+    let words: [OsString; 8] = [
+        "wal".into(),
+        "ahead".into(),
+        "--profile".into(),
+        profile.into(),
+        "--data-directory".into(),
+        data.into(),
+        "--level".into(),
+        level.to_string().into(),
+    ];
+    if let Err(error) = aside::start(&program, &words) {
+        tracing::debug!(%error, "nothing is stored ahead");
+    }
+}
+
+/// Lists the files that the server has ready.
+fn waiting(pg_wal: &Path) -> std::io::Result<BTreeSet<WalFile>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(pg_wal.join("archive_status"))? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| name.strip_suffix(".ready")?.parse::<WalFile>().ok()));
+    }
+    Ok(found)
+}
+
+/// Tells whether a server runs in a data directory.
+fn runs(data: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
+    let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid).is_ok())
+}
+
+/// Stores ahead what waits in the data directory `data`, until there is a reason to end. Does nothing where somebody else does.
+///
+/// # Errors
+/// The one that ended it.
+pub fn ahead(profile: &Path, data: &Path, level: i32) -> Result<()> {
+    aside::leave_the_session();
+    work_ahead(profile, data, level)
+}
+
+fn work_ahead(profile: &Path, data: &Path, level: i32) -> Result<()> {
+    let node = read_profile(profile)?;
+    let Some(spool) = Spool::of(&node, DIRECTION) else { return Ok(()) };
+    let Some(_alone) = spool.alone() else { return Ok(()) };
+    let archive = Archive::open(node, data.to_owned())?;
+    let file = profile.to_owned();
+    Worker { archive, spool, file, level, began: Instant::now() }.work()
+}
+
+struct Worker {
+    archive: Archive,
+    spool: Spool,
+    /// The profile's.
+    file: PathBuf,
+    level: i32,
+    began: Instant,
+}
+
+impl Worker {
+    fn work(&self) -> Result<()> {
+        let pg_wal = self.archive.data.join("pg_wal");
+        let mut stored = BTreeSet::new();
+        let mut busy = Instant::now();
+        while self.goes_on() && busy.elapsed() < IDLE {
+            let ready = waiting(&pg_wal).map_err(|error| {
+                Error::failed(format!("could not read {}", pg_wal.display())).source(error)
+            })?;
+            self.spool.keep(&ready);
+            stored.retain(|file| ready.contains(file));
+            let more = self.store(&in_order(ready.difference(&stored).copied()))?;
+            if more.is_empty() {
+                thread::sleep(LOOK);
+            } else {
+                busy = Instant::now();
+                stored.extend(more);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells whether the server runs that this worker was started for, by the profile that it has read.
+    fn goes_on(&self) -> bool {
+        self.began.elapsed() < LIFE
+            && runs(&self.archive.data)
+            && read_profile(&self.file).is_ok_and(|now| now == self.archive.profile)
+    }
+
+    /// Stores files, histories one by one before everything else, and returns those that are.
+    fn store(&self, files: &[WalFile]) -> Result<Vec<WalFile>> {
+        let histories = files.iter().take_while(|file| matches!(file, WalFile::TimelineHistory(_)));
+        let mut stored = Vec::new();
+        for history in histories {
+            if !self.store_one(*history)? {
+                return Ok(stored);
+            }
+            stored.push(*history);
+        }
+        let rest = &files[stored.len()..];
+        let (next, done) = (AtomicUsize::new(0), Mutex::new((stored, None)));
+        let take = || {
+            while let Some(file) = rest.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let outcome = if self.goes_on() { self.store_one(*file) } else { Ok(false) };
+                let (stored, failed) = &mut *done.lock().expect("nobody panics with it");
+                match outcome {
+                    Ok(true) => stored.push(*file),
+                    Ok(false) => {}
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        next.store(rest.len(), Ordering::Relaxed);
+                    }
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..self.at_once(rest) {
+                scope.spawn(take);
+            }
+            take();
+        });
+        let (stored, failed) = done.into_inner().expect("nobody panics with it");
+        failed.map_or(Ok(stored), Err)
+    }
+
+    fn at_once(&self, files: &[WalFile]) -> usize {
+        let size =
+            files.first().and_then(|file| fs::metadata(self.path(*file)).ok()).map_or(0, |file| file.len());
+        let fit = usize::try_from(IN_MEMORY / size.max(1)).unwrap_or(usize::MAX);
+        fit.clamp(1, SIDE_BY_SIDE).min(files.len().max(1))
+    }
+
+    fn path(&self, file: WalFile) -> PathBuf {
+        self.archive.data.join("pg_wal").join(file.to_string())
+    }
+
+    /// Stores a file and marks it; `false` if it is not there or somebody else is at it.
+    fn store_one(&self, file: WalFile) -> Result<bool> {
+        let path = self.path(file);
+        let mark =
+            || fs::metadata(&path).ok().and_then(|metadata| Mark::of(&self.archive.profile, file, &metadata));
+        let Some(before) = mark() else { return Ok(false) };
+        let could_not = |error| Error::failed(format!("could not mark {file} in the spool")).source(error);
+        let Some(claim) = self.spool.claim(file).map_err(could_not)? else { return Ok(false) };
+        if self.spool.has(file, &before) {
+            claim.leave();
+            return Ok(true);
+        }
+        push_into(&self.archive, file, &path, self.level)?;
+        // One that was replaced meanwhile is not the one that was stored.
+        if mark().as_ref() == Some(&before) {
+            claim.write(&before).map_err(could_not)?;
+        }
+        Ok(true)
+    }
+}
+
+/// Puts files into the order in which the server asks for them (`pgarch.c`): histories first, then by name.
+fn in_order(files: impl Iterator<Item = WalFile>) -> Vec<WalFile> {
+    let mut files: Vec<_> = files.collect();
+    files.sort_by_cached_key(|file| (!matches!(file, WalFile::TimelineHistory(_)), file.to_string()));
+    files.truncate(BATCH);
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::ops::wal::testing::Place;
+
+    fn names(numbers: std::ops::Range<u32>) -> Vec<String> {
+        numbers.map(|number| format!("0000000100000000{number:08X}")).collect()
+    }
+
+    fn state(place: &Place, name: &str) -> PathBuf {
+        place.pg_wal().join("archive_status").join(format!("{name}.ready"))
+    }
+
+    /// Has files wait to be archived.
+    fn ready(place: &Place, names: &[String]) {
+        for name in names {
+            place.write(name, 7);
+            fs::write(state(place, name), "").unwrap();
+        }
+    }
+
+    /// A server seems to run for as long as this is there.
+    fn run(place: &Place) {
+        let file = place.directory.path().join("data/postmaster.pid");
+        fs::write(file, format!("{}\n/data\n", std::process::id())).unwrap();
+    }
+
+    fn stop(place: &Place) {
+        fs::remove_file(place.directory.path().join("data/postmaster.pid")).unwrap();
+    }
+
+    fn worker(place: &Place) -> Result<()> {
+        let data = place.directory.path().join("data");
+        work_ahead(&place.profile, &data, 1)
+    }
+
+    fn call(place: &Place, name: &str) -> Result<Pushed> {
+        push(&place.profile, &place.pg_wal().join(name), 1)
+    }
+
+    fn spool_of(place: &Place) -> Spool {
+        Spool::of(&read_profile(&place.profile).unwrap(), DIRECTION).unwrap()
+    }
+
+    fn is_marked(place: &Place, name: &str) -> bool {
+        let (file, profile) = (name.parse().unwrap(), read_profile(&place.profile).unwrap());
+        let metadata = fs::metadata(place.pg_wal().join(name)).unwrap();
+        spool_of(place).has(file, &Mark::of(&profile, file, &metadata).unwrap())
+    }
+
+    #[track_caller]
+    fn until(what: &str, holds: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(30), "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn what_waits_is_stored_ahead_and_its_calls_are_done_at_once() {
+        let place = Place::new();
+        let mut waits = names(3..30);
+        waits.push("00000002.history".to_owned());
+        ready(&place, &waits);
+        run(&place);
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| worker(&place));
+            until("all of it is marked", || waits.iter().all(|name| is_marked(&place, name)));
+            for name in &waits {
+                let stored = fs::metadata(place.object(name)).unwrap().modified().unwrap();
+                assert!(matches!(call(&place, name).unwrap(), Pushed::Ahead { .. }), "{name}");
+                assert_eq!(fs::metadata(place.object(name)).unwrap().modified().unwrap(), stored);
+            }
+            // The archiver has been told.
+            for name in &waits {
+                fs::remove_file(state(&place, name)).unwrap();
+            }
+            let marks =
+                || fs::read_dir(place.directory.path().join("spool/inventory-b/push")).unwrap().count();
+            until("only the lock is left", || marks() == 1);
+            // What comes later is stored as well.
+            let later = names(30..32);
+            ready(&place, &later);
+            until("what came later is marked", || later.iter().all(|name| is_marked(&place, name)));
+            stop(&place);
+            worker.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn histories_come_first_and_segments_by_name() {
+        let files = ["000000010000000000000004", "000000010000000000000003.partial", "00000003.history"];
+        let more =
+            ["000000010000000000000003", "00000002.history", "000000010000000000000003.00000028.backup"];
+        let sorted = in_order(files.into_iter().chain(more).map(|name| name.parse().unwrap()));
+        let sorted: Vec<_> = sorted.iter().map(WalFile::to_string).collect();
+        assert_eq!(sorted[..3], ["00000002.history", "00000003.history", "000000010000000000000003"]);
+        assert_eq!(sorted[5], "000000010000000000000004");
+    }
+
+    #[test]
+    fn the_worker_ends_at_what_it_cannot_store_and_the_call_of_that_file_says_why() {
+        let place = Place::new();
+        let waits = names(3..6);
+        ready(&place, &waits);
+        run(&place);
+        let root = place.directory.path().join("repository");
+        fs::rename(&root, root.with_extension("away")).unwrap();
+        assert_eq!(worker(&place).unwrap_err().kind(), ErrorKind::NotFound);
+        for name in &waits {
+            assert!(!is_marked(&place, name));
+            let error = call(&place, name).unwrap_err();
+            assert!(error.detail_text().unwrap().contains("its disk may not be mounted"), "{error:?}");
+        }
+        fs::rename(root.with_extension("away"), &root).unwrap();
+        assert!(matches!(call(&place, &waits[0]).unwrap(), Pushed::Stored { .. }));
+
+        // Something else is there under one of the names.
+        place.archive(&waits[1], 8);
+        ready(&place, &waits);
+        assert!(worker(&place).unwrap_err().detail_text().unwrap().contains("two primaries"));
+        assert!(!is_marked(&place, &waits[1]));
+        assert!(call(&place, &waits[1]).unwrap_err().detail_text().unwrap().contains("two primaries"));
+    }
+
+    #[test]
+    fn a_call_waits_for_whoever_stores_its_file_and_does_it_itself_if_that_one_ends() {
+        let place = Place::new();
+        let [name, other] = [&names(3..5)[0], &names(3..5)[1]];
+        place.write(name, 7);
+        let claim = spool_of(&place).claim(name.parse().unwrap()).unwrap().unwrap();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| call(&place, name));
+            thread::sleep(TURN * 20);
+            assert!(!waits.is_finished() && !place.object(name).exists());
+            // Killed: nothing is marked.
+            drop(claim);
+            assert!(matches!(waits.join().unwrap().unwrap(), Pushed::Stored { .. }));
+        });
+        let path = place.write(other, 7);
+        let file = other.parse().unwrap();
+        let claim = spool_of(&place).claim(file).unwrap().unwrap();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| call(&place, other));
+            let profile = read_profile(&place.profile).unwrap();
+            claim.write(&Mark::of(&profile, file, &fs::metadata(path).unwrap()).unwrap()).unwrap();
+            assert!(matches!(waits.join().unwrap().unwrap(), Pushed::Ahead { .. }));
+        });
+    }
+
+    #[test]
+    fn there_is_one_worker_and_none_without_a_server() {
+        let place = Place::new();
+        let waits = names(3..5);
+        ready(&place, &waits);
+        worker(&place).unwrap();
+        run(&place);
+        let first = spool_of(&place).alone().unwrap();
+        worker(&place).unwrap();
+        assert!(!waits.iter().any(|name| place.object(name).exists()));
+        drop(first);
+        // A process that is gone runs no server.
+        fs::write(place.directory.path().join("data/postmaster.pid"), "4194304\n").unwrap();
+        worker(&place).unwrap();
+        assert!(!waits.iter().any(|name| place.object(name).exists()));
+    }
+
+    #[test]
+    fn only_a_running_server_has_more_stored_than_it_asks_for() {
+        let place = Place::new();
+        let waits = names(3..5);
+        ready(&place, &waits);
+        run(&place);
+        // An operation pushes what it has chosen, by its whole path.
+        assert!(!more_waits(waits[0].parse().unwrap(), &place.pg_wal().join(&waits[0])));
+    }
+}
