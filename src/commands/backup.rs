@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::backup_care::{self, ExpireArgs, PinArgs, UnpinArgs, VerifyArgs};
+use super::backup_care::{self, CopyArgs, ExpireArgs, PinArgs, UnpinArgs, VerifyArgs};
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +34,7 @@ enum Verb {
     List(ListArgs),
     Show(ShowArgs),
     Verify(VerifyArgs),
+    Copy(CopyArgs),
     Expire(ExpireArgs),
     Pin(PinArgs),
     Unpin(UnpinArgs),
@@ -79,7 +80,11 @@ struct CreateArgs {
 ///
 /// Example: pgherd backup list --cluster inventory --format json
 #[derive(Debug, clap::Args)]
-struct ListArgs {}
+struct ListArgs {
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
+}
 
 /// Show one backup in full
 ///
@@ -93,6 +98,9 @@ struct ShowArgs {
     /// The backup's label
     #[arg(value_name = "LABEL")]
     label: Label,
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
 }
 
 fn source_parser() -> impl clap::builder::TypedValueParser<Value = BackupSource> {
@@ -115,8 +123,9 @@ fn parse_rate(text: &str) -> Result<ByteCount, String> {
 pub fn run(args: &BackupArgs, app: &mut App) -> Outcome {
     match &args.verb {
         Verb::Create(args) => super::block_on(create(args, app))?,
-        Verb::List(_) => super::block_on(list(app))?,
+        Verb::List(args) => super::block_on(list(args, app))?,
         Verb::Show(args) => super::block_on(show(args, app))?,
+        Verb::Copy(args) => super::block_on(backup_care::copy(args, app))?,
         Verb::Verify(args) => super::block_on(backup_care::verify(args, app))?,
         Verb::Expire(args) => super::block_on(backup_care::expire(args, app))?,
         Verb::Pin(args) => super::block_on(backup_care::pin(args, app))?,
@@ -165,8 +174,8 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
     }
 }
 
-async fn list(app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+async fn list(args: &ListArgs, app: &mut App) -> Outcome {
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let mut lists = Vec::new();
     for cluster in app.clusters_with_backups(&herd)? {
@@ -177,7 +186,7 @@ async fn list(app: &mut App) -> Outcome {
 }
 
 async fn show(args: &ShowArgs, app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let mut missing = None;
     for cluster in app.clusters_with_backups(&herd)? {

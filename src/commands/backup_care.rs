@@ -1,5 +1,6 @@
-//! `pgherd backup verify`, `expire`, `pin` and `unpin`.
+//! `pgherd backup verify`, `expire`, `pin`, `unpin` and `copy`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
@@ -9,12 +10,12 @@ use tokio::sync::mpsc;
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::backup::care::{Hear, VerifyWish, Way};
+use crate::ops::backup::care::{CopyWish, Hear, VerifyWish, Way};
 use crate::ops::backup::expire::Expired;
 use crate::ops::backup::verify::Verdict;
 use crate::ops::node::{Priority, Progress, VerifyDepth};
 use crate::repo::layout::Label;
-use crate::topology::model::Herd;
+use crate::topology::model::{Cluster, Herd};
 use crate::ui;
 use crate::ui::exit::Exit;
 use crate::units;
@@ -57,6 +58,9 @@ pub struct VerifyArgs {
     /// Take processor and disk only when nobody else wants them (nice 19, ionice idle)
     #[arg(long)]
     low_priority: bool,
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
 }
 
 /// Remove the backups and the WAL that no rule keeps
@@ -82,6 +86,9 @@ pub struct ExpireArgs {
     /// Only show; ask nothing and remove nothing
     #[arg(long)]
     preview: bool,
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
 }
 
 /// Keep a backup whatever the rules say
@@ -103,6 +110,9 @@ pub struct PinArgs {
     /// Why, for whoever reads it later
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
 }
 
 /// Leave a pinned backup to the rules again
@@ -117,6 +127,42 @@ pub struct UnpinArgs {
     /// The backup
     #[arg(value_name = "LABEL")]
     label: Label,
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
+}
+
+/// Copy backups and the WAL that they need from one repository into another one
+///
+/// Into --to come the backups that it lacks, the oldest first, the WAL from the beginning of the oldest one on, timeline histories, and exports of
+/// partitions. Every object is held against the hash that was stored with it; a backup that is damaged where it is stays out, and is
+/// told. A backup is there when everything of it is, and all WAL that it needs. An interrupted copy goes on where it was: what it
+/// had brought is read, and taken over if it is the same. No server is asked, and the database is not read.
+///
+/// What is encrypted is decrypted with the one repository's key and encrypted with the other's, on the host that copies. Pins and dumps are
+/// not copied. `copies` in the topology says when this is done by itself.
+///
+/// Exit codes: 0 everything is there, 1 failed, 3 done, but backups that are damaged where they are were left out, 5 another copy into that
+/// repository runs, 10 no such backup, or no repository, 130 interrupted.
+///
+/// Example: pgherd backup copy --to far
+#[derive(Debug, clap::Args)]
+pub struct CopyArgs {
+    /// The backups; without one all that are not there
+    #[arg(value_name = "LABEL")]
+    labels: Vec<Label>,
+    /// Into this one of the cluster's repositories
+    #[arg(long, value_name = "REPOSITORY")]
+    to: String,
+    /// From this one; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    from: Option<String>,
+    /// How many objects are copied at once; as many as the host has cores, but not more than 8
+    #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
+    workers: u32,
+    /// Take processor and disk only when nobody else wants them (nice 19, ionice idle)
+    #[arg(long)]
+    low_priority: bool,
 }
 
 fn parse_until(text: &str) -> Result<Timestamp, String> {
@@ -136,18 +182,46 @@ fn parse_until(text: &str) -> Result<Timestamp, String> {
 
 /// Verifies what there is, as a job does.
 pub(super) async fn verify_scheduled(full: bool, app: &mut App) -> Outcome {
-    let args =
-        VerifyArgs { labels: Vec::new(), quick: false, full, seed: None, workers: 0, low_priority: true };
+    let args = VerifyArgs {
+        labels: Vec::new(),
+        quick: false,
+        full,
+        seed: None,
+        workers: 0,
+        low_priority: true,
+        repository: None,
+    };
     verify(&args, app).await
 }
 
-/// Removes what no rule keeps, as a job does: the schedule in the topology is the answer to the question.
+/// Copies into another repository what it lacks, as a job does.
+pub(super) async fn copy_scheduled(to: &str, app: &mut App) -> Outcome {
+    let args = CopyArgs { labels: Vec::new(), to: to.to_owned(), from: None, workers: 0, low_priority: true };
+    copy(&args, app).await
+}
+
+/// Removes what no rule keeps, from each repository, as a job does: the schedule in the topology is the answer to the question.
 pub(super) async fn expire_scheduled(app: &mut App) -> Outcome {
-    expire(&ExpireArgs { preview: false }, app).await
+    let herd = app.herd()?;
+    let names: BTreeSet<String> = app
+        .clusters(&herd)?
+        .iter()
+        .filter_map(|cluster| cluster.backups.as_ref())
+        .flat_map(|backups| backups.repositories().map(|repository| repository.name.clone()))
+        .collect();
+    let mut failed = Vec::new();
+    for name in names {
+        match expire(&ExpireArgs { preview: false, repository: Some(name) }, app).await {
+            Ok(_) => {}
+            Err(Failure::Errors(errors)) => failed.extend(errors),
+            Err(other) => return Err(other),
+        }
+    }
+    if failed.is_empty() { Ok(Exit::Done) } else { Err(Failure::Errors(failed)) }
 }
 
 pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let interrupt = app.interrupt()?;
     let mut clusters = app.clusters_with_backups(&herd)?;
@@ -226,8 +300,62 @@ async fn hearing<T>(
     ended
 }
 
-pub(super) async fn expire(args: &ExpireArgs, app: &mut App) -> Outcome {
+/// Copies.
+pub(super) async fn copy(args: &CopyArgs, app: &mut App) -> Outcome {
+    let whole = app.herd_with_repository(Some(&args.to))?;
     let herd = app.herd()?;
+    let from = args.from.clone();
+    let context = app.context()?;
+    let interrupt = app.interrupt()?;
+    let mut clusters: Vec<Cluster> = Vec::new();
+    for cluster in app.clusters_with_backups(&whole)?.into_iter().filter(|cluster| cluster.backups.is_some())
+    {
+        let declared = super::find_cluster(&herd, &cluster.name)?;
+        clusters.push(match &from {
+            None => declared.clone(),
+            Some(from) => declared.with_repository(from).ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("cluster {} uses no repository {from}", cluster.name))
+            })?,
+        });
+    }
+    let (mut failed, mut left) = (Vec::new(), false);
+    for cluster in &clusters {
+        let to =
+            super::find_cluster(&whole, &cluster.name)?.backups.as_ref().map(|backups| &backups.repository);
+        let copied = async {
+            let to = to.ok_or_else(|| Error::failed("a cluster without a repository was chosen"))?;
+            let way = Way::open(&context.places, &context.gate, cluster).await?;
+            if way.backups().repository.url == to.url {
+                return Err(Error::usage(format!("{} is the repository that is copied from", to.name))
+                    .hint("Say where from: pgherd backup copy --from REPOSITORY --to REPOSITORY"));
+            }
+            let priority = if args.low_priority { Priority::Low } else { Priority::Normal };
+            let wish = CopyWish { to, labels: &args.labels, workers: args.workers, priority };
+            hearing(app, &herd.name, &cluster.name, "copy_progress", &interrupt, async |hear, interrupt| {
+                way.copy(&wish, hear, interrupt).await
+            })
+            .await
+        };
+        match copied.await {
+            Ok(transferred) => {
+                ui::trust::print_transferred(&mut app.ui, &herd.name, &transferred);
+                left |= !transferred.left.is_empty();
+            }
+            Err(error) => failed.push(error),
+        }
+        if interrupt.is_asked() {
+            break;
+        }
+    }
+    match (failed.is_empty(), left) {
+        (false, _) => Err(Failure::Errors(failed)),
+        (true, true) => Ok(Exit::Partial),
+        (true, false) => Ok(Exit::Done),
+    }
+}
+
+pub(super) async fn expire(args: &ExpireArgs, app: &mut App) -> Outcome {
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let interrupt = app.interrupt()?;
     let mut failed = Vec::new();
@@ -288,7 +416,7 @@ fn agree(app: &App, herd: &Herd) -> Result<()> {
 }
 
 pub(super) async fn pin(args: &PinArgs, app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let cluster = find(app, &herd, &args.label).await?;
     let context = app.context()?;
     let way = Way::open(&context.places, &context.gate, cluster).await?;
@@ -298,7 +426,7 @@ pub(super) async fn pin(args: &PinArgs, app: &mut App) -> Outcome {
 }
 
 pub(super) async fn unpin(args: &UnpinArgs, app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let cluster = find(app, &herd, &args.label).await?;
     let context = app.context()?;
     let way = Way::open(&context.places, &context.gate, cluster).await?;
@@ -308,7 +436,7 @@ pub(super) async fn unpin(args: &UnpinArgs, app: &mut App) -> Outcome {
 }
 
 /// Finds the cluster that has a backup of this label.
-async fn find<'h>(app: &App, herd: &'h Herd, label: &Label) -> Result<&'h crate::topology::model::Cluster> {
+async fn find<'h>(app: &App, herd: &'h Herd, label: &Label) -> Result<&'h Cluster> {
     let context = app.context()?;
     let clusters = app.clusters_with_backups(herd)?;
     if let [only] = clusters.as_slice() {

@@ -73,6 +73,9 @@ struct RestoreArgs {
     /// Leave the copy there, stopped, and say where
     #[arg(long)]
     keep: bool,
+    /// Restore from this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
 }
 
 /// Show the drills that ran before, oldest first
@@ -113,12 +116,20 @@ fn list(app: &mut App) -> Outcome {
 
 /// Runs the declared restore drill, as a job does.
 pub(super) async fn restore_scheduled(app: &mut App) -> Outcome {
-    let args = RestoreArgs { to: None, seed: None, scratch_dir: None, junit: None, json: None, keep: false };
+    let args = RestoreArgs {
+        to: None,
+        seed: None,
+        scratch_dir: None,
+        junit: None,
+        json: None,
+        keep: false,
+        repository: None,
+    };
     restore(&args, app).await
 }
 
 async fn restore(args: &RestoreArgs, app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let scratch = args.scratch_dir.as_deref().map(absolute).transpose()?;
     if args.seed.is_some() && args.to == Some(DrillTarget::Newest) {

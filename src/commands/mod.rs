@@ -336,6 +336,39 @@ impl App {
         }
     }
 
+    /// Loads the topology; with the name of a repository as if that one were each cluster's only one. Clusters that do not use it have none then.
+    ///
+    /// # Errors
+    /// As [`App::herd`]; when none of the clusters that were asked for uses it.
+    pub fn herd_with_repository(&mut self, repository: Option<&str>) -> Result<Herd, Failure> {
+        let mut herd = self.herd()?;
+        let Some(name) = repository else { return Ok(herd) };
+        let known: std::collections::BTreeSet<String> = self
+            .clusters(&herd)?
+            .iter()
+            .filter_map(|cluster| cluster.backups.as_ref())
+            .flat_map(|backups| backups.repositories().map(|repository| repository.name.clone()))
+            .collect();
+        if !known.contains(name) {
+            let known: Vec<String> = known.into_iter().collect();
+            let error = Error::new(
+                ErrorKind::NotFound,
+                format!("no cluster of {} uses a repository {name}", herd.name),
+            );
+            return Err(match known.as_slice() {
+                [] => error.hint("Declare \"backups\" for a cluster in the topology.").into(),
+                some => error.hint(format!("There are: {}.", some.join(", "))).into(),
+            });
+        }
+        for cluster in &mut herd.clusters {
+            match cluster.with_repository(name) {
+                Some(seen) => *cluster = seen,
+                None => cluster.backups = None,
+            }
+        }
+        Ok(herd)
+    }
+
     /// Returns the clusters that were asked for; without a name those that declare backups, if there are any.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{App, Outcome};
 use crate::error::{Error, Result};
 use crate::host::SILENCE;
-use crate::ops::backup::{self, expire, verify};
+use crate::ops::backup::{self, expire, transfer, verify};
 use crate::ops::drill;
 use crate::ops::dump;
 use crate::ops::kept;
@@ -50,6 +50,9 @@ pub fn run(_args: &NodeArgs, _app: &mut App) -> Outcome {
         }
         NodeRequest::VerifyBackups(request) => {
             reporter.end(&super::block_on(verify::run(&request, &reporter)).flatten());
+        }
+        NodeRequest::CopyBackups(request) => {
+            reporter.end(&super::block_on(transfer::run(&request, &reporter)).flatten());
         }
         NodeRequest::ListWal(request) => reporter.end(&wal::run(&request)),
         NodeRequest::MakeDump(request) => {
@@ -105,6 +108,7 @@ impl Lonely {
             | NodeRequest::CopyForRestore(_)
             | NodeRequest::ExpireBackups(_)
             | NodeRequest::VerifyBackups(_)
+            | NodeRequest::CopyBackups(_)
             | NodeRequest::ListWal(_)
             | NodeRequest::MakeDump(_)
             | NodeRequest::ExpirePause(_)

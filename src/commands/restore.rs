@@ -79,6 +79,9 @@ pub struct RestoreArgs {
     /// The timeline that the target is on, instead of the primary's
     #[arg(long, value_name = "TIMELINE", value_parser = parse_timeline)]
     pub target_timeline: Option<TimelineId>,
+    /// Read this one of the cluster's repositories instead of the first one, which may be lost; to make a copy
+    #[arg(long, value_name = "REPOSITORY", conflicts_with_all = ["in_place", "to_node"])]
+    pub repository: Option<String>,
     /// Begin with this backup
     #[arg(long, value_name = "LABEL")]
     pub backup: Option<Label>,
@@ -170,7 +173,7 @@ pub fn run(args: &RestoreArgs, app: &mut App) -> Outcome {
 }
 
 async fn execute(args: &RestoreArgs, app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let cluster = super::find_cluster(&herd, &args.name)?;
     let wish = Wish {

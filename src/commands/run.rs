@@ -135,9 +135,13 @@ async fn show(app: &mut App, context: &Context, herd: &Herd, job: &Job) -> Outco
         }
         Work::Partitions => "pgherd partition plan",
         Work::Expire => "pgherd backup expire, which shows it and asks",
-        Work::Full | Work::Verify | Work::VerifyFull | Work::DrillRestore | Work::Health | Work::Dump(_) => {
-            "pgherd schedule list"
-        }
+        Work::Full
+        | Work::Verify
+        | Work::VerifyFull
+        | Work::Copy { .. }
+        | Work::DrillRestore
+        | Work::Health
+        | Work::Dump(_) => "pgherd schedule list",
     };
     Err(Error::usage(format!("--dry-run is for maintenance, and {} is none", job.full_name()))
         .hint(format!("See instead: {instead}"))
@@ -246,6 +250,7 @@ async fn work(app: &mut App, context: &Context, herd: &Herd, job: &Job) -> Outco
         Work::Verify => backup_care::verify_scheduled(false, app).await,
         Work::VerifyFull => backup_care::verify_scheduled(true, app).await,
         Work::Expire => backup_care::expire_scheduled(app).await,
+        Work::Copy { to } => backup_care::copy_scheduled(to, app).await,
         Work::DrillRestore => drill::restore_scheduled(app).await,
         Work::Dump(wish) => {
             let interrupt = app.interrupt()?;
@@ -288,6 +293,7 @@ async fn maintenance(app: &mut App, context: &Context, herd: &Herd, job: &Job, m
         | Work::Verify
         | Work::VerifyFull
         | Work::Expire
+        | Work::Copy { .. }
         | Work::DrillRestore
         | Work::Health
         | Work::Partitions

@@ -41,7 +41,11 @@ enum Verb {
 ///
 /// Example: pgherd wal list --cluster inventory
 #[derive(Debug, clap::Args)]
-struct ListArgs {}
+struct ListArgs {
+    /// In this one of the cluster's repositories; the first one if it is not said
+    #[arg(long, value_name = "REPOSITORY")]
+    repository: Option<String>,
+}
 
 /// Store a WAL file in the archive; PostgreSQL's archive_command
 ///
@@ -113,7 +117,7 @@ struct AheadArgs {
 
 pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
     match &args.verb {
-        Verb::List(ListArgs {}) => super::block_on(list(app))?,
+        Verb::List(args) => super::block_on(list(args, app))?,
         Verb::Push(args) => push(args, app),
         Verb::Fetch(args) => fetch(args, app),
         Verb::Ahead(args) => {
@@ -123,8 +127,8 @@ pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
     }
 }
 
-async fn list(app: &mut App) -> Outcome {
-    let herd = app.herd()?;
+async fn list(args: &ListArgs, app: &mut App) -> Outcome {
+    let herd = app.herd_with_repository(args.repository.as_deref())?;
     let context = app.context()?;
     let mut clusters = app.clusters(&herd)?;
     if app.globals.cluster.is_none() && clusters.iter().any(|cluster| cluster.backups.is_some()) {

@@ -16,24 +16,108 @@ const CATALOGS: Duration = Duration::from_secs(600);
 /// How long a checkpoint may take.
 const CHECKPOINT: Duration = Duration::from_secs(1800);
 
+/// The name of a session that may ask for a promotion.
+const ASKS: &str = "pgherd-promote";
+/// SQLSTATE of what comes too late: object_not_in_prerequisite_state.
+const TOO_LATE: &str = "55000";
+/// How long a session of that name may take to end once it is told to.
+const LETS_GO: Duration = Duration::from_secs(10);
+
 /// Asks a server in recovery to end it, and waits for up to `limit`; tells whether it has. Also one that is paused at its target
 /// ends (`recoveryPausesHere` in `xlogrecovery.c`).
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn promote(conn: &Conn, limit: Duration) -> Result<bool, DbError> {
-    const WHAT: &str = "promote";
+    // By it `recovery` finds a session whose client is gone and that has still to read what it was sent.
+    conn.batch("say who asks", &format!("SET application_name = '{ASKS}'")).await?;
     conn.set_deadline(limit + Duration::from_secs(5)).await?;
     // Its own wait looks every 100 ms (`pg_promote` in `xlogfuncs.c`), and clients wait as long.
-    conn.query_one(WHAT, "SELECT pg_promote(false)", &[]).await?;
+    conn.query_one("promote", "SELECT pg_promote(false)", &[]).await?;
+    ended(conn, limit).await
+}
+
+/// Waits for up to `limit` until a server has ended its recovery; tells whether it has.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn ended(conn: &Conn, limit: Duration) -> Result<bool, DbError> {
+    const WHAT: &str = "see whether its recovery has ended";
     let begun = Instant::now();
     loop {
-        let row = conn.query_one(WHAT, "SELECT NOT pg_is_in_recovery() AS promoted", &[]).await?;
-        if conn.field(WHAT, &row, "promoted")? {
+        let row = conn.query_one(WHAT, "SELECT NOT pg_is_in_recovery() AS ended", &[]).await?;
+        if conn.field(WHAT, &row, "ended")? {
             return Ok(true);
         }
         if begun.elapsed() >= limit {
             return Ok(false);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Whether a server recovers, and whether it will go on doing so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    Ended,
+    /// Somebody has asked it to end it, and it will.
+    Asked,
+    /// Nobody has, and no session is left that could still read such a request of ours.
+    Unasked,
+}
+
+/// Tells whether a server has been asked to end its recovery: `pg_is_in_recovery` says that it recovers for as long as the end takes, seconds
+/// on a busy machine. Ends the sessions of those who asked and may not have been heard yet.
+///
+/// The request is a file until the startup process takes it (`CheckPromoteSignal` in `xlogrecovery.c`); from then on replay can be neither paused nor resumed
+/// (`PromoteIsTriggered` in `pg_wal_replay_pause` and `pg_wal_replay_resume`).
+///
+/// # Errors
+/// [`DbError`]; [`DbError::Unexpected`] when such a session does not end.
+pub async fn recovery(conn: &Conn) -> Result<Recovery, DbError> {
+    const WHAT: &str = "see whether its recovery is to end";
+    // Of what is asked here what is not so changes nothing: who does not pause is resumed, who pauses is paused.
+    const CHANGES_NOTHING: &str = "SELECT CASE pg_get_wal_replay_pause_state() WHEN 'not paused' THEN pg_wal_replay_resume()
+                                                                               ELSE pg_wal_replay_pause() END";
+    end_who_asks(conn).await?;
+    // Between the removal of the file and what follows it the startup process can be caught once.
+    for _ in 0..2 {
+        let row = conn
+            .query_one(
+                WHAT,
+                "SELECT pg_is_in_recovery() AS recovers, (pg_stat_file('promote', true)).size IS NOT NULL AS asked",
+                &[],
+            )
+            .await?;
+        if !conn.field::<bool>(WHAT, &row, "recovers")? {
+            return Ok(Recovery::Ended);
+        }
+        if conn.field(WHAT, &row, "asked")? {
+            return Ok(Recovery::Asked);
+        }
+        match conn.batch(WHAT, CHANGES_NOTHING).await {
+            Ok(()) => {}
+            Err(error) if error.is_state(TOO_LATE) => return Ok(Recovery::Asked),
+            Err(error) => return Err(error),
+        }
+        sleep(LOOK).await;
+    }
+    Ok(Recovery::Unasked)
+}
+
+async fn end_who_asks(conn: &Conn) -> Result<(), DbError> {
+    const WHAT: &str = "end who asks for a promotion";
+    const OTHERS: &str = "FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()";
+    let begun = Instant::now();
+    loop {
+        let left = conn
+            .query(WHAT, &format!("SELECT pg_terminate_backend(pid) {OTHERS}"), &[(&ASKS, Type::TEXT)])
+            .await?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() >= LETS_GO {
+            return Err(conn.unexpected(WHAT, format!("{} sessions that do not end", left.len())));
         }
         sleep(LOOK).await;
     }

@@ -33,6 +33,8 @@ const MARGIN: Duration = Duration::from_secs(30);
 const UNREADABLE: Duration = Duration::from_secs(24 * 3600);
 /// A cluster with one system identifier makes one backup at a time.
 const BACKUP: &str = "backup";
+/// And into one repository one process copies what another one holds of it.
+const COPY: &str = "copy";
 
 /// What somebody does with what a lease names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,8 @@ pub enum Purpose {
     Verify,
     /// Removes what it names.
     Expire,
+    /// Copies what it names into this repository, or from it into another one.
+    Copy,
 }
 
 /// A lease as it is stored: a sealed document.
@@ -202,7 +206,7 @@ impl Held {
         for found in read_all(repo, keys).await? {
             let of_the_dead = found.lease.as_ref().is_ok_and(Lease::is_of_the_dead);
             // What a killed process of this machine has left; the lease of a backup is taken over by the next backup.
-            if of_the_dead && found.key != keys.lease(BACKUP) {
+            if of_the_dead && ![BACKUP, COPY].map(|name| keys.lease(name)).contains(&found.key) {
                 repo.remove(&found.key).await?;
             } else if found.lives(now) {
                 living.push(found);
@@ -227,18 +231,31 @@ impl Held {
     /// # Errors
     /// [`ErrorKind::Locked`] while another process makes one, otherwise as the repository fails.
     pub async fn take_for_backup(repo: &SharedRepo, keys: &SystemKeys, label: Label) -> Result<Self> {
-        let lease = Lease::new(Purpose::Backup, vec![label])?;
-        let key = keys.lease(BACKUP);
+        Self::take_alone(repo, keys, BACKUP, Lease::new(Purpose::Backup, vec![label])?).await
+    }
+
+    /// Takes the one lease under which backups are copied into this repository.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] while another process copies, otherwise as the repository fails.
+    pub async fn take_for_copy(repo: &SharedRepo, keys: &SystemKeys, labels: Vec<Label>) -> Result<Self> {
+        Self::take_alone(repo, keys, COPY, Lease::new(Purpose::Copy, labels)?).await
+    }
+
+    async fn take_alone(repo: &SharedRepo, keys: &SystemKeys, name: &str, lease: Lease) -> Result<Self> {
+        let key = keys.lease(name);
         let bytes = seal::write_document(&lease);
         let put = match repo.read_versioned(&key).await? {
             None => repo.create(&key, &bytes).await?,
             Some((found, version)) => match seal::read_document::<Lease>(&found) {
-                Ok(other) if other.lives(Timestamp::now()) => return Err(busy(keys, &other)),
+                Ok(other) if other.lives(Timestamp::now()) => return Err(busy(keys, name, &other)),
                 Ok(_) => repo.replace_if(&key, &bytes, &version).await?,
                 Err(error) => {
                     return Err(Error::new(ErrorKind::Locked, format!("cannot read the lease {key}"))
                         .detail(format!("{error}."))
-                        .hint("If no backup of this cluster runs on any machine, remove that file from the repository."));
+                        .hint(format!(
+                            "If no {name} of this cluster runs on any machine, remove that file from the repository."
+                        )));
                 }
             },
         };
@@ -246,7 +263,7 @@ impl Held {
             Put::Stored => Ok(Self::hold(repo, key, lease)),
             Put::Refused => Err(Error::new(
                 ErrorKind::Locked,
-                format!("another backup of cluster {} began in this moment", keys.cluster()),
+                format!("another {name} of cluster {} began in this moment", keys.cluster()),
             )
             .hint("See it: pgherd backup list")),
         }
@@ -363,10 +380,14 @@ fn signed(span: Duration) -> SignedDuration {
     SignedDuration::try_from(span).expect("a day at most")
 }
 
-fn busy(keys: &SystemKeys, lease: &Lease) -> Error {
+fn busy(keys: &SystemKeys, name: &str, lease: &Lease) -> Error {
     let label = lease.labels.first().map(|label| format!(" {label}")).unwrap_or_default();
     let since = lease.since.strftime("%Y-%m-%d %H:%M:%S UTC");
-    Error::new(ErrorKind::Locked, format!("cluster {} is making the backup{label}", keys.cluster()))
+    let what = match name {
+        COPY => format!("backups of cluster {} are being copied here", keys.cluster()),
+        _ => format!("cluster {} is making the backup{label}", keys.cluster()),
+    };
+    Error::new(ErrorKind::Locked, what)
         .detail(format!("Begun by {} at {since}.", lease.by))
         .hint("Wait until it has ended; \"pgherd status\" shows how far it is.")
 }

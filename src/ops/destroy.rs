@@ -3,6 +3,7 @@
 //! Needs no topology file: what has left the file can still be removed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -563,15 +564,17 @@ pub fn cluster_of(input: &serde_json::Value) -> Option<Cluster> {
 
 /// What a profile knows of backups: where they are. Nothing is kept or removed by the rest.
 fn archived(archive: &Archive) -> Backups {
+    let mut repositories = archive.repositories().map(|known| Repository {
+        access: known.access.is_some(),
+        name: known.repository,
+        url: known.url,
+        // What it takes to open it is on the host already.
+        s3: None,
+        keys: Vec::new(),
+    });
     Backups {
-        repository: Repository {
-            name: archive.repository.clone(),
-            url: archive.url.clone(),
-            access: archive.access.is_some(),
-            // What it takes to open it is on the host already.
-            s3: None,
-            keys: Vec::new(),
-        },
+        repository: repositories.next().expect("the archive itself is the first"),
+        copies: repositories.collect(),
         from: BackupSource::Standby,
         window: None,
         keep_full: None,
@@ -694,21 +697,26 @@ async fn remove_program(world: &World, host: &str) -> Result<Gone> {
     Ok(Gone::default())
 }
 
-/// Removes what it took to open the repository, unless another cluster on the host needs it.
+/// Removes what it took to open the repositories, unless another cluster on the host needs it.
 async fn forget_access(world: &World, door: &dyn host::Host, places: &Places) -> Result<()> {
-    let repository = world.cluster.backups.as_ref().map(|backups| &backups.repository);
-    let Some(file) = repository.and_then(|repository| places.access(repository)) else { return Ok(()) };
-    let others = observe::profiles(door, places).await?;
-    let is_needed = |profile: &Profile| {
-        profile.archive.as_ref().is_some_and(|archive| archive.access.as_ref() == Some(&file))
-    };
-    if others.iter().any(is_needed) {
+    let files = world.cluster.backups.iter().flat_map(Backups::repositories);
+    let files: Vec<PathBuf> = files.filter_map(|repository| places.access(repository)).collect();
+    if files.is_empty() {
         return Ok(());
     }
-    door.remove_file(&file).await?;
-    let directory = file.parent().unwrap_or(&file);
-    if door.list(directory).await?.is_some_and(|names| names.is_empty()) {
-        provision::remove_empty(door, directory).await?;
+    let others = observe::profiles(door, places).await?;
+    let needed: BTreeSet<PathBuf> = others
+        .iter()
+        .filter_map(|profile| profile.archive.as_ref())
+        .flat_map(Archive::repositories)
+        .filter_map(|known| known.access)
+        .collect();
+    for file in files.iter().filter(|file| !needed.contains(*file)) {
+        door.remove_file(file).await?;
+        let directory = file.parent().unwrap_or(file);
+        if door.list(directory).await?.is_some_and(|names| names.is_empty()) {
+            provision::remove_empty(door, directory).await?;
+        }
     }
     Ok(())
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::db::promotion::{self, Recovery};
 use crate::db::queries::{self, ServerRole};
-use crate::db::{Conn, promotion};
+use crate::db::{Conn, DbError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Command;
 use crate::ops::apply;
@@ -290,16 +291,31 @@ impl World {
         }
     }
 
-    /// Looks whether the candidate is primary, on a timeline that comes from the old one.
+    /// Looks whether the candidate is primary, on a timeline that comes from the old one. Waits for a promotion that is on its way.
     ///
     /// # Errors
     /// When it does not answer.
     pub async fn look_promoted(&self, node: &str) -> Result<Look> {
         let site = self.site(node)?;
-        let facts = queries::server_facts(&connect(&site).await?).await?;
-        if matches!(facts.role, ServerRole::Standby { .. }) {
-            return Ok(Look::Standby);
+        self.look_whether_promoted(&site, &connect(&site).await?).await
+    }
+
+    async fn look_whether_promoted(&self, site: &Site<'_>, conn: &Conn) -> Result<Look> {
+        match promotion::recovery(conn).await? {
+            Recovery::Unasked => return Ok(Look::Standby),
+            Recovery::Ended => {}
+            Recovery::Asked => {
+                if !promotion::ended(conn, PROMOTE).await? {
+                    let why = format!(
+                        "{} was asked to end its recovery and has not in {} s",
+                        site.name(),
+                        PROMOTE.as_secs()
+                    );
+                    return Ok(Look::Strange { why });
+                }
+            }
         }
+        let facts = queries::server_facts(conn).await?;
         if facts.timeline <= self.input.timeline {
             return Ok(Look::Strange {
                 why: format!(
@@ -310,7 +326,7 @@ impl World {
                 ),
             });
         }
-        let begins = provision::timeline_begins(&site, facts.timeline).await?;
+        let begins = provision::timeline_begins(site, facts.timeline).await?;
         Ok(Look::Primary(Promoted { timeline: facts.timeline, begins }))
     }
 
@@ -433,34 +449,54 @@ impl World {
         Ok((nodes, milliseconds))
     }
 
-    /// Starts the candidate anew as the standby that it was: a promotion that it was asked for may still be on its way, and a server
-    /// forgets it when it starts (`RemovePromoteSignalFiles` in `xlog.c`).
+    /// Sees that the candidate is the standby that it was, and that nobody's request to end that is on its way.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] when it cannot be told that it has not been promoted.
+    /// [`ErrorKind::Refused`] when it has been promoted, will be, or it cannot be told.
     pub async fn no_longer_asked(&self, node: &str) -> Result<()> {
         let site = self.site(node)?;
-        provision::stop(&site).await?;
-        self.not_promoted(&site).await?;
-        provision::start(&site).await
+        let conn = match site.connect().await {
+            Ok(conn) => conn,
+            Err(DbError::NotListening { .. }) => return self.not_promoted(&site).await,
+            Err(error) => return Err(error.into()),
+        };
+        let why = match self.look_whether_promoted(&site, &conn).await? {
+            Look::Standby => return Ok(()),
+            Look::Primary(Promoted { timeline, .. }) => format!("It is primary on timeline {timeline}."),
+            Look::Strange { why } => format!("{why}."),
+        };
+        Err(Error::refused(format!("{} has been promoted", site.name())).detail(why))
     }
 
-    /// Sees that a candidate that does not run ended as a standby on the old timeline.
+    /// Sees that a candidate that does not run ended as a standby on the old timeline, and starts as one.
+    ///
+    /// A server that is stopped in the last steps of its promotion has lost the file that makes it a standby, and its pg_control still says
+    /// what it said before (`StartupXLOG` in `xlog.c`): it would start as a primary on the old timeline.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] when its pg_control says otherwise.
+    /// [`ErrorKind::Refused`] when its files say otherwise.
     pub async fn not_promoted(&self, candidate: &Site<'_>) -> Result<()> {
+        let refused = |why: String| {
+            Error::refused(format!("cannot tell that {} has not been promoted", candidate.name()))
+                .detail(format!("It does not run, and {why}."))
+        };
         let control = provision::control_file(candidate).await?;
-        if control.state == ClusterState::ShutDownInRecovery
-            && control.checkpoint_timeline == self.input.timeline
+        if control.state != ClusterState::ShutDownInRecovery
+            || control.checkpoint_timeline != self.input.timeline
         {
-            return Ok(());
-        }
-        Err(Error::refused(format!("cannot tell that {} has not been promoted", candidate.name())).detail(
-            format!(
-                "It does not run, and its pg_control says that it is {} on timeline {}.",
+            return Err(refused(format!(
+                "its pg_control says that it is {} on timeline {}",
                 control.state, control.checkpoint_timeline
-            ),
-        ))
+            )));
+        }
+        let signal = signal(candidate);
+        let found = candidate.host().stat(&signal).await;
+        let found = found.map_err(|error| {
+            Error::failed(format!("could not look at {}", signal.display())).source(error)
+        })?;
+        if found.is_none() {
+            return Err(refused(format!("it has no {}: a promotion had begun", signal.display())));
+        }
+        Ok(())
     }
 }

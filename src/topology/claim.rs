@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::pg::system::SystemIdentifier;
-use crate::topology::model::Cluster;
+use crate::topology::model::{Backups, Cluster, Repository};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
 
@@ -160,18 +160,45 @@ pub struct Archive {
     /// The directory that holds one directory a node, for what is on its way between node and repository. Without it nothing is stored ahead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool: Option<PathBuf>,
+    /// Further repositories that its WAL goes to as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<ArchiveCopy>,
+}
+
+/// A further repository of a node's WAL; as [`Archive`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArchiveCopy {
+    pub repository: String,
+    pub url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<PathBuf>,
 }
 
 impl Archive {
     /// Says where the WAL of a cluster's nodes goes, on a host with these places.
     pub fn of(cluster: &Cluster, places: &Places) -> Option<Self> {
-        let repository = &cluster.backups.as_ref()?.repository;
-        Some(Self {
+        let Backups { repository, copies, .. } = cluster.backups.as_ref()?;
+        let copy = |repository: &Repository| ArchiveCopy {
             repository: repository.name.clone(),
             url: repository.url.clone(),
             access: places.access(repository),
+        };
+        let ArchiveCopy { repository, url, access } = copy(repository);
+        Some(Self {
+            repository,
+            url,
+            access,
             spool: Some(places.spools()),
+            copies: copies.iter().map(copy).collect(),
         })
+    }
+
+    /// Returns every repository, the first one first.
+    pub fn repositories(&self) -> impl Iterator<Item = ArchiveCopy> {
+        let Self { repository, url, access, copies, .. } = self;
+        let first = ArchiveCopy { repository: repository.clone(), url: url.clone(), access: access.clone() };
+        std::iter::once(first).chain(copies.iter().cloned())
     }
 }
 

@@ -32,6 +32,10 @@ pub enum Work {
     VerifyFull,
     /// Removes the backups that no rule keeps.
     Expire,
+    /// Copies backups and WAL into another repository of the cluster.
+    Copy {
+        to: String,
+    },
     /// Restores a copy on scratch and proves it.
     DrillRestore,
     /// Judges the herd.
@@ -142,6 +146,7 @@ impl Work {
             Self::Verify => "verify backups and WAL, chunks by chance",
             Self::VerifyFull => "verify every byte of backups and WAL",
             Self::Expire => "expire backups and WAL",
+            Self::Copy { .. } => "copy backups and WAL into another repository",
             Self::DrillRestore => "restore drill",
             Self::Health => "judge the herd",
             Self::Partitions => "make partitions ahead of time, let old ones go",

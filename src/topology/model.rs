@@ -517,7 +517,11 @@ pub struct Objective {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backups {
+    /// Holds the lock and the primary record as well.
     pub repository: Repository,
+    /// Further ones, in the order of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<Repository>,
     pub from: BackupSource,
     pub window: Option<Duration>,
     pub keep_full: Option<u32>,
@@ -573,6 +577,13 @@ pub struct Assertion {
     pub sql: String,
 }
 
+impl Backups {
+    /// Returns every repository of the cluster, the first one first.
+    pub fn repositories(&self) -> impl Iterator<Item = &Repository> {
+        std::iter::once(&self.repository).chain(&self.copies)
+    }
+}
+
 impl Repository {
     /// Returns the directory of the repository; `None` if it is in a bucket.
     pub fn directory(&self) -> Option<&Path> {
@@ -602,6 +613,14 @@ impl Herd {
 }
 
 impl Cluster {
+    /// Returns it as if this one of its repositories were the only one; `None` if it has none of that name.
+    pub fn with_repository(&self, name: &str) -> Option<Self> {
+        let backups = self.backups.as_ref()?;
+        let repository = backups.repositories().find(|repository| repository.name == name)?.clone();
+        let backups = Backups { repository, copies: Vec::new(), ..backups.clone() };
+        Some(Self { backups: Some(backups), ..self.clone() })
+    }
+
     /// Returns the names of the hosts that run a PgBouncer for it.
     pub fn pooler_hosts(&self) -> impl Iterator<Item = &String> {
         self.poolers.iter().flat_map(|poolers| &poolers.hosts)

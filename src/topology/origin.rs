@@ -249,6 +249,9 @@ impl List<'_> {
         };
         let Repository { name, url, s3: _, keys: _, access: _ } = &backups.repository;
         self.add(&["backups", "repository"], format!("{name} ({url})"));
+        for Repository { name, url, s3: _, keys: _, access: _ } in &backups.copies {
+            self.add(&["backups", "copies", name], url);
+        }
         let from = match backups.from {
             BackupSource::Standby => "standby",
             BackupSource::Primary => "primary",
@@ -322,6 +325,10 @@ impl List<'_> {
             Work::DrillRestore => self.add(&["drills", "restore", "when"], when),
             Work::Full | Work::Verify | Work::VerifyFull | Work::Expire => {
                 self.add(&["backups", &job.name], when);
+            }
+            Work::Copy { to } => {
+                self.add(&["backups", "copies", to, "when"], when);
+                self.add(&["backups", "copies", to, "timeout"], written(job.timeout));
             }
             // It is of no cluster.
             Work::Health => {}

@@ -447,6 +447,8 @@ record! {
     Backups {
         /// Name of the repository that holds them.
         repository: Text = "repository",
+        /// Further repositories, in another region above all: every node's WAL goes there as well, and backups are copied there.
+        copies: Named<BackupCopy> = "copies",
         /// Where a backup is read: "standby" where there is one, or "primary".
         from: BackupSource = "from",
         /// Keep what it takes to restore any second of this span of time before now.
@@ -464,6 +466,17 @@ record! {
         verify_full: Schedule = "verify-full",
         /// When backups and WAL that no rule keeps are removed.
         expire: Schedule = "expire",
+    }
+}
+
+record! {
+    /// A further repository of a cluster.
+    BackupCopy {
+        /// When the backups that it lacks are copied there, with the WAL that they need: "daily 05:00".
+        when: Schedule = "when",
+        /// After this long a copy ends; the next one goes on. A day if it is not said.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        timeout: Duration = "timeout",
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Format, Tone, Ui, Verbosity};
 use crate::ops::backup::expire::Expired;
 use crate::ops::backup::pin::Before;
 use crate::ops::backup::retention::{Fate, State, Tally, Verdict as Fated, WalVerdict};
+use crate::ops::backup::transfer::Transferred;
 use crate::ops::backup::verify::{Beside, BesideVerified, LostSpan, Problem, ProblemKind, Verdict, Verified};
 use crate::ops::node::{Progress, VerifyDepth};
 use crate::repo::layout::Label;
@@ -346,6 +347,37 @@ pub fn print_removed(ui: &mut Ui, herd: &str, expired: &Expired) {
     }
     for label in &expired.spared {
         ui.message(format!("WARNING:  {label} stays: somebody began to use it, or a rule keeps it by now"));
+    }
+}
+
+// ---- copy --------------------------------------------------------------------------------------------------------------
+
+/// Says what was copied from one repository into another one.
+pub fn print_transferred(ui: &mut Ui, herd: &str, transferred: &Transferred) {
+    if ui.format == Format::Json {
+        ui.json_line("backups_copied", transferred);
+        return;
+    }
+    let of = format!("{herd}/{}", transferred.cluster);
+    for backup in &transferred.backups {
+        let taken_over = match backup.taken_over {
+            ByteCount(0) => String::new(),
+            bytes => format!(", {bytes} of it were there from an interrupted copy"),
+        };
+        ui.remark(format!("{of}   {} copied, {}{taken_over}", backup.label, backup.stored));
+    }
+    ui.remark(format!(
+        "{of}   {} backups, {} WAL files and {} exports copied, {} in {:.1} s; {} were there",
+        transferred.backups.len(),
+        transferred.wal,
+        transferred.exports,
+        transferred.stored,
+        transferred.seconds,
+        transferred.there
+    ));
+    ui.remark(format!("{:indent$}   {} → {}", "", transferred.from, transferred.to, indent = of.len()));
+    for backup in &transferred.left {
+        ui.message(format!("WARNING:  {} was left out: {}", backup.label, backup.why));
     }
 }
 

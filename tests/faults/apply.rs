@@ -1343,6 +1343,18 @@ fn cases_of(kind: Kind, clean: &Ran) -> Vec<Case> {
     calls.chain(records).map(|fault| Case { kind, fault }).collect()
 }
 
+/// Adds what befalls the request for a promotion itself to a sample: what is not known of it may have made a primary.
+fn with_the_request(all: &[Case], mut chosen: Vec<Case>, clean: &Ran) -> Vec<Case> {
+    let asks =
+        |case: &&Case| matches!(case.fault, Fault::Call(at, _) if clean.calls[at].ends_with(": sql promote"));
+    for case in all.iter().filter(asks) {
+        if !chosen.contains(case) {
+            chosen.push(*case);
+        }
+    }
+    chosen
+}
+
 /// What came of the cases of one kind.
 #[derive(Debug, Default)]
 struct Tally {
@@ -1428,7 +1440,10 @@ fn run_kind(kind: Kind, benches: &mut [Bench], choice: &Choice) -> Tally {
             (tally.calls, tally.records) = (ran.calls.len(), ran.records);
             tally.add(&clean, &ran);
             let all = cases_of(kind, &ran);
-            if let Choice::Some(count, seed) = choice { sample(all, *count, *seed) } else { all }
+            match choice {
+                Choice::Some(count, seed) => with_the_request(&all, sample(all.clone(), *count, *seed), &ran),
+                Choice::All | Choice::These(_) => all,
+            }
         }
     };
     let total = cases.len();

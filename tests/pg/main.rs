@@ -48,6 +48,7 @@ mod pooler;
 mod pooler_newer;
 mod pooler_routes;
 mod pooler_verb;
+mod promotion;
 mod queries;
 mod rejoin;
 mod repository_lock;

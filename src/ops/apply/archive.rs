@@ -21,7 +21,7 @@ use crate::ops::binary::{self, Build, Installed};
 use crate::ops::builds::{self, Copy};
 use crate::ops::node::{self, NodeDoor};
 use crate::ops::observe::{self, Doors};
-use crate::ops::plan::{AccessSeen, ArchiveHost, ArchiveSeen, RecordSeen, RepositorySeen, SHARE};
+use crate::ops::plan::{AccessSeen, ArchiveHost, ArchiveSeen, Reached, RecordSeen, RepositorySeen, SHARE};
 use crate::ops::provision::{self, Site};
 use crate::ops::shelf::Shelf;
 use crate::pg::lsn::Lsn;
@@ -55,13 +55,17 @@ pub(super) async fn look(
     let mut hosts = BTreeMap::new();
     for name in cluster.nodes.iter().map(|node| &node.host).collect::<BTreeSet<_>>() {
         let host = doors.host(name);
-        let access = access::look(doors, name, &backups.repository).await?;
-        let repository = match access {
-            AccessSeen::Missing => RepositorySeen::NoAccess,
-            AccessSeen::NotNeeded | AccessSeen::Right | AccessSeen::Differs => {
-                repository::look(doors, cluster, name, build).await
-            }
-        };
+        let mut repositories = Vec::new();
+        for declared in backups.repositories() {
+            let access = access::look(doors, name, declared).await?;
+            let repository = match access {
+                AccessSeen::Missing => RepositorySeen::NoAccess,
+                AccessSeen::NotNeeded | AccessSeen::Right | AccessSeen::Differs => {
+                    repository::look(doors, cluster, name, declared, build).await
+                }
+            };
+            repositories.push(Reached { access, repository });
+        }
         let installed = binary::look(host, doors.places(name)).await?;
         let asker = Asker { host, places: doors.places(name), store, own: None };
         // What cannot be told may be needed.
@@ -69,10 +73,10 @@ pub(super) async fn look(
             tracing::warn!(%error, host = name, "older copies of pgherd are left alone");
             Vec::new()
         });
-        hosts.insert(name.clone(), ArchiveHost { installed, older, access, repository });
+        hosts.insert(name.clone(), ArchiveHost { installed, older, repositories });
     }
     let on = &cluster.preferred().host;
-    let reachable = hosts.get(on).is_none_or(|at| at.repository != RepositorySeen::NoAccess);
+    let reachable = hosts.get(on).is_none_or(|at| at.repositories[0].repository != RepositorySeen::NoAccess);
     let primary = match reachable {
         true => look_at_record(doors, on, cluster, &backups.repository, build).await,
         false => RecordSeen::Missing,

@@ -17,17 +17,20 @@ use crate::pg::system::SystemIdentifier;
 use crate::repo::about::About;
 use crate::repo::layout::{self, ClusterKeys};
 use crate::repo::{RepoErrorKind, SharedRepo, dir};
-use crate::topology::model::{Cluster, Repository};
+use crate::topology::model::{Backups, Cluster, Repository};
 
 /// What a repository in a directory has for itself beside its objects.
 const OWN: [&str; 2] = [dir::UNFINISHED, dir::LOCK];
 
-/// Looks at the repository of a cluster that declares one, from a host that is given access to it.
-pub(super) async fn look(doors: &Doors, cluster: &Cluster, name: &str, build: &Build) -> RepositorySeen {
-    let Some(backups) = &cluster.backups else {
-        return RepositorySeen::Unknown { why: "none is declared".to_owned() };
-    };
-    let (repository, host) = (&backups.repository, doors.host(name));
+/// Looks at a repository of a cluster from a host that is given access to it.
+pub(super) async fn look(
+    doors: &Doors,
+    cluster: &Cluster,
+    name: &str,
+    repository: &Repository,
+    build: &Build,
+) -> RepositorySeen {
+    let host = doors.host(name);
     let Some(directory) = repository.directory() else {
         return look_into_bucket(doors, cluster, name, repository, build).await;
     };
@@ -274,8 +277,9 @@ fn beside(world: &World, directory: &Path) -> PathBuf {
 pub(super) fn declared<'a>(world: &'a World, name: &str) -> Result<&'a Repository> {
     let backups = world.input.cluster.backups.as_ref();
     backups
-        .map(|backups| &backups.repository)
-        .filter(|repository| repository.name == name)
+        .into_iter()
+        .flat_map(Backups::repositories)
+        .find(|repository| repository.name == name)
         .ok_or_else(|| Error::failed(format!("the operation knows no repository {name:?}")))
 }
 

@@ -8,19 +8,20 @@ use serde::de::DeserializeOwned;
 
 use super::expire::Expired;
 use super::pin::{self, Before};
+use super::transfer::Transferred;
 use super::verify::Verified;
 use crate::engine::interrupt::Interrupt;
 use crate::engine::record::Actor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
 use crate::ops::node::{
-    self, Agreed, ExpireBackups, ExportsKept, NodeDoor, NodeRequest, Priority, Progress, VerifyBackups,
-    VerifyDepth,
+    self, Agreed, CopyBackups, ExpireBackups, ExportsKept, NodeDoor, NodeRequest, Priority, Progress,
+    VerifyBackups, VerifyDepth,
 };
 use crate::ops::observe::Doors;
 use crate::pg::system::SystemIdentifier;
 use crate::repo::layout::{ClusterKeys, Label};
-use crate::topology::model::{Backups, Cluster};
+use crate::topology::model::{Backups, Cluster, Repository};
 use crate::topology::places::Places;
 
 /// Where progress goes.
@@ -41,6 +42,17 @@ pub struct VerifyWish {
     pub labels: Vec<Label>,
     pub depth: VerifyDepth,
     pub seed: u64,
+    /// 0: as many as there are cores.
+    pub workers: u32,
+    pub priority: Priority,
+}
+
+/// What a copy is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyWish<'a> {
+    pub to: &'a Repository,
+    /// Empty: all that are not there.
+    pub labels: &'a [Label],
     /// 0: as many as there are cores.
     pub workers: u32,
     pub priority: Priority,
@@ -89,6 +101,22 @@ impl<'a> Way<'a> {
         });
         let detail = "What was removed by then is removed whole. The next run goes on.";
         self.call(&request, Priority::Normal, hear, interrupt, detail).await
+    }
+
+    /// Copies what this repository holds into another one of the cluster.
+    ///
+    /// # Errors
+    /// As [`super::transfer::run`]; [`ErrorKind::Interrupted`] on request.
+    pub async fn copy(&self, wish: &CopyWish<'_>, hear: Hear, interrupt: &Interrupt) -> Result<Transferred> {
+        let request = NodeRequest::CopyBackups(CopyBackups {
+            from: self.door.location(&self.backups.repository),
+            to: self.door.location(wish.to),
+            cluster: self.cluster.name.clone(),
+            labels: wish.labels.to_vec(),
+            workers: wish.workers,
+        });
+        let detail = "What was copied by then is taken over by the next copy.";
+        self.call(&request, wish.priority, hear, interrupt, detail).await
     }
 
     /// Verifies.

@@ -393,6 +393,7 @@ pub(super) async fn uses(repo: &SharedRepo, keys: &SystemKeys, now: Timestamp) -
                 Purpose::Backup => "a backup",
                 Purpose::Restore => "a restore",
                 Purpose::Verify => "a verification",
+                Purpose::Copy => "a copy",
                 Purpose::Expire => return None,
             };
             Some(Use { labels: Some(lease.labels), who: format!("{what} by {}", lease.by) })

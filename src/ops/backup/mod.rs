@@ -1,7 +1,7 @@
 //! Backups: made from a running cluster, listed, shown, pinned, expired, verified.
 //!
 //! `create` is the controller's side, who has the server's session; `copy` is the node's side, who reads the data directory. `care` is the
-//! controller's side of `expire`, `pin` and `verify`.
+//! controller's side of `expire`, `pin`, `verify`, and of `transfer` from one repository into another.
 
 pub mod care;
 mod chunk;
@@ -12,6 +12,7 @@ mod holdings;
 pub mod list;
 pub mod pin;
 pub mod retention;
+pub mod transfer;
 #[cfg(test)]
 mod trial;
 pub mod verify;

@@ -72,7 +72,7 @@ pub(super) fn stages(
     }
     let ready = FailStep::Ready { node: input.to.clone() };
     let text = "has replayed everything, and may be promoted";
-    stages.push(vec![step(Sign::Look, new.clone(), text, "restart as the standby that it was", ready)]);
+    stages.push(vec![step(Sign::Look, new.clone(), text, "see that nobody asked it to", ready)]);
     let asked = FailStep::Hook { point: Point::BeforePromote };
     stages.push(hook::planned(cluster, Point::BeforePromote, NOTHING, asked).into_iter().collect());
     let promote = FailStep::Promote { node: input.to.clone() };

@@ -70,6 +70,8 @@ pub enum NodeRequest {
     ExportPartition(Box<ExportPartition>),
     /// Brings the rows of a partition back into a table of their own; answered by `ops::partition::BroughtBack`.
     RestorePartition(Box<RestorePartition>),
+    /// Copies what one repository holds of a cluster into another one; answered by `ops::backup::transfer::Transferred`.
+    CopyBackups(CopyBackups),
     /// Lists the partitions whose rows are stored; answered by a list of [`crate::repo::export::ExportManifest`].
     ListExports { repository: Location, cluster: String },
 }
@@ -179,6 +181,19 @@ pub struct OnPoolers {
 pub struct LookAtKept {
     pub repository: Location,
     pub cluster: String,
+}
+
+/// Copies backups, the WAL that they need, and exports from one repository into another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyBackups {
+    pub from: Location,
+    pub to: Location,
+    pub cluster: String,
+    /// Empty: all that are not there.
+    pub labels: Vec<Label>,
+    /// 0: as many as there are cores.
+    pub workers: u32,
 }
 
 /// Makes a dump on the host of the primary.
@@ -559,6 +574,7 @@ impl NodeRequest {
             | Self::CopyForRestore(_)
             | Self::ExpireBackups(_)
             | Self::VerifyBackups(_)
+            | Self::CopyBackups(_)
             | Self::MakeDump(_)
             | Self::ExpirePause(_)
             | Self::OnPoolers(_)

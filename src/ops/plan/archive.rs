@@ -6,7 +6,7 @@ use crate::ops::builds::Copy;
 use crate::ops::observe::{Files, NodeObserved};
 use crate::ops::plan::step::{ApplyStep, FileChange, PlannedStep, Sign};
 use crate::ops::plan::{
-    AccessSeen, ArchiveHost, ArchiveSeen, ClusterPlan, RecordSeen, RepositorySeen, SHARE, Situation,
+    AccessSeen, ArchiveHost, ArchiveSeen, ClusterPlan, Reached, RecordSeen, RepositorySeen, SHARE, Situation,
 };
 use crate::ops::roles;
 use crate::repo::primary::Primary;
@@ -15,35 +15,51 @@ use crate::topology::declared;
 use crate::topology::model::{Backups, Node, Repository};
 use crate::units::ByteCount;
 
-/// Adds what archiving needs before a server is told of it: on each host the program, then the repository.
+/// Adds what archiving needs before a server is told of it: on each host the program, then the repositories.
 pub(super) fn prepare(situation: &Situation<'_>, plan: &mut ClusterPlan) {
     let Some((seen, backups)) = declared(situation) else { return };
     plan.stages.push(seen.hosts.iter().filter_map(|(host, at)| install(situation, seen, host, at)).collect());
-    plan.stages
-        .push(seen.hosts.iter().filter_map(|(host, at)| access(situation, backups, host, at)).collect());
-    // One host makes the repository, the others see that it is the same one.
-    plan.stages.extend(seen.hosts.iter().filter(|(_, at)| !is_lost(situation, at)).filter_map(
-        |(host, at)| match at.repository {
-            RepositorySeen::Missing { directory } => Some(vec![repository(host, backups, directory)]),
-            // Whoever archives there knows that it is there.
-            RepositorySeen::NoAccess if !is_in_use(situation) => Some(vec![repository(host, backups, false)]),
-            RepositorySeen::NoAccess
-            | RepositorySeen::Ready { .. }
-            | RepositorySeen::Foreign { .. }
-            | RepositorySeen::Overlaps { .. }
-            | RepositorySeen::Unknown { .. } => None,
-        },
-    ));
+    plan.stages.push(
+        reached(seen, backups)
+            .filter_map(|(repository, host, at)| access(situation, repository, host, at))
+            .collect(),
+    );
+    // One host makes a repository, the others see that it is the same one.
+    plan.stages.extend(reached(seen, backups).filter_map(|(declared, host, at)| match at.repository {
+        _ if is_lost(situation, declared, at) => None,
+        RepositorySeen::Missing { directory } => Some(vec![repository(host, declared, directory)]),
+        // Whoever archives there knows that it is there.
+        RepositorySeen::NoAccess if !is_in_use(situation, declared) => {
+            Some(vec![repository(host, declared, false)])
+        }
+        RepositorySeen::NoAccess
+        | RepositorySeen::Ready { .. }
+        | RepositorySeen::Foreign { .. }
+        | RepositorySeen::Overlaps { .. }
+        | RepositorySeen::Unknown { .. } => None,
+    }));
 }
 
 fn declared<'a>(situation: &Situation<'a>) -> Option<(&'a ArchiveSeen, &'a Backups)> {
     situation.archive.zip(situation.cluster.backups.as_ref())
 }
 
+/// Returns each repository with each host and how it is seen there.
+fn reached<'a>(
+    seen: &'a ArchiveSeen,
+    backups: &'a Backups,
+) -> impl Iterator<Item = (&'a Repository, &'a str, &'a Reached)> {
+    backups.repositories().enumerate().flat_map(|(number, repository)| {
+        seen.hosts
+            .iter()
+            .filter_map(move |(host, at)| Some((repository, host.as_str(), at.repositories.get(number)?)))
+    })
+}
+
 /// A repository that nodes archive to and that is not there is not made anew: a disk may only not be mounted.
-fn is_lost(situation: &Situation<'_>, at: &ArchiveHost) -> bool {
+fn is_lost(situation: &Situation<'_>, repository: &Repository, at: &Reached) -> bool {
     match &at.repository {
-        RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. } => is_in_use(situation),
+        RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. } => is_in_use(situation, repository),
         RepositorySeen::NoAccess
         | RepositorySeen::Ready { .. }
         | RepositorySeen::Foreign { .. }
@@ -51,19 +67,25 @@ fn is_lost(situation: &Situation<'_>, at: &ArchiveHost) -> bool {
     }
 }
 
-/// Tells whether a node archives to the declared repository.
-fn is_in_use(situation: &Situation<'_>) -> bool {
-    let known = |node: &NodeObserved| {
-        let there = node.profile.as_ref().and_then(|profile| profile.archive.as_ref());
-        let declared = situation.cluster.backups.as_ref().map(|backups| &backups.repository);
-        there.zip(declared).is_some_and(|(there, declared)| there.url == declared.url)
-    };
-    situation.observed.nodes.iter().any(known)
+/// Tells whether a node archives to a repository.
+fn is_in_use(situation: &Situation<'_>, repository: &Repository) -> bool {
+    let archives = situation
+        .observed
+        .nodes
+        .iter()
+        .filter_map(|node| node.profile.as_ref().and_then(|profile| profile.archive.as_ref()));
+    let mut urls = archives
+        .flat_map(|archive| std::iter::once(&archive.url).chain(archive.copies.iter().map(|copy| &copy.url)));
+    urls.any(|url| *url == repository.url)
 }
 
 /// Brings a host what it takes to open the repository.
-fn access(situation: &Situation<'_>, backups: &Backups, host: &str, at: &ArchiveHost) -> Option<PlannedStep> {
-    let repository = &backups.repository;
+fn access(
+    situation: &Situation<'_>,
+    repository: &Repository,
+    host: &str,
+    at: &Reached,
+) -> Option<PlannedStep> {
     let (sign, existed, reason) = match at.access {
         AccessSeen::NotNeeded | AccessSeen::Right => return None,
         AccessSeen::Missing => (Sign::Create, false, None),
@@ -135,8 +157,7 @@ fn place(repository: &Repository) -> &str {
     repository.url.strip_prefix("file://").unwrap_or(&repository.url)
 }
 
-fn repository(host: &str, backups: &Backups, directory_existed: bool) -> PlannedStep {
-    let repository = &backups.repository;
+fn repository(host: &str, repository: &Repository, directory_existed: bool) -> PlannedStep {
     PlannedStep {
         sign: Sign::Create,
         subject: host.to_owned(),
@@ -232,24 +253,26 @@ fn prune_text(older: &[Copy]) -> String {
     format!("remove {builds} of pgherd ({}, {size})", super::few(&names))
 }
 
-/// Shows that a segment of the primary arrives.
+/// Shows that a segment of the primary arrives in each repository.
 pub(super) fn prove(situation: &Situation<'_>, primary: &Node) -> Option<Vec<PlannedStep>> {
     let (_, backups) = declared(situation)?;
-    Some(vec![PlannedStep {
+    let step = |Repository { name, .. }: &Repository| PlannedStep {
         sign: Sign::Look,
         subject: situation.cluster.full_name(&primary.name),
-        text: format!("switch the WAL segment, see it arrive in repository {}", backups.repository.name),
+        text: format!("switch the WAL segment, see it arrive in repository {name}"),
         reason: None,
         impact: None,
         undo: "nothing to undo".to_owned(),
-        step: ApplyStep::Archive { node: primary.name.clone(), repository: backups.repository.name.clone() },
-    }])
+        step: ApplyStep::Archive { node: primary.name.clone(), repository: name.clone() },
+    };
+    Some(backups.repositories().map(step).collect())
 }
 
 /// Writes down who is primary, where the record does not say so.
 pub(super) fn record(situation: &Situation<'_>, primary: &Node) -> Option<Vec<PlannedStep>> {
     let (seen, backups) = declared(situation)?;
-    if seen.hosts.values().any(|at| is_lost(situation, at)) {
+    let lost = |at: &ArchiveHost| is_lost(situation, &backups.repository, &at.repositories[0]);
+    if seen.hosts.values().any(lost) {
         return None;
     }
     let node = situation.observed.node(&primary.name);
@@ -329,9 +352,9 @@ pub(super) fn profile_change(
         declared::peers(situation.cluster, node, &places),
     );
     let shown = |archive: &Option<Archive>| {
-        archive
-            .as_ref()
-            .map_or("none".to_owned(), |archive| format!("{} ({})", archive.repository, archive.url))
+        let Some(archive) = archive else { return "none".to_owned() };
+        let copies = archive.copies.iter().map(|copy| format!(", {} ({})", copy.repository, copy.url));
+        format!("{} ({}){}", archive.repository, archive.url, copies.collect::<String>())
     };
     let named = |peers: &[Peer]| match peers {
         [] => "none".to_owned(),
@@ -375,8 +398,6 @@ fn moves_the_archive(change: &FileChange) -> bool {
 /// What forbids archiving; each would otherwise show itself in a server's log only.
 pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
     let Some((seen, backups)) = declared(situation) else { return Vec::new() };
-    let name = &backups.repository.name;
-    let directory = place(&backups.repository);
     let mut found = Vec::new();
     for (host, at) in &seen.hosts {
         if at.installed == Installed::Foreign {
@@ -389,41 +410,54 @@ pub(super) fn obstacles(situation: &Situation<'_>) -> Vec<Error> {
                 .hint("Look what it is and move it away, or set PGHERD_LIB_DIR to another directory."),
             );
         }
-        match &at.repository {
-            RepositorySeen::Foreign { names } => found.push(
-                Error::refused(format!("cannot use {directory} as repository {name}: it is not empty"))
-                    .detail(format!(
-                        "It holds {} and no repository.json that could be read. Nothing was changed.",
-                        super::few(names)
-                    ))
-                    .hint("Give the repository a directory of its own."),
-            ),
-            RepositorySeen::Overlaps { path } => found.push(
-                Error::refused(format!(
-                    "cannot use {directory} as repository {name}: it overlaps {}",
-                    path.display()
-                ))
-                .detail("Whoever loses or removes one of them loses the other. Nothing was changed.")
-                .hint("Give the repository a directory of its own, best on another disk."),
-            ),
-            RepositorySeen::Unknown { why } if !is_lost(situation, at) => found.push(
-                Error::new(ErrorKind::NotFound, format!("cannot tell whether {directory} is a repository"))
-                    .detail(format!("{why}. Nothing was changed."))
-                    .hint("Make it readable for the user that owns the node's files, and try again."),
-            ),
-            RepositorySeen::Unknown { .. }
-            | RepositorySeen::Missing { .. }
-            | RepositorySeen::NoAccess
-            | RepositorySeen::Ready { .. } => {}
-        }
     }
-    found.extend(not_shared(situation, seen, backups));
+    found
+        .extend(reached(seen, backups).filter_map(|(repository, _, at)| unusable(situation, repository, at)));
+    found.extend(backups.repositories().filter_map(|repository| {
+        not_shared(situation, repository, || {
+            reached(seen, backups).filter(|(of, ..)| of.name == repository.name)
+        })
+    }));
     found
 }
 
+/// Why what is where a repository should be cannot be used as one.
+fn unusable(situation: &Situation<'_>, repository: &Repository, at: &Reached) -> Option<Error> {
+    let (name, directory) = (&repository.name, place(repository));
+    Some(match &at.repository {
+        RepositorySeen::Foreign { names } => {
+            Error::refused(format!("cannot use {directory} as repository {name}: it is not empty"))
+                .detail(format!(
+                    "It holds {} and no repository.json that could be read. Nothing was changed.",
+                    super::few(names)
+                ))
+                .hint("Give the repository a directory of its own.")
+        }
+        RepositorySeen::Overlaps { path } => Error::refused(format!(
+            "cannot use {directory} as repository {name}: it overlaps {}",
+            path.display()
+        ))
+        .detail("Whoever loses or removes one of them loses the other. Nothing was changed.")
+        .hint("Give the repository a directory of its own, best on another disk."),
+        RepositorySeen::Unknown { why } if !is_lost(situation, repository, at) => {
+            Error::new(ErrorKind::NotFound, format!("cannot tell whether {directory} is a repository"))
+                .detail(format!("{why}. Nothing was changed."))
+                .hint("Make it readable for the user that owns the node's files, and try again.")
+        }
+        RepositorySeen::Unknown { .. }
+        | RepositorySeen::Missing { .. }
+        | RepositorySeen::NoAccess
+        | RepositorySeen::Ready { .. } => return None,
+    })
+}
+
 /// Each host would keep a part of the WAL, and no restore would find all of it.
-fn not_shared(situation: &Situation<'_>, seen: &ArchiveSeen, backups: &Backups) -> Option<Error> {
-    let mut ready = seen.hosts.iter().filter_map(|(host, at)| match &at.repository {
+fn not_shared<'a, I: Iterator<Item = (&'a Repository, &'a str, &'a Reached)>>(
+    situation: &Situation<'_>,
+    repository: &Repository,
+    hosts: impl Fn() -> I,
+) -> Option<Error> {
+    let mut ready = hosts().filter_map(|(_, host, at)| match &at.repository {
         RepositorySeen::Ready { id, .. } => Some((host, id)),
         RepositorySeen::Missing { .. }
         | RepositorySeen::NoAccess
@@ -436,18 +470,17 @@ fn not_shared(situation: &Situation<'_>, seen: &ArchiveSeen, backups: &Backups) 
         (host, format!("It is the repository {id} on {first} and {other} on {host}. Nothing was changed."))
     });
     let without = || {
-        let missing = |at: &ArchiveHost| {
-            matches!(at.repository, RepositorySeen::Missing { .. }) && !is_lost(situation, at)
+        let missing = |at: &Reached| {
+            matches!(at.repository, RepositorySeen::Missing { .. }) && !is_lost(situation, repository, at)
         };
-        let (host, _) = seen.hosts.iter().find(|(_, at)| missing(at))?;
+        let (_, host, _) = hosts().find(|(_, _, at)| missing(at))?;
         Some((
             host,
             format!("There is the repository {id} on {first} and none on {host}. Nothing was changed."),
         ))
     };
     let (host, detail) = other.or_else(without)?;
-    let directory = place(&backups.repository);
-    let what = format!("{directory} is not the same directory on host {host} as on host {first}");
+    let what = format!("{} is not the same directory on host {host} as on host {first}", place(repository));
     Some(Error::refused(what).detail(detail).hint(SHARE))
 }
 
@@ -455,50 +488,67 @@ fn not_shared(situation: &Situation<'_>, seen: &ArchiveSeen, backups: &Backups) 
 pub(super) fn notes(situation: &Situation<'_>) -> Vec<String> {
     let Some((seen, backups)) = declared(situation) else { return Vec::new() };
     let cluster = &situation.cluster.name;
-    let (name, directory) = (&backups.repository.name, place(&backups.repository));
     let own: Vec<String> = situation
         .observed
         .nodes
         .iter()
         .filter_map(|node| Some(node.control()?.system_identifier.to_string()))
         .collect();
-    let mut notes = Vec::new();
-    for at in seen.hosts.values() {
-        match &at.repository {
-            RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. } if is_lost(situation, at) => {
-                let why = match &at.repository {
-                    RepositorySeen::Unknown { why } => format!(": {why}"),
-                    RepositorySeen::Missing { .. }
-                    | RepositorySeen::NoAccess
-                    | RepositorySeen::Ready { .. }
-                    | RepositorySeen::Foreign { .. }
-                    | RepositorySeen::Overlaps { .. } => String::new(),
-                };
-                notes.push(format!(
-                    "the repository {name} of {cluster} is not there: no WAL is archived, and it stays in pg_wal; is {directory} mounted?{why}"
-                ));
-            }
-            RepositorySeen::Ready { systems, .. } => {
-                let others: Vec<&str> =
-                    systems.iter().filter(|system| !own.contains(*system)).map(String::as_str).collect();
-                if !others.is_empty() {
-                    notes.push(format!(
-                        "the repository {name} also holds WAL or backups of another cluster that was called {cluster}, system identifier {}; \
-                         they stay apart from this one's",
-                        others.join(", ")
-                    ));
-                }
-            }
-            RepositorySeen::Missing { .. }
-            | RepositorySeen::NoAccess
-            | RepositorySeen::Unknown { .. }
-            | RepositorySeen::Foreign { .. }
-            | RepositorySeen::Overlaps { .. } => {}
-        }
-    }
+    let mut notes: Vec<String> = reached(seen, backups)
+        .filter_map(|(repository, _, at)| note(situation, &own, repository, at))
+        .collect();
+    let name = &backups.repository.name;
     if let RecordSeen::Unknown { why } = &seen.primary {
         notes.push(format!("the primary record of {cluster} in repository {name} could not be read: {why}"));
     }
     notes.dedup();
     notes
+}
+
+fn note(situation: &Situation<'_>, own: &[String], repository: &Repository, at: &Reached) -> Option<String> {
+    let (cluster, name, directory) = (&situation.cluster.name, &repository.name, place(repository));
+    match &at.repository {
+        RepositorySeen::Missing { .. } | RepositorySeen::Unknown { .. }
+            if is_lost(situation, repository, at) =>
+        {
+            let why = match &at.repository {
+                RepositorySeen::Unknown { why } => format!(": {why}"),
+                RepositorySeen::Missing { .. }
+                | RepositorySeen::NoAccess
+                | RepositorySeen::Ready { .. }
+                | RepositorySeen::Foreign { .. }
+                | RepositorySeen::Overlaps { .. } => String::new(),
+            };
+            Some(format!(
+                "the repository {name} of {cluster} is not there: {}; is {directory} mounted?{why}",
+                stays_away(situation)
+            ))
+        }
+        RepositorySeen::Ready { systems, .. } => {
+            let others: Vec<&str> =
+                systems.iter().filter(|system| !own.contains(*system)).map(String::as_str).collect();
+            (!others.is_empty()).then(|| {
+                format!(
+                    "the repository {name} also holds WAL or backups of another cluster that was called {cluster}, system identifier {}; \
+                     they stay apart from this one's",
+                    others.join(", ")
+                )
+            })
+        }
+        RepositorySeen::Missing { .. }
+        | RepositorySeen::NoAccess
+        | RepositorySeen::Unknown { .. }
+        | RepositorySeen::Foreign { .. }
+        | RepositorySeen::Overlaps { .. } => None,
+    }
+}
+
+/// What becomes of WAL while a repository is away.
+fn stays_away(situation: &Situation<'_>) -> &'static str {
+    match &situation.cluster.backups {
+        Some(backups) if !backups.copies.is_empty() => {
+            "WAL goes to the others, and comes here when it is back"
+        }
+        Some(_) | None => "no WAL is archived, and it stays in pg_wal",
+    }
 }

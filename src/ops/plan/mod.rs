@@ -119,6 +119,13 @@ pub struct ArchiveHost {
     pub installed: Installed,
     /// Copies of pgherd that nobody needs: neither the one to be in use nor the one before it.
     pub older: Vec<Copy>,
+    /// The repositories of the cluster in their order, the first one first.
+    pub repositories: Vec<Reached>,
+}
+
+/// One of a cluster's repositories from one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
     pub access: AccessSeen,
     pub repository: RepositorySeen,
 }

@@ -18,8 +18,8 @@ use crate::ops::objects::ObjectsObserved;
 use crate::ops::observe::{Claim, ClusterObserved, Directory, Fence, Files, NodeObserved, Running, Server};
 use crate::ops::plan::step::{ApplyStep, PlannedStep};
 use crate::ops::plan::{
-    AccessSeen, Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, RecordSeen,
-    RepositorySeen, Situation, TlsSeen, plan,
+    AccessSeen, Adoption, ArchiveHost, ArchiveSeen, ClusterPlan, Fixed, Logins, PoolerDrift, Reached,
+    RecordSeen, RepositorySeen, Situation, TlsSeen, plan,
 };
 use crate::ops::service::{Manager, UnitSeen};
 use crate::ops::split::{Side, SplitBrain};
@@ -795,10 +795,15 @@ fn with_backups(world: &mut World, installed: Installed, repository: RepositoryS
         hash: HASH.to_owned(),
         hosts: BTreeMap::from([(
             "local".to_owned(),
-            ArchiveHost { installed, older: Vec::new(), access: AccessSeen::NotNeeded, repository },
+            ArchiveHost { installed, older: Vec::new(), repositories: reached(repository) },
         )]),
         primary: RecordSeen::Missing,
     });
+}
+
+/// The only repository, and nothing that it takes to open it.
+fn reached(repository: RepositorySeen) -> Vec<Reached> {
+    vec![Reached { access: AccessSeen::NotNeeded, repository }]
 }
 
 /// The repository's own name for itself.
@@ -1067,7 +1072,7 @@ fn a_repository_that_is_another_one_on_another_host_is_refused() {
         let hosts = &mut world.archive.as_mut().unwrap().hosts;
         hosts.insert(
             "other".to_owned(),
-            ArchiveHost { installed: ours(), older: Vec::new(), access: AccessSeen::NotNeeded, repository },
+            ArchiveHost { installed: ours(), older: Vec::new(), repositories: reached(repository) },
         );
         world
     };
@@ -1083,8 +1088,7 @@ fn a_repository_that_is_another_one_on_another_host_is_refused() {
     let missing = ArchiveHost {
         installed: ours(),
         older: Vec::new(),
-        access: AccessSeen::NotNeeded,
-        repository: RepositorySeen::Missing { directory: true },
+        repositories: reached(RepositorySeen::Missing { directory: true }),
     };
     unborn.archive.as_mut().unwrap().hosts.insert("other".to_owned(), missing);
     assert_eq!(

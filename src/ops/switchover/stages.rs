@@ -84,7 +84,7 @@ pub(super) fn stages(input: &Input, to: &Up<'_>, wish: &Wish) -> Vec<Vec<Planned
         Sign::Look,
         to_name.clone(),
         "may be promoted",
-        "restart as the standby that it was",
+        "see that nobody asked it to",
         SwitchStep::Ready { node: input.to.clone() },
     )]);
     stages.push(vec![step(

@@ -2,8 +2,9 @@
 
 use super::super::decode::{NamedEntry, Spanned};
 use super::super::model::{
-    Assertion, BackupSource, Backups, DrillTarget, Objective, RestoreDrill, RestoreProof,
+    Assertion, BackupSource, Backups, DrillTarget, Objective, Repository, RestoreDrill, RestoreProof,
 };
+use super::super::problem::Position;
 use super::super::raw;
 use super::{Checker, Draft};
 use std::collections::BTreeMap;
@@ -93,21 +94,49 @@ impl Checker<'_> {
                 ))
                 .hint("Raise keep-full, or lower minimum-full.");
         }
+        let copies = self.copies(draft, raw);
         let repository = raw.repository.as_ref()?;
-        let names: Vec<String> = self.repositories.iter().map(|known| known.name.clone()).collect();
-        let Some(known) = self.repositories.iter().find(|known| known.name == repository.value) else {
-            self.report
-                .add(repository.at, format!("unknown repository \"{}\" in {path}", repository.value))
-                .suggest(&repository.value, names.iter().map(String::as_str));
-            return None;
-        };
         Some(Backups {
-            repository: known.repository.clone()?,
+            repository: self.repository_of_backups(&repository.value, repository.at, &path)?,
+            copies,
             from: raw.from.as_ref().map_or(BackupSource::Standby, |from| from.value),
             window: raw.window.as_ref().map(|window| window.value),
             keep_full: raw.keep_full.as_ref().map(|count| count.value),
             minimum_full: raw.minimum_full.as_ref().map_or(1, |count| count.value),
         })
+    }
+
+    /// Finds a repository by the name that a cluster's backups give it.
+    fn repository_of_backups(&mut self, name: &str, at: Position, path: &str) -> Option<Repository> {
+        let Some(known) = self.repositories.iter().find(|known| known.name == name) else {
+            let names: Vec<String> = self.repositories.iter().map(|known| known.name.clone()).collect();
+            self.report
+                .add(at, format!("unknown repository \"{name}\" in {path}"))
+                .suggest(name, names.iter().map(String::as_str));
+            return None;
+        };
+        known.repository.clone()
+    }
+
+    /// Returns the further repositories of a cluster.
+    fn copies(&mut self, draft: &Draft<'_>, raw: &raw::Backups) -> Vec<Repository> {
+        let path = draft.path(".backups.copies");
+        let mut found = Vec::new();
+        for NamedEntry { name, at, value: _ } in
+            raw.copies.as_ref().map(|copies| copies.value.0.as_slice()).unwrap_or_default()
+        {
+            if raw.repository.as_ref().is_some_and(|first| first.value == *name) {
+                self.report
+                    .add(
+                        *at,
+                        format!("{path} names {name}, which is the repository of the backups themselves"),
+                    )
+                    .hint("Name another repository: what is lost with the first one is to be found there.");
+                continue;
+            }
+            found.extend(self.repository_of_backups(name, *at, &path));
+        }
+        found
     }
 
     pub(super) fn restore_drill(

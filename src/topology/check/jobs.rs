@@ -53,6 +53,15 @@ impl Checker<'_> {
                     jobs.add(name, when.value, timeout, work);
                 }
             }
+            for NamedEntry { name, at: _, value } in
+                backups.copies.as_ref().map(|copies| copies.value.0.as_slice()).unwrap_or_default()
+            {
+                self.timeout(value.timeout.as_ref(), &draft.path(&format!(".backups.copies.{name}")));
+                let timeout = value.timeout.as_ref().map_or(DAY, |timeout| timeout.value);
+                if let Some(when) = &value.when {
+                    jobs.add(&format!("copy-{name}"), when.value, timeout, Work::Copy { to: name.clone() });
+                }
+            }
         }
         let drill = raw.drills.as_ref().and_then(|drills| drills.value.restore.as_ref());
         if let Some(when) = drill.and_then(|drill| drill.value.when.as_ref()) {
@@ -63,6 +72,14 @@ impl Checker<'_> {
         }
         self.dumps(draft, raw, databases, &mut jobs);
         jobs.jobs
+    }
+
+    fn timeout(&mut self, timeout: Option<&Spanned<Duration>>, path: &str) {
+        if let Some(timeout) = timeout.filter(|limit| !(MINUTE..=DAY).contains(&limit.value)) {
+            self.report
+                .add(timeout.at, format!("{path}.timeout must be from 1 min to 1 d"))
+                .hint("Write for how long it may run, such as \"30 min\" or \"2 h\".");
+        }
     }
 
     fn dumps(&mut self, draft: &Draft<'_>, raw: &raw::Cluster, databases: &[String], jobs: &mut Jobs<'_>) {
@@ -78,13 +95,7 @@ impl Checker<'_> {
                     .hint("Declare \"backups: {repository: NAME}\", or remove the dump.");
             }
             let when = self.when(draft, (&path, *at), value.when.as_ref());
-            if let Some(timeout) =
-                value.timeout.as_ref().filter(|limit| !(MINUTE..=DAY).contains(&limit.value))
-            {
-                self.report
-                    .add(timeout.at, format!("{said}.timeout must be from 1 min to 1 d"))
-                    .hint("Write for how long it may run, such as \"30 min\" or \"2 h\".");
-            }
+            self.timeout(value.timeout.as_ref(), &said);
             if let Some(keep) = value.keep.as_ref().filter(|keep| keep.value < DAY) {
                 self.report
                     .add(keep.at, format!("{said}.keep must be a day or more"))

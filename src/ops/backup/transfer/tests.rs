@@ -1,0 +1,201 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::ops::backup::trial::{CLUSTER, Trial};
+use crate::ops::backup::verify::{self, Verdict, Verified};
+use crate::ops::node::{VerifyBackups, VerifyDepth};
+use crate::repo::faulty::{Fault, Faulty};
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+/// Two backups, the WAL from before the first one to behind the second one, a history file, an export and a dump.
+fn whole(trial: &Trial) -> [Label; 2] {
+    let labels = [trial.back_up(at("2026-06-01T12:00:00Z"), 2), trial.back_up(at("2026-06-02T12:00:00Z"), 4)];
+    trial.archive(1..=6);
+    trial.store_wal("00000002.history".parse().unwrap(), b"1\t0/600000\tno recovery target specified\n");
+    trial.export("events_2019_11");
+    trial.dump();
+    labels
+}
+
+fn request(from: &Trial, to: &Trial, labels: &[Label]) -> CopyBackups {
+    CopyBackups {
+        from: from.location(),
+        to: to.location(),
+        cluster: CLUSTER.to_owned(),
+        labels: labels.to_vec(),
+        workers: 2,
+    }
+}
+
+async fn copied(from: &Trial, to: &Trial, labels: &[Label]) -> Result<Transferred> {
+    let repos = (from.repo.clone(), to.repo.clone());
+    run_in(repos, &request(from, to, labels), &Reporter::new(|_| Ok(()))).await
+}
+
+/// Reads every byte of what a copy has made.
+async fn verified(trial: &Trial) -> Verified {
+    let request = VerifyBackups {
+        repository: trial.location(),
+        cluster: CLUSTER.to_owned(),
+        labels: Vec::new(),
+        depth: VerifyDepth::Full,
+        seed: 7,
+        workers: 2,
+    };
+    verify::run_in(trial.repo.clone(), &request, &Reporter::new(|_| Ok(()))).await.unwrap()
+}
+
+fn names(trial: &Trial) -> Vec<String> {
+    let objects = trial.objects().into_iter().map(String::from);
+    objects.filter(|key| !key.contains("/lease/") && !key.contains("key")).collect()
+}
+
+/// What a killed process has left is nobody's; here the process lives on.
+fn forget_leases(trial: &Trial) {
+    for listed in wait(trial.repo.list_all(&Trial::system().leases())).unwrap() {
+        wait(trial.repo.remove(&listed.key)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_a_restore_needs_is_there_afterwards_whether_it_is_encrypted_here_or_there() {
+    for (from, to) in [
+        (Trial::new(), Trial::new()),
+        (Trial::new(), Trial::encrypted()),
+        (Trial::encrypted(), Trial::new()),
+        (Trial::encrypted(), Trial::encrypted()),
+    ] {
+        let labels = whole(&from);
+        let first = copied(&from, &to, &[]).await.unwrap();
+        let told: Vec<&Label> = first.backups.iter().map(|backup| &backup.label).collect();
+        assert_eq!(told, labels.iter().collect::<Vec<_>>());
+        // Segment 1 is from before the oldest backup.
+        assert_eq!((first.wal, first.exports, first.there, first.left.len()), (6, 1, 0, 0));
+        let mut expected = names(&from);
+        expected.retain(|key| !key.contains("_dumps") && !key.contains(&Trial::segment(1).to_string()));
+        assert_eq!(names(&to), expected);
+        let seen = verified(&to).await;
+        assert_eq!((seen.verdict, seen.problems), (Verdict::Sound, Vec::new()));
+
+        let again = copied(&from, &to, &[]).await.unwrap();
+        assert_eq!((again.backups.len(), again.wal, again.exports, again.there), (0, 0, 0, 2));
+        assert_eq!(again.stored, ByteCount(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_ends_at_any_call_leaves_only_whole_backups_and_the_next_one_goes_on() {
+    for side in ["from", "to"] {
+        let mut number = 1;
+        loop {
+            let (from, to) = (Trial::new(), Trial::new());
+            whole(&from);
+            let dead =
+                move |call: u64, _: &str| (call >= number).then_some(Fault::Before(RepoErrorKind::Other));
+            let faulty = |trial: &Trial, on: bool| -> SharedRepo {
+                if on { Arc::new(Faulty::new(trial.repo.clone(), dead)) } else { trial.repo.clone() }
+            };
+            let repos = (faulty(&from, side == "from"), faulty(&to, side == "to"));
+            let ended = run_in(repos, &request(&from, &to, &[]), &Reporter::new(|_| Ok(()))).await;
+            for trial in [&from, &to] {
+                forget_leases(trial);
+            }
+            if let Ok(transferred) = ended {
+                // It has lived for long enough; the lease alone was not given back.
+                assert_eq!(transferred.backups.len(), 2);
+                break;
+            }
+            if names(&to).iter().any(|key| key.ends_with("full/manifest.json")) {
+                let seen = verified(&to).await;
+                assert!(
+                    seen.backups.iter().all(|backup| backup.verdict == Verdict::Sound),
+                    "{side} {number}"
+                );
+                assert_eq!(seen.lost, Vec::new(), "{side} {number}");
+            }
+            copied(&from, &to, &[]).await.unwrap_or_else(|error| panic!("{side} {number}: {error:?}"));
+            assert_eq!(verified(&to).await.verdict, Verdict::Sound, "{side} {number}");
+            number += 1;
+        }
+        assert!(number > 20, "{side}: {number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_interrupted_copy_brought_is_taken_over_only_if_it_is_the_same() {
+    let (from, to) = (Trial::new(), Trial::new());
+    let labels = whole(&from);
+    let keys = Trial::system().backup(&labels[0]);
+    copied(&from, &to, &labels[..1]).await.unwrap();
+    to.repo.remove(&keys.manifest()).await.unwrap();
+    let all = copied(&from, &to, &labels[..1]).await.unwrap();
+    assert_eq!(all.backups[0].taken_over, all.backups[0].stored);
+
+    to.repo.remove(&keys.manifest()).await.unwrap();
+    to.flip(&keys.data(1), 77);
+    let some = copied(&from, &to, &labels[..1]).await.unwrap();
+    let second = std::fs::metadata(to.path(&keys.data(2))).unwrap().len();
+    assert_eq!(some.backups[0].taken_over, ByteCount(second));
+    assert_eq!(verified(&to).await.verdict, Verdict::Sound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_damaged_becomes_a_backup_elsewhere() {
+    let pristine = Trial::new();
+    whole(&pristine);
+    for key in pristine.objects() {
+        let is_ours = key.as_str().contains("/backup/")
+            || key.as_str().contains("/wal/")
+            || key.as_str().contains("/partition/");
+        let used = is_ours && !key.as_str().contains(&Trial::segment(1).to_string());
+        let bits = std::fs::metadata(pristine.path(&key)).unwrap().len() * 8;
+        for bit in [9, bits / 2, bits - 3] {
+            let (from, to) = (Trial::new(), Trial::new());
+            whole(&from);
+            from.flip(&key, usize::try_from(bit).unwrap());
+            let ended = copied(&from, &to, &[]).await;
+            let noticed = match &ended {
+                Ok(transferred) => !transferred.left.is_empty(),
+                Err(_) => true,
+            };
+            assert_eq!(noticed, used, "{key} {bit}: {ended:?}");
+            forget_leases(&to);
+            if !names(&to).is_empty() && names(&to).iter().any(|key| key.ends_with("full/manifest.json")) {
+                let seen = verified(&to).await;
+                assert!(seen.backups.iter().all(|backup| backup.verdict == Verdict::Sound), "{key} {bit}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_not_whole_is_left_out_and_told_and_the_others_are_copied() {
+    let (from, to) = (Trial::new(), Trial::new());
+    let labels = whole(&from);
+    from.repo.remove(&Trial::system().backup(&labels[0]).data(2)).await.unwrap();
+    let transferred = copied(&from, &to, &[]).await.unwrap();
+    assert_eq!(transferred.backups.len(), 1);
+    assert_eq!(transferred.left[0].label, labels[0]);
+    assert!(transferred.left[0].why.contains("data"), "{:?}", transferred.left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_copies_into_a_repository_and_none_into_itself() {
+    let (from, to) = (Trial::new(), Trial::new());
+    let labels = whole(&from);
+    let held = Held::take_for_copy(&to.repo, &Trial::system(), Vec::new()).await.unwrap();
+    let error = copied(&from, &to, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    assert_eq!(error.what(), "backups of cluster inventory are being copied here");
+    held.release().await.unwrap();
+    assert_eq!(copied(&from, &from, &[]).await.unwrap_err().kind(), ErrorKind::Refused);
+    // Without a segment that it needs it is no backup.
+    from.repo.remove(&Trial::system().wal(WalFile::Segment(Trial::segment(4)))).await.unwrap();
+    let error = copied(&from, &to, &labels[1..]).await.unwrap_err();
+    assert!(error.detail_text().unwrap().contains(&Trial::segment(4).to_string()), "{error:?}");
+    let unknown: Label = "20200101T000000Z-full".parse().unwrap();
+    assert_eq!(copied(&from, &to, &[unknown]).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
