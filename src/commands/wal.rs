@@ -96,9 +96,9 @@ struct FetchArgs {
     path: PathBuf,
 }
 
-/// Store ahead what waits to be archived; "pgherd wal push" starts it
+/// Store ahead what "pgherd wal push" asks for, which starts it
 ///
-/// Ends by itself: when nothing has waited for 5 s, at the first file that it cannot store (the call of that file tells why), when the server stops or its
+/// Ends by itself: when nothing was asked for within 5 s, at the first file that it cannot store (the call of that file tells why), when the server stops or its
 /// profile changes, and after 10 minutes. Does nothing where another one runs for the node.
 ///
 /// Exit codes: 0 nothing is left to do, 1 something could not be stored.

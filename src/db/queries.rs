@@ -2,6 +2,8 @@
 //!
 //! SQL for PostgreSQL 14 to 19. Roles, databases and grants have their own room.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
@@ -480,6 +482,34 @@ pub struct Archiver {
     pub last_failed: Option<(String, Timestamp)>,
     /// Files that wait to be archived.
     pub waiting: u64,
+    /// Segments among them, if there are any.
+    pub backlog: Option<Backlog>,
+}
+
+/// Segments that wait to be archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    pub segments: u64,
+    pub segment_size: ByteCount,
+    /// How long the first of them has been waiting.
+    pub oldest: Duration,
+}
+
+impl Backlog {
+    /// Returns the bytes a second at which WAL is written: what came after the first one, in its time. `None` if that is too little to tell.
+    pub fn rate(&self) -> Option<f64> {
+        let later = self.segments.checked_sub(1).filter(|later| *later > 0)?;
+        let bytes = later.saturating_mul(self.segment_size.0);
+        let seconds = self.oldest.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate is told in three digits")]
+        (seconds >= 1.0).then(|| bytes as f64 / seconds)
+    }
+
+    /// Returns how long so much room lasts if WAL is written on at its rate and none is archived.
+    pub fn fills(&self, free: ByteCount) -> Option<Duration> {
+        #[expect(clippy::cast_precision_loss, reason = "a time is told in three digits")]
+        Duration::try_from_secs_f64(free.0 as f64 / self.rate()?).ok()
+    }
 }
 
 impl Archiver {
@@ -495,8 +525,12 @@ impl Archiver {
 pub const ARCHIVER: &str = "
 SELECT s.archived_count, s.failed_count,
        s.last_archived_wal, s.last_archived_time, s.last_failed_wal, s.last_failed_time,
-       (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS waiting
-FROM pg_stat_archiver AS s";
+       w.waiting, w.segments, pg_size_bytes(current_setting('wal_segment_size')) AS segment_size,
+       greatest(extract(epoch FROM clock_timestamp() - w.oldest), 0)::float8 AS oldest
+FROM pg_stat_archiver AS s,
+     (SELECT count(*) AS waiting, count(*) FILTER (WHERE name ~ '^[0-9A-F]{24}[.]ready$') AS segments,
+             min(modification) FILTER (WHERE name ~ '^[0-9A-F]{24}[.]ready$') AS oldest
+      FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS w";
 
 /// Reads what the archiver has done.
 ///
@@ -515,6 +549,14 @@ pub async fn archiver(conn: &Conn) -> Result<Archiver, DbError> {
         last_archived: last("last_archived_wal", "last_archived_time")?,
         last_failed: last("last_failed_wal", "last_failed_time")?,
         waiting: fields.at::<i64>("waiting")?.unsigned_abs(),
+        backlog: match fields.at::<Option<f64>>("oldest")? {
+            None => None,
+            Some(seconds) => Some(Backlog {
+                segments: fields.at::<i64>("segments")?.unsigned_abs(),
+                segment_size: ByteCount(fields.at::<i64>("segment_size")?.unsigned_abs()),
+                oldest: Duration::try_from_secs_f64(seconds).unwrap_or_default(),
+            }),
+        },
     })
 }
 

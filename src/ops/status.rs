@@ -25,6 +25,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
 use crate::topology::claim::{self, Profile};
 use crate::topology::model::{Cluster, Herd, Node, Repository};
+use crate::units::{ByteCount, human_duration};
 
 /// Everything that one screen shows of a cluster. `docs/formats/status.md` describes it as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -239,6 +240,12 @@ pub struct ArchiveStatus {
     /// The file that failed last, if nothing was archived since.
     pub failing: Option<String>,
     pub failing_at: Option<Timestamp>,
+    /// How long the first segment that waits has been waiting.
+    pub oldest_seconds: Option<f64>,
+    /// At what rate WAL is written, told by what piled up since then; `None` while no more than one segment waits.
+    pub wal_bytes_per_second: Option<f64>,
+    /// How long until the primary's disk is full at that rate if none of it is archived.
+    pub disk_full_seconds: Option<f64>,
 }
 
 /// Where an alias leads.
@@ -304,8 +311,9 @@ async fn one(context: &Context, herd: &Herd, cluster: &Cluster) -> Result<Cluste
         .collect();
     let running = primary.and_then(NodeObserved::running);
     let any = running.or_else(|| observed.nodes.iter().find_map(NodeObserved::running));
+    let free = primary.and_then(|seen| seen.disk).map(|disk| disk.free);
     let archive = match (&cluster.backups, primary.and_then(|seen| cluster.node(&seen.node)), running) {
-        (Some(_), Some(node), Some(running)) => archive(&doors, cluster, node, running).await,
+        (Some(_), Some(node), Some(running)) => archive(&doors, cluster, node, running, free).await,
         (_, _, _) => None,
     };
     let runs = |holder: &Holder<'_>| match holder {
@@ -615,11 +623,18 @@ fn tls_problems(tls: &TlsStatus) -> Vec<String> {
 }
 
 /// Asks the primary how its archiver does; `None` if it does not say.
-async fn archive(doors: &Doors, cluster: &Cluster, node: &Node, running: &Running) -> Option<ArchiveStatus> {
+async fn archive(
+    doors: &Doors,
+    cluster: &Cluster,
+    node: &Node,
+    running: &Running,
+    free: Option<ByteCount>,
+) -> Option<ArchiveStatus> {
     let connector = doors.connector.clone().timeouts(observe::PATIENCE, observe::PATIENCE);
     let conn = connector.connect(&doors.superuser(cluster, node, "postgres")).await.ok()?;
     let seen = queries::archiver(&conn).await.ok()?;
     let failing = seen.failing().cloned();
+    let fills = seen.backlog.zip(free).and_then(|(backlog, free)| backlog.fills(free));
     Some(ArchiveStatus {
         on: running.settings.get("archive_mode").is_some_and(|row| row.setting != "off"),
         waiting: seen.waiting,
@@ -629,6 +644,9 @@ async fn archive(doors: &Doors, cluster: &Cluster, node: &Node, running: &Runnin
         last_archived: seen.last_archived.map(|(name, _)| name),
         failing_at: failing.as_ref().map(|(_, at)| *at),
         failing: failing.map(|(name, _)| name),
+        oldest_seconds: seen.backlog.map(|backlog| backlog.oldest.as_secs_f64()),
+        wal_bytes_per_second: seen.backlog.and_then(|backlog| backlog.rate()),
+        disk_full_seconds: fills.map(|span| span.as_secs_f64()),
     })
 }
 
@@ -858,10 +876,17 @@ fn backup_problems(backups: &BackupsStatus, plan: &str, create: &str) -> Vec<(St
     let mut add = |what: String, next: &str| found.push((what, next.to_owned()));
     match &backups.archive {
         Some(archive) if !archive.on => add("no WAL is archived: archive_mode is off".to_owned(), plan),
-        Some(ArchiveStatus { failing: Some(file), failing_at: Some(at), waiting, .. }) => {
+        Some(archive @ ArchiveStatus { failing: Some(file), failing_at: Some(at), waiting, .. }) => {
             let files =
                 if *waiting == 1 { "1 file waits".to_owned() } else { format!("{waiting} files wait") };
-            let what = format!("WAL does not get into repository {name}: {file} failed at {at:.0}, {files}");
+            let full = archive.disk_full_seconds.map_or_else(String::new, |seconds| {
+                format!(
+                    "; the disk is full in {} at the rate of its WAL",
+                    human_duration(Duration::from_secs_f64(seconds))
+                )
+            });
+            let what =
+                format!("WAL does not get into repository {name}: {file} failed at {at:.0}, {files}{full}");
             add(what, "see the server's log; then pgherd plan");
         }
         Some(_) => {}
@@ -879,6 +904,11 @@ fn backup_problems(backups: &BackupsStatus, plan: &str, create: &str) -> Vec<(St
                 create,
             );
         }
+        // One that still waits is not missing: those behind it may be stored before it.
+        (None, Some(_), Some(Restorable { ends_before: Some(segment), .. }))
+            if backups.archive.as_ref().is_some_and(|archive| {
+                archive.waiting > 0 && archive.last_archived.as_ref() < Some(segment)
+            }) => {}
         (None, Some(_), Some(Restorable { ends_before: Some(segment), to, .. })) => {
             add(format!("WAL is missing from {segment} on: nothing after {to:.0} can be restored"), create);
         }

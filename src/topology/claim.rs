@@ -157,6 +157,9 @@ pub struct Archive {
     /// The file on this host that holds what else it takes to open it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<PathBuf>,
+    /// The directory that holds one directory a node, for what is on its way between node and repository. Without it nothing is stored ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool: Option<PathBuf>,
     /// Further repositories that its WAL goes to as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies: Vec<ArchiveCopy>,
@@ -191,7 +194,7 @@ impl Archive {
 
     /// Returns every repository, the first one first.
     pub fn repositories(&self) -> impl Iterator<Item = ArchiveCopy> {
-        let Self { repository, url, access, copies, spool: _ } = self;
+        let Self { repository, url, access, copies, .. } = self;
         let first = ArchiveCopy { repository: repository.clone(), url: url.clone(), access: access.clone() };
         std::iter::once(first).chain(copies.iter().cloned())
     }

@@ -1,11 +1,13 @@
 //! The herd on one screen a cluster.
 
+use std::time::Duration;
+
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::ops::status::{
-    BackupsStatus, ClusterStatus, NodeRole, NodeState, NodeStatus, PoolerState, PoolerStatus,
+    ArchiveStatus, BackupsStatus, ClusterStatus, NodeRole, NodeState, NodeStatus, PoolerState, PoolerStatus,
 };
 use crate::ui::{Format, Tone, Ui};
 use crate::units::{ByteCount, human_duration};
@@ -232,9 +234,9 @@ fn backups_line(ui: &Ui, backups: &BackupsStatus) -> String {
             None => ui.paint(Tone::Warning, "unknown"),
             Some(archive) if !archive.on => ui.paint(Tone::Bad, "off"),
             Some(archive) if archive.failing.is_some() => {
-                format!("{}, {} waiting", ui.paint(Tone::Bad, "failing"), archive.waiting)
+                format!("{}, {} waiting{}", ui.paint(Tone::Bad, "failing"), archive.waiting, backlog(archive))
             }
-            Some(archive) => format!("{} waiting", archive.waiting),
+            Some(archive) => format!("{} waiting{}", archive.waiting, backlog(archive)),
         }
     ));
     parts.extend(
@@ -244,6 +246,15 @@ fn backups_line(ui: &Ui, backups: &BackupsStatus) -> String {
             .map(|span| format!("restorable {} → {} UTC", second(next_second(span.from)), second(span.to))),
     );
     parts.join("   ")
+}
+
+/// Says of WAL that piles up since when it does and until when it may.
+fn backlog(archive: &ArchiveStatus) -> String {
+    let Some((oldest, full)) = archive.oldest_seconds.zip(archive.disk_full_seconds) else {
+        return String::new();
+    };
+    let [oldest, full] = [oldest, full].map(|seconds| human_duration(Duration::from_secs_f64(seconds)));
+    format!(" for {oldest} (disk full in {full})")
 }
 
 fn last_backup(ui: &Ui, backups: &BackupsStatus) -> String {
@@ -397,6 +408,9 @@ mod tests {
                     last_archived_at: Some("2026-11-21T09:39:58Z".parse().unwrap()),
                     failing: Some("0000000300000000000000A2".to_owned()),
                     failing_at: Some("2026-11-21T09:41:02Z".parse().unwrap()),
+                    oldest_seconds: Some(84.5),
+                    wal_bytes_per_second: Some(198_546.5),
+                    disk_full_seconds: Some(285_634.5),
                 }),
             }),
             tls: Some(TlsStatus {
@@ -457,7 +471,7 @@ mod tests {
         assert_eq!(
             backups_line(&ui, &backups),
             "backup  full 2026-11-21 02:04 (7h37m ago, 18.2 GiB)   20261121T094000Z-full is being made, 953.7 MiB of 18.2 GiB (5 %)   \
-             archive failing, 2 waiting   restorable 2026-10-22 02:01:11 → 2026-11-21 09:39:58 UTC"
+             archive failing, 2 waiting for 1m24s (disk full in 3 d)   restorable 2026-10-22 02:01:11 → 2026-11-21 09:39:58 UTC"
         );
         backups.running.clear();
         backups.restorable = None;

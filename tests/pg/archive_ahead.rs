@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::archive::{Archive, archived, finish, sql, try_sql, write_wal};
 use crate::flips::{Chance, count};
-use crate::herd::{as_server, processes, text, until};
+use crate::herd::{Herd, SINGLE, as_server, processes, text, text_of, until};
 use crate::server::{Server, installations, newest};
 use crate::weed::weed;
 
@@ -236,7 +237,7 @@ fn make_tables(server: &Server) {
         "2",
         "postgres",
     ]);
-    crate::herd::text_of(pgbench).unwrap();
+    text_of(pgbench).unwrap();
 }
 
 #[test]
@@ -330,4 +331,49 @@ fn an_error_of_what_was_to_be_stored_ahead_is_told_by_the_call_of_that_file() {
     fs::remove_file(&path).unwrap();
     drained(&server);
     nothing_acknowledged_is_lost(&kept.archive, &server);
+}
+
+#[test]
+fn a_backlog_is_shown_with_its_age_and_the_time_until_the_disk_is_full() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    herd.keep_backups();
+    herd.apply().ends_with(0);
+    herd.run(&["backup", "create"]).ends_with(0);
+    let spool = herd.path("state/spool/inventory-a");
+    assert_eq!(fs::metadata(&spool).unwrap().permissions().mode() & 0o777, 0o700);
+    herd.sql("a", "ALTER SYSTEM SET archive_command = 'false'");
+    herd.sql("a", "SELECT pg_reload_conf()");
+    until("it is taken", || (herd.sql("a", "SHOW archive_command") == "false").then_some(()));
+    herd.sql("a", "CREATE TABLE t (i int)");
+    let begun = Instant::now();
+    let shown = until("three segments wait for a second", || {
+        herd.sql("a", "INSERT INTO t VALUES (1)");
+        herd.sql("a", "SELECT pg_switch_wal()");
+        let shown = herd.run(&["status", "--format", "json"]).json();
+        let archive = shown["clusters"][0]["backups"]["archive"].clone();
+        let told = archive["waiting"].as_u64()? >= 3 && archive["disk_full_seconds"].as_f64().is_some();
+        told.then_some(archive)
+    });
+    let oldest = shown["oldest_seconds"].as_f64().unwrap();
+    assert!(oldest >= 1.0 && oldest <= begun.elapsed().as_secs_f64() + 1.0, "{shown}");
+    assert!(shown["wal_bytes_per_second"].as_f64().unwrap() > 0.0, "{shown}");
+    herd.run(&["status"]).says(&[" waiting for ", "(disk full in "]);
+    herd.run(&["health"]).says(&["the first one for ", "WAL comes at "]);
+
+    // What was switched off is not stored by anybody else.
+    let waiting = herd
+        .sql("a", "SELECT string_agg(name, ' ') FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'");
+    let name = waiting.split(' ').next().unwrap().trim_end_matches(".ready").to_owned();
+    assert!(!herd.kept().has_wal(&name));
+    herd.sql("a", "ALTER SYSTEM RESET archive_command");
+    herd.sql("a", "SELECT pg_reload_conf()");
+    until("nothing waits", || {
+        // The archiver rests for a minute after three failures, unless a segment is finished.
+        herd.sql("a", "INSERT INTO t VALUES (1)");
+        herd.sql("a", "SELECT pg_switch_wal()");
+        let archive =
+            herd.run(&["status", "--format", "json"]).json()["clusters"][0]["backups"]["archive"].clone();
+        (archive["waiting"] == 0 && archive["oldest_seconds"].is_null()).then_some(())
+    });
+    assert!(herd.kept().has_wal(&name));
 }

@@ -1,9 +1,11 @@
 //! `archive_command`, and the worker that stores ahead of it what the server has ready.
 //!
-//! The server asks for one file after the other. Where more than one waits, the call that has stored one starts a worker, which stores what waits, several
-//! side by side, and marks each in the [spool](super::spool). A call whose file is marked is done; one whose file is being stored waits for that; every other
-//! one stores its file itself. So a worker that ends, however it does, costs time and nothing else, and what it could not store is told by
-//! the call of that very file. It ends when nothing waits, at its first error, with the server, and after ten minutes in any case.
+//! The server asks for one file after the other. Where more than one waits, the call that has stored one asks for those that follow, in the
+//! [spool](super::spool), and starts a worker, which stores them, several side by side, and marks each. A call whose file is marked is done; one whose file is
+//! being stored waits for that; every other one stores its file itself. So a worker that ends, however it does, costs time and nothing
+//! else, and what it could not store is told by the call of that very file. It stores nothing that no call has asked for: where the archive command was
+//! taken from a server, to leave something out of the archive, nothing more gets there. It ends when nothing is asked for, at its first error, with
+//! the server, and after ten minutes in any case.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -30,11 +32,11 @@ const DIRECTION: &str = "push";
 const SIDE_BY_SIDE: usize = 4;
 /// How much WAL is held in memory, if segments are large: at least one.
 const IN_MEMORY: u64 = 128 << 20;
-/// How many files are taken before the worker looks again what waits.
-const BATCH: usize = 64;
+/// How many files a call asks for.
+const BATCH: usize = 32;
 /// How long a worker lives: what it runs as, and what it knows of the node, is of its beginning.
 const LIFE: Duration = Duration::from_secs(600);
-/// How long it stays when nothing waits.
+/// How long it stays when nothing is asked for.
 const IDLE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a call waits for whoever stores its file, before it does so itself.
@@ -52,17 +54,24 @@ pub fn push(profile: &Path, path: &Path, level: i32) -> Result<Pushed> {
         .map_err(|error| Error::failed(format!("cannot archive {}", path.display())).source(error))?;
     let node = read_profile(profile)?;
     let spool = Spool::of(&node, DIRECTION);
-    let claim = match spool.as_ref().map(|spool| turn(spool, &node, file, path)) {
-        Some(Turn::Stored) => return Ok(Pushed::Ahead { file }),
-        Some(Turn::Mine(claim)) => Some(claim),
-        Some(Turn::Late) | None => None,
+    let mut turn = spool.as_ref().map_or(Turn::Late, |spool| turn(spool, &node, file, path));
+    if let (Some(spool), Turn::Theirs) = (&spool, &turn) {
+        turn = wait_for(spool, &node, file, path);
+    } else if matches!(turn, Turn::Stored) {
+        return Ok(Pushed::Ahead { file });
+    }
+    let pushed = match turn {
+        Turn::Stored => Pushed::Ahead { file },
+        Turn::Mine(_) | Turn::Theirs | Turn::Late => {
+            let data = data_directory(&node);
+            push_into(&Archive::open(node.clone(), data)?, file, path, level)?
+        }
     };
-    let data = data_directory(&node);
-    let archive = Archive::open(node, data)?;
-    let pushed = push_into(&archive, file, path, level)?;
-    drop(claim);
-    settle_aside(profile, &archive);
-    if let Some(spool) = spool.filter(|_| more_waits(file, path)) {
+    drop(turn);
+    settle_aside(profile, &node);
+    if let Some(spool) = spool
+        && ask_for_more(&spool, file, path)
+    {
         start(&spool, profile, level);
     }
     Ok(pushed)
@@ -72,37 +81,53 @@ pub fn push(profile: &Path, path: &Path, level: i32) -> Result<Pushed> {
 enum Turn {
     /// It is stored.
     Stored,
-    Mine(Claim),
-    /// Nobody can tell, or somebody has been at it for too long.
+    /// Somebody is at it.
+    Theirs,
+    /// It stays so until this is dropped.
+    Mine(#[expect(dead_code, reason = "it is held")] Claim),
+    /// Nobody can tell.
     Late,
 }
 
 fn turn(spool: &Spool, node: &Profile, file: WalFile, path: &Path) -> Turn {
+    let mark = fs::metadata(path).ok().and_then(|metadata| Mark::of(node, file, &metadata));
+    let Some(mark) = mark else { return Turn::Late };
+    if spool.has(file, &mark) {
+        return Turn::Stored;
+    }
+    match spool.claim(file) {
+        // Between the two it may have been stored.
+        Ok(Some(claim)) if spool.has(file, &mark) => {
+            claim.leave();
+            Turn::Stored
+        }
+        Ok(Some(claim)) => Turn::Mine(claim),
+        Ok(None) => Turn::Theirs,
+        Err(_) => Turn::Late,
+    }
+}
+
+/// Waits until whoever is at a file has stored it or has given up.
+fn wait_for(spool: &Spool, node: &Profile, file: WalFile, path: &Path) -> Turn {
     let began = Instant::now();
     loop {
-        let mark = fs::metadata(path).ok().and_then(|metadata| Mark::of(node, file, &metadata));
-        let Some(mark) = mark else { return Turn::Late };
-        if spool.has(file, &mark) {
-            return Turn::Stored;
-        }
-        match spool.claim(file) {
-            // Between the two it may have been stored.
-            Ok(Some(claim)) if spool.has(file, &mark) => {
-                claim.leave();
-                return Turn::Stored;
-            }
-            Ok(Some(claim)) => return Turn::Mine(claim),
-            Ok(None) if began.elapsed() < PATIENCE => thread::sleep(TURN),
-            Ok(None) | Err(_) => return Turn::Late,
+        match turn(spool, node, file, path) {
+            Turn::Theirs if began.elapsed() < PATIENCE => thread::sleep(TURN),
+            turn @ (Turn::Stored | Turn::Mine(_) | Turn::Theirs | Turn::Late) => return turn,
         }
     }
 }
 
-/// Tells whether the running server has more to archive. It names its files relative to its data directory; who names one otherwise pushes what he has
-/// chosen of a server that is stopped, and nothing else may be pushed.
-fn more_waits(file: WalFile, path: &Path) -> bool {
+/// Asks for what the running server has ready beside `file`; tells whether there is anything. It names its files relative to its data directory; who names one
+/// otherwise pushes what he has chosen of a server that is stopped, and nothing else may be pushed.
+fn ask_for_more(spool: &Spool, file: WalFile, path: &Path) -> bool {
     let (true, Some(pg_wal)) = (path.is_relative(), path.parent()) else { return false };
-    waiting(pg_wal).is_ok_and(|waits| waits.iter().any(|other| *other != file)) && runs(Path::new("."))
+    let Ok(mut waits) = waiting(pg_wal) else { return false };
+    waits.remove(&file);
+    if waits.is_empty() || !runs(Path::new(".")) {
+        return false;
+    }
+    in_order(waits.into_iter()).into_iter().all(|file| spool.ask(file).is_ok())
 }
 
 /// Starts the worker. The file of this call is stored: what keeps a worker from starting is left to the calls that follow.
@@ -147,7 +172,7 @@ fn runs(data: &Path) -> bool {
     pid.is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
-/// Stores ahead what waits in the data directory `data`, until there is a reason to end. Does nothing where somebody else does.
+/// Stores ahead what was asked for of the data directory `data`, until there is a reason to end. Does nothing where somebody else does.
 ///
 /// # Errors
 /// The one that ended it.
@@ -180,12 +205,11 @@ impl Worker {
         let mut stored = BTreeSet::new();
         let mut busy = Instant::now();
         while self.goes_on() && busy.elapsed() < IDLE {
-            let ready = waiting(&pg_wal).map_err(|error| {
-                Error::failed(format!("could not read {}", pg_wal.display())).source(error)
-            })?;
-            self.spool.keep(&ready);
-            stored.retain(|file| ready.contains(file));
-            let more = self.store(&in_order(ready.difference(&stored).copied()))?;
+            let could_not =
+                |error| Error::failed("could not see which WAL files are asked for").source(error);
+            let asked = waiting(&pg_wal).and_then(|waits| self.spool.asked(&waits)).map_err(could_not)?;
+            stored.retain(|file| asked.contains(file));
+            let more = self.store(&in_order(asked.difference(&stored).copied()))?;
             if more.is_empty() {
                 thread::sleep(LOOK);
             } else {
@@ -301,6 +325,14 @@ mod tests {
         }
     }
 
+    /// Has them wait and asks for them, as a call does.
+    fn asked(place: &Place, names: &[String]) {
+        ready(place, names);
+        for name in names {
+            spool_of(place).ask(name.parse().unwrap()).unwrap();
+        }
+    }
+
     /// A server seems to run for as long as this is there.
     fn run(place: &Place) {
         let file = place.directory.path().join("data/postmaster.pid");
@@ -344,7 +376,9 @@ mod tests {
         let place = Place::new();
         let mut waits = names(3..30);
         waits.push("00000002.history".to_owned());
-        ready(&place, &waits);
+        asked(&place, &waits);
+        let unasked = names(40..41);
+        ready(&place, &unasked);
         run(&place);
         thread::scope(|scope| {
             let worker = scope.spawn(|| worker(&place));
@@ -363,8 +397,9 @@ mod tests {
             until("only the lock is left", || marks() == 1);
             // What comes later is stored as well.
             let later = names(30..32);
-            ready(&place, &later);
+            asked(&place, &later);
             until("what came later is marked", || later.iter().all(|name| is_marked(&place, name)));
+            assert!(!place.object(&unasked[0]).exists(), "nobody has asked for it");
             stop(&place);
             worker.join().unwrap().unwrap();
         });
@@ -385,7 +420,7 @@ mod tests {
     fn the_worker_ends_at_what_it_cannot_store_and_the_call_of_that_file_says_why() {
         let place = Place::new();
         let waits = names(3..6);
-        ready(&place, &waits);
+        asked(&place, &waits);
         run(&place);
         let root = place.directory.path().join("repository");
         fs::rename(&root, root.with_extension("away")).unwrap();
@@ -400,7 +435,7 @@ mod tests {
 
         // Something else is there under one of the names.
         place.archive(&waits[1], 8);
-        ready(&place, &waits);
+        asked(&place, &waits);
         assert!(worker(&place).unwrap_err().detail_text().unwrap().contains("two primaries"));
         assert!(!is_marked(&place, &waits[1]));
         assert!(call(&place, &waits[1]).unwrap_err().detail_text().unwrap().contains("two primaries"));
@@ -435,7 +470,7 @@ mod tests {
     fn there_is_one_worker_and_none_without_a_server() {
         let place = Place::new();
         let waits = names(3..5);
-        ready(&place, &waits);
+        asked(&place, &waits);
         worker(&place).unwrap();
         run(&place);
         let first = spool_of(&place).alone().unwrap();
@@ -455,6 +490,8 @@ mod tests {
         ready(&place, &waits);
         run(&place);
         // An operation pushes what it has chosen, by its whole path.
-        assert!(!more_waits(waits[0].parse().unwrap(), &place.pg_wal().join(&waits[0])));
+        let (spool, file) = (spool_of(&place), waits[0].parse().unwrap());
+        assert!(!ask_for_more(&spool, file, &place.pg_wal().join(&waits[0])));
+        assert!(spool.asked(&BTreeSet::from([waits[1].parse().unwrap()])).unwrap().is_empty());
     }
 }

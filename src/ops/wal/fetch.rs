@@ -7,6 +7,10 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
 
 use crate::error::{Error, Result};
 use crate::pg::history::TimelineHistory;
@@ -14,10 +18,16 @@ use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
 use crate::repo::seal::{self, Identity, Kind};
-use crate::repo::{Key, Level, RepoError, RepoErrorKind, wait};
+use crate::repo::{Key, Level, Listed, RepoError, RepoErrorKind, wait};
 use crate::units::ByteCount;
 
 use super::Archive;
+
+/// How long is waited for a segment that is missing while those behind it have just been stored: a primary stores some side by side.
+const ON_ITS_WAY: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(500);
+/// How long ago a segment was stored that tells of others on their way.
+const JUST_NOW: SignedDuration = SignedDuration::from_secs(60);
 
 /// What a fetch came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +66,16 @@ pub fn recovery(wanted: Option<(&str, &Path)>) -> Recovery {
 /// # Errors
 /// Whenever it is neither got nor absent: the repository cannot be read, the object is damaged, a later segment is there.
 pub fn fetch(profile: &Path, name: &str, target: &Path) -> Result<Fetched> {
+    // A standby asks again by itself.
+    let patience = match recovery(Some((name, target))) {
+        Recovery::Ends => ON_ITS_WAY,
+        Recovery::Waits => Duration::ZERO,
+    };
+    fetch_within(profile, name, target, patience)
+}
+
+/// `patience` is how long is waited for a segment that may be on its way.
+fn fetch_within(profile: &Path, name: &str, target: &Path, patience: Duration) -> Result<Fetched> {
     let file: WalFile =
         name.parse().map_err(|error| Error::failed("cannot fetch from the WAL archive").source(error))?;
     // The first timeline has no history. A server that ends its recovery on it asks all the same (`writeTimeLineHistory` in `timeline.c`),
@@ -68,7 +88,7 @@ pub fn fetch(profile: &Path, name: &str, target: &Path) -> Result<Fetched> {
     let lines = Lines::read(&archive, file, target)?;
     let object = match wait(archive.repo.read(&key))? {
         Some(object) => object,
-        None => match absent(&archive, file, &lines)? {
+        None => match absent(&archive, file, &lines, patience)? {
             Absence::Proven => return Ok(Fetched::Absent { file }),
             Absence::Arrived(object) => object,
         },
@@ -202,18 +222,31 @@ enum Absence {
 }
 
 /// Makes sure that nothing needs a file that was not found.
-fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
+fn absent(archive: &Archive, file: WalFile, lines: &Lines, patience: Duration) -> Result<Absence> {
+    let mut wait_for = Duration::ZERO;
     let needed = match file {
         WalFile::Segment(name) => match later_segment(archive, name)? {
-            Some(later) => Some(format!("The archive goes on with {later}")),
+            Some((later, stored)) => {
+                if Timestamp::now().duration_since(stored) < JUST_NOW {
+                    wait_for = patience;
+                }
+                Some(format!("The archive goes on with {later}"))
+            }
             None => partial(archive, name)?.or(needed_by(archive, name, lines)?),
         },
         WalFile::TimelineHistory(timeline) => later_timeline(archive, timeline)?,
         WalFile::Partial(_) | WalFile::BackupHistory(..) => None,
     };
     // Segments are stored in order, so that one which is found behind this one may have come after this one was looked for.
-    if let Some(object) = wait(archive.repo.read(&archive.keys.wal(file)))? {
-        return Ok(Absence::Arrived(object));
+    let began = Instant::now();
+    loop {
+        if let Some(object) = wait(archive.repo.read(&archive.keys.wal(file)))? {
+            return Ok(Absence::Arrived(object));
+        }
+        if began.elapsed() >= wait_for {
+            break;
+        }
+        thread::sleep(LOOK);
     }
     match needed {
         None => Ok(Absence::Proven),
@@ -228,8 +261,8 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines) -> Result<Absence> {
     }
 }
 
-/// Returns `name` or the next segment of its timeline that is in the archive.
-fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<SegmentName>> {
+/// Returns `name` or the next segment of its timeline that is in the archive, and when it was stored, by the store's clock.
+fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<(SegmentName, Timestamp)>> {
     let wal = archive.keys.wal_folder();
     let timeline = format!("{:08X}", name.timeline().as_u32());
     let mut folders = wait(archive.repo.list(Some(&wal)))?.folders;
@@ -237,8 +270,8 @@ fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<SegmentN
     for folder in folders {
         let Ok(folder) = wal.join(&folder) else { continue };
         let level = wait(archive.repo.list(Some(&folder)))?;
-        let segment = files(&level).find_map(|file| match file {
-            WalFile::Segment(found) if found >= name => Some(found),
+        let segment = level.objects.iter().find_map(|object| match file_of(object)? {
+            WalFile::Segment(found) if found >= name => Some((found, object.modified)),
             WalFile::Segment(_)
             | WalFile::Partial(_)
             | WalFile::TimelineHistory(_)
@@ -252,7 +285,11 @@ fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<SegmentN
 }
 
 fn files(level: &Level) -> impl Iterator<Item = WalFile> {
-    level.objects.iter().filter_map(|object| object.key.name().strip_suffix(".zst")?.parse().ok())
+    level.objects.iter().filter_map(file_of)
+}
+
+fn file_of(object: &Listed) -> Option<WalFile> {
+    object.key.name().strip_suffix(".zst")?.parse().ok()
 }
 
 /// The last segment of a timeline that ended by a promotion is stored as `.partial`, and its WAL again in the first segment of the next
@@ -325,7 +362,7 @@ mod tests {
     fn fetched(place: &Place, name: &str) -> Result<Fetched> {
         let target = place.pg_wal().join("RECOVERYXLOG");
         fs::remove_file(&target).unwrap_or(());
-        let outcome = fetch(&place.profile, name, &target);
+        let outcome = fetch_within(&place.profile, name, &target, Duration::ZERO);
         assert_eq!(matches!(outcome, Ok(Fetched::Got { .. })), target.exists(), "{outcome:?}");
         outcome
     }
@@ -439,6 +476,32 @@ mod tests {
         trouble(&place, &segment_name(4), "Timeline 2 goes on from timeline 1 at 0/580000");
         trouble(&place, &segment_name(5), "Timeline 2 goes on from timeline 1 at 0/580000");
         absent(&place, &segment_name(6));
+    }
+
+    #[test]
+    fn a_segment_that_is_stored_beside_those_behind_it_is_waited_for() {
+        let place = Place::new();
+        for number in [3, 5] {
+            place.archive(&segment_name(number), 7);
+        }
+        let target = place.pg_wal().join("RECOVERYXLOG");
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| fetch_within(&place.profile, &segment_name(4), &target, ON_ITS_WAY));
+            place.archive(&segment_name(4), 7);
+            assert!(matches!(waits.join().unwrap().unwrap(), Fetched::Got { .. }));
+        });
+        // What was stored long ago tells of nothing that is on its way.
+        let old = std::time::SystemTime::now() - Duration::from_secs(3600);
+        fs::File::options()
+            .write(true)
+            .open(place.object(&segment_name(5)))
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        fs::remove_file(place.object(&segment_name(4))).unwrap();
+        let began = Instant::now();
+        fetch_within(&place.profile, &segment_name(4), &target, ON_ITS_WAY).unwrap_err();
+        assert!(began.elapsed() < ON_ITS_WAY);
     }
 
     #[test]

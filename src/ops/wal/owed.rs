@@ -92,12 +92,12 @@ impl Owed {
 }
 
 /// Starts a worker where a repository lacks something and is back.
-pub(super) fn settle_aside(profile: &Path, archive: &Archive) {
-    let Some(owed) = Owed::of(&archive.profile).filter(|_| archive.stores.len() > 1) else { return };
-    let waits = |store: &Store| {
-        !owed.to(&store.name).is_empty() && !owed.was_away(&store.name) && owed.alone(&store.name).is_some()
+pub(super) fn settle_aside(profile: &Path, node: &Profile) {
+    let (Some(owed), Some(archive)) = (Owed::of(node), &node.archive) else { return };
+    let waits = |name: &str| {
+        !owed.to(name).is_empty() && !owed.was_away(name) && owed.alone(name).is_some()
     };
-    if !archive.stores.iter().any(waits) {
+    if archive.copies.is_empty() || !archive.repositories().any(|known| waits(&known.repository)) {
         return;
     }
     let (Ok(program), Ok(profile)) = (std::env::current_exe(), std::path::absolute(profile)) else { return };

@@ -99,17 +99,33 @@ impl Spool {
         found.as_ref() == Some(mark)
     }
 
-    /// Removes what is left of files that nobody asks for any more.
-    pub(super) fn keep(&self, wanted: &BTreeSet<WalFile>) {
-        let Ok(entries) = fs::read_dir(&self.directory) else { return };
-        for entry in entries.flatten() {
+    /// Asks whoever works for this spool to store a file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn ask(&self, file: WalFile) -> io::Result<()> {
+        open(&self.mark(file)).map(drop)
+    }
+
+    /// Returns the files that were asked for, stored or not. Of those that `waits` does not have nothing is kept.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn asked(&self, waits: &BTreeSet<WalFile>) -> io::Result<BTreeSet<WalFile>> {
+        let mut asked = BTreeSet::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
             let name = entry.file_name();
-            let of = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<WalFile>().ok());
-            if of.is_some_and(|file| !wanted.contains(&file)) {
+            match name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<WalFile>().ok()) {
+                Some(file) if waits.contains(&file) => {
+                    asked.insert(file);
+                }
                 // What stays is looked at the next time.
-                fs::remove_file(entry.path()).ok();
+                Some(_) => fs::remove_file(entry.path()).unwrap_or(()),
+                None => {}
             }
         }
+        Ok(asked)
     }
 
     fn mark(&self, file: WalFile) -> PathBuf {
@@ -149,9 +165,12 @@ impl Drop for Claim {
     }
 }
 
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
 fn locked(path: &Path) -> io::Result<Option<File>> {
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let file = open(path)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(Errno::WOULDBLOCK) => Ok(None),
@@ -248,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_is_at_a_file_and_what_nobody_wants_goes() {
+    fn one_at_a_time_is_at_a_file_and_what_does_not_wait_any_more_goes() {
         let place = Place::new();
         let (profile, spool, mark) = marked(&place);
         let first = spool.claim(mark.name).unwrap().unwrap();
@@ -259,9 +278,13 @@ mod tests {
         assert!(Spool::of(&profile, "push").unwrap().alone().is_none());
         drop(alone);
         assert!(spool.alone().is_some());
-        spool.keep(&BTreeSet::from([mark.name]));
+        let waits = BTreeSet::from([mark.name, "00000002.history".parse().unwrap()]);
+        assert_eq!(spool.asked(&waits).unwrap(), BTreeSet::from([mark.name]));
+        spool.ask(mark.name).unwrap();
+        spool.ask("00000002.history".parse().unwrap()).unwrap();
         assert!(spool.has(mark.name, &mark));
-        spool.keep(&BTreeSet::new());
+        assert_eq!(spool.asked(&waits).unwrap(), waits);
+        assert!(spool.asked(&BTreeSet::new()).unwrap().is_empty());
         assert!(!spool.mark(mark.name).exists());
         assert!(spool.alone().is_some());
     }

@@ -2,8 +2,12 @@
 
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::Seen;
-use super::{Of, command, limits, to_f64};
+use super::{Of, command, limits, number, to_f64};
+use crate::db::queries::Archiver;
+use crate::ops::observe::NodeObserved;
 use crate::topology::checks::{Check, Measure};
+use crate::topology::model::Node;
+use crate::units::human_duration;
 
 pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     let declared = seen.cluster.backups.is_some();
@@ -42,21 +46,38 @@ fn archive(seen: &Seen<'_>) -> Finding {
             ))
             .next(command(seen.cluster, "plan"));
         }
+        let waits = format!("{} wait{}", archiver.waiting, piles_up(archiver, observed(seen, primary)));
         if let Some((file, at)) = archiver.failing() {
-            return says(format!(
-                "{file} failed at {at:.0}, and nothing was archived since; {} wait",
-                archiver.waiting
-            ))
-            .next(format!("see the log of {} on host {}", primary.name, primary.host));
+            return says(format!("{file} failed at {at:.0}, and nothing was archived since; {waits}"))
+                .next(format!("see the log of {} on host {}", primary.name, primary.host));
         }
         let text = match &archiver.last_archived {
-            Some((file, at)) => format!("{} wait, {file} archived at {at:.0}", archiver.waiting),
-            None => format!("{} wait, nothing was archived yet", archiver.waiting),
+            Some((file, at)) => format!("{waits}; {file} archived at {at:.0}"),
+            None => format!("{waits}; nothing was archived yet"),
         };
         let limits = limits(seen.cluster, None, Check::Archive);
+        let oldest = archiver.backlog.map_or(0.0, |backlog| backlog.oldest.as_secs_f64());
         of.measures(Subject::Cluster, to_f64(archiver.waiting), limits, text)
+            .with(number("archive_oldest_wait", Measure::Time, oldest))
             .next(command(seen.cluster, "status -v"))
     })
+}
+
+fn observed<'s>(seen: &'s Seen<'_>, primary: &Node) -> Option<&'s NodeObserved> {
+    seen.each().find(|(node, _, _)| node.name == primary.name).map(|(_, observed, _)| observed)
+}
+
+/// Says of segments that wait how long the first one has, and how long the disk takes more of them.
+fn piles_up(archiver: &Archiver, observed: Option<&NodeObserved>) -> String {
+    let Some(backlog) = archiver.backlog else { return String::new() };
+    let oldest = format!(", the first one for {}", human_duration(backlog.oldest));
+    let Some(rate) = backlog.rate() else { return oldest };
+    let full =
+        observed.and_then(|node| node.disk).and_then(|disk| Some((disk.free, backlog.fills(disk.free)?)));
+    let full = full.map_or_else(String::new, |(free, span)| {
+        format!(", which would fill the {free} that are free in {}", human_duration(span))
+    });
+    format!("{oldest}; WAL comes at {} a second{full}", Measure::Size.written(rate))
 }
 
 /// One that takes twice as long as the last one does not get on: it waits for WAL, for a disk, or for somebody who is gone.

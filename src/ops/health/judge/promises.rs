@@ -11,6 +11,7 @@ use crate::ops::drill::Verdict;
 use crate::ops::observe::NodeObserved;
 use crate::ops::wal::Window;
 use crate::pg::lsn::Lsn;
+use crate::pg::wal_file::SegmentName;
 use crate::topology::checks::{Check, Limits, Measure};
 use crate::topology::model::{Backups, Node, Objective};
 use crate::units::{ByteCount, human_duration};
@@ -183,6 +184,15 @@ fn newest_window<'s>(seen: &'s Seen<'_>) -> Asked<Option<&'s Window>> {
     Ok(windows.flat_map(|(_, windows)| windows).max_by_key(|window| window.last))
 }
 
+/// Tells whether a segment that is missing still waits: those behind it may be stored before it, and the archiver crosses off one after the other.
+fn comes(seen: &Seen<'_>, segment: SegmentName) -> bool {
+    let archiver = seen.primary_asked().and_then(|(_, asked)| asked.archiver.as_ref().ok());
+    archiver.is_some_and(|archiver| {
+        let last = archiver.last_archived.as_ref().map(|(file, _)| file.as_str());
+        archiver.waiting > 0 && last < Some(segment.to_string().as_str())
+    })
+}
+
 /// Every second of the declared window can be restored. One that grows is a warning, one with a hole in it is critical (facts/health.md T12).
 fn window(seen: &Seen<'_>, backups: &Backups) -> Option<Finding> {
     let of = Of::new(seen.cluster, Check::Window);
@@ -195,7 +205,7 @@ fn window(seen: &Seen<'_>, backups: &Backups) -> Option<Finding> {
     let Some(newest) = newest else {
         return Some(of.says(Subject::Cluster, Status::Critical, "nothing can be restored").next(create));
     };
-    if let Some(segment) = newest.ends_before {
+    if let Some(segment) = newest.ends_before.filter(|segment| !comes(seen, *segment)) {
         let text =
             format!("WAL is missing from {segment} on: nothing after {:.0} can be restored", newest.last);
         return Some(of.says(Subject::Cluster, Status::Critical, text).next(create));

@@ -19,7 +19,7 @@ use crate::db::health::databases::{
 };
 use crate::db::health::herd::WalGenerated;
 use crate::db::health::wal::{Directory as WalDirectory, Pause, Replay, Sender, SlotSeen, Subscription};
-use crate::db::queries::{Archiver, ServerFacts, ServerRole, TimelineSource, WalReceiver};
+use crate::db::queries::{Archiver, Backlog, ServerFacts, ServerRole, TimelineSource, WalReceiver};
 use crate::engine::record::Actor;
 use crate::ops::drill::Verdict;
 use crate::ops::kept::{Kept, LastBackup, MadeNow};
@@ -346,6 +346,7 @@ fn asked(primary: bool) -> NodeSeen {
             last_archived: Some(("000000010000000000000004".to_owned(), ago(60))),
             last_failed: None,
             waiting: 0,
+            backlog: None,
         }),
         facts: NodeFacts::without(&Why::Failed("nobody looked".to_owned())),
         inside: if primary {
@@ -977,6 +978,34 @@ fn several_minor_versions_are_a_warning_and_another_major_one_is_critical() {
     world.says(Check::Version, "-", Status::Warning, "15.4 on a; 15.3 on b");
     world.running(1).facts.version = PgVersion::from_number(160_001);
     world.says(Check::Version, "-", Status::Critical, "15 is declared");
+}
+
+#[test]
+fn a_segment_that_still_waits_is_not_missing() {
+    let mut world = World::sound();
+    world.restorable(86_400, Some("000000010000000000000009"));
+    world.a().archiver.as_mut().unwrap().waiting = 3;
+    world.says(Check::Window, "-", Status::Ok, "every second since");
+    // This one the archiver has crossed off.
+    world.restorable(86_400, Some("000000010000000000000003"));
+    world.says(Check::Window, "-", Status::Critical, "WAL is missing from 000000010000000000000003 on");
+}
+
+#[test]
+fn what_piles_up_is_told_with_its_age_and_with_the_time_that_the_disk_takes_it() {
+    let mut world = World::sound();
+    let archiver = world.a().archiver.as_mut().unwrap();
+    archiver.waiting = 9;
+    let oldest = Duration::from_secs(64);
+    archiver.backlog = Some(Backlog { segments: 1, segment_size: ByteCount(16 << 20), oldest });
+    world.says(Check::Archive, "-", Status::Ok, "9 wait, the first one for 1m04s; 000000010000000000000004");
+    let archiver = world.a().archiver.as_mut().unwrap();
+    archiver.backlog = Some(Backlog { segments: 9, segment_size: ByteCount(16 << 20), oldest });
+    let told = "WAL comes at 2 MiB a second, which would fill the 50 GiB that are free in 7h06m";
+    world.says(Check::Archive, "-", Status::Ok, told);
+    let archiver = world.a().archiver.as_mut().unwrap();
+    archiver.last_failed = Some(("000000010000000000000005".to_owned(), ago(5)));
+    world.says(Check::Archive, "-", Status::Critical, told);
 }
 
 #[test]
