@@ -117,10 +117,10 @@ struct AheadArgs {
     level: i32,
 }
 
-/// Bring a repository that was away the WAL that it lacks; "pgherd wal push" starts it when the repository is back
+/// Bring a repository that was away the WAL that it lacks; "pgherd wal push" starts it
 ///
-/// Takes each file that is owed from another repository of the node, and ends at the first one that it cannot store. Does nothing where another one
-/// does it.
+/// Takes each file that is owed from another repository of the node, and tries again every 10 s. Ends by itself: when nothing is owed any more, when the server stops or
+/// its profile changes, and after an hour; the next "pgherd wal push" starts it again. Does nothing where another one runs for the node.
 ///
 /// Exit codes: 0 nothing is owed any more, 1 something could not be stored.
 ///

@@ -127,6 +127,8 @@ checks! {
     Archive = above("archive", Measure::Count, Some(10.0), Some(50.0)),
     /// In percent of how long the last one took.
     BackupRunning = above("backup-running", Measure::Share, Some(200.0), None),
+    /// Whether every repository of the cluster has what it should.
+    Copies = holds("copies"),
     BackupAge = above("backup-age", Measure::Time, Some(26.0 * HOUR), Some(50.0 * HOUR)),
     /// Without thresholds: a restart is what an operator does.
     Uptime = below("uptime", Measure::Time, None, None),

@@ -163,9 +163,6 @@ pub struct Archive {
     /// Further repositories that its WAL goes to as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies: Vec<ArchiveCopy>,
-    /// The directory that holds one directory a node, for what is on its way between node and repository. Without it nothing is stored ahead.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spool: Option<PathBuf>,
 }
 
 /// A further repository of a node's WAL; as [`Archive`].

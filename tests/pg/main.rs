@@ -21,6 +21,7 @@ mod archive_ahead;
 mod archiving;
 mod backup;
 mod connect;
+mod copies;
 mod destroy;
 mod drill;
 mod encryption;

@@ -162,6 +162,19 @@ pub fn explained(check: Check) -> Explained {
             act: "Free space or grow the disk. Never remove files from pg_wal by hand.",
             source: "https://www.postgresql.org/docs/current/disk-full.html",
         },
+        Check::Copies => Explained {
+            title: "whether every repository of the cluster was given all WAL",
+            asks: vec![Ask::Look {
+                of: "each node",
+                what: "what it has written down as owed to a repository",
+            }],
+            needs: Needs::Nothing,
+            remark: Some(
+                "A node writes down what a repository lacks that was away, before the server is told that the file is archived. What a node that is gone has written down is not seen.",
+            ),
+            act: "See why the repository was away. What it lacks is brought there by itself when it is back, or by pgherd backup copy.",
+            source: "https://www.postgresql.org/docs/current/continuous-archiving.html",
+        },
         Check::Archive => Explained {
             title: "whether WAL gets into the repository",
             asks: vec![

@@ -21,9 +21,10 @@ use crate::ops::status::{self, OperationStatus, TlsStatus};
 use crate::pg::history::TimelineHistory;
 use crate::pg::ident::quote_identifier;
 use crate::pg::timeline::TimelineId;
+use crate::pg::wal_file::WalFile;
 use crate::repo::layout::ClusterKeys;
 use crate::repo::seal;
-use crate::topology::model::{Cluster, Herd};
+use crate::topology::model::{Cluster, Herd, Repository};
 
 /// What a node tells that is compared with the others.
 #[derive(Debug, Clone)]
@@ -89,8 +90,19 @@ pub struct HerdSeen {
     pub operations: Asked<Vec<OperationStatus>>,
     /// The lock in the repository; `None` where the cluster has none, or nobody holds it.
     pub lock: Asked<Option<LockSeen>>,
+    /// What repositories lack because they were away, as each node wrote it down.
+    pub owed: Asked<Vec<Owed>>,
     /// By host.
     pub regions: BTreeMap<String, String>,
+}
+
+/// WAL of a node that one of its repositories lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owed {
+    /// The node's name within the cluster.
+    pub node: String,
+    pub repository: String,
+    pub files: u64,
 }
 
 /// Who holds the lock of a cluster in its repository.
@@ -143,8 +155,12 @@ pub async fn look(
         let timeline = primary.running()?.facts.timeline;
         Some(history(doors, cluster, &primary.node, timeline).await)
     };
-    let (history, tls, lock) =
-        tokio::join!(history, status::tls(doors, cluster, runs), lock(context, doors, cluster, primary));
+    let (history, tls, lock, owed) = tokio::join!(
+        history,
+        status::tls(doors, cluster, runs),
+        lock(context, doors, cluster, primary),
+        owed(doors, cluster)
+    );
     HerdSeen {
         history,
         drills: cluster.drills.as_ref().map(|_| drills(context, cluster)),
@@ -153,12 +169,33 @@ pub async fn look(
         operations: status::operations(context, cluster)
             .map_err(|error| Why::Failed(error.what().to_owned())),
         lock,
+        owed,
         regions: herd.hosts.iter().map(|host| (host.name.clone(), host.region.clone())).collect(),
     }
 }
 
 async fn jobs(context: &Context, herd: &Herd, cluster: &Cluster) -> crate::error::Result<Vec<Listed>> {
     Jobs::open(context, herd, Purpose::Look).await?.list_to_judge(&cluster.name).await
+}
+
+/// Counts what each node has written down as owed to a repository.
+async fn owed(doors: &Doors, cluster: &Cluster) -> Asked<Vec<Owed>> {
+    let mut found = Vec::new();
+    let Some(backups) = cluster.backups.as_ref().filter(|backups| !backups.copies.is_empty()) else {
+        return Ok(found);
+    };
+    for node in &cluster.nodes {
+        let spool = doors.places(&node.host).spools().join(cluster.full_name(&node.name)).join("owed");
+        for Repository { name, .. } in backups.repositories() {
+            let listed = doors.host(&node.host).list(&spool.join(name)).await;
+            let names = listed.map_err(|error| Why::Failed(error.to_string()))?.unwrap_or_default();
+            let files = names.iter().filter(|name| name.parse::<WalFile>().is_ok()).count() as u64;
+            if files > 0 {
+                found.push(Owed { node: node.name.clone(), repository: name.clone(), files });
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Reads who holds the lock in the repository, from the host of the primary, else of the preferred node.
@@ -200,7 +237,7 @@ async fn history(
     timeline: TimelineId,
 ) -> Asked<TimelineHistory> {
     let node = cluster.node(node).expect("what is observed is declared");
-    let name = crate::pg::wal_file::WalFile::TimelineHistory(timeline).to_string();
+    let name = WalFile::TimelineHistory(timeline).to_string();
     let path = node.data_directory.join("pg_wal").join(&name);
     let text = if timeline.as_u32() == 1 {
         String::new()

@@ -16,12 +16,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, test_kill_process};
-
+use super::item::Pushed;
 use super::owed::settle_aside;
-use super::push::{Pushed, push_into};
+use super::push::push_into;
 use super::spool::{Claim, Mark, Spool};
-use super::{Archive, data_directory, read_profile};
+use super::{Archive, data_directory, read_profile, runs};
 use crate::error::{Error, Result};
 use crate::host::aside;
 use crate::pg::wal_file::WalFile;
@@ -163,13 +162,6 @@ fn waiting(pg_wal: &Path) -> std::io::Result<BTreeSet<WalFile>> {
         found.extend(name.to_str().and_then(|name| name.strip_suffix(".ready")?.parse::<WalFile>().ok()));
     }
     Ok(found)
-}
-
-/// Tells whether a server runs in a data directory.
-fn runs(data: &Path) -> bool {
-    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
-    let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
-    pid.is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
 /// Stores ahead what was asked for of the data directory `data`, until there is a reason to end. Does nothing where somebody else does.

@@ -5,6 +5,7 @@
 
 mod ahead;
 mod fetch;
+mod item;
 mod list;
 mod owed;
 mod push;
@@ -16,9 +17,12 @@ use std::sync::Arc;
 
 pub use ahead::{ahead, push};
 pub use fetch::{Fetched, Recovery, fetch, recovery};
+pub use item::Pushed;
 pub use list::{Begin, Run, SystemWal, TimelineWal, WalList, Window, list, run};
 pub use owed::settle;
-pub use push::{LEVEL, Pushed};
+pub use push::LEVEL;
+
+use rustix::process::{Pid, test_kill_process};
 
 use crate::error::{Error, Result};
 use crate::repo::layout::{ClusterKeys, SystemKeys};
@@ -101,6 +105,13 @@ fn data_directory(profile: &Profile) -> PathBuf {
 }
 
 const CONTROL_FILE: &str = "global/pg_control";
+
+/// Tells whether a server runs in a data directory.
+fn runs(data: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
+    let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid).is_ok())
+}
 
 #[cfg(test)]
 pub(super) mod testing {

@@ -1,7 +1,7 @@
 //! What a repository of a node lacks because it was away, and who brings it there.
 //!
-//! `SPOOL/CLUSTER-NODE/owed/REPOSITORY/FILE`, an empty file for each, made before the server is told that its file is archived. A call that finds the repository back starts a
-//! worker, which takes each file from pg_wal or from a repository that has it, and ends at the first one that it cannot store. Where the marks are lost, or
+//! `SPOOL/CLUSTER-NODE/owed/REPOSITORY/FILE`, an empty file for each, made before the server is told that its file is archived. That call, or the next one, starts
+//! a worker, which takes each file from a repository that has it, and tries for as long as there is something to bring. Where the marks are lost, or
 //! another node is primary meanwhile, `pgherd backup copy` finds what is missing by listing.
 
 use std::collections::BTreeSet;
@@ -10,12 +10,13 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FlockOperation;
 
-use super::push::Item;
-use super::{Archive, Store, read_profile};
+use super::item::Item;
+use super::{Archive, Store, read_profile, runs};
 use crate::error::{Error, Result};
 use crate::host::aside;
 use crate::pg::wal_file::WalFile;
@@ -28,6 +29,10 @@ const LOCK: &str = "worker.lock";
 const AWAY: &str = "away";
 /// For so long it is not asked again.
 const A_MOMENT: Duration = Duration::from_secs(30);
+/// How long a worker waits before it tries again.
+const BETWEEN: Duration = Duration::from_secs(10);
+/// How long a worker lives: what it runs as, and what it knows of the node, is of its beginning.
+const LIFE: Duration = Duration::from_secs(3600);
 
 /// The marks of a node.
 #[derive(Debug)]
@@ -84,20 +89,18 @@ impl Owed {
         fs::remove_file(self.folder(repository).join(AWAY)).ok();
     }
 
-    /// Locks what a repository lacks for whoever brings it there; `None` if somebody else does.
-    fn alone(&self, repository: &str) -> Option<File> {
-        let file = File::create(self.folder(repository).join(LOCK)).ok()?;
+    /// Locks what is owed for whoever brings it there; `None` if somebody else does.
+    fn alone(&self) -> Option<File> {
+        let file = File::create(self.0.join(LOCK)).ok()?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok().map(|()| file)
     }
 }
 
-/// Starts a worker where a repository lacks something and is back.
+/// Starts a worker where a repository lacks something.
 pub(super) fn settle_aside(profile: &Path, node: &Profile) {
     let (Some(owed), Some(archive)) = (Owed::of(node), &node.archive) else { return };
-    let waits = |name: &str| {
-        !owed.to(name).is_empty() && !owed.was_away(name) && owed.alone(name).is_some()
-    };
-    if archive.copies.is_empty() || !archive.repositories().any(|known| waits(&known.repository)) {
+    let lacks = archive.repositories().any(|known| !owed.to(&known.repository).is_empty());
+    if !lacks || owed.alone().is_none() {
         return;
     }
     let (Ok(program), Ok(profile)) = (std::env::current_exe(), std::path::absolute(profile)) else { return };
@@ -107,25 +110,34 @@ pub(super) fn settle_aside(profile: &Path, node: &Profile) {
     }
 }
 
-/// Brings every repository of a node what it lacks.
+/// Brings every repository of a node what it lacks, again and again, until nothing is owed any more, the server stops, its profile changes, or an hour is over. Does
+/// nothing where somebody else does it.
 ///
 /// # Errors
-/// The first thing that could not be stored; it stays owed.
+/// What could not be stored when it ended.
 pub fn settle(profile: &Path) -> Result<()> {
     aside::leave_the_session();
     let node = read_profile(profile)?;
     let Some(owed) = Owed::of(&node) else { return Ok(()) };
-    let data = node.data_directory.clone();
-    let archive = Archive::open(node, data)?;
-    let mut first = Ok(());
-    for store in &archive.stores {
-        if !owed.to(&store.name).is_empty()
-            && let Some(_alone) = owed.alone(&store.name)
-        {
-            first = first.and(settle_one(&archive, store, &owed));
+    let Some(_alone) = owed.alone() else { return Ok(()) };
+    let begun = Instant::now();
+    loop {
+        let ended = settle_once(&node, &owed);
+        let stays = begun.elapsed() < LIFE
+            && runs(&node.data_directory)
+            && read_profile(profile).is_ok_and(|now| now == node);
+        if ended.is_ok() || !stays {
+            return ended;
         }
+        thread::sleep(BETWEEN);
     }
-    first
+}
+
+fn settle_once(node: &Profile, owed: &Owed) -> Result<()> {
+    let archive = Archive::open(node.clone(), node.data_directory.clone())?;
+    let lacks = archive.stores.iter().filter(|store| !owed.to(&store.name).is_empty());
+    // One that stays away keeps no other one waiting.
+    lacks.map(|store| settle_one(&archive, store, owed)).fold(Ok(()), Result::and)
 }
 
 fn settle_one(archive: &Archive, store: &Store, owed: &Owed) -> Result<()> {
@@ -146,6 +158,7 @@ fn settle_one(archive: &Archive, store: &Store, owed: &Owed) -> Result<()> {
             item.put(&repo).map_err(|trouble| trouble.error)?;
         }
         let mark = owed.folder(&store.name).join(&name);
+        owed.is_back(&store.name);
         fs::remove_file(&mark)
             .map_err(|error| Error::failed(format!("could not remove {}", mark.display())).source(error))?;
     }

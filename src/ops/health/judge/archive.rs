@@ -16,6 +16,9 @@ pub(super) fn judge(seen: &Seen<'_>) -> Vec<Finding> {
     if declared || archives.is_some_and(|vitals| vitals.archive_mode != "off") {
         found.push(archive(seen));
     }
+    if seen.cluster.backups.as_ref().is_some_and(|backups| !backups.copies.is_empty()) {
+        found.push(copies(seen));
+    }
     if declared {
         found.push(backup_running(seen));
         found.push(backup_age(seen));
@@ -78,6 +81,25 @@ fn piles_up(archiver: &Archiver, observed: Option<&NodeObserved>) -> String {
         format!(", which would fill the {free} that are free in {}", human_duration(span))
     });
     format!("{oldest}; WAL comes at {} a second{full}", Measure::Size.written(rate))
+}
+
+/// WAL that a repository lacks is in another one; it is lost with that one.
+fn copies(seen: &Seen<'_>) -> Finding {
+    let of = Of::new(seen.cluster, Check::Copies);
+    let owed = match &seen.herd.owed {
+        Ok(owed) => owed,
+        Err(why) => return of.unknown(Subject::Cluster, why),
+    };
+    if owed.is_empty() {
+        return of.says(Subject::Cluster, Status::Ok, "every repository was given all WAL");
+    }
+    let each = owed.iter().map(|owed| {
+        let files =
+            if owed.files == 1 { "1 WAL file".to_owned() } else { format!("{} WAL files", owed.files) };
+        format!("{files} of {} owed to repository {}", owed.node, owed.repository)
+    });
+    of.says(Subject::Cluster, Status::Warning, each.collect::<Vec<_>>().join(", "))
+        .next("They come there when it is back and WAL is archived; or: pgherd backup copy --to REPOSITORY")
 }
 
 /// One that takes twice as long as the last one does not get on: it waits for WAL, for a disk, or for somebody who is gone.

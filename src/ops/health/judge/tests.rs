@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::super::asked::{Asked, Why};
 use super::super::before::{Before, Counted, NodeBefore, SizeBefore, remember};
-use super::super::herd::{Drill, Drills, HerdSeen, LockSeen, NodeFacts};
+use super::super::herd::{Drill, Drills, HerdSeen, LockSeen, NodeFacts, Owed};
 use super::super::report::{Finding, Status, Subject};
 use super::super::seen::{Clock, Inside, NodeSeen, Partitions, Position, Seen};
 use super::judge;
@@ -36,7 +36,7 @@ use crate::repo::layout::Label;
 use crate::topology::checks::Check;
 use crate::topology::claim;
 use crate::topology::load_text;
-use crate::topology::model::{Cluster, Objective};
+use crate::topology::model::{Cluster, Objective, Repository};
 use crate::units::ByteCount;
 
 const HERD: &str = "
@@ -68,6 +68,7 @@ struct World {
     jobs: Vec<Listed>,
     operations: Asked<Vec<OperationStatus>>,
     lock: Asked<Option<LockSeen>>,
+    owed: Asked<Vec<Owed>>,
 }
 
 impl World {
@@ -98,6 +99,7 @@ impl World {
             jobs: Vec::new(),
             operations: Ok(Vec::new()),
             lock: Ok(None),
+            owed: Ok(Vec::new()),
         }
     }
 
@@ -198,6 +200,7 @@ impl World {
                 tls: None,
                 operations: self.operations.clone(),
                 lock: self.lock.clone(),
+                owed: self.owed.clone(),
                 regions: BTreeMap::new(),
             },
             before: self.before.clone(),
@@ -685,6 +688,19 @@ fn a_declared_standby_without_a_slot_is_critical() {
     let mut world = World::sound();
     world.a().slots = Ok(vec![slot("other")]);
     world.says(Check::MissingSlots, "-", Status::Critical, "a has no slot inventory_b");
+}
+
+#[test]
+fn what_a_repository_lacks_is_told_where_a_cluster_has_several() {
+    let mut world = World::sound();
+    assert!(world.judged().iter().all(|finding| finding.check != Check::Copies));
+    let backups = world.cluster.backups.as_mut().unwrap();
+    backups.copies = vec![Repository { name: "far".to_owned(), ..backups.repository.clone() }];
+    world.says(Check::Copies, "-", Status::Ok, "every repository was given all WAL");
+    world.owed = Ok(vec![Owed { node: "a".to_owned(), repository: "far".to_owned(), files: 3 }]);
+    world.says(Check::Copies, "-", Status::Warning, "3 WAL files of a owed to repository far");
+    world.owed = Err(Why::Failed("no answer".to_owned()));
+    world.says(Check::Copies, "-", Status::Unknown, "no answer");
 }
 
 #[test]
