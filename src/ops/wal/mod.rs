@@ -6,8 +6,10 @@
 mod ahead;
 mod fetch;
 mod list;
+mod prefetch;
 mod push;
 mod spool;
+mod worker;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +17,14 @@ use std::path::{Path, PathBuf};
 pub use ahead::{ahead, push};
 pub use fetch::{Fetched, Recovery, fetch, recovery};
 pub use list::{Begin, Run, SystemWal, TimelineWal, WalList, Window, list, run};
+pub use prefetch::prefetch;
 pub use push::{LEVEL, Pushed};
 
 use crate::error::{Error, Result};
+use crate::pg::wal_file::WalFile;
 use crate::repo::layout::{ClusterKeys, SystemKeys};
-use crate::repo::{self, Location, SharedRepo};
+use crate::repo::seal::{self, Identity, Kind, SealError};
+use crate::repo::{self, Key, Location, RepoError, RepoErrorKind, SharedRepo, wait};
 use crate::topology::claim::{self, Profile};
 
 /// A node's archive.
@@ -41,13 +46,6 @@ impl Archive {
     }
 }
 
-/// Opens the archive that the profile in `file` names.
-fn open(file: &Path) -> Result<Archive> {
-    let profile = read_profile(file)?;
-    let data = data_directory(&profile);
-    Archive::open(profile, data)
-}
-
 fn read_profile(file: &Path) -> Result<Profile> {
     let unusable = |why: String| {
         Error::failed(format!("cannot use the node profile {}", file.display()))
@@ -63,6 +61,28 @@ fn named(profile: &Profile) -> Result<&claim::Archive> {
         Error::failed(format!("{}-{} has no archive", profile.cluster, profile.node))
             .detail("Its profile names no repository.")
             .hint("Declare \"backups\" for the cluster in the topology, then run \"pgherd apply\".")
+    })
+}
+
+/// Reads a file that is stored, checked in every byte; `None` if there is none.
+fn read_stored(archive: &Archive, file: WalFile) -> Result<Option<Vec<u8>>> {
+    let object = wait(archive.repo.read(&archive.keys.wal(file)))?;
+    object.map(|object| unseal(archive, file, &object)).transpose()
+}
+
+fn unseal(archive: &Archive, file: WalFile, object: &[u8]) -> Result<Vec<u8>> {
+    let name = file.to_string();
+    let identity =
+        Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
+    seal::open(identity, object).map_err(|error| damaged(archive, &archive.keys.wal(file), &error))
+}
+
+fn damaged(archive: &Archive, key: &Key, why: &SealError) -> Error {
+    Error::from(RepoError {
+        kind: RepoErrorKind::Damaged,
+        url: archive.repo.url().to_owned(),
+        doing: format!("read {key}"),
+        why: format!("The stored object is damaged: {why}"),
     })
 }
 
@@ -95,6 +115,13 @@ pub(super) mod testing {
     pub const SYSTEM: u64 = 7_398_812_045_532_218_841;
     /// The smallest.
     pub const SIZE: u64 = 1 << 20;
+
+    /// Opens the archive that the profile in `file` names.
+    fn open(file: &Path) -> Result<Archive> {
+        let profile = read_profile(file)?;
+        let data = data_directory(&profile);
+        Archive::open(profile, data)
+    }
 
     #[derive(Debug)]
     pub struct Place {
