@@ -31,6 +31,7 @@ enum Verb {
     Ahead(AheadArgs),
     #[command(hide = true)]
     Settle(SettleArgs),
+    Prefetch(PrefetchArgs),
 }
 
 /// Show what the archive holds: runs of WAL a timeline, every gap, and which moments can be restored
@@ -82,6 +83,9 @@ struct PushArgs {
 /// nothing shows that there is WAL behind it: PostgreSQL would end recovery there and let clients in. A gap, an unreadable repository, a
 /// damaged object and any other trouble stop recovery instead (126), or have a standby ask again (125).
 ///
+/// Where the server asks for one segment after the other, a process that ends by itself fetches those that follow: "pgherd wal prefetch" in a list of
+/// processes. As many as were handed over within the last 10 s, at most 16 and 256 MiB, in STATE/spool, never past a point where a later timeline goes on.
+///
 /// Exit codes: 0 it is there, 1 it is absent, 125 any error on a standby, 126 any error elsewhere.
 ///
 /// Example: restore_command = '/usr/local/lib/pgherd/pgherd wal fetch --profile /etc/pgherd/nodes/inventory-a/profile.json "%f" "%p"'
@@ -132,6 +136,27 @@ struct SettleArgs {
     profile: PathBuf,
 }
 
+/// Fetch ahead what "pgherd wal fetch" asks for, which starts it
+///
+/// Ends by itself: when nothing was asked for within 5 s, at the first segment that it cannot fetch (the call of that segment tells why), when the recovery
+/// ends, the server stops or its profile changes, and after 10 minutes. Does nothing where another one runs for the node.
+///
+/// Exit codes: 0 nothing is left to do, 1 something could not be fetched.
+///
+/// Example: none, since nobody types it
+#[derive(Debug, clap::Args)]
+struct PrefetchArgs {
+    /// The node's profile
+    #[arg(long, value_name = "FILE")]
+    profile: PathBuf,
+    /// The data directory of the server that it works for
+    #[arg(long, value_name = "DIRECTORY")]
+    data_directory: PathBuf,
+    /// How large its segments are
+    #[arg(long, value_name = "BYTES")]
+    segment_size: u64,
+}
+
 pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
     match &args.verb {
         Verb::List(args) => super::block_on(list(args, app))?,
@@ -143,6 +168,10 @@ pub fn run(args: &WalArgs, app: &mut App) -> Outcome {
         }
         Verb::Ahead(args) => {
             wal::ahead(&args.profile, &args.data_directory, args.level)?;
+            Ok(Exit::Done)
+        }
+        Verb::Prefetch(args) => {
+            wal::prefetch(&args.profile, &args.data_directory, args.segment_size)?;
             Ok(Exit::Done)
         }
     }
@@ -220,7 +249,12 @@ impl WalArgs {
                 trouble(Some((&args.name, &args.path)))
             }
             Verb::Push(_) if ended.code() > 125 => Exit::Failed,
-            Verb::List(_) | Verb::Push(_) | Verb::Fetch(_) | Verb::Ahead(_) | Verb::Settle(_) => ended,
+            Verb::List(_)
+            | Verb::Push(_)
+            | Verb::Fetch(_)
+            | Verb::Ahead(_)
+            | Verb::Prefetch(_)
+            | Verb::Settle(_) => ended,
         }
     }
 }

@@ -214,7 +214,7 @@ fn fails_to_start(server: &Server) -> String {
     server.log()
 }
 
-fn recovers(server: &Server, more: &str) {
+pub fn recovers(server: &Server, more: &str) {
     server.append("recovery.signal", "");
     server.append("postgresql.conf", more);
     if is_root() {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::archive::{Archive, archived, finish, sql, try_sql, write_wal};
+use crate::archive::{Archive, archived, finish, recovers, sql, try_sql, write_wal};
 use crate::flips::{Chance, count};
 use crate::herd::{Herd, SINGLE, as_server, processes, text, text_of, until};
 use crate::server::{Server, installations, newest};
@@ -376,4 +376,70 @@ fn a_backlog_is_shown_with_its_age_and_the_time_until_the_disk_is_full() {
         (archive["waiting"] == 0 && archive["oldest_seconds"].is_null()).then_some(())
     });
     assert!(herd.kept().has_wal(&name));
+}
+
+/// Returns the workers that fetch ahead by this profile's spool.
+fn prefetchers(server: &Server) -> Vec<Pid> {
+    let data = text(&server.data()).to_owned();
+    let found =
+        processes().into_iter().filter(|(_, line)| line.contains(" wal prefetch ") && line.contains(&data));
+    found.map(|(pid, _)| pid).collect()
+}
+
+#[test]
+fn a_recovery_takes_what_was_fetched_ahead_whatever_dies_and_leaves_nothing_behind() {
+    for kept in Kept::each() {
+        let server = kept.server("");
+        let backup = Server::backup_of(&server, "archive_mode = off\n");
+        let late = Server::backup_of(&server, "archive_mode = off\n");
+        sql(&server, "CREATE TABLE kept (i int)");
+        for number in 0..60 {
+            sql(&server, &format!("INSERT INTO kept VALUES ({number})"));
+            finish(&server);
+        }
+        drained(&server);
+        server.stop("fast");
+        let fetched = kept.archive.spool(&server).join("inventory-b/fetch");
+        for (recovering, kills) in [(&backup, false), (&late, true)] {
+            recovers(recovering, "");
+            let over = AtomicBool::new(false);
+            let seen = thread::scope(|scope| {
+                let watch = scope.spawn(|| {
+                    let mut seen = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        for pid in prefetchers(recovering) {
+                            seen += 1;
+                            if kills {
+                                kill_process(pid, Signal::KILL).ok();
+                            }
+                        }
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    seen
+                });
+                recovering.run();
+                until("it is promoted", || {
+                    let ended = try_sql(recovering, "SELECT pg_is_in_recovery()").ok()? == "f";
+                    ended.then_some(())
+                });
+                over.store(true, Ordering::Relaxed);
+                watch.join().unwrap()
+            });
+            assert!(seen > 0, "somebody fetches ahead");
+            assert_eq!(sql(recovering, "SELECT count(*), max(i) FROM kept"), "60|59");
+            until("the worker ends", || prefetchers(recovering).is_empty().then_some(()));
+            if !kills {
+                let left = fs::read_dir(&fetched).unwrap();
+                let mut left: Vec<String> =
+                    left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+                left.sort();
+                assert_eq!(left, ["pace", "worker.lock"]);
+            }
+            let wal = fs::read_dir(recovering.data().join("pg_wal")).unwrap();
+            let strays: Vec<_> =
+                wal.filter(|entry| text(&entry.as_ref().unwrap().path()).contains("pgherd")).collect();
+            assert!(strays.is_empty(), "{strays:?}");
+            recovering.stop("immediate");
+        }
+    }
 }

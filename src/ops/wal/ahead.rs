@@ -8,11 +8,9 @@
 //! the server, and after ten minutes in any case.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,23 +18,16 @@ use super::item::Pushed;
 use super::owed::settle_aside;
 use super::push::push_into;
 use super::spool::{Claim, Mark, Spool};
-use super::{Archive, data_directory, read_profile, runs};
+use super::worker::{self, Done, Job, Worker};
+use super::{Archive, data_directory, prefetch, read_profile};
 use crate::error::{Error, Result};
 use crate::host::aside;
 use crate::pg::wal_file::WalFile;
 use crate::topology::claim::Profile;
 
 const DIRECTION: &str = "push";
-/// How many files are stored side by side: more hide no more of a network's delay, and take memory.
-const SIDE_BY_SIDE: usize = 4;
-/// How much WAL is held in memory, if segments are large: at least one.
-const IN_MEMORY: u64 = 128 << 20;
 /// How many files a call asks for.
 const BATCH: usize = 32;
-/// How long a worker lives: what it runs as, and what it knows of the node, is of its beginning.
-const LIFE: Duration = Duration::from_secs(600);
-/// How long it stays when nothing is asked for.
-const IDLE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a call waits for whoever stores its file, before it does so itself.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -71,7 +62,7 @@ pub fn push(profile: &Path, path: &Path, level: i32) -> Result<Pushed> {
     if let Some(spool) = spool
         && ask_for_more(&spool, file, path)
     {
-        start(&spool, profile, level);
+        worker::start(&spool, "ahead", profile, &["--level".into(), level.to_string().into()]);
     }
     Ok(pushed)
 }
@@ -123,35 +114,10 @@ fn ask_for_more(spool: &Spool, file: WalFile, path: &Path) -> bool {
     let (true, Some(pg_wal)) = (path.is_relative(), path.parent()) else { return false };
     let Ok(mut waits) = waiting(pg_wal) else { return false };
     waits.remove(&file);
-    if waits.is_empty() || !runs(Path::new(".")) {
+    if waits.is_empty() || !worker::runs(Path::new(".")) {
         return false;
     }
     in_order(waits.into_iter()).into_iter().all(|file| spool.ask(file).is_ok())
-}
-
-/// Starts the worker. The file of this call is stored: what keeps a worker from starting is left to the calls that follow.
-fn start(spool: &Spool, profile: &Path, level: i32) {
-    if spool.alone().is_none() {
-        return;
-    }
-    let (Ok(program), Ok(data), Ok(profile)) =
-        (std::env::current_exe(), std::env::current_dir(), std::path::absolute(profile))
-    else {
-        return;
-    };
-    let words: [OsString; 8] = [
-        "wal".into(),
-        "ahead".into(),
-        "--profile".into(),
-        profile.into(),
-        "--data-directory".into(),
-        data.into(),
-        "--level".into(),
-        level.to_string().into(),
-    ];
-    if let Err(error) = aside::start(&program, &words) {
-        tracing::debug!(%error, "nothing is stored ahead");
-    }
 }
 
 /// Lists the files that the server has ready.
@@ -174,116 +140,53 @@ pub fn ahead(profile: &Path, data: &Path, level: i32) -> Result<()> {
 }
 
 fn work_ahead(profile: &Path, data: &Path, level: i32) -> Result<()> {
-    let node = read_profile(profile)?;
-    let Some(spool) = Spool::of(&node, DIRECTION) else { return Ok(()) };
-    let Some(_alone) = spool.alone() else { return Ok(()) };
-    let archive = Archive::open(node, data.to_owned())?;
-    let file = profile.to_owned();
-    Worker { archive, spool, file, level, began: Instant::now() }.work()
+    let Some(worker) = Worker::begin(profile, data, DIRECTION)? else { return Ok(()) };
+    prefetch::forget(&worker.archive.profile, data);
+    worker.work(LOOK, &Store { level, stored: Mutex::default() })
 }
 
-struct Worker {
-    archive: Archive,
-    spool: Spool,
-    /// The profile's.
-    file: PathBuf,
+struct Store {
     level: i32,
-    began: Instant,
+    /// What has been stored of what is asked for.
+    stored: Mutex<BTreeSet<WalFile>>,
 }
 
-impl Worker {
-    fn work(&self) -> Result<()> {
-        let pg_wal = self.archive.data.join("pg_wal");
-        let mut stored = BTreeSet::new();
-        let mut busy = Instant::now();
-        while self.goes_on() && busy.elapsed() < IDLE {
-            let could_not =
-                |error| Error::failed("could not see which WAL files are asked for").source(error);
-            let asked = waiting(&pg_wal).and_then(|waits| self.spool.asked(&waits)).map_err(could_not)?;
-            stored.retain(|file| asked.contains(file));
-            let more = self.store(&in_order(asked.difference(&stored).copied()))?;
-            if more.is_empty() {
-                thread::sleep(LOOK);
-            } else {
-                busy = Instant::now();
-                stored.extend(more);
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells whether the server runs that this worker was started for, by the profile that it has read.
-    fn goes_on(&self) -> bool {
-        self.began.elapsed() < LIFE
-            && runs(&self.archive.data)
-            && read_profile(&self.file).is_ok_and(|now| now == self.archive.profile)
-    }
-
-    /// Stores files, histories one by one before everything else, and returns those that are.
-    fn store(&self, files: &[WalFile]) -> Result<Vec<WalFile>> {
-        let histories = files.iter().take_while(|file| matches!(file, WalFile::TimelineHistory(_)));
-        let mut stored = Vec::new();
-        for history in histories {
-            if !self.store_one(*history)? {
-                return Ok(stored);
-            }
-            stored.push(*history);
-        }
-        let rest = &files[stored.len()..];
-        let (next, done) = (AtomicUsize::new(0), Mutex::new((stored, None)));
-        let take = || {
-            while let Some(file) = rest.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let outcome = if self.goes_on() { self.store_one(*file) } else { Ok(false) };
-                let (stored, failed) = &mut *done.lock().expect("nobody panics with it");
-                match outcome {
-                    Ok(true) => stored.push(*file),
-                    Ok(false) => {}
-                    Err(error) => {
-                        failed.get_or_insert(error);
-                        next.store(rest.len(), Ordering::Relaxed);
-                    }
-                }
-            }
+impl Job for Store {
+    fn asked(&self, worker: &Worker) -> Result<Vec<WalFile>> {
+        let look = || -> std::io::Result<_> {
+            worker.spool.keep(&waiting(&worker.archive.data.join("pg_wal"))?)?;
+            worker.spool.asked()
         };
-        thread::scope(|scope| {
-            for _ in 1..self.at_once(rest) {
-                scope.spawn(take);
-            }
-            take();
-        });
-        let (stored, failed) = done.into_inner().expect("nobody panics with it");
-        failed.map_or(Ok(stored), Err)
+        let asked = look()
+            .map_err(|error| Error::failed("could not see which WAL files are asked for").source(error))?;
+        let stored = &mut *self.stored.lock().expect("nobody panics with it");
+        stored.retain(|file| asked.contains(file));
+        Ok(in_order(asked.difference(stored).copied()))
     }
 
-    fn at_once(&self, files: &[WalFile]) -> usize {
-        let size =
-            files.first().and_then(|file| fs::metadata(self.path(*file)).ok()).map_or(0, |file| file.len());
-        let fit = usize::try_from(IN_MEMORY / size.max(1)).unwrap_or(usize::MAX);
-        fit.clamp(1, SIDE_BY_SIDE).min(files.len().max(1))
+    fn size(&self, worker: &Worker, file: WalFile) -> u64 {
+        fs::metadata(worker.path(file)).map_or(0, |file| file.len())
     }
 
-    fn path(&self, file: WalFile) -> PathBuf {
-        self.archive.data.join("pg_wal").join(file.to_string())
-    }
-
-    /// Stores a file and marks it; `false` if it is not there or somebody else is at it.
-    fn store_one(&self, file: WalFile) -> Result<bool> {
-        let path = self.path(file);
+    /// Stores a file and marks it.
+    fn one(&self, worker: &Worker, file: WalFile) -> Result<Done> {
+        let (archive, path) = (&worker.archive, worker.path(file));
         let mark =
-            || fs::metadata(&path).ok().and_then(|metadata| Mark::of(&self.archive.profile, file, &metadata));
-        let Some(before) = mark() else { return Ok(false) };
+            || fs::metadata(&path).ok().and_then(|metadata| Mark::of(&archive.profile, file, &metadata));
+        let Some(before) = mark() else { return Ok(Done::No) };
         let could_not = |error| Error::failed(format!("could not mark {file} in the spool")).source(error);
-        let Some(claim) = self.spool.claim(file).map_err(could_not)? else { return Ok(false) };
-        if self.spool.has(file, &before) {
+        let Some(claim) = worker.spool.claim(file).map_err(could_not)? else { return Ok(Done::No) };
+        if worker.spool.has(file, &before) {
             claim.leave();
-            return Ok(true);
+        } else {
+            push_into(archive, file, &path, self.level)?;
+            // One that was replaced meanwhile is not the one that was stored.
+            if mark().as_ref() == Some(&before) {
+                claim.write(&before).map_err(could_not)?;
+            }
         }
-        push_into(&self.archive, file, &path, self.level)?;
-        // One that was replaced meanwhile is not the one that was stored.
-        if mark().as_ref() == Some(&before) {
-            claim.write(&before).map_err(could_not)?;
-        }
-        Ok(true)
+        self.stored.lock().expect("nobody panics with it").insert(file);
+        Ok(Done::Yes)
     }
 }
 
@@ -297,6 +200,8 @@ fn in_order(files: impl Iterator<Item = WalFile>) -> Vec<WalFile> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::error::ErrorKind;
     use crate::ops::wal::testing::Place;
@@ -484,6 +389,6 @@ mod tests {
         // An operation pushes what it has chosen, by its whole path.
         let (spool, file) = (spool_of(&place), waits[0].parse().unwrap());
         assert!(!ask_for_more(&spool, file, &place.pg_wal().join(&waits[0])));
-        assert!(spool.asked(&BTreeSet::from([waits[1].parse().unwrap()])).unwrap().is_empty());
+        assert!(spool.asked().unwrap().is_empty());
     }
 }

@@ -17,11 +17,13 @@ use crate::pg::history::TimelineHistory;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile, WalSegmentSize};
-use crate::repo::seal::{self, Identity, Kind};
-use crate::repo::{Key, Level, Listed, RepoError, RepoErrorKind, wait};
+use crate::repo::seal;
+use crate::repo::{Level, Listed, wait};
+use crate::topology::claim::Profile;
 use crate::units::ByteCount;
 
-use super::Archive;
+use super::prefetch::Ahead;
+use super::{Archive, damaged, data_directory, read_profile, unseal};
 
 /// How long is waited for a segment that is missing while those behind it have just been stored: a primary stores some side by side.
 const ON_ITS_WAY: Duration = Duration::from_secs(10);
@@ -83,31 +85,57 @@ fn fetch_within(profile: &Path, name: &str, target: &Path, patience: Duration) -
     if matches!(file, WalFile::TimelineHistory(timeline) if timeline.as_u32() == 1) {
         return Ok(Fetched::Absent { file });
     }
-    let archive = super::open(profile)?;
-    let key = archive.keys.wal(file);
-    let lines = Lines::read(&archive, file, target)?;
-    let object = match wait(archive.repo.read(&key))? {
+    let node = read_profile(profile)?;
+    let data = data_directory(&node);
+    let lines = Lines::read(&data, file, target)?;
+    let ahead = Ahead::of(&node, file, target);
+    if let Some(lay) = ahead.as_ref().and_then(Ahead::take) {
+        let outcome = hand_over(&node, file, &lines, &lay.content, || {
+            fs::rename(&lay.path, target).or_else(|_| write(target, &lay.content))
+        })?;
+        ask_for_more(ahead, profile, &lines, &outcome);
+        return Ok(outcome);
+    }
+    let archive = Archive::open(node.clone(), data)?;
+    let object = match wait(archive.repo.read(&archive.keys.wal(file)))? {
         Some(object) => object,
         None => match absent(&archive, file, &lines, patience)? {
             Absence::Proven => return Ok(Fetched::Absent { file }),
             Absence::Arrived(object) => object,
         },
     };
-    let identity = Identity { kind: Kind::Wal, name, system_identifier: archive.profile.system_identifier };
-    let content =
-        seal::open(identity, &object).map_err(|error| damaged(&archive, &key, error.to_string()))?;
-    if let WalFile::Segment(name) = file
-        && let Ok(size) = WalSegmentSize::new(content.len() as u64)
-    {
+    let content = unseal(&archive, file, &object)?;
+    let outcome = hand_over(&node, file, &lines, &content, || write(target, &content))?;
+    ask_for_more(ahead, profile, &lines, &outcome);
+    Ok(outcome)
+}
+
+/// Gives a file to the server by `give`, if it belongs to the history that the server follows.
+fn hand_over(
+    profile: &Profile,
+    file: WalFile,
+    lines: &Lines,
+    content: &[u8],
+    give: impl FnOnce() -> io::Result<()>,
+) -> Result<Fetched> {
+    let size = content.len() as u64;
+    if let (WalFile::Segment(name), Ok(size)) = (file, WalSegmentSize::new(size)) {
         match lines.place_of(name, size) {
             Place::On => {}
             Place::Behind => return Ok(Fetched::Absent { file }),
-            Place::Fork(history) => return Err(forked(&archive, name, history)),
+            Place::Fork(history) => return Err(forked(profile, name, history)),
         }
     }
-    write(target, &content)
-        .map_err(|error| Error::failed(format!("could not write {}", target.display())).source(error))?;
-    Ok(Fetched::Got { file, size: ByteCount(content.len() as u64) })
+    give().map_err(|error| Error::failed(format!("could not write {file} for the server")).source(error))?;
+    Ok(Fetched::Got { file, size: ByteCount(size) })
+}
+
+fn ask_for_more(ahead: Option<Ahead<'_>>, profile: &Path, lines: &Lines, outcome: &Fetched) {
+    if let (Some(ahead), Fetched::Got { size, .. }) = (ahead, outcome)
+        && let Ok(size) = WalSegmentSize::new(size.0)
+    {
+        ahead.ask(profile, size, |name| matches!(lines.place_of(name, size), Place::On));
+    }
 }
 
 /// The histories in pg_wal: the server fetched them to recover along them.
@@ -127,11 +155,11 @@ enum Place<'a> {
 
 impl Lines {
     /// Reads those that lead away from the timeline of `file`, which the server wants at `target`.
-    fn read(archive: &Archive, file: WalFile, target: &Path) -> Result<Self> {
+    fn read(data: &Path, file: WalFile, target: &Path) -> Result<Self> {
         let WalFile::Segment(name) = file else { return Ok(Self(Vec::new())) };
         // The target is pg_wal/RECOVERYXLOG.
         let beside = target.parent().filter(|directory| !directory.as_os_str().is_empty());
-        let pg_wal = beside.map_or_else(|| archive.data.join("pg_wal"), Path::to_path_buf);
+        let pg_wal = beside.map_or_else(|| data.join("pg_wal"), Path::to_path_buf);
         let could_not =
             |error: io::Error| Error::failed(format!("could not read {}", pg_wal.display())).source(error);
         let mut lines = Vec::new();
@@ -176,10 +204,10 @@ fn fork(history: &TimelineHistory, timeline: TimelineId) -> Option<Lsn> {
 }
 
 /// The server asks for the segment of the later timeline first, and would replay all of the one that it gets.
-fn forked(archive: &Archive, name: SegmentName, history: &TimelineHistory) -> Error {
+fn forked(profile: &Profile, name: SegmentName, history: &TimelineHistory) -> Error {
     let timeline = history.timeline();
     let wanted = name.on(timeline);
-    Error::failed(format!("{wanted} is missing from the archive of {}", archive.profile.cluster))
+    Error::failed(format!("{wanted} is missing from the archive of {}", profile.cluster))
         .detail(format!(
             "Timeline {} goes on from timeline {} within it. What {name} holds behind that point belongs to another history, so it was not \
              handed over.",
@@ -187,15 +215,6 @@ fn forked(archive: &Archive, name: SegmentName, history: &TimelineHistory) -> Er
             name.timeline().as_u32()
         ))
         .hint(format!("On the primary, \"select pg_switch_wal()\" has {wanted} archived, if it is still to come."))
-}
-
-fn damaged(archive: &Archive, key: &Key, why: String) -> Error {
-    Error::from(RepoError {
-        kind: RepoErrorKind::Damaged,
-        url: archive.repo.url().to_owned(),
-        doing: format!("read {key}"),
-        why: format!("The stored object is damaged: {why}"),
-    })
 }
 
 /// Puts a file at its target in one piece.
@@ -329,7 +348,7 @@ fn segment_size(archive: &Archive) -> Result<Option<WalSegmentSize>> {
         let Some(segment) = segment else { continue };
         let key = archive.keys.wal(segment);
         let Some(begin) = wait(archive.repo.read_range(&key, 0, seal::HEADER_MOST))? else { continue };
-        let (header, _) = seal::header(&begin).map_err(|error| damaged(archive, &key, error.to_string()))?;
+        let (header, _) = seal::header(&begin).map_err(|error| damaged(archive, &key, &error))?;
         return Ok(WalSegmentSize::new(header.size).ok());
     }
     Ok(None)
@@ -539,6 +558,6 @@ mod tests {
         let target = place.pg_wal().join("RECOVERYXLOG");
         fs::create_dir(&target).unwrap();
         let error = fetch(&place.profile, &segment_name(3), &target).unwrap_err();
-        assert!(error.what().contains("could not write"), "{error}");
+        assert!(error.what().contains("could not write 000000010000000000000003"), "{error}");
     }
 }

@@ -8,8 +8,10 @@ mod fetch;
 mod item;
 mod list;
 mod owed;
+mod prefetch;
 mod push;
 mod spool;
+mod worker;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,14 +22,15 @@ pub use fetch::{Fetched, Recovery, fetch, recovery};
 pub use item::Pushed;
 pub use list::{Begin, Run, SystemWal, TimelineWal, WalList, Window, list, run};
 pub use owed::settle;
+pub use prefetch::prefetch;
 pub use push::LEVEL;
 
-use rustix::process::{Pid, test_kill_process};
-
 use crate::error::{Error, Result};
+use crate::pg::wal_file::WalFile;
 use crate::repo::layout::{ClusterKeys, SystemKeys};
+use crate::repo::seal::{self, Identity, Kind, SealError};
 use crate::repo::several::Several;
-use crate::repo::{self, Location, SharedRepo};
+use crate::repo::{self, Key, Location, RepoError, RepoErrorKind, SharedRepo, wait};
 use crate::topology::claim::{self, ArchiveCopy, Profile};
 
 /// A node's archive.
@@ -67,13 +70,6 @@ struct Store {
     repo: repo::Result<SharedRepo>,
 }
 
-/// Opens the archive that the profile in `file` names.
-fn open(file: &Path) -> Result<Archive> {
-    let profile = read_profile(file)?;
-    let data = data_directory(&profile);
-    Archive::open(profile, data)
-}
-
 fn read_profile(file: &Path) -> Result<Profile> {
     let unusable = |why: String| {
         Error::failed(format!("cannot use the node profile {}", file.display()))
@@ -92,6 +88,28 @@ fn named(profile: &Profile) -> Result<&claim::Archive> {
     })
 }
 
+/// Reads a file that is stored, checked in every byte; `None` if there is none.
+fn read_stored(archive: &Archive, file: WalFile) -> Result<Option<Vec<u8>>> {
+    let object = wait(archive.repo.read(&archive.keys.wal(file)))?;
+    object.map(|object| unseal(archive, file, &object)).transpose()
+}
+
+fn unseal(archive: &Archive, file: WalFile, object: &[u8]) -> Result<Vec<u8>> {
+    let name = file.to_string();
+    let identity =
+        Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
+    seal::open(identity, object).map_err(|error| damaged(archive, &archive.keys.wal(file), &error))
+}
+
+fn damaged(archive: &Archive, key: &Key, why: &SealError) -> Error {
+    Error::from(RepoError {
+        kind: RepoErrorKind::Damaged,
+        url: archive.repo.url().to_owned(),
+        doing: format!("read {key}"),
+        why: format!("The stored object is damaged: {why}"),
+    })
+}
+
 /// Returns where a node's archive is.
 pub fn location(archive: &claim::Archive) -> Location {
     Location { url: archive.url.clone(), access: archive.access.clone() }
@@ -106,13 +124,6 @@ fn data_directory(profile: &Profile) -> PathBuf {
 
 const CONTROL_FILE: &str = "global/pg_control";
 
-/// Tells whether a server runs in a data directory.
-fn runs(data: &Path) -> bool {
-    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
-    let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
-    pid.is_some_and(|pid| test_kill_process(pid).is_ok())
-}
-
 #[cfg(test)]
 pub(super) mod testing {
     //! An archive in a directory of its own, with a node whose data directory is beside it.
@@ -126,6 +137,13 @@ pub(super) mod testing {
     pub const SYSTEM: u64 = 7_398_812_045_532_218_841;
     /// The smallest.
     pub const SIZE: u64 = 1 << 20;
+
+    /// Opens the archive that the profile in `file` names.
+    fn open(file: &Path) -> Result<Archive> {
+        let profile = read_profile(file)?;
+        let data = data_directory(&profile);
+        Archive::open(profile, data)
+    }
 
     #[derive(Debug)]
     pub struct Place {

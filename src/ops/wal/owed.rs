@@ -16,7 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::FlockOperation;
 
 use super::item::Item;
-use super::{Archive, Store, read_profile, runs};
+use super::worker::runs;
+use super::{Archive, Store, read_profile};
 use crate::error::{Error, Result};
 use crate::host::aside;
 use crate::pg::wal_file::WalFile;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::pg::system::SystemIdentifier;
@@ -63,6 +64,10 @@ impl Mark {
     }
 }
 
+const MARK: &str = ".json";
+const CONTENT: &str = ".wal";
+const UNFINISHED: &str = ".unfinished";
+
 /// The directory of a node for one of the two directions.
 #[derive(Debug)]
 pub(super) struct Spool {
@@ -95,8 +100,7 @@ impl Spool {
 
     /// Tells whether a file is marked as stored, and is still the one that was.
     pub(super) fn has(&self, file: WalFile, mark: &Mark) -> bool {
-        let found = fs::read(self.mark(file)).ok().and_then(|bytes| seal::read_document::<Mark>(&bytes).ok());
-        found.as_ref() == Some(mark)
+        self.read::<Mark>(file).as_ref() == Some(mark)
     }
 
     /// Asks whoever works for this spool to store a file.
@@ -107,29 +111,62 @@ impl Spool {
         open(&self.mark(file)).map(drop)
     }
 
-    /// Returns the files that were asked for, stored or not. Of those that `waits` does not have nothing is kept.
+    /// Returns the files that were asked for, done or not.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(super) fn asked(&self, waits: &BTreeSet<WalFile>) -> io::Result<BTreeSet<WalFile>> {
-        let mut asked = BTreeSet::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            match name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<WalFile>().ok()) {
-                Some(file) if waits.contains(&file) => {
-                    asked.insert(file);
-                }
+    pub(super) fn asked(&self) -> io::Result<BTreeSet<WalFile>> {
+        let names = self.names()?;
+        Ok(names.iter().filter_map(|name| name.strip_suffix(MARK)?.parse().ok()).collect())
+    }
+
+    /// Removes what there is of other files than these.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn keep(&self, wanted: &BTreeSet<WalFile>) -> io::Result<()> {
+        for name in self.names()? {
+            let file =
+                [MARK, CONTENT, UNFINISHED].iter().find_map(|end| name.strip_suffix(end)?.parse().ok());
+            if file.is_some_and(|file| !wanted.contains(&file)) {
                 // What stays is looked at the next time.
-                Some(_) => fs::remove_file(entry.path()).unwrap_or(()),
-                None => {}
+                fs::remove_file(self.directory.join(&name)).unwrap_or(());
             }
         }
-        Ok(asked)
+        Ok(())
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(&self.directory)?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns where the content of a file lies, if it lies here.
+    pub(super) fn content(&self, file: WalFile) -> PathBuf {
+        self.directory.join(format!("{file}{CONTENT}"))
+    }
+
+    /// Puts the content of a file here in one piece.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn put(&self, file: WalFile, content: &[u8]) -> io::Result<()> {
+        let unfinished = self.directory.join(format!("{file}{UNFINISHED}"));
+        fs::write(&unfinished, content)?;
+        fs::rename(unfinished, self.content(file))
+    }
+
+    /// Returns the mark of a file, if there is one that can be read.
+    pub(super) fn read<M: DeserializeOwned>(&self, file: WalFile) -> Option<M> {
+        seal::read_document(&fs::read(self.mark(file)).ok()?).ok()
     }
 
     fn mark(&self, file: WalFile) -> PathBuf {
-        self.directory.join(format!("{file}.json"))
+        self.directory.join(format!("{file}{MARK}"))
     }
 }
 
@@ -147,8 +184,11 @@ impl Claim {
         self.stays = true;
     }
 
-    /// Says that the file is durable in the repository.
-    pub(super) fn write(mut self, mark: &Mark) -> io::Result<()> {
+    /// Says what has become of the file.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(super) fn write(mut self, mark: &impl Serialize) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.write_all(&seal::write_document(mark))?;
         self.stays = true;
@@ -279,12 +319,16 @@ mod tests {
         drop(alone);
         assert!(spool.alone().is_some());
         let waits = BTreeSet::from([mark.name, "00000002.history".parse().unwrap()]);
-        assert_eq!(spool.asked(&waits).unwrap(), BTreeSet::from([mark.name]));
+        spool.keep(&waits).unwrap();
+        assert_eq!(spool.asked().unwrap(), BTreeSet::from([mark.name]));
         spool.ask(mark.name).unwrap();
         spool.ask("00000002.history".parse().unwrap()).unwrap();
         assert!(spool.has(mark.name, &mark));
-        assert_eq!(spool.asked(&waits).unwrap(), waits);
-        assert!(spool.asked(&BTreeSet::new()).unwrap().is_empty());
+        assert_eq!(spool.asked().unwrap(), waits);
+        spool.put(mark.name, b"content").unwrap();
+        spool.keep(&BTreeSet::new()).unwrap();
+        assert!(spool.asked().unwrap().is_empty());
+        assert!(!spool.content(mark.name).exists());
         assert!(!spool.mark(mark.name).exists());
         assert!(spool.alone().is_some());
     }
