@@ -97,7 +97,7 @@ pub struct RestoreArgs {
     /// Leave the copy ready to start
     #[arg(long, conflicts_with = "action")]
     pub no_start: bool,
-    /// Let DIR hold a copy that this command has made before, and write only what differs
+    /// Let DIR hold a copy that this command has made before, and fetch and write only what differs
     #[arg(long)]
     pub delta: bool,
     /// The number in the name of the copy's Unix socket

@@ -34,8 +34,8 @@ use crate::ops::takeover;
 use crate::topology::checks::DeclaredChecks;
 use crate::topology::claim::{self, Archive, PoolerProfile, Profile};
 use crate::topology::model::{
-    BackupSource, Backups, Cluster, Host, Node, PoolMode, PoolerAuth, Poolers, Postgres, Promote, Reach,
-    Repository, Service,
+    BackupSource, Backups, Cluster, Compression, Host, Node, PoolMode, PoolerAuth, Poolers, Postgres,
+    Promote, Reach, Repository, Service,
 };
 use crate::topology::places::Places;
 use crate::units::ByteCount;
@@ -576,6 +576,7 @@ fn archived(archive: &Archive) -> Backups {
         repository: repositories.next().expect("the archive itself is the first"),
         copies: repositories.collect(),
         from: BackupSource::Standby,
+        compression: Compression::default(),
         window: None,
         keep_full: None,
         minimum_full: 1,

@@ -30,6 +30,8 @@ pub const UNFINISHED: &str = ".tmp";
 pub const LOCK: &str = ".lock";
 const FILE_MODE: u32 = 0o640;
 const DIRECTORY_MODE: u32 = 0o750;
+/// Room for so much is made before a range is read, and for more while it is.
+const PIECE: u64 = 8 << 20;
 /// A writer locks its temporary file as soon as it has made it; a younger one without a lock may be between the two.
 const YOUNG: Duration = Duration::from_secs(60);
 /// Whoever holds [`LOCK`] needs it for a few calls to the file system.
@@ -292,7 +294,7 @@ impl Root {
     fn read_range(&self, key: &Key, offset: u64, length: u64) -> Result<Option<Vec<u8>>> {
         let outcome = File::open(self.path(key)).and_then(|mut file| {
             file.seek(SeekFrom::Start(offset))?;
-            let mut bytes = Vec::new();
+            let mut bytes = Vec::with_capacity(usize::try_from(length.min(PIECE)).unwrap_or(0));
             file.take(length).read_to_end(&mut bytes)?;
             Ok(bytes)
         });

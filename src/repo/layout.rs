@@ -181,6 +181,28 @@ impl BackupKeys {
         self.file(&format!("data/{number:06}"))
     }
 
+    /// Returns where it is noted what was stored, while the backup runs.
+    pub fn progress(&self, number: u32) -> Key {
+        self.file(&format!("progress/{number:06}.zst"))
+    }
+
+    /// Returns the number of a data object of this backup; `None` for every other key.
+    pub fn data_number(&self, key: &Key) -> Option<u32> {
+        let number = self.below(key)?.strip_prefix("data/")?.parse().ok().filter(|number| *number > 0)?;
+        (self.data(number) == *key).then_some(number)
+    }
+
+    /// The same for [`Self::progress`].
+    pub fn progress_number(&self, key: &Key) -> Option<u32> {
+        let name = self.below(key)?.strip_prefix("progress/")?.strip_suffix(".zst")?;
+        let number = name.parse().ok().filter(|number| *number > 0)?;
+        (self.progress(number) == *key).then_some(number)
+    }
+
+    fn below<'k>(&self, key: &'k Key) -> Option<&'k str> {
+        key.as_str().strip_prefix(self.0.as_str())?.strip_prefix('/')
+    }
+
     fn file(&self, name: &str) -> Key {
         key(format!("{}/{name}", self.0))
     }

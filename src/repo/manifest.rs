@@ -1,6 +1,6 @@
 //! What a backup says of itself: the manifest, which is the commit, and the list of objects, chunks and files.
 //!
-//! docs/formats/backup.md is the format. A file's bytes are found in chunks; a chunk is one zstd frame in a data object of this backup or of
+//! docs/formats/backup.md is the format. A file's bytes are found in chunks; a chunk is one frame of zstd or LZ4 in a data object of this backup or of
 //! an earlier one, so that a file's blocks may come from several backups.
 
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalSegmentSize};
 use crate::repo::layout::Label;
 use crate::repo::seal::{Blake3, SealError};
+use crate::topology::model::Codec;
 use crate::units::ByteCount;
 
 /// The most bytes of files that one chunk holds.
@@ -54,8 +55,11 @@ pub struct Manifest {
     /// What `pg_backup_stop` returned, byte for byte; empty without tablespaces.
     pub tablespace_map: String,
     pub tablespaces: Vec<Tablespace>,
-    /// Level of zstd.
+    /// Level of zstd; 0 where the backup was made with something else.
     pub level: i32,
+    /// What it was made with; each chunk says for itself what it is in.
+    #[serde(default, skip_serializing_if = "Codec::is_default")]
+    pub compression: Codec,
     /// The backups that hold chunks of this one besides itself; empty for a full backup.
     pub needs: Vec<Label>,
     pub files: u64,
@@ -115,30 +119,37 @@ pub enum Line {
     End(End),
 }
 
-/// A data object of this backup; the first line is number 1.
+/// A data object of this backup; the first line is number 1, and each other one more than the line before it, unless it says its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataObject {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
     pub size: ByteCount,
     pub blake3: Blake3,
 }
 
-/// One zstd frame in a data object; lines count from 0.
+/// Bytes of files, compressed by themselves, in a data object; lines count from 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chunk {
     /// Number of the data object.
     pub object: u32,
-    /// Where the frame begins in the object, and how long it is.
+    /// Where it begins in the object, and how long it is there.
     pub offset: u64,
     pub stored: u32,
     /// Bytes that it holds, at most [`CHUNK`].
     pub size: u32,
-    /// Of the frame.
+    /// Of the stored bytes.
     pub blake3: Blake3,
     /// The backup whose data object it is in, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<Label>,
+    #[serde(default, skip_serializing_if = "Codec::is_default")]
+    pub codec: Codec,
+    /// Of the bytes that it holds; earlier versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Blake3>,
 }
 
 /// A directory; paths are relative to the data directory, with `/`.
@@ -268,6 +279,14 @@ impl Contents {
         text
     }
 
+    /// Returns the data objects with their numbers.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &DataObject)> {
+        self.objects.iter().scan(0_u32, |before, object| {
+            *before = object.number.unwrap_or(before.saturating_add(1));
+            Some((*before, object))
+        })
+    }
+
     fn end(&self) -> End {
         End {
             objects: u32::try_from(self.objects.len()).unwrap_or(u32::MAX),
@@ -325,6 +344,7 @@ mod tests {
 
     const MANIFEST: &str = include_str!("../../tests/golden/manifest-v1.json");
     const FILES: &str = include_str!("../../tests/golden/files-v1.ndjson");
+    const PROGRESS: &str = include_str!("../../tests/golden/progress-v1.ndjson");
 
     #[test]
     fn the_crc_of_zeros_is_the_crc_of_zeros() {
@@ -347,6 +367,24 @@ mod tests {
         let contents = Contents::read(FILES.as_bytes()).unwrap();
         assert_eq!(contents.files.len(), 2);
         assert_eq!(String::from_utf8(contents.write()).unwrap(), FILES);
+    }
+
+    #[test]
+    fn the_golden_notes_read_and_write_byte_for_byte() {
+        let contents = Contents::read(PROGRESS.as_bytes()).unwrap();
+        let numbers: Vec<u32> = contents.numbered().map(|(number, _)| number).collect();
+        assert_eq!(numbers, [1, 100_001]);
+        let codecs: Vec<Codec> = contents.chunks.iter().map(|chunk| chunk.codec).collect();
+        assert_eq!(codecs, [Codec::Zstd, Codec::Lz4, Codec::None]);
+        assert_eq!(String::from_utf8(contents.write()).unwrap(), PROGRESS);
+    }
+
+    #[test]
+    fn an_object_has_the_number_behind_the_one_before_unless_it_says_another() {
+        let object = |number| DataObject { number, size: ByteCount(1), blake3: Blake3::of(b"") };
+        let objects = vec![object(None), object(Some(7)), object(None)];
+        let contents = Contents { objects, ..Contents::default() };
+        assert_eq!(contents.numbered().map(|(number, _)| number).collect::<Vec<_>>(), [1, 7, 8]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod about;
 pub mod access;
 pub mod archive;
 pub mod catalog;
+pub mod codec;
 pub mod crypt;
 pub mod dir;
 pub mod document;

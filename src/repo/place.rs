@@ -39,6 +39,8 @@ pub enum InBackup {
     /// The data key of the backup.
     Key,
     Data(u32),
+    /// What was stored while the backup ran.
+    Progress(u32),
 }
 
 impl Place {
@@ -86,8 +88,10 @@ fn in_system(keys: &SystemKeys, rest: &str) -> Option<InSystem> {
             let small = [InBackup::Manifest, InBackup::Files, InBackup::Pin, InBackup::Key]
                 .into_iter()
                 .find(|found| found.key(&backup).name() == rest);
-            let data = || Some(InBackup::Data(rest.strip_prefix("data/")?.parse().ok().filter(|n| *n > 0)?));
-            small.or_else(data).map(|found| InSystem::Backup(label, found))
+            let key = || backup.folder().join(rest).ok();
+            let data = || Some(InBackup::Data(backup.data_number(&key()?)?));
+            let progress = || Some(InBackup::Progress(backup.progress_number(&key()?)?));
+            small.or_else(data).or_else(progress).map(|found| InSystem::Backup(label, found))
         }
         _ => None,
     }
@@ -114,6 +118,7 @@ impl InBackup {
             Self::Pin => keys.pin(),
             Self::Key => keys.key_document(),
             Self::Data(number) => keys.data(number),
+            Self::Progress(number) => keys.progress(number),
         }
     }
 }
@@ -161,6 +166,7 @@ mod tests {
             (backup.files(), InBackup::Files),
             (backup.pin(), InBackup::Pin),
             (backup.key_document(), InBackup::Key),
+            (backup.progress(3), InBackup::Progress(3)),
             (backup.data(1), InBackup::Data(1)),
             (backup.data(1_000_000), InBackup::Data(1_000_000)),
         ] {

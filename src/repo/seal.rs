@@ -69,6 +69,7 @@ impl<'de> Deserialize<'de> for Blake3 {
 pub enum Kind {
     Wal,
     Files,
+    Progress,
 }
 
 /// The header of a sealed object.

@@ -14,7 +14,7 @@ use super::checks::{Measure, Report as Called};
 use super::custom::On;
 use super::jobs::Starter;
 use super::model::{
-    Addressing, BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof,
+    Addressing, BackupSource, Codec, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof,
     SecretReference, Service, Sse, VaultReference,
 };
 use super::notices::Occasion;
@@ -559,6 +559,7 @@ words!(Promote { "automatic" => Promote::Automatic, "by-hand" => Promote::ByHand
 words!(PoolMode { "transaction" => PoolMode::Transaction, "session" => PoolMode::Session, "statement" => PoolMode::Statement });
 words!(PoolerAuth { "userlist" => PoolerAuth::Userlist, "query" => PoolerAuth::Query });
 words!(BackupSource { "standby" => BackupSource::Standby, "primary" => BackupSource::Primary });
+words!(Codec { "zstd" => Codec::Zstd, "lz4" => Codec::Lz4, "off" => Codec::None });
 words!(DrillTarget { "newest" => DrillTarget::Newest, "random-second" => DrillTarget::RandomSecond });
 words!(RestoreProof { "checksums" => RestoreProof::Checksums, "amcheck" => RestoreProof::Amcheck, "assertions" => RestoreProof::Assertions });
 words!(Measure { "share" => Measure::Share, "time" => Measure::Time, "size" => Measure::Size, "count" => Measure::Count });

@@ -527,6 +527,78 @@ pub struct Backups {
     pub keep_full: Option<u32>,
     /// At least 1.
     pub minimum_full: u32,
+    #[serde(default, skip_serializing_if = "Compression::is_default")]
+    pub compression: Compression,
+}
+
+/// How the chunks of a backup are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Compression {
+    Zstd { level: i32 },
+    Lz4 {},
+    None {},
+}
+
+impl Compression {
+    /// The levels of zstd that are worth something for files of a server that works.
+    pub const LEVELS: std::ops::RangeInclusive<u32> = 1..=19;
+
+    /// Tells whether it is what is meant where nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub const fn codec(self) -> Codec {
+        match self {
+            Self::Zstd { .. } => Codec::Zstd,
+            Self::Lz4 {} => Codec::Lz4,
+            Self::None {} => Codec::None,
+        }
+    }
+
+    /// Returns the level of zstd; 0 for what has none.
+    pub const fn level(self) -> i32 {
+        match self {
+            Self::Zstd { level } => level,
+            Self::Lz4 {} | Self::None {} => 0,
+        }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self::Zstd { level: 3 }
+    }
+}
+
+/// Which program a chunk is decompressed with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Codec {
+    /// A frame of RFC 8878.
+    #[default]
+    Zstd,
+    /// A frame of the LZ4 frame format.
+    Lz4,
+    /// It is stored as it is.
+    None,
+}
+
+impl Codec {
+    /// Returns the word for it in the file; "none" would take the key away there.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
+            Self::None => "off",
+        }
+    }
+
+    /// Tells whether it is the one that is meant where none is named.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Which node a backup is read from.

@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::checks::{DeclaredChecks, Report};
 use super::jobs::{Clean, Dump, Job, Refresh, Reindex, Vacuum, Work};
 use super::model::{
-    BackupSource, Cluster, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository, RestoreProof,
-    SecretReference, Service, Tls,
+    BackupSource, Cluster, Compression, DrillTarget, Herd, PoolTarget, PoolerAuth, Promote, Repository,
+    RestoreProof, SecretReference, Service, Tls,
 };
 use super::partitions::{TableName, Then};
 use super::problem::{Position, Problems};
@@ -261,6 +261,10 @@ impl List<'_> {
         let keep = backups.keep_full.map_or("none".to_owned(), |count| count.to_string());
         self.add(&["backups", "keep-full"], keep);
         self.add(&["backups", "minimum-full"], backups.minimum_full.to_string());
+        self.add(&["backups", "compression"], backups.compression.codec().word());
+        if let Compression::Zstd { level } = backups.compression {
+            self.add(&["backups", "compression-level"], level.to_string());
+        }
     }
 
     fn drills(&mut self, cluster: &Cluster) {

@@ -12,7 +12,7 @@ use super::decode::{
 };
 use super::jobs::Starter;
 use super::model::{
-    Addressing, BackupSource, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof,
+    Addressing, BackupSource, Codec, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof,
     SecretReference, Service, Sse,
 };
 use super::notices::Occasion;
@@ -458,6 +458,10 @@ record! {
         keep_full: Count = "keep-full",
         /// So many of the newest full backups always stay.
         minimum_full: Count = "minimum-full",
+        /// How backups are compressed: "zstd" (the default), "lz4" or "off".
+        compression: Codec = "compression",
+        /// Level of zstd, from 1 to 19: 3 if it is not stated.
+        compression_level: Count = "compression-level",
         /// When a full backup is made: "daily 02:00".
         full: Schedule = "full",
         /// When the backups are checked, and chunks and WAL by chance.

@@ -196,6 +196,12 @@ pub fn print_created(ui: &mut Ui, herd: &str, created: &Created) {
         "  WAL      {} to {}, all in the repository   consistent from {} on",
         created.wal.0, created.wal.1, created.stop_lsn
     ));
+    if created.taken_over_bytes.0 > 0 {
+        ui.remark(format!(
+            "  resumed  {} of it had an aborted backup stored already",
+            created.taken_over_bytes
+        ));
+    }
     for note in &created.notes {
         ui.note(format!("NOTE:   {note}"));
     }

@@ -1549,6 +1549,39 @@ HINT:   Remove the key; the newest full backup always stays."#,
 }
 
 #[test]
+fn how_backups_are_compressed_is_taken_from_two_keys() {
+    for (words, expected) in [
+        ("compression-level: 19", serde_json::json!({"zstd": {"level": 19}})),
+        ("compression: lz4", serde_json::json!({"lz4": {}})),
+        ("compression: off", serde_json::json!({"none": {}})),
+    ] {
+        let herd = accepts(KEPT, &format!("    backups: {{repository: main, {words}}}\n"));
+        let told = serde_json::to_value(&herd).unwrap();
+        assert_eq!(told["clusters"][0]["backups"]["compression"], expected);
+    }
+}
+
+#[test]
+fn refuses_a_level_that_zstd_does_not_have_or_nobody_else() {
+    refuses(
+        KEPT,
+        "    backups: {repository: main, compression-level: 20}\n",
+        r#"
+ERROR:  pgherd.yml:9:52: clusters.inventory.backups.compression-level must be from 1 to 19
+DETAIL: It is the level of zstd.
+HINT:   1 is fast, 3 is what is taken without the key; above 9 a backup takes many times as long."#,
+    );
+    refuses(
+        KEPT,
+        "    backups: {repository: main, compression: lz4, compression-level: 1}\n",
+        r#"
+ERROR:  pgherd.yml:9:70: clusters.inventory.backups.compression-level is of no use with lz4
+DETAIL: Levels are those of zstd.
+HINT:   Remove the key, or write compression: zstd."#,
+    );
+}
+
+#[test]
 fn refuses_to_keep_fewer_than_always_stay() {
     refuses(
         KEPT,

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use pgherd::repo::codec::Decoder;
 use pgherd::repo::manifest::{Contents, Manifest};
 use pgherd::repo::seal::{self, Identity, Kind};
 use rustix::process::Signal;
@@ -89,12 +90,12 @@ impl Stored {
     #[track_caller]
     fn is_sound(&self) {
         let Self { folder, manifest, contents } = self;
-        let mut objects = Vec::new();
-        for (index, object) in contents.objects.iter().enumerate() {
-            let bytes = fs::read(folder.join(format!("data/{:06}", index + 1))).unwrap();
+        let mut objects = std::collections::BTreeMap::new();
+        for (number, object) in contents.numbered() {
+            let bytes = fs::read(folder.join(format!("data/{number:06}"))).unwrap();
             assert_eq!(bytes.len() as u64, object.size.0);
             assert_eq!(seal::Blake3::of(&bytes), object.blake3);
-            objects.push(bytes);
+            objects.insert(number, bytes);
         }
         assert_eq!(fs::read_dir(folder.join("data")).unwrap().count(), objects.len());
         let chunks: Vec<Vec<u8>> = contents
@@ -102,11 +103,12 @@ impl Stored {
             .iter()
             .map(|chunk| {
                 let from = usize::try_from(chunk.offset).unwrap();
-                let object = &objects[usize::try_from(chunk.object - 1).unwrap()];
+                let object = &objects[&chunk.object];
                 let frame = &object[from..from + usize::try_from(chunk.stored).unwrap()];
                 assert_eq!(seal::Blake3::of(frame), chunk.blake3);
-                let bytes = zstd::decode_all(frame).unwrap();
-                assert_eq!(bytes.len(), usize::try_from(chunk.size).unwrap());
+                let (mut bytes, size) = (Vec::new(), usize::try_from(chunk.size).unwrap());
+                Decoder::new().unwrap().decode(chunk.codec, frame, size, &mut bytes).unwrap();
+                assert_eq!(chunk.content, Some(seal::Blake3::of(&bytes)));
                 assert!(bytes.len() as u64 <= pgherd::repo::manifest::CHUNK.0);
                 bytes
             })
@@ -418,6 +420,31 @@ const BALANCES: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (S
                            AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(delta) FROM pgbench_history)";
 
 #[test]
+fn a_backup_of_every_codec_restores_by_hand() {
+    let mut herd = up(&newest(), &SINGLE);
+    fill(&herd, "inventory");
+    let mut stored = Vec::new();
+    for more in [", compression-level: 9", ", compression: lz4", ", compression: off"] {
+        herd.edit("{repository: main", &format!("{{repository: main{more}"));
+        herd.run(&["plan", "--detailed-exitcode"]).ends_with(0);
+        create(&herd).ends_with(0);
+        herd.edit(more, "");
+        let backup = Stored::newest(&herd);
+        backup.is_sound();
+        let codec = backup.manifest.compression;
+        assert!(backup.contents.chunks.iter().all(|chunk| chunk.codec == codec));
+        stored.push((codec.word(), backup.manifest.level, backup.manifest.stored.0));
+        let copy = Copy::restored(&herd, &backup);
+        assert_eq!(copy.sql("inventory", "SELECT count(*) FROM ballast"), "60000");
+        copy.proves_whole_and_stops();
+    }
+    let names: Vec<(&str, i32)> = stored.iter().map(|(word, level, _)| (*word, *level)).collect();
+    assert_eq!(names, [("zstd", 9), ("lz4", 0), ("off", 0)]);
+    assert!(stored[0].2 < stored[1].2 && stored[1].2 * 2 < stored[2].2, "{stored:?}");
+    herd.run(&["backup", "verify", "--full"]).ends_with(0);
+}
+
+#[test]
 fn a_standby_is_read_by_preference_while_its_primary_writes() {
     for installation in installations() {
         let herd = up(&installation, &PAIR);
@@ -664,7 +691,7 @@ fn archiving_that_does_not_work_is_noticed_before_anything_is_copied() {
 }
 
 #[test]
-fn archiving_that_fails_in_the_middle_leaves_no_backup() {
+fn archiving_that_fails_in_the_middle_leaves_no_backup_and_the_next_one_goes_on() {
     let herd = up(&newest(), &SINGLE);
     fill(&herd, "inventory");
     let mut running =
@@ -672,8 +699,18 @@ fn archiving_that_fails_in_the_middle_leaves_no_backup() {
     copies(&herd, &mut running);
     herd.sql("a", "ALTER SYSTEM SET archive_command = 'false'");
     herd.sql("a", "SELECT pg_reload_conf()");
-    running.end().ends_with(1).tells(&["did not arrive in the repository main"]);
-    nothing_is_left(&herd);
+    running
+        .end()
+        .ends_with(1)
+        .tells(&["did not arrive in the repository main", "the next backup goes on with it"]);
+    assert_eq!(committed(&herd), Vec::<PathBuf>::new());
+    the_server_has_ended_it(&herd);
+    herd.run(&["backup", "list"]).ends_with(0).says(&["it was interrupted; the next backup goes on with it"]);
+    herd.sql("a", "ALTER SYSTEM RESET archive_command");
+    herd.sql("a", "SELECT pg_reload_conf()");
+    create(&herd).ends_with(0).says(&["had an aborted backup stored already"]);
+    assert_eq!(committed(&herd), folders(&herd));
+    Stored::newest(&herd).is_sound();
 }
 
 #[test]
@@ -753,7 +790,7 @@ fn a_data_directory_of_another_cluster_is_not_copied() {
         blocks_a_file: 131_072,
         workers: 1,
         rate_limit: None,
-        level: 3,
+        compression: pgherd::topology::model::Compression::default(),
     };
     let refused = |request: CopyForBackup, why: &str| {
         let error = copy::run(&request, &Reporter::new(|_| Ok(()))).unwrap_err();

@@ -55,6 +55,7 @@ mod rejoin;
 mod repository_lock;
 mod restore;
 mod restore_s3;
+mod resume;
 mod rotation;
 mod s3;
 mod schedule;

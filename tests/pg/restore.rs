@@ -17,12 +17,12 @@ use crate::server::{Installation, installations, newest};
 
 /// A herd with backups, a table of moments, and one in a tablespace.
 pub(crate) struct Shop {
-    herd: Herd,
+    pub(crate) herd: Herd,
 }
 
 /// A moment of a shop to which it is restored.
-struct Moment {
-    dump: String,
+pub(crate) struct Moment {
+    pub(crate) dump: String,
     time: String,
     lsn: String,
     xid: String,
@@ -44,13 +44,13 @@ impl Drop for Shop {
 
 /// Holds two dumps to be the same, and shows where they are not.
 #[track_caller]
-fn same(found: &str, wanted: &str, of: &str) {
+pub(crate) fn same(found: &str, wanted: &str, of: &str) {
     let differs = found.lines().zip(wanted.lines()).find(|(one, other)| one != other);
     assert!(found == wanted, "{of}: {differs:?}, {} and {} bytes", found.len(), wanted.len());
 }
 
 /// A pgbench that runs; it is ended when it is dropped.
-struct Load(Child);
+pub(crate) struct Load(Child);
 
 impl Drop for Load {
     fn drop(&mut self) {
@@ -106,7 +106,7 @@ impl Shop {
     }
 
     /// Writes while it lives.
-    fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         self.pgbench(&["-i", "-q", "-s", "2"]);
         let mut command = self.pgbench_command();
         command.args(["-c", "2", "-R", "300", "-T", "600", "-n", "postgres"]);
@@ -157,7 +157,7 @@ impl Shop {
     }
 
     /// Writes a moment and remembers the shop as it is then; what comes later is not part of it.
-    fn moment(&self, name: &str) -> Moment {
+    pub(crate) fn moment(&self, name: &str) -> Moment {
         let xid = self.sql(&format!(
             "WITH written AS (INSERT INTO moments (note) VALUES ('{name}') RETURNING pg_current_xact_id()) SELECT * FROM written"
         ));
@@ -176,7 +176,7 @@ impl Shop {
     }
 
     /// Finishes the present segment and waits until it is in the repository.
-    fn archive(&self) -> String {
+    pub(crate) fn archive(&self) -> String {
         let segment = self.sql(
             "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')",
         );
@@ -188,7 +188,7 @@ impl Shop {
         until(&format!("{segment} is there"), || self.kept().has_wal(segment).then_some(()));
     }
 
-    fn kept(&self) -> Kept {
+    pub(crate) fn kept(&self) -> Kept {
         self.herd.kept()
     }
 
@@ -202,12 +202,12 @@ impl Shop {
         self.kept().only(&format!("/{segment}.zst"))
     }
 
-    fn to(&self) -> PathBuf {
+    pub(crate) fn to(&self) -> PathBuf {
         self.herd.path("copies/r")
     }
 
     #[track_caller]
-    fn restore(&self, more: &[&str]) -> Ran {
+    pub(crate) fn restore(&self, more: &[&str]) -> Ran {
         self.start(more).end()
     }
 
@@ -232,12 +232,12 @@ impl Shop {
         text_of(command).unwrap_or_else(|said| panic!("{sql}: {said}"))
     }
 
-    fn dump_of_copy(&self) -> String {
+    pub(crate) fn dump_of_copy(&self) -> String {
         dump(&self.herd, &self.socket(), "5432")
     }
 
     /// Stops the copy, if it runs, and removes it.
-    fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if self.to().join("postmaster.pid").exists() {
             self.herd.program("pg_ctl", &["-D", text(&self.to()), "-m", "fast", "-w", "stop"]);
         }

@@ -1,8 +1,10 @@
-//! A chunk: bytes of files as one zstd frame.
+//! A chunk: bytes of files as one frame of zstd or LZ4, or as they are.
 
 use std::io;
 
 use crate::pg::page::is_zero;
+use crate::repo::codec;
+use crate::topology::model::Compression;
 
 /// Runs of zeros shorter than this are compressed: each hole costs a part in the list.
 const HOLE: usize = 64 << 10;
@@ -15,7 +17,41 @@ const SAMPLE: usize = 32 << 10;
 const RAW_BLOCK: usize = 128 << 10;
 
 /// Makes frames, one after another.
-pub(super) struct Frames {
+#[derive(Debug)]
+pub(super) enum Frames {
+    Zstd(ZstdFrames),
+    Lz4,
+    None,
+}
+
+impl Frames {
+    pub(super) fn new(compression: Compression) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::Zstd { level } => Self::Zstd(ZstdFrames::new(level)?),
+            Compression::Lz4 {} => Self::Lz4,
+            Compression::None {} => Self::None,
+        })
+    }
+
+    /// Puts `bytes` into `frame` as they are stored, in place of what is there.
+    ///
+    /// # Errors
+    /// For want of memory.
+    pub(super) fn frame(&mut self, bytes: &[u8], frame: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::Zstd(frames) => frames.frame(bytes, frame),
+            Self::Lz4 => codec::lz4_frame(bytes, frame),
+            Self::None => {
+                frame.clear();
+                frame.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Makes frames of zstd.
+pub(super) struct ZstdFrames {
     compressor: zstd::bulk::Compressor<'static>,
     probe: zstd::bulk::Compressor<'static>,
     probed: Vec<u8>,
@@ -23,14 +59,14 @@ pub(super) struct Frames {
     doubt: bool,
 }
 
-impl std::fmt::Debug for Frames {
+impl std::fmt::Debug for ZstdFrames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Frames").field("doubt", &self.doubt).finish_non_exhaustive()
+        f.debug_struct("ZstdFrames").field("doubt", &self.doubt).finish_non_exhaustive()
     }
 }
 
-impl Frames {
-    pub(super) fn new(level: i32) -> io::Result<Self> {
+impl ZstdFrames {
+    fn new(level: i32) -> io::Result<Self> {
         let mut compressor = zstd::bulk::Compressor::new(level)?;
         compressor.include_checksum(true)?;
         let probe = zstd::bulk::Compressor::new(1)?;
@@ -42,7 +78,7 @@ impl Frames {
     ///
     /// # Errors
     /// When zstd fails, which it does for want of memory only.
-    pub(super) fn frame(&mut self, bytes: &[u8], frame: &mut Vec<u8>) -> io::Result<()> {
+    fn frame(&mut self, bytes: &[u8], frame: &mut Vec<u8>) -> io::Result<()> {
         if self.doubt && !self.seems_to_shrink(bytes)? {
             raw(bytes, frame);
             return Ok(());
@@ -153,7 +189,7 @@ mod tests {
 
     #[test]
     fn noise_is_noticed_and_text_after_it_is_compressed_again() {
-        let mut frames = Frames::new(3).unwrap();
+        let mut frames = ZstdFrames::new(3).unwrap();
         let (noise, text) = (noise(1 << 20), b"select 1; ".repeat(100_000));
         let mut frame = Vec::new();
         let mut made = |bytes: &[u8]| {

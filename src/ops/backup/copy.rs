@@ -3,6 +3,7 @@
 //! Threads, not tasks: the work is reading, checking, compressing and writing, and each worker does all of it with one buffer. Starts and
 //! stops no backup, and writes no manifest: the controller does, who has the session.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, Mode, OFlags};
 
 use super::chunk::{Frames, runs};
+use super::noted::{Noted, Notes, Of};
 use super::walk::{Found, Listing, PG_CONTROL, Walk, unread};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::{Copied, CopyForBackup, DamagedFile, Progress, Reporter};
@@ -36,6 +38,8 @@ const CHUNK: usize = manifest::CHUNK.0 as usize;
 const LARGE: u64 = manifest::CHUNK.0;
 /// What one worker takes of a large file at a time.
 const RANGE: u64 = 32 << 20;
+/// Level of zstd for the small things beside the chunks.
+const LEVEL: i32 = 3;
 /// More workers than this need more memory than they are worth, unless they are asked for.
 const WORKERS: usize = 12;
 const TELL: Duration = Duration::from_millis(250);
@@ -61,9 +65,15 @@ pub fn run(request: &CopyForBackup, reporter: &Reporter) -> Result<Copied> {
     };
     let mut listing = walk.list()?;
     listing.files.push(control_file(request)?);
-    let copy = Copy::new(request, repo, system.backup(&request.label), listing);
+    let keys = system.backup(&request.label);
+    let noted = Noted::read(of(request, &repo, &keys))?;
+    let copy = Copy::new(request, repo, keys, listing, noted);
     copy.all(reporter)?;
     copy.finish(system)
+}
+
+fn of<'a>(request: &'a CopyForBackup, repo: &'a SharedRepo, keys: &'a BackupKeys) -> Of<'a> {
+    Of { repo: &**repo, keys, label: &request.label, system: request.system_identifier }
 }
 
 /// Stores the history of the timeline, which the archive lacks if it was switched on after the timeline began.
@@ -81,7 +91,7 @@ fn store_history(repo: &SharedRepo, system: &SystemKeys, request: &CopyForBackup
         Err(error) => return Err(unread(&format!("pg_wal/{name}"), &error)),
     };
     let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: request.system_identifier };
-    let object = seal::seal(identity, &bytes, request.level)
+    let object = seal::seal(identity, &bytes, LEVEL)
         .map_err(|error| Error::failed(format!("could not compress {name}")).source(error))?;
     // One that is there came from the archiver.
     repo::wait(repo.create(&system.wal(file), &object))?;
@@ -172,20 +182,30 @@ struct Copy<'a> {
     order: Vec<usize>,
     units: Vec<Unit>,
     next: AtomicUsize,
+    /// What earlier runs of this backup have stored.
+    noted: Noted,
     objects: AtomicU32,
-    stored_objects: Mutex<Vec<(u32, DataObject)>>,
+    stored_objects: Mutex<Vec<DataObject>>,
     chunks: Mutex<Vec<Chunk>>,
     limit: Option<Limit>,
     total: u64,
     done: AtomicU64,
     stored: AtomicU64,
+    /// Of which earlier runs had stored so much.
+    taken_over: AtomicU64,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
     workers: usize,
 }
 
 impl<'a> Copy<'a> {
-    fn new(request: &'a CopyForBackup, repo: SharedRepo, keys: BackupKeys, listing: Listing) -> Self {
+    fn new(
+        request: &'a CopyForBackup,
+        repo: SharedRepo,
+        keys: BackupKeys,
+        listing: Listing,
+        noted: Noted,
+    ) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let workers = match usize::try_from(request.workers).unwrap_or(usize::MAX) {
             0 => cores.min(WORKERS),
@@ -200,13 +220,15 @@ impl<'a> Copy<'a> {
             order,
             units,
             next: AtomicUsize::new(0),
-            objects: AtomicU32::new(0),
+            objects: AtomicU32::new(noted.base()),
+            noted,
             stored_objects: Mutex::default(),
             chunks: Mutex::default(),
             limit: request.rate_limit.map(Limit::new),
             total: listing.files.iter().map(|file| file.size).sum(),
             done: AtomicU64::new(0),
             stored: AtomicU64::new(0),
+            taken_over: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             failure: Mutex::default(),
             workers,
@@ -220,10 +242,18 @@ impl<'a> Copy<'a> {
             // An object is synced while its worker fills the next one; one waits, so that memory stays bounded.
             let (finish, unfinished) = mpsc::sync_channel::<Object>(1);
             let finisher = scope.spawn(move || {
+                let of = of(self.request, &self.repo, &self.keys);
+                let mut notes = Notes::new(of, self.noted.base());
                 for object in unfinished {
-                    if let Err(error) = self.finish_object(object) {
+                    if let Err(error) = self.finish_object(object, &mut notes) {
                         self.fail(error);
                     }
+                }
+                // A backup that ends is not gone on with.
+                if self.stopped()
+                    && let Err(error) = notes.write()
+                {
+                    tracing::warn!(%error, "could not note what the backup had stored");
                 }
             });
             let (ended, ends) = mpsc::channel::<()>();
@@ -278,24 +308,52 @@ impl<'a> Copy<'a> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn finish_object(&self, object: Object) -> Result<()> {
+    fn finish_object(&self, object: Object, notes: &mut Notes<'_>) -> Result<()> {
         if self.stopped() {
             return Ok(());
         }
         repo::wait(object.upload.finish())?;
         let blake3 = Blake3::from_bytes(*object.hasher.finalize().as_bytes());
-        let stored = DataObject { size: ByteCount(object.size), blake3 };
-        lock(&self.stored_objects).push((object.number, stored));
-        Ok(())
+        let stored = DataObject { number: Some(object.number), size: ByteCount(object.size), blake3 };
+        lock(&self.stored_objects).push(stored);
+        notes.take(stored, object.chunks)
+    }
+
+    /// Returns the data objects that the backup has, and removes those of earlier runs that it has nothing in.
+    fn settle_objects(&self) -> Result<Vec<DataObject>> {
+        let mut objects = std::mem::take(&mut *lock(&self.stored_objects));
+        let chunks = lock(&self.chunks);
+        objects.extend(
+            self.noted.used(&chunks).map(|(number, object)| DataObject { number: Some(number), ..object }),
+        );
+        drop(chunks);
+        objects.sort_by_key(|object| object.number);
+        if self.noted.base() > 0 {
+            let used: BTreeSet<Option<u32>> = objects.iter().map(|object| object.number).collect();
+            for listed in repo::wait(self.repo.list_all(self.keys.folder()))? {
+                let number = self.keys.data_number(&listed.key);
+                if number.is_some() && !used.contains(&number) {
+                    repo::wait(self.repo.remove(&listed.key))?;
+                }
+            }
+        }
+        // Each says its number only where the line before it does not.
+        let mut before = Some(0);
+        for object in &mut objects {
+            let number = object.number;
+            if number == before.map(|before| before + 1) {
+                object.number = None;
+            }
+            before = number;
+        }
+        Ok(objects)
     }
 
     /// Writes the list of files.
     fn finish(self, system: SystemKeys) -> Result<Copied> {
         let files_key = self.keys.files();
-        let mut objects = self.stored_objects.into_inner().unwrap_or_else(PoisonError::into_inner);
-        objects.sort_by_key(|(number, _)| *number);
         let mut contents = Contents {
-            objects: objects.into_iter().map(|(_, object)| object).collect(),
+            objects: self.settle_objects()?,
             chunks: self.chunks.into_inner().unwrap_or_else(PoisonError::into_inner),
             dirs: self.listing.dirs,
             links: self.listing.links,
@@ -328,7 +386,7 @@ impl<'a> Copy<'a> {
         let text = contents.write();
         let name = self.request.label.as_str();
         let identity = Identity { kind: Kind::Files, name, system_identifier: system.system() };
-        let sealed = seal::seal(identity, &text, self.request.level)
+        let sealed = seal::seal(identity, &text, LEVEL)
             .map_err(|error| Error::failed("could not compress the list of files").source(error))?;
         if repo::wait(self.repo.create(&files_key, &sealed))? == Put::Refused {
             return Err(Error::failed(format!("there is already a backup {name}")));
@@ -346,6 +404,7 @@ impl<'a> Copy<'a> {
             tablespaces,
             notes: self.listing.notes,
             workers: u32::try_from(self.workers).unwrap_or(u32::MAX),
+            taken_over: ByteCount(self.taken_over.into_inner()),
         })
     }
 }
@@ -391,6 +450,11 @@ fn plan(files: &[Found]) -> (Vec<usize>, Vec<Unit>) {
             (from, size) = (index, 0);
         }
         size += more;
+        // Where a bundle ends is a matter of names as well: a file that has grown or gone since moves only the bundles next to it.
+        if size >= LARGE / 4 && crc32c::crc32c(files[*number].path.as_bytes()).is_multiple_of(32) {
+            units.push(Unit::Bundle { from, to: index + 1 });
+            (from, size) = (index + 1, 0);
+        }
     }
     if from < small.len() {
         units.push(Unit::Bundle { from, to: small.len() });
@@ -404,6 +468,7 @@ struct Object {
     upload: Box<dyn Upload>,
     size: u64,
     hasher: blake3::Hasher,
+    chunks: Vec<Chunk>,
 }
 
 /// A part of a file that lies in the chunk that is being filled.
@@ -427,7 +492,7 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(copy: &'a Copy<'a>, finish: SyncSender<Object>) -> Result<Self> {
-        let frames = Frames::new(copy.request.level).map_err(no_memory)?;
+        let frames = Frames::new(copy.request.compression).map_err(no_memory)?;
         let raw = Vec::with_capacity(CHUNK);
         Ok(Self { copy, finish, object: None, frames, raw, pending: Vec::new(), frame: Vec::new() })
     }
@@ -570,6 +635,29 @@ impl<'a> Worker<'a> {
             self.pending.clear();
             return Ok(());
         }
+        let content = Blake3::of(&self.raw);
+        let chunk = match self.copy.noted.chunk(&content) {
+            Some(chunk) => {
+                self.copy.taken_over.fetch_add(u64::from(chunk.stored), Ordering::Relaxed);
+                chunk.clone()
+            }
+            None => self.store_new(content)?,
+        };
+        self.copy.stored.fetch_add(u64::from(chunk.stored), Ordering::Relaxed);
+        let chunk = {
+            let mut chunks = lock(&self.copy.chunks);
+            chunks.push(chunk);
+            u32::try_from(chunks.len() - 1).map_err(|_| Error::failed("the cluster has too many chunks"))?
+        };
+        for Pending { file, at, length, from } in self.pending.drain(..) {
+            lock(&self.copy.contents[file]).parts.push(Part { at, length, chunk, from });
+        }
+        self.raw.clear();
+        Ok(())
+    }
+
+    /// Compresses the chunk that was filled and appends it to the data object that is being written.
+    fn store_new(&mut self, content: Blake3) -> Result<Chunk> {
         self.frames.frame(&self.raw, &mut self.frame).map_err(no_memory)?;
         let mut object = match self.object.take() {
             Some(object) => object,
@@ -582,32 +670,25 @@ impl<'a> Worker<'a> {
             size: u32::try_from(self.raw.len()).expect("a chunk is some MiB"),
             blake3: Blake3::of(&self.frame),
             backup: None,
+            codec: self.copy.request.compression.codec(),
+            content: Some(content),
         };
         repo::wait(object.upload.write(&self.frame))?;
         object.hasher.update(&self.frame);
         object.size += u64::from(chunk.stored);
+        object.chunks.push(chunk.clone());
         let full = object.size >= manifest::OBJECT.0;
         self.object = Some(object);
-        self.copy.stored.fetch_add(u64::from(chunk.stored), Ordering::Relaxed);
-        let chunk = {
-            let mut chunks = lock(&self.copy.chunks);
-            chunks.push(chunk);
-            u32::try_from(chunks.len() - 1).map_err(|_| Error::failed("the cluster has too many chunks"))?
-        };
-        for Pending { file, at, length, from } in self.pending.drain(..) {
-            lock(&self.copy.contents[file]).parts.push(Part { at, length, chunk, from });
-        }
-        self.raw.clear();
         if full {
             self.end_object();
         }
-        Ok(())
+        Ok(chunk)
     }
 
     fn begin_object(&self) -> Result<Object> {
         let number = self.copy.objects.fetch_add(1, Ordering::Relaxed) + 1;
         let upload = repo::wait(self.copy.repo.upload(&self.copy.keys.data(number)))?;
-        Ok(Object { number, upload, size: 0, hasher: blake3::Hasher::new() })
+        Ok(Object { number, upload, size: 0, hasher: blake3::Hasher::new(), chunks: Vec::new() })
     }
 
     fn end_object(&mut self) {
@@ -713,5 +794,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn no_memory(error: io::Error) -> Error {
-    Error::failed("zstd gave up").source(error)
+    Error::failed("could not compress").source(error)
 }

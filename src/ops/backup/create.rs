@@ -1,7 +1,8 @@
 //! `backup create`, from the choice of the node to the manifest.
 //!
 //! The session that starts the backup is held here and stays open until the backup is stopped; when it ends, however that comes about,
-//! PostgreSQL aborts the backup. The manifest is the commit: before it there is nothing but data that the next run removes.
+//! PostgreSQL aborts the backup. The manifest is the commit: before it there is nothing but data, with which the next run goes on, or which it
+//! removes.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,8 +17,9 @@ use crate::db::backup::{self as server, Facts, Replay, Started, Stopped};
 use crate::db::queries::{self, ServerRole};
 use crate::db::{Conn, NodeConn, PrimaryConn, classify};
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lease::{self, Held, LeaseProgress};
+use crate::engine::lease::{self, Held, LeaseProgress, Purpose};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::backup::retention;
 use crate::ops::context::Context;
 use crate::ops::node::{
     self, Copied, CopyForBackup, DamagedFile, DeclaredTablespace, NodeDoor, NodeRequest, Priority, Progress,
@@ -30,12 +32,10 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::repo::layout::{BackupKeys, ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::{Manifest, Source};
-use crate::repo::{Put, SharedRepo, seal};
+use crate::repo::{Key, Put, SharedRepo, seal};
 use crate::topology::model::{BackupSource, Backups, Cluster, Herd, Node};
 use crate::units::{ByteCount, human_duration};
 
-/// Level of zstd.
-const LEVEL: i32 = 3;
 /// How long a checkpoint may take.
 const CHECKPOINT: Duration = Duration::from_secs(3600);
 /// How long a standby may take to replay a checkpoint that the primary has just written.
@@ -124,6 +124,8 @@ pub struct Created {
     pub copy_seconds: f64,
     pub damaged_pages: u64,
     pub damaged: Vec<DamagedFile>,
+    /// Of `stored_bytes`, what an aborted backup with which this one went on had stored already.
+    pub taken_over_bytes: ByteCount,
     /// What the operator should know, as whole sentences.
     pub notes: Vec<String>,
 }
@@ -135,8 +137,8 @@ pub type Tell = Arc<dyn Fn(Event) + Send + Sync>;
 ///
 /// # Errors
 /// [`ErrorKind::Refused`] without declared backups or where archiving does not work, [`ErrorKind::NotFound`] without a primary,
-/// [`ErrorKind::Locked`] while another backup of the cluster runs, [`ErrorKind::Interrupted`] on request. What was stored by then is
-/// removed, or will be by the next backup.
+/// [`ErrorKind::Locked`] while another backup of the cluster runs, [`ErrorKind::Interrupted`] on request. The next backup goes on with what
+/// was stored by then, or it is removed.
 pub async fn create(
     context: &Context,
     herd: &Herd,
@@ -156,8 +158,12 @@ pub async fn create(
     let facts = server::facts(&to_primary).await?;
     archives(cluster, primary, &facts)?;
     let system = ClusterKeys::new(&cluster.name).system(facts.system_identifier);
-    let label = next_label(&repo, &cluster.name).await?;
+    let Next { label, goes_on } = next(&repo, &system).await?;
     let held = Held::take_for_backup(&repo, &system, label.clone()).await?;
+    if goes_on && let Err(error) = may_go_on(&repo, &system, &label).await {
+        release(held).await;
+        return Err(error);
+    }
     let run = Run {
         herd,
         cluster,
@@ -187,27 +193,52 @@ pub async fn create(
         Ok(whole) => run.commit(whole).await,
         Err(error) => Err(error),
     };
-    if ended.is_err() {
+    let ended = match ended {
+        Ok(created) => Ok(created),
         // Dropped with the future, the session has aborted the backup on the server, and the child is dead.
-        remove_data(&repo, &run.keys).await;
-    }
+        Err(error) => Err(leave(&repo, &run.keys, error).await),
+    };
     drop(run);
+    release(held).await;
+    ended
+}
+
+async fn release(held: Held) {
     if let Err(error) = held.release().await {
         tracing::warn!(%error, "could not give the lease back; it expires by itself");
     }
-    ended
 }
 
 fn interrupted(label: &Label) -> Error {
     Error::new(ErrorKind::Interrupted, format!("backup {label} was interrupted"))
-        .detail("The server has ended it; nothing of it stays in the repository.")
+        .detail("The server has ended it.")
 }
 
-/// Removes what an unfinished backup has stored, as far as that goes: the next backup removes the rest.
-async fn remove_data(repo: &SharedRepo, keys: &BackupKeys) {
-    if let Err(error) = remove_folder(repo, keys).await {
-        tracing::warn!(%error, "could not remove what the backup had stored");
-    }
+/// Leaves an unfinished backup: with what it has stored, if that is noted, so that the next one goes on with it; else without a trace, as
+/// far as that goes. Returns the error that says so.
+async fn leave(repo: &SharedRepo, keys: &BackupKeys, error: Error) -> Error {
+    let left = match progress_of(repo, keys).await {
+        Ok(noted) if noted.is_empty() => match remove_folder(repo, keys).await {
+            Ok(()) => "Nothing of it stays in the repository.",
+            Err(trouble) => {
+                tracing::warn!(error = %trouble, "could not remove what the backup had stored");
+                return error;
+            }
+        },
+        Ok(_) => "What it has stored stays in the repository, and the next backup goes on with it.",
+        Err(trouble) => {
+            tracing::warn!(error = %trouble, "could not see what the backup has stored");
+            return error;
+        }
+    };
+    let detail = error.detail_text().map_or_else(String::new, |detail| format!("{detail} "));
+    error.detail(format!("{detail}{left}"))
+}
+
+/// Lists the notes of what a backup has stored.
+async fn progress_of(repo: &SharedRepo, keys: &BackupKeys) -> Result<Vec<Key>> {
+    let listed = repo.list_all(keys.folder()).await?.into_iter().map(|listed| listed.key);
+    Ok(listed.filter(|key| keys.progress_number(key).is_some()).collect())
 }
 
 /// Removes a folder: the manifest first, which may have been stored although that was not answered, so that at no moment there is a
@@ -456,7 +487,7 @@ impl Run<'_> {
             blocks_a_file: facts.blocks_a_file,
             workers: self.wish.workers,
             rate_limit: self.wish.rate_limit,
-            level: LEVEL,
+            compression: self.backups.compression,
         }));
         let tell = Arc::clone(&self.tell);
         let newest = Arc::new(std::sync::Mutex::new(Progress::default()));
@@ -534,7 +565,8 @@ impl Run<'_> {
             backup_label: stopped.backup_label.clone(),
             tablespace_map: stopped.tablespace_map.clone(),
             tablespaces: copied.tablespaces.clone(),
-            level: LEVEL,
+            level: self.backups.compression.level(),
+            compression: self.backups.compression.codec(),
             needs: Vec::new(),
             files: copied.files,
             directories: copied.directories,
@@ -619,6 +651,7 @@ impl Run<'_> {
         if self.held.confirm().await.is_err() {
             self.is_there(&copied).await?;
         }
+        self.remove_progress().await;
         Ok(Created {
             cluster: self.cluster.name.clone(),
             label: self.label.clone(),
@@ -640,8 +673,22 @@ impl Run<'_> {
             copy_seconds,
             damaged_pages: copied.damaged_pages,
             damaged: copied.damaged,
+            taken_over_bytes: copied.taken_over,
             notes: copied.notes,
         })
+    }
+
+    /// Removes the notes of what was stored: the list of files says it now. What stays is of no harm.
+    async fn remove_progress(&self) {
+        let removed = async {
+            for key in progress_of(&self.repo, &self.keys).await? {
+                self.repo.remove(&key).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "could not remove the notes of what was stored");
+        }
     }
 
     /// Makes sure that every object that was stored is there in its size.
@@ -650,7 +697,7 @@ impl Run<'_> {
         for listed in self.repo.list_all(self.keys.folder()).await? {
             if listed.key == self.keys.files() {
                 files = Some(listed.size);
-            } else if listed.key != self.keys.manifest() && listed.key != self.keys.key_document() {
+            } else if self.keys.data_number(&listed.key).is_some() {
                 objects += 1;
                 bytes += listed.size.0;
             }
@@ -770,17 +817,49 @@ fn no_backups(cluster: &Cluster) -> Error {
         .hint("Declare \"repositories: {main: {url: file:///…}}\" and \"backups: {repository: main}\", then: pgherd apply")
 }
 
-/// Names the backup by this second, or later than every one that the cluster has, whatever its system identifier.
-async fn next_label(repo: &SharedRepo, cluster: &str) -> Result<Label> {
-    let cluster = ClusterKeys::new(cluster).folder();
-    let mut newest: Option<Timestamp> = None;
-    for system in repo.list(Some(&cluster)).await?.folders {
-        let Ok(backups) = cluster.join(&format!("{system}/backup")) else { continue };
+/// The name of a backup that is made, and whether one of that name was aborted, with which it goes on.
+struct Next {
+    label: Label,
+    goes_on: bool,
+}
+
+/// Goes on with the cluster's newest backup, if that was aborted lately and it is noted what it has stored; else names a new one by this
+/// second, or later than every one that the cluster has, whatever its system identifier.
+async fn next(repo: &SharedRepo, system: &SystemKeys) -> Result<Next> {
+    let cluster = ClusterKeys::new(system.cluster()).folder();
+    let mut newest: Option<(Label, String)> = None;
+    for id in repo.list(Some(&cluster)).await?.folders {
+        let Ok(backups) = cluster.join(&format!("{id}/backup")) else { continue };
         let labels = repo.list(Some(&backups)).await?.folders;
         let labels = labels.iter().filter_map(|name| name.parse::<Label>().ok());
-        newest = newest.max(labels.map(|label| label.at()).max());
+        newest = newest.max(labels.max().map(|label| (label, id)));
     }
     let now = Timestamp::now();
+    let Some((newest, id)) = newest else { return Ok(Next { label: Label::full(now), goes_on: false }) };
+    let keys = system.backup(&newest);
+    if id == system.system().to_string()
+        && retention::goes_on(&newest, Some(&newest), now)
+        && repo.read(&keys.manifest()).await?.is_none()
+        && !progress_of(repo, &keys).await?.is_empty()
+    {
+        return Ok(Next { label: newest, goes_on: true });
+    }
     let second = SignedDuration::from_secs(1);
-    Ok(Label::full(newest.map_or(now, |newest| now.max(newest + second))))
+    Ok(Next { label: Label::full(now.max(newest.at() + second)), goes_on: false })
+}
+
+/// Makes sure, under the lease, that the aborted backup has not been ended since it was looked at, and that nobody is removing it.
+async fn may_go_on(repo: &SharedRepo, system: &SystemKeys, label: &Label) -> Result<()> {
+    let now = Timestamp::now();
+    let removing = lease::read_all(repo, system).await?.into_iter().any(|found| {
+        let names_it = |lease: &lease::Lease| lease.kind == Purpose::Expire && lease.labels.contains(label);
+        found.lives(now) && found.lease.as_ref().is_ok_and(names_it)
+    });
+    if !removing && repo.read(&system.backup(label).manifest()).await?.is_none() {
+        return Ok(());
+    }
+    let what = if removing { "is being removed" } else { "was ended by somebody else" };
+    Err(Error::new(ErrorKind::Locked, format!("backup {label}, with which this one was to go on, {what}"))
+        .detail("Nothing was changed.")
+        .hint("Run it again: pgherd backup create"))
 }

@@ -61,6 +61,8 @@ pub(super) struct Folder {
     pub(super) files: Option<ByteCount>,
     pub(super) pin: Option<ByteCount>,
     pub(super) data: BTreeMap<u32, ByteCount>,
+    /// What was noted while it ran.
+    pub(super) progress: BTreeMap<u32, ByteCount>,
 }
 
 /// The folder of an export, from a listing.
@@ -81,7 +83,8 @@ impl Folder {
     /// Returns the bytes of everything in it.
     fn stored(&self) -> ByteCount {
         let small = [self.manifest, self.files, self.pin].into_iter().flatten();
-        ByteCount(small.chain(self.data.values().copied()).map(|size| size.0).sum())
+        let many = self.data.values().chain(self.progress.values()).copied();
+        ByteCount(small.chain(many).map(|size| size.0).sum())
     }
 }
 
@@ -203,6 +206,9 @@ impl SortedSystem {
                     InBackup::Files => folder.files = Some(listed.size),
                     InBackup::Pin => folder.pin = Some(listed.size),
                     InBackup::Key => self.key_documents.push(listed.key),
+                    InBackup::Progress(number) => {
+                        folder.progress.insert(number, listed.size);
+                    }
                     InBackup::Data(number) => {
                         folder.data.insert(number, listed.size);
                     }
@@ -249,7 +255,8 @@ impl OfSystem {
         let stored = folder.stored();
         let (manifest, broken) = match reader.read(&keys.manifest(), folder.manifest.is_some()).await {
             Read::None => {
-                self.system.unfinished.push(Unfinished { label, stored });
+                let noted = !folder.progress.is_empty();
+                self.system.unfinished.push(Unfinished { label, stored, noted });
                 return Ok(());
             }
             Read::Failed(why) => (None, Some(format!("manifest.json cannot be read: {why}"))),

@@ -58,7 +58,7 @@ pub enum BackupState {
     /// Committed, with pages whose checksum was wrong on the node.
     DamagedPages,
     Running,
-    /// What an interrupted one left; the next backup removes it.
+    /// What an aborted one left; the next backup goes on with it, or removes it.
     Unfinished,
     /// Its manifest cannot be read.
     Unreadable,
@@ -217,7 +217,7 @@ fn item(found: Backup, running: Option<RunningBackup>, pin: Option<Pin>) -> Back
         State::Damaged(error) => (BackupState::Unreadable, Some(format!("its manifest: {error}")), None),
         State::Unfinished if running.is_some() => (BackupState::Running, None, None),
         State::Unfinished => {
-            let why = "it was interrupted; the next backup removes it".to_owned();
+            let why = "it was interrupted; the next backup goes on with it, or removes it".to_owned();
             (BackupState::Unfinished, Some(why), None)
         }
     };

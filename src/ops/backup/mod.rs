@@ -10,6 +10,7 @@ mod create;
 pub mod expire;
 mod holdings;
 pub mod list;
+mod noted;
 pub mod pin;
 pub mod retention;
 pub mod transfer;

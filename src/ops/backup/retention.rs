@@ -73,6 +73,17 @@ pub enum Pinned {
 pub struct Unfinished {
     pub label: Label,
     pub stored: ByteCount,
+    /// Whether it is noted what it has stored.
+    pub noted: bool,
+}
+
+/// How old the begin of an aborted backup may be with which the next one goes on.
+const GOES_ON: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// Tells whether the next backup goes on with an aborted one that has noted what it stored: if it is the cluster's `newest` and not too
+/// old, since it keeps its label, and labels are the order of backups.
+pub(super) fn goes_on(label: &Label, newest: Option<&Label>, now: Timestamp) -> bool {
+    newest == Some(label) && now.duration_since(label.at()) < GOES_ON
 }
 
 #[derive(Debug, Clone)]
@@ -148,6 +159,8 @@ pub enum Because {
     InUse(String),
     /// Chunks of this backup are in it.
     NeededBy(Label),
+    /// It was aborted, and the next backup goes on with it.
+    GoesOn,
     /// The operator agreed to something else.
     NotAgreed,
     /// It cannot be restored, but a backup of its age would stay, and somebody may want to see what happened to it.
@@ -169,6 +182,7 @@ impl fmt::Display for Because {
             Self::PinUnreadable(why) => write!(f, "its pin cannot be read: {why}"),
             Self::InUse(who) => write!(f, "in use: {who}"),
             Self::NeededBy(label) => write!(f, "{label} needs it"),
+            Self::GoesOn => f.write_str("the next backup goes on with it"),
             Self::NotAgreed => f.write_str("it was not among those that were agreed to go"),
             Self::Age => f.write_str("younger than what goes"),
         }
@@ -286,6 +300,7 @@ pub fn decide(
     let window_begin = rules.window.map(|window| begin_of(window, systems, now));
     by_rules(rules, systems, window_begin, &mut reasons);
     by_hand(systems, spared, now, &mut reasons);
+    by_progress(systems, now, &mut reasons);
     by_need(systems, &mut reasons);
     let mut backups: Vec<Verdict> = systems.iter().flat_map(|system| verdicts(system, &reasons)).collect();
     backups.sort_by(|a, b| (&a.label, a.system_identifier).cmp(&(&b.label, b.system_identifier)));
@@ -452,6 +467,22 @@ fn by_hand(systems: &[System], spared: &dyn Fn(&Label) -> bool, now: Timestamp, 
             }
             if spared(label) {
                 reasons.add(system.id, label, Because::NotAgreed);
+            }
+        }
+    }
+}
+
+/// Keeps the aborted backup with which the next one goes on.
+fn by_progress(systems: &[System], now: Timestamp, reasons: &mut Reasons) {
+    let labels = systems.iter().flat_map(|system| {
+        let whole = system.backups.iter().map(|backup| &backup.label);
+        whole.chain(system.unfinished.iter().map(|unfinished| &unfinished.label))
+    });
+    let newest = labels.max();
+    for system in systems {
+        for unfinished in system.unfinished.iter().filter(|unfinished| unfinished.noted) {
+            if goes_on(&unfinished.label, newest, now) {
+                reasons.add(system.id, &unfinished.label, Because::GoesOn);
             }
         }
     }

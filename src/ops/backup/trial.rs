@@ -22,6 +22,7 @@ use crate::repo::rows::Writer;
 use crate::repo::seal::{self, Blake3, Identity, Kind};
 use crate::repo::{self, Key, Location, SharedRepo, wait};
 use crate::secret::Secret;
+use crate::topology::model::Codec;
 use crate::units::ByteCount;
 
 pub(super) const CLUSTER: &str = "inventory";
@@ -52,6 +53,7 @@ pub(super) fn manifest(ended: Timestamp) -> Manifest {
         tablespace_map: String::new(),
         tablespaces: Vec::new(),
         level: 3,
+        compression: Codec::Zstd,
         needs: Vec::new(),
         files: 0,
         directories: 0,
@@ -174,13 +176,17 @@ impl Trial {
                     size: u32::try_from(piece.len()).unwrap(),
                     blake3: Blake3::of(&frame),
                     backup: None,
+                    codec: Codec::Zstd,
+                    content: Some(Blake3::of(piece)),
                 });
                 stored.extend(frame);
             }
             wait(self.repo.store(&backup.data(object), &stored)).unwrap();
-            contents
-                .objects
-                .push(DataObject { size: ByteCount(stored.len() as u64), blake3: Blake3::of(&stored) });
+            contents.objects.push(DataObject {
+                number: None,
+                size: ByteCount(stored.len() as u64),
+                blake3: Blake3::of(&stored),
+            });
         }
         let part = |at, length, chunk, from| Part { at, length, chunk, from };
         // The large one has a hole of 8 KiB after its first 1500 bytes, and one at its end.

@@ -33,7 +33,7 @@ use crate::pg::timeline::TimelineId;
 use crate::repo::layout::Label;
 use crate::repo::manifest::Tablespace;
 use crate::repo::{Key, Location};
-use crate::topology::model::Repository;
+use crate::topology::model::{Compression, Repository};
 use crate::topology::partitions::{Keep, PartitionSet, TableName};
 use crate::topology::places::Places;
 use crate::units::ByteCount;
@@ -309,8 +309,7 @@ pub struct CopyForBackup {
     pub workers: u32,
     /// Bytes a second that may be read, if there is a limit.
     pub rate_limit: Option<ByteCount>,
-    /// Level of zstd.
-    pub level: i32,
+    pub compression: Compression,
 }
 
 /// A tablespace as the server knows it.
@@ -338,6 +337,8 @@ pub struct Copied {
     /// What the operator should know, as whole sentences.
     pub notes: Vec<String>,
     pub workers: u32,
+    /// Of what is stored, what an aborted run of this backup had stored already.
+    pub taken_over: ByteCount,
 }
 
 /// A file with pages whose checksum is wrong.

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -19,13 +19,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::restore::{CopyForRestore, Dressing, Restored, Signal};
 use crate::ops::node::{Progress, Reporter};
 use crate::pg::backup_manifest::{self, Listed, WalRange};
-use crate::repo::manifest::{CHUNK, File};
+use crate::repo::codec::Decoder;
+use crate::repo::manifest::{CHUNK, Chunk, File, Part};
+use crate::repo::seal::Blake3;
 use crate::repo::{self, Repo};
 use crate::topology::declared;
 use crate::units::ByteCount;
 
 /// Blocks that are compared and written one by one where a file is there already.
 const BLOCK: usize = 8192;
+/// So many ranges of objects are asked for at the same time at most, unless there are more cores: each takes about 10 MiB of memory.
+const MOST_IN_FLIGHT: usize = 16;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
 /// The name of pg_control until all else is there.
@@ -62,7 +66,7 @@ pub fn copy(
     let source = Source::read(repo, &job.cluster, job.system_identifier, &job.label)?;
     let place = Place::take(job, &source)?;
     let removed = place.prepare(&source)?;
-    let filled = fill(&source, &place, job.workers, told, stop)?;
+    let filled = fill(&source, &place, workers(job), told, stop)?;
     check(&source, &filled)?;
     let mut notes = Vec::new();
     let own = put_on(&place, &source, &job.dressing, &mut notes)?;
@@ -85,6 +89,17 @@ pub fn copy(
         workers: u32::try_from(filled.workers).unwrap_or(u32::MAX),
         notes,
     })
+}
+
+/// Decides how many threads copy: as many as there are cores, and more where each waits for an object store most of its time.
+fn workers(job: &CopyForRestore) -> usize {
+    let asked = usize::try_from(job.workers).unwrap_or(usize::MAX);
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match repo::Place::of(&job.repository.url) {
+        _ if asked > 0 => asked,
+        Some(repo::Place::Bucket { .. }) => (4 * cores).min(MOST_IN_FLIGHT.max(cores)),
+        Some(repo::Place::Directory(_)) | None => cores,
+    }
 }
 
 /// What the workers share.
@@ -116,13 +131,11 @@ struct Filled {
 fn fill(
     source: &Source<'_>,
     place: &Place,
-    workers: u32,
+    workers: usize,
     told: &(dyn Fn(u64, u64) + Sync),
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Filled> {
-    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let wanted = usize::try_from(workers).ok().filter(|workers| *workers > 0).unwrap_or(cores);
-    let workers = wanted.clamp(1, source.contents.chunks.len().max(1));
+    let workers = workers.clamp(1, source.contents.chunks.len().max(1));
     let fill = Fill::new(source, place);
     let total: u64 =
         source.contents.files.iter().flat_map(|file| &file.parts).map(|p| u64::from(p.length)).sum();
@@ -215,8 +228,9 @@ impl<'a> Fill<'a> {
     fn work(&self) -> Result<()> {
         let mut raw = Vec::with_capacity(index(u32::try_from(CHUNK.0).expect("4 MiB")));
         let mut present = Vec::new();
-        let mut zstd = zstd::bulk::Decompressor::new()
-            .map_err(|error| Error::failed("could not begin to decompress").source(error))?;
+        let reused = self.place.reused();
+        let mut decoder =
+            Decoder::new().map_err(|error| Error::failed("could not begin to decompress").source(error))?;
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             if number >= self.source.contents.chunks.len() || self.ended.load(Ordering::Relaxed) {
@@ -227,73 +241,119 @@ impl<'a> Fill<'a> {
                 continue;
             }
             let chunk = &self.source.contents.chunks[number];
+            if reused {
+                self.look(parts, chunk, &mut present)?;
+                if chunk.content.is_some_and(|content| Blake3::of(&present) == content) {
+                    self.keep(parts, &present);
+                    continue;
+                }
+            }
             let frame = self.source.frame(number)?;
             self.fetched.fetch_add(frame.len() as u64, Ordering::Relaxed);
-            raw.clear();
-            let size = zstd
-                .decompress_to_buffer(&frame, &mut raw)
-                .map_err(|error| self.source.damaged_chunk(number, &format!("zstd says: {error}")))?;
-            if size != index(chunk.size) {
-                return Err(self.source.damaged_chunk(number, "it holds more or less than files.zst says"));
-            }
+            decoder
+                .decode(chunk.codec, &frame, index(chunk.size), &mut raw)
+                .map_err(|why| self.source.damaged_chunk(number, &format!("it {why}")))?;
             for (file, part) in parts {
-                self.write(index(*file), index(*part), &raw, &mut present)?;
+                self.write(index(*file), index(*part), &raw, reused.then_some(&present))?;
             }
         }
     }
 
-    /// Writes one part of a file, or what of it differs from what is there.
-    fn write(&self, number: usize, within: usize, raw: &[u8], present: &mut Vec<u8>) -> Result<()> {
-        let file = &self.source.contents.files[number];
-        let part = file.parts[within];
-        let bytes = &raw[index(part.from)..index(part.from) + index(part.length)];
-        self.crcs[self.bases[number] + within].store(crc32c::crc32c(bytes), Ordering::Relaxed);
-        if !place::is_marker(&file.path) {
-            let path = if file.path == CONTROL {
-                self.place.path(UNFINISHED_CONTROL)
-            } else {
-                self.place.path(&file.path)
-            };
-            let written =
-                write_part(&path, file, part.at, bytes, self.place.reused().then_some(present), within == 0)
-                    .map_err(|error| could_not("write", &path, &error))?;
-            self.written.fetch_add(written, Ordering::Relaxed);
+    /// Reads into `present` what the files have where the parts of a chunk belong, each file in its size and mode from now on.
+    fn look(&self, parts: &[(u32, u32)], chunk: &Chunk, present: &mut Vec<u8>) -> Result<()> {
+        present.clear();
+        present.resize(index(chunk.size), 0);
+        for (number, within) in parts {
+            let file = &self.source.contents.files[index(*number)];
+            if place::is_marker(&file.path) {
+                continue;
+            }
+            let part = file.parts[index(*within)];
+            let path = self.path(file);
+            look_at(&path, file, part.at, *within == 0, &mut present[range(part)])
+                .map_err(|error| could_not("read", &path, &error))?;
         }
-        self.done.fetch_add(u64::from(part.length), Ordering::Relaxed);
         Ok(())
     }
+
+    /// Takes a chunk as done whose bytes are there already.
+    fn keep(&self, parts: &[(u32, u32)], present: &[u8]) {
+        for (number, within) in parts {
+            let (number, within) = (index(*number), index(*within));
+            self.seen(number, within, &present[range(self.source.contents.files[number].parts[within])]);
+        }
+    }
+
+    /// Notes the bytes of a part that are in their place now.
+    fn seen(&self, number: usize, within: usize, bytes: &[u8]) {
+        self.crcs[self.bases[number] + within].store(crc32c::crc32c(bytes), Ordering::Relaxed);
+        self.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Writes one part of a file, or what of it differs from what is `present`.
+    fn write(&self, number: usize, within: usize, raw: &[u8], present: Option<&Vec<u8>>) -> Result<()> {
+        let file = &self.source.contents.files[number];
+        let part = file.parts[within];
+        let bytes = &raw[range(part)];
+        if !place::is_marker(&file.path) {
+            let path = self.path(file);
+            let written = match present {
+                Some(present) => write_difference(&path, file, part.at, bytes, &present[range(part)]),
+                None => write_part(&path, file, part.at, bytes, within == 0),
+            };
+            let written = written.map_err(|error| could_not("write", &path, &error))?;
+            self.written.fetch_add(written, Ordering::Relaxed);
+        }
+        self.seen(number, within, bytes);
+        Ok(())
+    }
+
+    /// Returns where a file of the backup is written.
+    fn path(&self, file: &File) -> PathBuf {
+        self.place.path(if file.path == CONTROL { UNFINISHED_CONTROL } else { &file.path })
+    }
+}
+
+/// Returns where a part is in the bytes of its chunk.
+fn range(part: Part) -> std::ops::Range<usize> {
+    index(part.from)..index(part.from) + index(part.length)
 }
 
 fn index(number: u32) -> usize {
     usize::try_from(number).expect("usize has at least 32 bits here")
 }
 
-/// Writes `bytes` at `at`; with a buffer for what is `present` only the blocks that differ. Returns how many bytes it wrote.
-fn write_part(
-    path: &Path,
-    file: &File,
-    at: u64,
-    bytes: &[u8],
-    present: Option<&mut Vec<u8>>,
-    first: bool,
-) -> io::Result<u64> {
+/// Writes `bytes` at `at` into a file that was not there before. Returns how many bytes it wrote.
+fn write_part(path: &Path, file: &File, at: u64, bytes: &[u8], first: bool) -> io::Result<u64> {
     let open = place::open_file(path, file.mode)?;
     if first {
         open.set_permissions(fs::Permissions::from_mode(file.mode))?;
     }
-    let whole = at == 0 && bytes.len() as u64 == file.size;
-    let Some(present) = present else {
-        if !whole {
-            open.set_len(file.size)?;
-        }
-        open.write_all_at(bytes, at)?;
-        return Ok(bytes.len() as u64);
-    };
+    if (at > 0 || (bytes.len() as u64) < file.size) && open.metadata()?.len() != file.size {
+        open.set_len(file.size)?;
+    }
+    open.write_all_at(bytes, at)?;
+    Ok(bytes.len() as u64)
+}
+
+/// Reads what a file has at `at`, made and cut to its size if it is not.
+fn look_at(path: &Path, file: &File, at: u64, first: bool, present: &mut [u8]) -> io::Result<()> {
+    let open = place::open_file(path, file.mode)?;
+    if first {
+        open.set_permissions(fs::Permissions::from_mode(file.mode))?;
+    }
     if open.metadata()?.len() != file.size {
         open.set_len(file.size)?;
     }
-    present.resize(bytes.len(), 0);
-    open.read_exact_at(present, at)?;
+    open.read_exact_at(present, at)
+}
+
+/// Writes what of `bytes` differs from what is `present`. Returns how many bytes it wrote.
+fn write_difference(path: &Path, file: &File, at: u64, bytes: &[u8], present: &[u8]) -> io::Result<u64> {
+    if bytes == present {
+        return Ok(0);
+    }
+    let open = place::open_file(path, file.mode)?;
     let mut written = 0;
     for (index, (wanted, found)) in bytes.chunks(BLOCK).zip(present.chunks(BLOCK)).enumerate() {
         if wanted != found {

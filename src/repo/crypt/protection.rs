@@ -49,7 +49,11 @@ impl Protection {
                     InSystem::Export(..) => Self::By(keys.rest_key()),
                     InSystem::Backup(
                         label,
-                        InBackup::Manifest | InBackup::Files | InBackup::Pin | InBackup::Data(_),
+                        InBackup::Manifest
+                        | InBackup::Files
+                        | InBackup::Pin
+                        | InBackup::Data(_)
+                        | InBackup::Progress(_),
                     ) => Self::By(keys.backup(&label).key_document()),
                 }
             }

@@ -2,7 +2,8 @@
 
 use super::super::decode::{NamedEntry, Spanned};
 use super::super::model::{
-    Assertion, BackupSource, Backups, DrillTarget, Objective, Repository, RestoreDrill, RestoreProof,
+    Assertion, BackupSource, Backups, Codec, Compression, DrillTarget, Objective, Repository, RestoreDrill,
+    RestoreProof,
 };
 use super::super::problem::Position;
 use super::super::raw;
@@ -103,6 +104,7 @@ impl Checker<'_> {
             window: raw.window.as_ref().map(|window| window.value),
             keep_full: raw.keep_full.as_ref().map(|count| count.value),
             minimum_full: raw.minimum_full.as_ref().map_or(1, |count| count.value),
+            compression: self.compression(&path, raw),
         })
     }
 
@@ -137,6 +139,32 @@ impl Checker<'_> {
             found.extend(self.repository_of_backups(name, *at, &path));
         }
         found
+    }
+
+    fn compression(&mut self, path: &str, raw: &raw::Backups) -> Compression {
+        let codec = raw.compression.as_ref().map_or(Codec::Zstd, |codec| codec.value);
+        match (codec, &raw.compression_level) {
+            (Codec::Zstd, None) => return Compression::default(),
+            (Codec::Zstd, Some(level)) if Compression::LEVELS.contains(&level.value) => {
+                return Compression::Zstd { level: i32::try_from(level.value).expect("one of LEVELS") };
+            }
+            (Codec::Zstd, Some(level)) => {
+                let (least, most) = (Compression::LEVELS.start(), Compression::LEVELS.end());
+                self.report
+                    .add(level.at, format!("{path}.compression-level must be from {least} to {most}"))
+                    .detail("It is the level of zstd.")
+                    .hint("1 is fast, 3 is what is taken without the key; above 9 a backup takes many times as long.");
+            }
+            (Codec::Lz4 | Codec::None, Some(level)) => {
+                self.report
+                    .add(level.at, format!("{path}.compression-level is of no use with {}", codec.word()))
+                    .detail("Levels are those of zstd.")
+                    .hint("Remove the key, or write compression: zstd.");
+            }
+            (Codec::Lz4, None) => return Compression::Lz4 {},
+            (Codec::None, None) => return Compression::None {},
+        }
+        Compression::default()
     }
 
     pub(super) fn restore_drill(

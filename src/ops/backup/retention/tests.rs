@@ -191,9 +191,27 @@ fn a_pin_keeps_until_its_time_and_one_that_cannot_be_read_keeps_on() {
 }
 
 #[test]
+fn the_newest_backup_that_was_aborted_stays_for_a_week_if_the_next_one_goes_on_with_it() {
+    let mut system = daily(1, &[1, 2], 0..=2);
+    let aborted = |d, noted| Unfinished { label: Label::full(day(d)), stored: ByteCount(7), noted };
+    let goes = |system: &System, now| {
+        decided(&rules(None, Some(2), 1), std::slice::from_ref(system), now)
+            .into_iter()
+            .filter(|line| line.starts_with("4 ") || line.starts_with("5 "))
+            .collect::<Vec<_>>()
+    };
+    let gone = |d: u32| format!("{d} goes: without a manifest, and nobody works on it");
+    system.unfinished = vec![aborted(4, true), aborted(5, true)];
+    assert_eq!(goes(&system, day(6)), [gone(4), "5 stays: the next backup goes on with it".to_owned()]);
+    assert_eq!(goes(&system, day(12)), [gone(4), gone(5)]);
+    system.unfinished = vec![aborted(4, true), aborted(5, false)];
+    assert_eq!(goes(&system, day(6)), [gone(4), gone(5)]);
+}
+
+#[test]
 fn what_is_in_use_stays_and_so_does_everything_under_a_lease_that_cannot_be_read() {
     let mut system = daily(1, &[1, 2, 9], 0..=9);
-    let unfinished = |d| Unfinished { label: Label::full(day(d)), stored: ByteCount(7) };
+    let unfinished = |d| Unfinished { label: Label::full(day(d)), stored: ByteCount(7), noted: false };
     system.unfinished = vec![unfinished(4), unfinished(10)];
     let labels = Some(vec![Label::full(day(2)), Label::full(day(10))]);
     system.uses = vec![Use { labels, who: "restore by dba".to_owned() }];

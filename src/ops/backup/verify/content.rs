@@ -1,6 +1,6 @@
 //! One backup: its manifest, its list, its data objects, and at full depth every file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{BackupVerified, Chance, NAMED, Problem, ProblemKind, Verdict, Work};
@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::ops::backup::holdings::{Folder, OfSystem};
 use crate::ops::backup::retention::Backup;
 use crate::ops::node::VerifyDepth;
+use crate::repo::codec::Decoder;
 use crate::repo::layout::{BackupKeys, Label};
 use crate::repo::manifest::{Chunk, Contents, ContentsError, File, Manifest};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
@@ -147,7 +148,7 @@ impl Looked<'_> {
     /// Holds the listing against the list.
     fn objects(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (number, object) in (1..).zip(&self.contents.objects) {
+        for (number, object) in self.contents.numbered() {
             let key = self.keys.data(number);
             match self.folder.data.get(&number) {
                 None => problems.push(
@@ -166,8 +167,8 @@ impl Looked<'_> {
                 Some(_) => {}
             }
         }
-        let listed = u32::try_from(self.contents.objects.len()).unwrap_or(u32::MAX);
-        for number in self.folder.data.keys().filter(|number| **number > listed) {
+        let listed: BTreeSet<u32> = self.contents.numbered().map(|(number, _)| number).collect();
+        for number in self.folder.data.keys().filter(|number| !listed.contains(number)) {
             let why = "it is not in the backup's list";
             problems.push(Problem::new(ProblemKind::Damaged, self.keys.data(*number), why));
         }
@@ -239,7 +240,7 @@ impl Looked<'_> {
             tasks.entry((owner, chunk.object)).or_default().push(*number);
         }
         if full {
-            for number in (1..).take(self.contents.objects.len()) {
+            for (number, _) in self.contents.numbered() {
                 tasks.entry((self.label.clone(), number)).or_default();
             }
         }
@@ -290,17 +291,17 @@ impl Looked<'_> {
             return damaged("does not have the hash that the list says");
         }
         let size = usize::try_from(chunk.size).unwrap_or(usize::MAX);
-        match zstd::bulk::decompress(&stored, size) {
-            Ok(bytes) if bytes.len() == size => Ok(bytes),
-            Ok(bytes) => damaged(&format!("holds {} bytes, expected {size}", bytes.len())),
-            Err(error) => damaged(&format!("does not decompress: {error}")),
+        let mut bytes = Vec::new();
+        let mut decoder = Decoder::new().map_err(|error| (ProblemKind::Unreadable, error.to_string()))?;
+        match decoder.decode(chunk.codec, &stored, size, &mut bytes) {
+            Ok(()) => Ok(bytes),
+            Err(why) => damaged(&why),
         }
     }
 
     /// Looks at the bytes of an object that are in no chunk: there are none, or its own hash tells.
     fn untiled(&self, task: &Task) -> Option<Problem> {
-        let listed =
-            usize::try_from(task.object).ok().and_then(|n| self.contents.objects.get(n.checked_sub(1)?))?;
+        let (_, listed) = self.contents.numbered().find(|(number, _)| *number == task.object)?;
         let mut end = 0;
         let tiled = task.chunks.iter().all(|number| {
             let chunk = &self.contents.chunks[*number];

@@ -8,11 +8,13 @@ use super::*;
 use crate::ops::node::restore::Claim;
 use crate::ops::restore::place::MARKER;
 use crate::pg::system::SystemIdentifier;
+use crate::repo::codec;
 use crate::repo::dir::DirRepo;
 use crate::repo::layout::{ClusterKeys, Label};
 use crate::repo::manifest::{Chunk, Contents, DataObject, Dir, Link, Manifest, Part, Tablespace};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
 use crate::repo::{Key, wait};
+use crate::topology::model::Codec;
 
 const LABEL: &str = "20261121T100203Z-full";
 
@@ -99,6 +101,8 @@ impl Stage {
             size: u32::try_from(pending.len()).unwrap(),
             blake3: Blake3::of(&frame),
             backup: None,
+            codec: Codec::Zstd,
+            content: Some(Blake3::of(pending)),
         });
         object.extend(frame);
         pending.clear();
@@ -111,9 +115,11 @@ impl Stage {
         if object.is_empty() {
             return;
         }
-        self.contents
-            .objects
-            .push(DataObject { size: ByteCount(object.len() as u64), blake3: Blake3::of(object) });
+        self.contents.objects.push(DataObject {
+            number: None,
+            size: ByteCount(object.len() as u64),
+            blake3: Blake3::of(object),
+        });
         let number = u32::try_from(self.contents.objects.len()).unwrap();
         wait(self.repo.store(&keys().data(number), object)).unwrap();
         object.clear();
@@ -300,6 +306,9 @@ fn every_damaged_chunk_is_refused_with_the_files_in_it() {
             stage.contents.files.iter().find(|f| f.parts.iter().any(|p| p.chunk as usize == number)).unwrap();
         assert!(detail.contains(&file.path), "{detail}");
         assert!(!stage.can_start(), "chunk {number}");
+        // What is there already would not be fetched again.
+        fs::remove_dir_all(stage.path("copy")).unwrap();
+        fs::remove_dir_all(stage.path("copy-tablespaces-16385")).unwrap();
     }
     // The same restore again, with the backup whole.
     stage.copy().unwrap();
@@ -431,6 +440,79 @@ fn a_second_run_writes_only_what_differs_and_removes_what_does_not_belong() {
     assert!(mended.removed >= 6, "{mended:?}");
     assert!(mended.written.0 < again.written.0 + 8 * BLOCK as u64, "{mended:?}");
     assert!(stage.path("copy").join(MARKER).exists());
+}
+
+#[test]
+fn what_is_there_already_is_not_fetched() {
+    let stage = usual();
+    let all = stage.copy().unwrap().fetched.0;
+    let copy = stage.path("copy");
+    let chunk_of = |path: &str| {
+        let file = stage.contents.files.iter().find(|file| file.path == path).unwrap();
+        let mut chunks: Vec<usize> = file.parts.iter().map(|part| index(part.chunk)).collect();
+        chunks.dedup();
+        chunks
+    };
+    let stored = |chunks: &[usize]| -> u64 {
+        chunks.iter().map(|number| u64::from(stage.contents.chunks[*number].stored)).sum()
+    };
+    // Those that the restore changes itself are in their chunks again each time.
+    let mut always = [chunk_of("global/pg_control"), chunk_of("postgresql.conf")].concat();
+    always.dedup();
+    assert_eq!(stage.copy().unwrap().fetched.0, stored(&always));
+
+    let mut changed = fs::read(copy.join("base/5/16400")).unwrap();
+    changed[21 * BLOCK + 5] ^= 1;
+    fs::write(copy.join("base/5/16400"), changed).unwrap();
+    let mended = stage.copy().unwrap();
+    stage.is_whole();
+    assert!(mended.fetched.0 > stored(&always) && mended.fetched.0 < all, "{mended:?}");
+}
+
+#[test]
+fn a_list_without_hashes_of_contents_is_compared_byte_by_byte() {
+    let mut stage = usual();
+    stage.contents.chunks.iter_mut().for_each(|chunk| chunk.content = None);
+    stage.commit();
+    let all = stage.copy().unwrap();
+    let again = stage.copy().unwrap();
+    stage.is_whole();
+    assert_eq!(again.fetched, all.fetched);
+    assert!(again.written < all.written);
+}
+
+#[test]
+fn chunks_of_every_codec_are_read_side_by_side() {
+    let mut stage = usual();
+    let mut frame = Vec::new();
+    for object in 1..=u32::try_from(stage.contents.objects.len()).unwrap() {
+        let old = wait(stage.repo.read(&keys().data(object))).unwrap().unwrap();
+        let mut new = Vec::new();
+        for (number, chunk) in stage.contents.chunks.iter_mut().enumerate() {
+            if chunk.object != object {
+                continue;
+            }
+            let from = usize::try_from(chunk.offset).unwrap();
+            let stored = &old[from..from + index(chunk.stored)];
+            let raw = zstd::bulk::decompress(stored, index(chunk.size)).unwrap();
+            match number % 3 {
+                0 => frame = stored.to_vec(),
+                1 => codec::lz4_frame(&raw, &mut frame).unwrap(),
+                _ => frame.clone_from(&raw),
+            }
+            chunk.codec = [Codec::Zstd, Codec::Lz4, Codec::None][number % 3];
+            chunk.offset = new.len() as u64;
+            chunk.stored = u32::try_from(frame.len()).unwrap();
+            chunk.blake3 = Blake3::of(&frame);
+            new.extend_from_slice(&frame);
+        }
+        wait(stage.repo.store(&keys().data(object), &new)).unwrap();
+        stage.contents.objects[index(object) - 1] =
+            DataObject { number: None, size: ByteCount(new.len() as u64), blake3: Blake3::of(&new) };
+    }
+    stage.commit();
+    stage.copy().unwrap();
+    stage.is_whole();
 }
 
 #[test]
