@@ -61,7 +61,7 @@ fn explain_shows_the_very_statements_and_the_line_of_every_threshold() {
     assert_snapshot!(text(&told.stdout));
     let archive = pgherd(herd.path(), &["health", "explain", "archive"]);
     assert!(
-        text(&archive.stdout).contains("\n    FROM pg_stat_archiver AS s\n"),
+        text(&archive.stdout).contains("\n    FROM pg_stat_archiver AS s,\n"),
         "{}",
         text(&archive.stdout)
     );
