@@ -329,8 +329,8 @@ impl Work<'_> {
             .and_then(|text| Contents::read(&text).map_err(|error| error.to_string()))
             .map_err(|why| self.damaged(&list, why))?;
         let folder = there.and_then(|there| there.folders.get(label)).cloned().unwrap_or_default();
-        let objects: Vec<Object> = (1..)
-            .zip(&contents.objects)
+        let objects: Vec<Object> = contents
+            .numbered()
             .map(|(number, object)| Object {
                 key: keys.data(number),
                 size: object.size,

@@ -199,3 +199,29 @@ async fn one_process_copies_into_a_repository_and_none_into_itself() {
     let unknown: Label = "20200101T000000Z-full".parse().unwrap();
     assert_eq!(copied(&from, &to, &[unknown]).await.unwrap_err().kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_went_on_after_an_abort_is_copied_under_the_numbers_that_it_has() {
+    let (from, to) = (Trial::new(), Trial::new());
+    let label = whole(&from)[0].clone();
+    let keys = Trial::system().backup(&label);
+    let manifest: Manifest =
+        seal::read_document(&from.repo.read(&keys.manifest()).await.unwrap().unwrap()).unwrap();
+    let identity =
+        Identity { kind: Kind::Files, name: label.as_str(), system_identifier: Trial::system().system() };
+    let files = from.repo.read(&keys.files()).await.unwrap().unwrap();
+    let mut contents = Contents::read(&seal::open(identity, &files).unwrap()).unwrap();
+    // The second object is of another run than the first.
+    let second = from.repo.read(&keys.data(2)).await.unwrap().unwrap();
+    from.repo.store(&keys.data(100_001), &second).await.unwrap();
+    from.repo.remove(&keys.data(2)).await.unwrap();
+    contents.objects[1].number = Some(100_001);
+    for chunk in contents.chunks.iter_mut().filter(|chunk| chunk.object == 2) {
+        chunk.object = 100_001;
+    }
+    from.repo.remove(&keys.manifest()).await.unwrap();
+    from.commit(manifest, &contents);
+    copied(&from, &to, &[]).await.unwrap();
+    assert!(to.path(&keys.data(100_001)).exists() && !to.path(&keys.data(2)).exists());
+    assert_eq!(verified(&to).await.verdict, Verdict::Sound);
+}
