@@ -9,6 +9,7 @@ use super::backup_care::{self, CopyArgs, ExpireArgs, PinArgs, UnpinArgs, VerifyA
 use super::{App, Failure, Outcome};
 use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::backup::care::CopyWish;
 use crate::ops::backup::{self, Created, Wish};
 use crate::ops::context::Context;
 use crate::ops::node::Priority;
@@ -47,9 +48,11 @@ enum Verb {
 /// needs is in the repository. Only then is there a backup. One that fails, is interrupted or killed leaves none, and the server ends
 /// it by itself; what it had stored is removed, at the latest by the next one.
 ///
+/// With --copy it is then brought into the cluster's other repositories, without the database being read again.
+///
 /// Changes nothing in a data directory. Writes into the repository, and has the primary write a checkpoint and end a WAL segment.
 ///
-/// Exit codes: 0 done, 1 failed, 3 done, but pages are damaged (the report names file and blocks), 4 refused, 5 a backup of this cluster
+/// Exit codes: 0 done, 1 failed, 3 done, but pages are damaged (the report names file and blocks), or another repository does not have it, 4 refused, 5 a backup of this cluster
 /// runs already, 10 no primary or no repository, 130 interrupted.
 ///
 /// Example: pgherd backup create --cluster inventory --rate-limit "50 MiB/s"
@@ -70,6 +73,9 @@ struct CreateArgs {
     /// How long a WAL segment may take to arrive in the repository
     #[arg(long, value_name = "TIME", default_value = "5min", value_parser = units::parse_duration)]
     archive_timeout: Duration,
+    /// Then copy it, and whatever else they lack, into the cluster's other repositories
+    #[arg(long)]
+    copy: bool,
 }
 
 /// List the backups of each cluster, oldest first
@@ -136,8 +142,14 @@ pub fn run(args: &BackupArgs, app: &mut App) -> Outcome {
 /// Makes a full backup, as a job does.
 pub(super) async fn scheduled(app: &mut App) -> Outcome {
     let archive_timeout = Duration::from_secs(5 * 60);
-    let args =
-        CreateArgs { from: None, workers: None, low_priority: false, rate_limit: None, archive_timeout };
+    let args = CreateArgs {
+        from: None,
+        workers: None,
+        low_priority: false,
+        rate_limit: None,
+        archive_timeout,
+        copy: false,
+    };
     create(&args, app).await
 }
 
@@ -154,12 +166,13 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
     let clusters = app.clusters_with_backups(&herd)?;
     let interrupt = app.interrupt()?;
     let mut failed = Vec::new();
-    let mut damaged = false;
+    let mut partial = false;
     for cluster in clusters {
         match one(app, &context, &herd, cluster, &wish, &interrupt).await {
             Ok(created) => {
-                damaged |= created.damaged_pages > 0;
+                partial |= created.damaged_pages > 0;
                 ui::backup::print_created(&mut app.ui, &herd.name, &created);
+                partial |= args.copy && !copied(app, &herd, cluster, wish.priority, &interrupt).await;
             }
             Err(error) => failed.push(error),
         }
@@ -167,11 +180,33 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
             break;
         }
     }
-    match (failed.is_empty(), damaged) {
+    match (failed.is_empty(), partial) {
         (false, _) => Err(Failure::Errors(failed)),
         (true, true) => Ok(Exit::Partial),
         (true, false) => Ok(Exit::Done),
     }
+}
+
+/// Brings the other repositories of a cluster what they lack; tells whether each of them has it. There is a backup whether they have or not.
+async fn copied(
+    app: &mut App,
+    herd: &Herd,
+    cluster: &Cluster,
+    priority: Priority,
+    interrupt: &Interrupt,
+) -> bool {
+    let mut failed = Vec::new();
+    for to in cluster.backups.iter().flat_map(|backups| &backups.copies) {
+        let wish = CopyWish { to, labels: &[], workers: 0, priority };
+        if let Err(error) = backup_care::bring(app, herd, cluster, &wish, interrupt).await {
+            failed.push(error);
+        }
+    }
+    if failed.is_empty() {
+        return true;
+    }
+    Failure::Errors(failed).print(&app.ui);
+    false
 }
 
 async fn list(args: &ListArgs, app: &mut App) -> Outcome {

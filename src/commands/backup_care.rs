@@ -12,6 +12,7 @@ use crate::engine::interrupt::Interrupt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::backup::care::{CopyWish, Hear, VerifyWish, Way};
 use crate::ops::backup::expire::Expired;
+use crate::ops::backup::transfer::Transferred;
 use crate::ops::backup::verify::Verdict;
 use crate::ops::node::{Priority, Progress, VerifyDepth};
 use crate::repo::layout::Label;
@@ -304,43 +305,23 @@ async fn hearing<T>(
 pub(super) async fn copy(args: &CopyArgs, app: &mut App) -> Outcome {
     let whole = app.herd_with_repository(Some(&args.to))?;
     let herd = app.herd()?;
-    let from = args.from.clone();
-    let context = app.context()?;
     let interrupt = app.interrupt()?;
-    let mut clusters: Vec<Cluster> = Vec::new();
-    for cluster in app.clusters_with_backups(&whole)?.into_iter().filter(|cluster| cluster.backups.is_some())
+    let (mut failed, mut left) = (Vec::new(), false);
+    let targets = app.clusters_with_backups(&whole)?;
+    for (name, to) in
+        targets.into_iter().filter_map(|cluster| Some((&cluster.name, cluster.backups.as_ref()?)))
     {
-        let declared = super::find_cluster(&herd, &cluster.name)?;
-        clusters.push(match &from {
+        let declared = super::find_cluster(&herd, name)?;
+        let source = match &args.from {
             None => declared.clone(),
             Some(from) => declared.with_repository(from).ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("cluster {} uses no repository {from}", cluster.name))
+                Error::new(ErrorKind::NotFound, format!("cluster {name} uses no repository {from}"))
             })?,
-        });
-    }
-    let (mut failed, mut left) = (Vec::new(), false);
-    for cluster in &clusters {
-        let to =
-            super::find_cluster(&whole, &cluster.name)?.backups.as_ref().map(|backups| &backups.repository);
-        let copied = async {
-            let to = to.ok_or_else(|| Error::failed("a cluster without a repository was chosen"))?;
-            let way = Way::open(&context.places, &context.gate, cluster).await?;
-            if way.backups().repository.url == to.url {
-                return Err(Error::usage(format!("{} is the repository that is copied from", to.name))
-                    .hint("Say where from: pgherd backup copy --from REPOSITORY --to REPOSITORY"));
-            }
-            let priority = if args.low_priority { Priority::Low } else { Priority::Normal };
-            let wish = CopyWish { to, labels: &args.labels, workers: args.workers, priority };
-            hearing(app, &herd.name, &cluster.name, "copy_progress", &interrupt, async |hear, interrupt| {
-                way.copy(&wish, hear, interrupt).await
-            })
-            .await
         };
-        match copied.await {
-            Ok(transferred) => {
-                ui::trust::print_transferred(&mut app.ui, &herd.name, &transferred);
-                left |= !transferred.left.is_empty();
-            }
+        let priority = if args.low_priority { Priority::Low } else { Priority::Normal };
+        let wish = CopyWish { to: &to.repository, labels: &args.labels, workers: args.workers, priority };
+        match bring(app, &herd, &source, &wish, &interrupt).await {
+            Ok(transferred) => left |= !transferred.left.is_empty(),
             Err(error) => failed.push(error),
         }
         if interrupt.is_asked() {
@@ -352,6 +333,29 @@ pub(super) async fn copy(args: &CopyArgs, app: &mut App) -> Outcome {
         (true, true) => Ok(Exit::Partial),
         (true, false) => Ok(Exit::Done),
     }
+}
+
+/// Copies from the first repository of a cluster, and says what was copied.
+pub(super) async fn bring(
+    app: &mut App,
+    herd: &Herd,
+    cluster: &Cluster,
+    wish: &CopyWish<'_>,
+    interrupt: &Interrupt,
+) -> Result<Transferred> {
+    let context = app.context()?;
+    let way = Way::open(&context.places, &context.gate, cluster).await?;
+    if way.backups().repository.url == wish.to.url {
+        return Err(Error::usage(format!("{} is the repository that is copied from", wish.to.name))
+            .hint("Say where from: pgherd backup copy --from REPOSITORY --to REPOSITORY"));
+    }
+    let transferred =
+        hearing(app, &herd.name, &cluster.name, "copy_progress", interrupt, async |hear, interrupt| {
+            way.copy(wish, hear, interrupt).await
+        })
+        .await?;
+    ui::trust::print_transferred(&mut app.ui, &herd.name, &transferred);
+    Ok(transferred)
 }
 
 pub(super) async fn expire(args: &ExpireArgs, app: &mut App) -> Outcome {

@@ -101,8 +101,7 @@ fn loses_the_first(herd: &Herd) {
         "WAL goes there, backups are copied"
     );
 
-    let copied = herd.run(&["backup", "copy", "--to", "far"]).ends_with(0).says(&["1 backups, "]);
-    drop(copied);
+    herd.run(&["backup", "copy", "--to", "far"]).ends_with(0).says(&["1 backups, "]);
     herd.run(&["backup", "copy", "--to", "far"])
         .ends_with(0)
         .says(&["0 backups, 0 WAL files", "1 were there"]);
@@ -166,8 +165,11 @@ fn a_repository_that_is_away_stops_nothing_and_gets_what_it_lacks_when_it_is_bac
 fn a_cluster_whose_first_repository_is_lost_goes_on_with_the_other_one_as_its_first() {
     let mut herd = herd(Kind::Directory, 0, &SINGLE).unwrap();
     herd.sql("a", "CREATE TABLE orders AS SELECT generate_series(1, 1000) AS n");
-    herd.run(&["backup", "create"]).ends_with(0);
-    herd.run(&["backup", "copy", "--to", "far"]).ends_with(0);
+    away(&far(&herd));
+    let ran = herd.run(&["backup", "create", "--copy"]).ends_with(3);
+    assert!(ran.stderr.contains("ERROR"), "the other repository does not have it: {}", ran.stderr);
+    back(&far(&herd));
+    herd.run(&["backup", "create", "--copy"]).ends_with(0).says(&["2 backups, "]);
     away(&herd.repository());
     herd.edit("backups: {repository: main, copies: {far: {}}}", "backups: {repository: far}");
     herd.apply().ends_with(0);
