@@ -367,12 +367,12 @@ fn a_backlog_is_shown_with_its_age_and_the_time_until_the_disk_is_full() {
     assert!(!herd.kept().has_wal(&name));
     herd.sql("a", "ALTER SYSTEM RESET archive_command");
     herd.sql("a", "SELECT pg_reload_conf()");
+    // The archiver rests for a minute after three failures, unless a segment is finished.
+    herd.sql("a", "INSERT INTO t VALUES (1)");
+    herd.sql("a", "SELECT pg_switch_wal()");
     until("nothing waits", || {
-        // The archiver rests for a minute after three failures, unless a segment is finished.
-        herd.sql("a", "INSERT INTO t VALUES (1)");
-        herd.sql("a", "SELECT pg_switch_wal()");
-        let archive =
-            herd.run(&["status", "--format", "json"]).json()["clusters"][0]["backups"]["archive"].clone();
+        let shown = herd.run(&["status", "--format", "json"]).json();
+        let archive = &shown["clusters"][0]["backups"]["archive"];
         (archive["waiting"] == 0 && archive["oldest_seconds"].is_null()).then_some(())
     });
     assert!(herd.kept().has_wal(&name));
