@@ -526,7 +526,7 @@ pub const ARCHIVER: &str = "
 SELECT s.archived_count, s.failed_count,
        s.last_archived_wal, s.last_archived_time, s.last_failed_wal, s.last_failed_time,
        w.waiting, w.segments, pg_size_bytes(current_setting('wal_segment_size')) AS segment_size,
-       greatest(extract(epoch FROM clock_timestamp() - w.oldest), 0)::float8 AS oldest
+       extract(epoch FROM clock_timestamp() - w.oldest)::float8 AS oldest
 FROM pg_stat_archiver AS s,
      (SELECT count(*) AS waiting, count(*) FILTER (WHERE name ~ '^[0-9A-F]{24}[.]ready$') AS segments,
              min(modification) FILTER (WHERE name ~ '^[0-9A-F]{24}[.]ready$') AS oldest

@@ -367,12 +367,12 @@ fn a_backlog_is_shown_with_its_age_and_the_time_until_the_disk_is_full() {
     assert!(!herd.kept().has_wal(&name));
     herd.sql("a", "ALTER SYSTEM RESET archive_command");
     herd.sql("a", "SELECT pg_reload_conf()");
+    // The archiver rests for a minute after three failures, unless a segment is finished.
+    herd.sql("a", "INSERT INTO t VALUES (1)");
+    herd.sql("a", "SELECT pg_switch_wal()");
     until("nothing waits", || {
-        // The archiver rests for a minute after three failures, unless a segment is finished.
-        herd.sql("a", "INSERT INTO t VALUES (1)");
-        herd.sql("a", "SELECT pg_switch_wal()");
-        let archive =
-            herd.run(&["status", "--format", "json"]).json()["clusters"][0]["backups"]["archive"].clone();
+        let shown = herd.run(&["status", "--format", "json"]).json();
+        let archive = &shown["clusters"][0]["backups"]["archive"];
         (archive["waiting"] == 0 && archive["oldest_seconds"].is_null()).then_some(())
     });
     assert!(herd.kept().has_wal(&name));
@@ -436,8 +436,8 @@ fn a_recovery_takes_what_was_fetched_ahead_whatever_dies_and_leaves_nothing_behi
                 assert_eq!(left, ["pace", "worker.lock"]);
             }
             let wal = fs::read_dir(recovering.data().join("pg_wal")).unwrap();
-            let strays: Vec<_> =
-                wal.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("pgherd")).collect();
+            let names = wal.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let strays: Vec<String> = names.filter(|name| name.contains("pgherd")).collect();
             assert!(strays.is_empty(), "{strays:?}");
             recovering.stop("immediate");
         }

@@ -31,7 +31,7 @@ const ROOM: u64 = 256 << 20;
 /// As many segments are asked for as were handed over in this time.
 const LATELY: SignedDuration = SignedDuration::from_secs(10);
 const PACE: &str = "pace";
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(20);
 /// How long a call waits for whoever fetches its segment, before it does so itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 const TURN: Duration = Duration::from_millis(1);
@@ -173,7 +173,7 @@ fn recovers(data: &Path) -> bool {
 
 /// Removes what a server has not taken that does not recover any more.
 pub(super) fn forget(profile: &Profile, data: &Path) {
-    if let Some(spool) = Spool::of(profile, DIRECTION).filter(|_| !recovers(data)) {
+    if let Some(spool) = Spool::there(profile, DIRECTION).filter(|_| !recovers(data)) {
         // What cannot be removed now is removed the next time.
         spool.keep(&BTreeSet::new()).unwrap_or(());
     }

@@ -75,13 +75,30 @@ pub(super) struct Spool {
 }
 
 impl Spool {
-    /// Returns the one that a profile names, made if need be; `None` where there is none and none can be made: then everybody works alone.
+    /// Returns the one that a profile names, made if need be; `None` where there is none and none can be made, and where it is another user's, whose
+    /// own calls could not use what we put there: then everybody works alone.
     pub(super) fn of(profile: &Profile, direction: &str) -> Option<Self> {
+        let spool = Self::named(profile, direction)?;
+        let own =
+            |path: &Path| fs::metadata(path).map(|node| node.uid() == rustix::process::geteuid().as_raw());
+        match own(spool.directory.parent()?) {
+            Ok(own) if !own => return None,
+            Ok(_) | Err(_) => {}
+        }
+        let made = spool.directory.is_dir()
+            || DirBuilder::new().recursive(true).mode(0o700).create(&spool.directory).is_ok();
+        made.then_some(spool)
+    }
+
+    /// Returns the one that a profile names, if a call has made it: a copy of a cluster may have been removed since, with all that is beside it.
+    pub(super) fn there(profile: &Profile, direction: &str) -> Option<Self> {
+        Self::named(profile, direction).filter(|spool| spool.directory.is_dir())
+    }
+
+    fn named(profile: &Profile, direction: &str) -> Option<Self> {
         let root = profile.archive.as_ref()?.spool.as_ref()?;
-        let directory = root.join(format!("{}-{}", profile.cluster, profile.node)).join(direction);
-        let made =
-            directory.is_dir() || DirBuilder::new().recursive(true).mode(0o700).create(&directory).is_ok();
-        made.then_some(Self { directory })
+        let node = root.join(format!("{}-{}", profile.cluster, profile.node));
+        Some(Self { directory: node.join(direction) })
     }
 
     /// Locks it for its worker; `None` if it has one, or cannot be locked. The worker has it for as long as it lives, however it ends.

@@ -90,7 +90,7 @@ impl Worker {
     /// When the profile or the repository cannot be used.
     pub(super) fn begin(profile: &Path, data: &Path, direction: &str) -> Result<Option<Self>> {
         let node = read_profile(profile)?;
-        let Some(spool) = Spool::of(&node, direction) else { return Ok(None) };
+        let Some(spool) = Spool::there(&node, direction) else { return Ok(None) };
         let Some(alone) = spool.alone() else { return Ok(None) };
         let archive = Archive::open(node, data.to_owned())?;
         Ok(Some(Self { archive, spool, file: profile.to_owned(), began: Instant::now(), _alone: alone }))

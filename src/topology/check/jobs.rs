@@ -59,7 +59,7 @@ impl Checker<'_> {
                 self.timeout(value.timeout.as_ref(), &draft.path(&format!(".backups.copies.{name}")));
                 let timeout = value.timeout.as_ref().map_or(DAY, |timeout| timeout.value);
                 if let Some(when) = &value.when {
-                    jobs.add(&format!("copy-{name}"), when.value, timeout, Work::Copy { to: name.clone() });
+                    jobs.add(format!("copy-{name}"), when.value, timeout, Work::Copy { to: name.clone() });
                 }
             }
         }
