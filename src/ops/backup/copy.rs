@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -18,13 +18,13 @@ use rustix::fs::{Advice, Mode, OFlags};
 
 use super::chunk::{Frames, runs};
 use super::noted::{Noted, Notes, Of};
+use super::pages::{check_pages, fill};
 use super::walk::{Found, Listing, PG_CONTROL, Walk, unread};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::{Copied, CopyForBackup, DamagedFile, Progress, Reporter};
 use crate::pg::control_bytes::{self, ControlBytes};
 use crate::pg::data_directory::tablespace_version_directory;
-use crate::pg::lsn::Lsn;
-use crate::pg::page::{BLOCK_SIZE, Page, Verdict};
+use crate::pg::page::BLOCK_SIZE;
 use crate::pg::wal_file::WalFile;
 use crate::repo::layout::{BackupKeys, ClusterKeys, SystemKeys};
 use crate::repo::manifest::{self, Chunk, Contents, DataObject, Part, Tablespace};
@@ -43,8 +43,6 @@ const LEVEL: i32 = 3;
 /// More workers than this need more memory than they are worth, unless they are asked for.
 const WORKERS: usize = 12;
 const TELL: Duration = Duration::from_millis(250);
-/// How long a page whose checksum is wrong is given to become right: a write that we saw half is over much sooner.
-const PAUSES: [u64; 6] = [0, 1, 4, 16, 64, 200];
 /// How often pg_control is read until its CRC is right.
 const CONTROL_READS: u32 = 200;
 
@@ -697,62 +695,6 @@ impl<'a> Worker<'a> {
             self.finish.send(object).expect("the finisher waits for all workers");
         }
     }
-}
-
-/// Checks pages; a wrong one is read again for a while, since we may have seen half of a write. Returns the blocks that stay wrong.
-fn check_pages(file: &File, bytes: &mut [u8], at: u64, first: u32, start: Lsn) -> Vec<u32> {
-    let mut damaged = Vec::new();
-    for (index, page) in bytes.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().enumerate() {
-        let block = first + u32::try_from(index).expect("a chunk has some pages");
-        if Page::new(page).verify(block) == Verdict::Wrong
-            && !becomes_right(file, page, at + (index * BLOCK_SIZE) as u64, block, start)
-        {
-            damaged.push(block);
-        }
-    }
-    damaged
-}
-
-/// Reads a page again until its checksum is right.
-///
-/// One that is still being written after the start of the backup (its bytes change, and its LSN is not before the start) is brought by
-/// WAL as a whole, as `verify_page_checksum` in `basebackup.c` has it. One whose bytes stay the same is damaged, whatever its LSN says.
-fn becomes_right(file: &File, page: &mut [u8; BLOCK_SIZE], at: u64, block: u32, start: Lsn) -> bool {
-    let mut changing = false;
-    for pause in PAUSES {
-        thread::sleep(Duration::from_millis(pause));
-        let mut again = [0; BLOCK_SIZE];
-        match fill(file, &mut again, at) {
-            // Cut off meanwhile: WAL does the same again.
-            Ok(0) => {
-                page.fill(0);
-                return true;
-            }
-            Ok(_) => {}
-            Err(_) => return false,
-        }
-        changing = again != *page;
-        *page = again;
-        if Page::new(page).verify(block) == Verdict::Right {
-            return true;
-        }
-    }
-    changing && Page::new(page).lsn() >= start
-}
-
-/// Reads until `bytes` is full or the file ends; the rest is zero. Returns how much was read.
-fn fill(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while read < bytes.len() {
-        match file.read_at(&mut bytes[read..], at + read as u64) {
-            Ok(0) => break,
-            Ok(more) => read += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    bytes[read..].fill(0);
-    Ok(read)
 }
 
 /// Opens a file, never through a link in its place.

@@ -3,6 +3,7 @@
 //! `create` is the controller's side, who has the server's session; `copy` is the node's side, who reads the data directory. `care` is the
 //! controller's side of `expire`, `pin`, `verify`, and of `transfer` from one repository into another.
 
+mod aborted;
 pub mod care;
 mod chunk;
 pub mod copy;
@@ -11,6 +12,7 @@ pub mod expire;
 mod holdings;
 pub mod list;
 mod noted;
+mod pages;
 pub mod pin;
 pub mod retention;
 pub mod transfer;
