@@ -47,18 +47,18 @@ pub(super) struct Item {
 /// Why a file is not in a repository.
 #[derive(Debug)]
 pub(super) struct Trouble {
-    pub(super) error: Error,
+    pub(super) error: Box<Error>,
     /// Something else is there in its place, and not the repository is away.
     pub(super) wrong: bool,
 }
 
 impl Trouble {
     pub(super) fn away(error: Error) -> Self {
-        Self { error, wrong: false }
+        Self { error: Box::new(error), wrong: false }
     }
 
     fn wrong(error: Error) -> Self {
-        Self { error, wrong: true }
+        Self { error: Box::new(error), wrong: true }
     }
 }
 

@@ -156,7 +156,7 @@ fn settle_one(archive: &Archive, store: &Store, owed: &Owed) -> Result<()> {
                 level: super::LEVEL,
                 sealed: OnceLock::new(),
             };
-            item.put(&repo).map_err(|trouble| trouble.error)?;
+            item.put(&repo).map_err(|trouble| *trouble.error)?;
         }
         let mark = owed.folder(&store.name).join(&name);
         owed.is_back(&store.name);

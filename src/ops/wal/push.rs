@@ -47,7 +47,7 @@ pub(super) fn push_into(archive: &Archive, file: WalFile, path: &Path, level: i3
         sealed: OnceLock::new(),
     };
     match archive.stores.as_slice() {
-        [only] => item.put(&only.repo.clone()?).map_err(|trouble| trouble.error),
+        [only] => item.put(&only.repo.clone()?).map_err(|trouble| *trouble.error),
         several => everywhere(&archive.profile, several, item),
     }
 }
@@ -68,11 +68,11 @@ fn everywhere(profile: &Profile, stores: &[Store], item: Item) -> Result<Pushed>
     if let Some(at) = ended.iter().position(is_wrong)
         && let (_, Err(trouble)) = ended.swap_remove(at)
     {
-        return Err(trouble.error);
+        return Err(*trouble.error);
     }
     if !ended.iter().any(|(_, outcome)| outcome.is_ok()) {
         let (_, first) = ended.swap_remove(0);
-        return first.map_err(|trouble| trouble.error);
+        return first.map_err(|trouble| *trouble.error);
     }
     for store in stores {
         let outcome = ended.iter().find(|(name, _)| *name == store.name).map(|(_, outcome)| outcome);
@@ -113,7 +113,7 @@ fn side_by_side(stores: &[&Store], item: &Arc<Item>) -> Vec<(String, Result<Push
                     (tell.clone(), Arc::clone(item), Arc::clone(repo), store.name.clone());
                 waits.insert(name.clone());
                 // Where it does not answer it ends with its call, at the latest with this process.
-                thread::spawn(move || tell.send((name, item.put(&repo))));
+                thread::spawn(move || tell.send((name, item.put(&repo))).unwrap_or(()));
             }
             Err(error) => ended.push((store.name.clone(), Err(error.clone().into()))),
         }
