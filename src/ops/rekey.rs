@@ -21,7 +21,11 @@ pub async fn rekey(context: &Context, herd: &Herd, name: &str, half: Half) -> Re
     let users: Vec<(&Cluster, &Repository)> = herd
         .clusters
         .iter()
-        .filter_map(|cluster| Some((cluster, &cluster.backups.as_ref()?.repository)))
+        .flat_map(|cluster| {
+            let backups = cluster.backups.iter();
+            backups
+                .flat_map(move |backups| backups.repositories().map(move |repository| (cluster, repository)))
+        })
         .filter(|(_, repository)| repository.name == name)
         .collect();
     let Some((cluster, repository)) = users.first() else {

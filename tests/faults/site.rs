@@ -422,7 +422,9 @@ regions: {{here: {{hosts: {{local: local}}}}}}
 
     /// Processes that do not come and go with each WAL segment.
     fn lasting(&self) -> impl Iterator<Item = Process> {
-        let passing = |name: &str| [" wal push ", " wal fetch "].iter().any(|words| name.contains(words));
+        const PASSING: [&str; 5] =
+            [" wal push ", " wal fetch ", " wal ahead ", " wal prefetch ", " wal settle "];
+        let passing = |name: &str| PASSING.iter().any(|words| name.contains(words));
         self.processes().into_iter().filter(move |process| !passing(&process.name))
     }
 
