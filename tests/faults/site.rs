@@ -540,7 +540,15 @@ regions: {{here: {{hosts: {{local: local}}}}}}
                     }
                     let ended = shown.starts_with("state/operations") || shown.starts_with("state/locks");
                     // Empty parents that pgherd made for itself, and the authority of the herd, are no trace of a node.
-                    let own = ["config", "config/nodes", "state", "state/run", "state/log", "state/poolers"];
+                    let own = [
+                        "config",
+                        "config/nodes",
+                        "state",
+                        "state/run",
+                        "state/log",
+                        "state/spool",
+                        "state/poolers",
+                    ];
                     let ended = ended || shown.starts_with("state/authority");
                     if !inside_data && !ended && !own.contains(&shown.as_str()) {
                         found.insert(shown, String::new());
