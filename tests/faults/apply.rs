@@ -71,7 +71,7 @@ enum Kind {
     InPlaceBack,
     /// A pair whose standby becomes primary.
     Switch,
-    /// The same, failing where the standby should prove that it has everything: what befalls the way back.
+    /// The same, failing right before its pivot: what befalls the way back.
     SwitchBack,
     /// A pair whose primary was killed, and whose standby becomes primary.
     Fail,
@@ -228,8 +228,7 @@ impl Kind {
             // The statement that sets the passwords of the declared roles: the pivot of a birth.
             Self::Back => Some(PIVOT),
             Self::InPlaceBack => Some("sql read the system catalogs"),
-            Self::SwitchBack => Some("sql read its last checkpoint"),
-            Self::FailBack => Some("sql promote"),
+            Self::SwitchBack | Self::FailBack => Some("sql promote"),
             Self::Birth
             | Self::Add
             | Self::Archive
