@@ -41,6 +41,8 @@ impl Newer {
     fn declare() -> Self {
         let mut herd = Herd::declare(&newest_or_15(0), &PAIR);
         herd.edit("mode: transaction", "mode: transaction\n      processes: 2\n      auth: query");
+        // As many as one of them may be given by chance.
+        herd.edit("rw: {to: primary, size: 8,", "rw: {to: primary, size: 16,");
         herd.edit("    schemas:", "      users: {bi: {connections: 4, size: 2, clients: 9}}\n    schemas:");
         let pgherd = herd.path("pgherd.sh");
         let (program, newer) = (binary().display(), newer());
