@@ -185,7 +185,7 @@ async fn owed(doors: &Doors, cluster: &Cluster) -> Asked<Vec<Owed>> {
         return Ok(found);
     };
     for node in &cluster.nodes {
-        let spool = doors.places(&node.host).spools().join(cluster.full_name(&node.name)).join("owed");
+        let spool = doors.places(&node.host).node(&cluster.full_name(&node.name)).spool.join("owed");
         for Repository { name, .. } in backups.repositories() {
             let listed = doors.host(&node.host).list(&spool.join(name)).await;
             let names = listed.map_err(|error| Why::Failed(error.to_string()))?.unwrap_or_default();

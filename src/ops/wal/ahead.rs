@@ -54,7 +54,7 @@ pub fn push(profile: &Path, path: &Path, level: i32) -> Result<Pushed> {
         Turn::Stored => Pushed::Ahead { file },
         Turn::Mine(_) | Turn::Theirs | Turn::Late => {
             let data = data_directory(&node);
-            push_into(&Archive::open(node.clone(), data)?, file, path, level)?
+            push_into(&Archive::of(node.clone(), data)?, file, path, level)?
         }
     };
     drop(turn);
@@ -175,7 +175,7 @@ impl Job for Store {
             || fs::metadata(&path).ok().and_then(|metadata| Mark::of(&archive.profile, file, &metadata));
         let Some(before) = mark() else { return Ok(Done::No) };
         let could_not = |error| Error::failed(format!("could not mark {file} in the spool")).source(error);
-        let Some(claim) = worker.spool.claim(file).map_err(could_not)? else { return Ok(Done::No) };
+        let Some(claim) = worker.spool.claim_asked(file).map_err(could_not)? else { return Ok(Done::No) };
         if worker.spool.has(file, &before) {
             claim.leave();
         } else {

@@ -23,7 +23,7 @@ use crate::topology::claim::Profile;
 use crate::units::ByteCount;
 
 use super::prefetch::Ahead;
-use super::{Archive, damaged, data_directory, read_profile, unseal};
+use super::{Archive, damaged, data_directory, read_profile, read_stored};
 
 /// How long is waited for a segment that is missing while those behind it have just been stored: a primary stores some side by side.
 const ON_ITS_WAY: Duration = Duration::from_secs(10);
@@ -96,15 +96,14 @@ fn fetch_within(profile: &Path, name: &str, target: &Path, patience: Duration) -
         ask_for_more(ahead, profile, &lines, &outcome);
         return Ok(outcome);
     }
-    let archive = Archive::open(node.clone(), data)?;
-    let object = match wait(archive.repo.read(&archive.keys.wal(file)))? {
-        Some(object) => object,
+    let archive = Archive::of(node.clone(), data)?;
+    let content = match read_stored(&archive, file)? {
+        Some(content) => content,
         None => match absent(&archive, file, &lines, patience)? {
             Absence::Proven => return Ok(Fetched::Absent { file }),
-            Absence::Arrived(object) => object,
+            Absence::Arrived(content) => content,
         },
     };
-    let content = unseal(&archive, file, &object)?;
     let outcome = hand_over(&node, file, &lines, &content, || write(target, &content))?;
     ask_for_more(ahead, profile, &lines, &outcome);
     Ok(outcome)
@@ -259,8 +258,8 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines, patience: Duration) -
     // Segments are stored in order, so that one which is found behind this one may have come after this one was looked for.
     let began = Instant::now();
     loop {
-        if let Some(object) = wait(archive.repo.read(&archive.keys.wal(file)))? {
-            return Ok(Absence::Arrived(object));
+        if let Some(content) = read_stored(archive, file)? {
+            return Ok(Absence::Arrived(content));
         }
         if began.elapsed() >= wait_for {
             break;
@@ -284,11 +283,11 @@ fn absent(archive: &Archive, file: WalFile, lines: &Lines, patience: Duration) -
 fn later_segment(archive: &Archive, name: SegmentName) -> Result<Option<(SegmentName, Timestamp)>> {
     let wal = archive.keys.wal_folder();
     let timeline = format!("{:08X}", name.timeline().as_u32());
-    let mut folders = wait(archive.repo.list(Some(&wal)))?.folders;
+    let mut folders = archive.repo.list(&wal)?.folders;
     folders.retain(|folder| folder.starts_with(&timeline) && *folder >= name.folder());
     for folder in folders {
         let Ok(folder) = wal.join(&folder) else { continue };
-        let level = wait(archive.repo.list(Some(&folder)))?;
+        let level = archive.repo.list(&folder)?;
         let segment = level.objects.iter().find_map(|object| match file_of(object)? {
             WalFile::Segment(found) if found >= name => Some((found, object.modified)),
             WalFile::Segment(_)
@@ -315,7 +314,7 @@ fn file_of(object: &Listed) -> Option<WalFile> {
 /// timeline. If neither is there, what was committed in it would be lost without a word.
 fn partial(archive: &Archive, name: SegmentName) -> Result<Option<String>> {
     let key = archive.keys.wal(WalFile::Partial(name));
-    let there = wait(archive.repo.read_range(&key, 0, 1))?.is_some();
+    let there = archive.repo.first(|repo| wait(repo.read_range(&key, 0, 1)))?.is_some();
     Ok(there.then(|| {
         format!(
             "Of this segment there is {name}.partial, and what the next timeline made of it is not archived; \"zstd -dc\" of {key}, put into \
@@ -341,14 +340,15 @@ fn needed_by(archive: &Archive, name: SegmentName, lines: &Lines) -> Result<Opti
 /// Reads the size of segments in the header of one that is stored.
 fn segment_size(archive: &Archive) -> Result<Option<WalSegmentSize>> {
     let wal = archive.keys.wal_folder();
-    for folder in wait(archive.repo.list(Some(&wal)))?.folders {
+    for folder in archive.repo.list(&wal)?.folders {
         let Ok(folder) = wal.join(&folder) else { continue };
-        let level = wait(archive.repo.list(Some(&folder)))?;
+        let level = archive.repo.list(&folder)?;
         let segment = files(&level).find(|file| matches!(file, WalFile::Segment(_)));
         let Some(segment) = segment else { continue };
         let key = archive.keys.wal(segment);
-        let Some(begin) = wait(archive.repo.read_range(&key, 0, seal::HEADER_MOST))? else { continue };
-        let (header, _) = seal::header(&begin).map_err(|error| damaged(archive, &key, &error))?;
+        let begin = archive.repo.first(|repo| wait(repo.read_range(&key, 0, seal::HEADER_MOST)))?;
+        let Some(begin) = begin else { continue };
+        let (header, _) = seal::header(&begin).map_err(|error| damaged(archive.repo.url(), &key, &error))?;
         return Ok(WalSegmentSize::new(header.size).ok());
     }
     Ok(None)
@@ -357,7 +357,7 @@ fn segment_size(archive: &Archive) -> Result<Option<WalSegmentSize>> {
 /// Finds WAL of `timeline` or of a later one: then its history was once there. Recovery looks for histories one number after the other,
 /// and stops at the first that it does not get (`findNewestTimeLine` in `timeline.c`).
 fn later_timeline(archive: &Archive, timeline: TimelineId) -> Result<Option<String>> {
-    let level = wait(archive.repo.list(Some(&archive.keys.wal_folder())))?;
+    let level = archive.repo.list(&archive.keys.wal_folder())?;
     let of_folders = level
         .folders
         .iter()

@@ -25,20 +25,21 @@ pub use owed::settle;
 pub use prefetch::prefetch;
 pub use push::LEVEL;
 
+use self::owed::Owed;
 use crate::error::{Error, Result};
 use crate::pg::wal_file::WalFile;
 use crate::repo::layout::{ClusterKeys, SystemKeys};
 use crate::repo::seal::{self, Identity, Kind, SealError};
-use crate::repo::several::Several;
-use crate::repo::{self, Key, Location, RepoError, RepoErrorKind, SharedRepo, wait};
+use crate::repo::several::{Member, Several};
+use crate::repo::{Key, Location, RepoError, RepoErrorKind, wait};
 use crate::topology::claim::{self, ArchiveCopy, Profile};
 
 /// A node's archive.
 #[derive(Debug)]
 struct Archive {
     profile: Profile,
-    /// What is read: all of the repositories, if there are several.
-    repo: SharedRepo,
+    /// What is read: all of the repositories, first those that were not away a moment ago.
+    repo: Several,
     /// Where WAL goes, the first repository first.
     stores: Vec<Store>,
     keys: SystemKeys,
@@ -47,19 +48,27 @@ struct Archive {
 }
 
 impl Archive {
-    /// Opens the one that a profile names.
-    fn open(profile: Profile, data: PathBuf) -> Result<Self> {
-        let open = |known: ArchiveCopy| Store {
-            repo: repo::open(&Location { url: known.url, access: known.access }),
+    /// Returns the one that a profile names. What it is in is opened when it is needed.
+    fn of(profile: Profile, data: PathBuf) -> Result<Self> {
+        let store = |known: ArchiveCopy| Store {
             name: known.repository,
+            repo: Arc::new(Member::new(Location { url: known.url, access: known.access })),
         };
-        let stores: Vec<Store> = named(&profile)?.repositories().map(open).collect();
-        let repo: SharedRepo = match stores.as_slice() {
-            [only] => only.repo.clone()?,
-            several => Arc::new(Several::new(several.iter().map(|store| store.repo.clone()).collect())),
-        };
+        let stores: Vec<Store> = named(&profile)?.repositories().map(store).collect();
+        let owed = Owed::of(&profile);
+        let was_away = |store: &&Store| owed.as_ref().is_some_and(|owed| owed.was_away(&store.name));
+        let (away, there): (Vec<&Store>, Vec<&Store>) = stores.iter().partition(was_away);
+        let repo = Several::new(there.into_iter().chain(away).map(|store| Arc::clone(&store.repo)).collect());
         let keys = ClusterKeys::new(&profile.cluster).system(profile.system_identifier);
         Ok(Self { profile, repo, stores, keys, data })
+    }
+
+    /// Has the calls of the next moments ask those last that kept this one waiting.
+    fn tell_who_is_away(&self) {
+        if let (Some(owed), [_, _, ..]) = (Owed::of(&self.profile), self.stores.as_slice()) {
+            let away = self.stores.iter().filter(|store| store.repo.kept_waiting());
+            away.for_each(|store| owed.found_away(&store.name));
+        }
     }
 }
 
@@ -67,7 +76,7 @@ impl Archive {
 #[derive(Debug)]
 struct Store {
     name: String,
-    repo: repo::Result<SharedRepo>,
+    repo: Arc<Member>,
 }
 
 fn read_profile(file: &Path) -> Result<Profile> {
@@ -88,23 +97,24 @@ fn named(profile: &Profile) -> Result<&claim::Archive> {
     })
 }
 
-/// Reads a file that is stored, checked in every byte; `None` if there is none.
+/// Reads a file that is stored, checked in every byte, from the first repository that has it whole; `None` if each of them says that there is none.
 fn read_stored(archive: &Archive, file: WalFile) -> Result<Option<Vec<u8>>> {
-    let object = wait(archive.repo.read(&archive.keys.wal(file)))?;
-    object.map(|object| unseal(archive, file, &object)).transpose()
-}
-
-fn unseal(archive: &Archive, file: WalFile, object: &[u8]) -> Result<Vec<u8>> {
-    let name = file.to_string();
+    let (key, name) = (archive.keys.wal(file), file.to_string());
     let identity =
         Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
-    seal::open(identity, object).map_err(|error| damaged(archive, &archive.keys.wal(file), &error))
+    let stored = archive.repo.first(|repo| {
+        let Some(object) = wait(repo.read(&key))? else { return Ok(None) };
+        let content = seal::open(identity, &object).map_err(|error| damaged(repo.url(), &key, &error));
+        content.map(Some).inspect_err(|error| tracing::warn!(%error, "it is looked for elsewhere"))
+    });
+    archive.tell_who_is_away();
+    stored
 }
 
-fn damaged(archive: &Archive, key: &Key, why: &SealError) -> Error {
+fn damaged(url: &str, key: &Key, why: &SealError) -> Error {
     Error::from(RepoError {
         kind: RepoErrorKind::Damaged,
-        url: archive.repo.url().to_owned(),
+        url: url.to_owned(),
         doing: format!("read {key}"),
         why: format!("The stored object is damaged: {why}"),
     })
@@ -129,6 +139,7 @@ pub(super) mod testing {
     //! An archive in a directory of its own, with a node whose data directory is beside it.
 
     use super::*;
+    use crate::repo;
     use crate::repo::about::About;
     use crate::repo::crypt::Encrypted;
     use crate::repo::crypt::keyring::Keyring;
@@ -142,7 +153,7 @@ pub(super) mod testing {
     fn open(file: &Path) -> Result<Archive> {
         let profile = read_profile(file)?;
         let data = data_directory(&profile);
-        Archive::open(profile, data)
+        Archive::of(profile, data)
     }
 
     #[derive(Debug)]
@@ -174,10 +185,14 @@ pub(super) mod testing {
         /// Opens the archive as if its repository were encrypted.
         pub(in crate::ops::wal) fn encrypted(&self) -> Archive {
             let archive = open(&self.profile).unwrap();
-            let about = repo::wait(Box::pin(About::of(&*archive.repo))).unwrap().encrypted();
+            let location = location(archive.profile.archive.as_ref().unwrap());
+            let plain = repo::open(&location).unwrap();
+            let about = wait(Box::pin(About::of(&*plain))).unwrap().encrypted();
             let keyring = Keyring::parse(&[Secret::new("1".repeat(64))]).unwrap();
-            let repo = Arc::new(Encrypted::new(archive.repo.clone(), &about, keyring).unwrap());
-            let stores = vec![Store { name: "main".to_owned(), repo: Ok(repo.clone()) }];
+            let repo = Arc::new(Encrypted::new(plain, &about, keyring).unwrap());
+            let member = Arc::new(Member::opened(location, repo));
+            let repo = Several::new(vec![Arc::clone(&member)]);
+            let stores = vec![Store { name: "main".to_owned(), repo: member }];
             Archive { repo, stores, ..archive }
         }
 
@@ -185,9 +200,14 @@ pub(super) mod testing {
         pub fn copy_to(&self, name: &str) {
             let url = format!("file://{}", self.directory.path().join(name).display());
             repo::create(&Location::plain(url.as_str())).unwrap();
+            self.goes_to(name, &url, None);
+        }
+
+        /// Declares another repository that WAL goes to.
+        pub fn goes_to(&self, name: &str, url: &str, access: Option<PathBuf>) {
             let mut profile: Profile = claim::read(&fs::read(&self.profile).unwrap()).unwrap();
             let archive = profile.archive.as_mut().unwrap();
-            archive.copies.push(ArchiveCopy { repository: name.to_owned(), url, access: None });
+            archive.copies.push(ArchiveCopy { repository: name.to_owned(), url: url.to_owned(), access });
             fs::write(&self.profile, claim::write(&profile)).unwrap();
         }
 

@@ -13,19 +13,15 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::FlockOperation;
-
 use super::item::Item;
-use super::worker::runs;
-use super::{Archive, Store, read_profile};
+use super::spool;
+use super::worker::{self, runs};
+use super::{Archive, Store, read_profile, read_stored};
 use crate::error::{Error, Result};
 use crate::host::aside;
 use crate::pg::wal_file::WalFile;
-use crate::repo::seal::{self, Identity, Kind};
-use crate::repo::wait;
 use crate::topology::claim::Profile;
 
-const LOCK: &str = "worker.lock";
 /// There since a repository was found to be away.
 const AWAY: &str = "away";
 /// For so long it is not asked again.
@@ -58,9 +54,7 @@ impl Owed {
         let folder = self.folder(repository);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.and_then(|()| File::create(folder.join(file.to_string()))?.sync_all())?;
-        if !self.was_away(repository) {
-            File::create(folder.join(AWAY))?;
-        }
+        self.found_away(repository);
         for directory in [Some(folder.as_path()), folder.parent(), self.0.parent()].into_iter().flatten() {
             File::open(directory)?.sync_all()?;
         }
@@ -84,6 +78,17 @@ impl Owed {
         ago.is_some_and(|ago| ago < A_MOMENT)
     }
 
+    /// Notes that a repository was found to be away.
+    pub(super) fn found_away(&self, repository: &str) {
+        let folder = self.folder(repository);
+        let others = self.0.parent().is_some_and(|node| !spool::is_ours_to_make(node));
+        if !self.was_away(repository) && !others {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+            // Without it the next call asks it too.
+            made.and_then(|()| File::create(folder.join(AWAY)).map(drop)).ok();
+        }
+    }
+
     /// Forgets that a repository was away.
     pub(super) fn is_back(&self, repository: &str) {
         // What stays is forgotten by time.
@@ -92,22 +97,26 @@ impl Owed {
 
     /// Locks what is owed for whoever brings it there; `None` if somebody else does.
     fn alone(&self) -> Option<File> {
-        let file = File::create(self.0.join(LOCK)).ok()?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok().map(|()| file)
+        spool::alone(&self.0)
+    }
+
+    /// Tells whether one of the repositories of a node lacks something.
+    fn is_any(&self, node: &Profile) -> bool {
+        let mut repositories = node.archive.iter().flat_map(|archive| archive.repositories());
+        repositories.any(|known| !self.to(&known.repository).is_empty())
     }
 }
 
 /// Starts a worker where a repository lacks something.
 pub(super) fn settle_aside(profile: &Path, node: &Profile) {
-    let (Some(owed), Some(archive)) = (Owed::of(node), &node.archive) else { return };
-    let lacks = archive.repositories().any(|known| !owed.to(&known.repository).is_empty());
-    if !lacks || owed.alone().is_none() {
+    if node.archive.as_ref().is_none_or(|archive| archive.copies.is_empty()) {
         return;
     }
-    let (Ok(program), Ok(profile)) = (std::env::current_exe(), std::path::absolute(profile)) else { return };
-    let words = ["wal".into(), "settle".into(), "--profile".into(), profile.into_os_string()];
-    if let Err(error) = aside::start(&program, &words) {
-        tracing::debug!(%error, "what is owed stays owed until the next call");
+    if let Some(owed) = Owed::of(node)
+        && owed.is_any(node)
+        && owed.alone().is_some()
+    {
+        worker::start_aside("settle", profile, &[]);
     }
 }
 
@@ -120,65 +129,63 @@ pub fn settle(profile: &Path) -> Result<()> {
     aside::leave_the_session();
     let node = read_profile(profile)?;
     let Some(owed) = Owed::of(&node) else { return Ok(()) };
-    let Some(_alone) = owed.alone() else { return Ok(()) };
     let begun = Instant::now();
-    loop {
-        let ended = settle_once(&node, &owed);
-        let stays = begun.elapsed() < LIFE
+    let stays = || {
+        begun.elapsed() < LIFE
             && runs(&node.data_directory)
-            && read_profile(profile).is_ok_and(|now| now == node);
-        if ended.is_ok() || !stays {
+            && read_profile(profile).is_ok_and(|now| now == node)
+    };
+    loop {
+        let Some(alone) = owed.alone() else { return Ok(()) };
+        let mut ended = settle_once(&node, &owed);
+        while ended.is_err() && stays() {
+            thread::sleep(BETWEEN);
+            ended = settle_once(&node, &owed);
+        }
+        drop(alone);
+        // Who wrote something down since the last look has started nobody.
+        if ended.is_err() || !owed.is_any(&node) {
             return ended;
         }
-        thread::sleep(BETWEEN);
     }
 }
 
 fn settle_once(node: &Profile, owed: &Owed) -> Result<()> {
-    let archive = Archive::open(node.clone(), node.data_directory.clone())?;
+    let archive = Archive::of(node.clone(), node.data_directory.clone())?;
     let lacks = archive.stores.iter().filter(|store| !owed.to(&store.name).is_empty());
     // One that stays away keeps no other one waiting.
     lacks.map(|store| settle_one(&archive, store, owed)).fold(Ok(()), Result::and)
 }
 
 fn settle_one(archive: &Archive, store: &Store, owed: &Owed) -> Result<()> {
-    let repo = store.repo.clone()?;
+    let repo = store.repo.open()?;
     for (_, name) in owed.to(&store.name) {
         let Ok(file) = name.parse::<WalFile>() else { continue };
-        let key = archive.keys.wal(file);
-        if let Some(content) = content(archive, file)? {
+        // What was expired everywhere is owed to nobody.
+        if let Some(content) = read_stored(archive, file)? {
             let item = Item {
                 cluster: archive.profile.cluster.clone(),
                 system: archive.profile.system_identifier,
                 file,
-                key,
+                key: archive.keys.wal(file),
                 content,
                 level: super::LEVEL,
                 sealed: OnceLock::new(),
             };
-            item.put(&repo).map_err(|trouble| *trouble.error)?;
+            item.put(repo).map_err(|trouble| *trouble.error)?;
+            owed.is_back(&store.name);
         }
         let mark = owed.folder(&store.name).join(&name);
-        owed.is_back(&store.name);
         fs::remove_file(&mark)
             .map_err(|error| Error::failed(format!("could not remove {}", mark.display())).source(error))?;
     }
     Ok(())
 }
 
-/// Reads a file from whichever repository has it; `None` if it was expired everywhere.
-fn content(archive: &Archive, file: WalFile) -> Result<Option<Vec<u8>>> {
-    let (key, name) = (archive.keys.wal(file), file.to_string());
-    let Some(object) = wait(archive.repo.read(&key))? else { return Ok(None) };
-    let identity =
-        Identity { kind: Kind::Wal, name: &name, system_identifier: archive.profile.system_identifier };
-    seal::open(identity, &object)
-        .map(Some)
-        .map_err(|error| Error::failed(format!("could not read {key}")).detail(format!("{error}.")))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::ops::wal::testing::Place;
     use crate::ops::wal::{Fetched, LEVEL, Pushed, fetch, push};
@@ -240,6 +247,57 @@ mod tests {
             assert!(has(&place, folder, file), "{name}");
             assert_eq!(owed_to(&place, name), Vec::<String>::new(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_repository_whose_opening_hangs_keeps_no_file_from_the_others() {
+        let place = Place::new();
+        // Whoever comes is let in, and never answered.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = "s3://far/v1";
+        let endpoint = format!("http://{}", silent.local_addr().unwrap());
+        let credentials = serde_json::json!({"access_key": "a", "secret_key": "b"});
+        let s3 = serde_json::json!({
+            "region": "here", "endpoint": endpoint, "path_style": true, "credentials": credentials
+        });
+        let access = place.directory.path().join("access.json");
+        let text = serde_json::json!({"format": 1, "url": url, "s3": s3, "keys": []}).to_string();
+        fs::write(&access, text).unwrap();
+        fs::set_permissions(&access, fs::Permissions::from_mode(0o600)).unwrap();
+        place.goes_to("far", url, Some(access));
+
+        let begun = Instant::now();
+        put(&place, ONE).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        assert_eq!(owed_to(&place, "far"), [ONE]);
+        // The next call does not even ask, and what one has is fetched without the other.
+        let begun = Instant::now();
+        put(&place, TWO).unwrap();
+        let target = place.pg_wal().join("RECOVERYXLOG");
+        assert!(matches!(fetch(&place.profile, ONE, &target).unwrap(), Fetched::Got { .. }));
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert_eq!(owed_to(&place, "far"), [ONE, TWO]);
+    }
+
+    #[test]
+    fn a_segment_that_is_damaged_in_one_is_fetched_from_another_which_need_not_answer_otherwise() {
+        let place = place();
+        put(&place, ONE).unwrap();
+        let target = place.pg_wal().join("RECOVERYXLOG");
+        let whole = fs::read(place.object(ONE)).unwrap();
+        let mut damaged = whole.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        fs::write(place.object(ONE), &damaged).unwrap();
+        assert!(matches!(fetch(&place.profile, ONE, &target).unwrap(), Fetched::Got { .. }));
+        assert_eq!(fs::read(&target).unwrap(), fs::read(place.pg_wal().join(ONE)).unwrap());
+        assert!(!place.directory.path().join("spool/inventory-a/owed/main/away").exists());
+        // Where no other one has it, it is the damage that is told.
+        fs::remove_dir_all(place.directory.path().join("far")).unwrap();
+        let error = fetch(&place.profile, ONE, &target).unwrap_err();
+        assert!(
+            error.to_string().contains("damaged") || error.detail_text().unwrap().contains("damaged"),
+            "{error:?}"
+        );
     }
 
     #[test]

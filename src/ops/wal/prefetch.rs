@@ -220,7 +220,7 @@ impl Job for Fetch {
     fn one(&self, worker: &Worker, file: WalFile) -> Result<Done> {
         let WalFile::Segment(name) = file else { return Ok(Done::No) };
         let could_not = |error| Error::failed(format!("could not put {file} into the spool")).source(error);
-        let Some(claim) = worker.spool.claim(file).map_err(could_not)? else { return Ok(Done::No) };
+        let Some(claim) = worker.spool.claim_asked(file).map_err(could_not)? else { return Ok(Done::No) };
         if worker.spool.read::<Lies>(file).is_some() {
             claim.leave();
             return Ok(Done::No);

@@ -47,7 +47,7 @@ pub(super) fn push_into(archive: &Archive, file: WalFile, path: &Path, level: i3
         sealed: OnceLock::new(),
     };
     match archive.stores.as_slice() {
-        [only] => item.put(&only.repo.clone()?).map_err(|trouble| *trouble.error),
+        [only] => item.put(only.repo.open()?).map_err(|trouble| *trouble.error),
         several => everywhere(&archive.profile, several, item),
     }
 }
@@ -107,16 +107,14 @@ fn side_by_side(stores: &[&Store], item: &Arc<Item>) -> Vec<(String, Result<Push
     let mut waits: BTreeSet<String> = BTreeSet::new();
     let mut ended = Vec::new();
     for store in stores {
-        match &store.repo {
-            Ok(repo) => {
-                let (tell, item, repo, name) =
-                    (tell.clone(), Arc::clone(item), Arc::clone(repo), store.name.clone());
-                waits.insert(name.clone());
-                // Where it does not answer it ends with its call, at the latest with this process.
-                thread::spawn(move || tell.send((name, item.put(&repo))).unwrap_or(()));
-            }
-            Err(error) => ended.push((store.name.clone(), Err(error.clone().into()))),
-        }
+        let (tell, item, repo, name) =
+            (tell.clone(), Arc::clone(item), Arc::clone(&store.repo), store.name.clone());
+        waits.insert(name.clone());
+        // Where it does not answer it ends with its call, at the latest with this process.
+        thread::spawn(move || {
+            let outcome = repo.open().map_err(Trouble::from).and_then(|repo| item.put(repo));
+            tell.send((name, outcome)).unwrap_or(());
+        });
     }
     let mut until: Option<Instant> = None;
     while !waits.is_empty() {

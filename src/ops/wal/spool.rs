@@ -79,11 +79,8 @@ impl Spool {
     /// own calls could not use what we put there: then everybody works alone.
     pub(super) fn of(profile: &Profile, direction: &str) -> Option<Self> {
         let spool = Self::named(profile, direction)?;
-        let own =
-            |path: &Path| fs::metadata(path).map(|node| node.uid() == rustix::process::geteuid().as_raw());
-        match own(spool.directory.parent()?) {
-            Ok(own) if !own => return None,
-            Ok(_) | Err(_) => {}
+        if !is_ours_to_make(spool.directory.parent()?) {
+            return None;
         }
         let made = spool.directory.is_dir()
             || DirBuilder::new().recursive(true).mode(0o700).create(&spool.directory).is_ok();
@@ -103,7 +100,7 @@ impl Spool {
 
     /// Locks it for its worker; `None` if it has one, or cannot be locked. The worker has it for as long as it lives, however it ends.
     pub(super) fn alone(&self) -> Option<File> {
-        locked(&self.directory.join("worker.lock")).ok().flatten()
+        alone(&self.directory)
     }
 
     /// Takes a file for oneself; `None` if somebody else is at it.
@@ -112,7 +109,20 @@ impl Spool {
     /// When that cannot be told.
     pub(super) fn claim(&self, file: WalFile) -> io::Result<Option<Claim>> {
         let path = self.mark(file);
-        Ok(locked(&path)?.map(|file| Claim { file, path, stays: false }))
+        Ok(locked(|| open(&path))?.map(|file| Claim { file, path, stays: false }))
+    }
+
+    /// Takes a file that is asked for; `None` also if it is not, any more.
+    ///
+    /// # Errors
+    /// As [`Spool::claim`].
+    pub(super) fn claim_asked(&self, file: WalFile) -> io::Result<Option<Claim>> {
+        let path = self.mark(file);
+        match locked(|| OpenOptions::new().read(true).write(true).open(&path)) {
+            Ok(locked) => Ok(locked.map(|file| Claim { file, path, stays: false })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Tells whether a file is marked as stored, and is still the one that was.
@@ -226,17 +236,34 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-fn locked(path: &Path) -> io::Result<Option<File>> {
-    let file = open(path)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
+/// Tells whether what is put into a directory can be used by the calls that come later: whether it is ours, or nobody has made it.
+pub(super) fn is_ours_to_make(directory: &Path) -> bool {
+    fs::metadata(directory).map_or(true, |found| found.uid() == rustix::process::geteuid().as_raw())
+}
+
+/// Locks a directory for its worker; `None` if it has one, or cannot be locked.
+pub(super) fn alone(directory: &Path) -> Option<File> {
+    locked(|| open(&directory.join("worker.lock"))).ok().flatten()
+}
+
+fn locked(open: impl Fn() -> io::Result<File>) -> io::Result<Option<File>> {
+    loop {
+        let file = open()?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Whoever had it may have removed it between the two.
+            Ok(()) if file.metadata()?.nlink() == 0 => {}
+            Ok(()) => return Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
     use super::*;
     use crate::ops::wal::read_profile;
     use crate::ops::wal::testing::Place;
@@ -348,6 +375,32 @@ mod tests {
         assert!(!spool.content(mark.name).exists());
         assert!(!spool.mark(mark.name).exists());
         assert!(spool.alone().is_some());
+    }
+
+    #[test]
+    fn of_many_that_take_a_file_one_has_it_also_while_it_comes_and_goes() {
+        let place = Place::new();
+        let spool = Spool::of(&read_profile(&place.profile).unwrap(), "push").unwrap();
+        let file: WalFile = NAME.parse().unwrap();
+        let (inside, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while taken.load(Ordering::SeqCst) < 20_000 {
+                        let Some(claim) = spool.claim(file).unwrap() else { continue };
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        taken.fetch_add(1, Ordering::SeqCst);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        // It is removed.
+                        drop(claim);
+                    }
+                });
+            }
+        });
+        assert!(spool.claim_asked(file).unwrap().is_none(), "nobody asks for it any more");
+        assert!(spool.asked().unwrap().is_empty());
+        spool.ask(file).unwrap();
+        assert!(spool.claim_asked(file).unwrap().is_some());
     }
 
     #[test]

@@ -57,22 +57,19 @@ pub(super) fn start(spool: &Spool, verb: &str, profile: &Path, more: &[OsString]
     if spool.alone().is_none() {
         return;
     }
-    let (Ok(program), Ok(data), Ok(profile)) =
-        (std::env::current_exe(), std::env::current_dir(), std::path::absolute(profile))
-    else {
-        return;
-    };
-    let mut words: Vec<OsString> = vec![
-        "wal".into(),
-        verb.into(),
-        "--profile".into(),
-        profile.into(),
-        "--data-directory".into(),
-        data.into(),
-    ];
+    let Ok(data) = std::env::current_dir() else { return };
+    let mut words = vec!["--data-directory".into(), data.into()];
+    words.extend_from_slice(more);
+    start_aside(verb, profile, &words);
+}
+
+/// Starts a worker of a node.
+pub(super) fn start_aside(verb: &str, profile: &Path, more: &[OsString]) {
+    let (Ok(program), Ok(profile)) = (std::env::current_exe(), std::path::absolute(profile)) else { return };
+    let mut words: Vec<OsString> = vec!["wal".into(), verb.into(), "--profile".into(), profile.into()];
     words.extend_from_slice(more);
     if let Err(error) = aside::start(&program, &words) {
-        tracing::debug!(%error, "nothing is done ahead");
+        tracing::debug!(%error, verb, "it is left to the next call");
     }
 }
 
@@ -92,7 +89,7 @@ impl Worker {
         let node = read_profile(profile)?;
         let Some(spool) = Spool::there(&node, direction) else { return Ok(None) };
         let Some(alone) = spool.alone() else { return Ok(None) };
-        let archive = Archive::open(node, data.to_owned())?;
+        let archive = Archive::of(node, data.to_owned())?;
         Ok(Some(Self { archive, spool, file: profile.to_owned(), began: Instant::now(), _alone: alone }))
     }
 
