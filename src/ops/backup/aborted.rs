@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::retention;
-use crate::engine::lease::{self, Purpose};
+use crate::engine::lease::{self, Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repo::layout::{BackupKeys, ClusterKeys, Label, SystemKeys};
 use crate::repo::{Key, SharedRepo};
@@ -57,7 +57,17 @@ pub(super) async fn may_go_on(repo: &SharedRepo, system: &SystemKeys, label: &La
 
 /// Leaves an unfinished backup: with what it has stored, if that is noted, so that the next one goes on with it; else without a trace, as
 /// far as that goes. Returns the error that says so.
-pub(super) async fn leave(repo: &SharedRepo, keys: &BackupKeys, error: Error) -> Error {
+///
+/// Only whoever holds the lease touches it: once that is lost another one may have gone on with the backup, and may have ended it.
+pub(super) async fn leave(repo: &SharedRepo, keys: &BackupKeys, held: &Held, error: Error) -> Error {
+    match may_remove(repo, keys, held).await {
+        Ok(true) => {}
+        Ok(false) => return error,
+        Err(trouble) => {
+            tracing::warn!(error = %trouble, "could not see whose the unfinished backup is; it stays");
+            return error;
+        }
+    }
     let left = match progress_of(repo, keys).await {
         Ok(noted) if noted.is_empty() => match remove_folder(repo, keys).await {
             Ok(()) => "Nothing of it stays in the repository.",
@@ -76,14 +86,19 @@ pub(super) async fn leave(repo: &SharedRepo, keys: &BackupKeys, error: Error) ->
     error.detail(format!("{detail}{left}"))
 }
 
+/// Tells whether the folder is ours, and nothing that is whole.
+async fn may_remove(repo: &SharedRepo, keys: &BackupKeys, held: &Held) -> Result<bool> {
+    held.confirm().await?;
+    Ok(repo.read(&keys.manifest()).await?.is_none())
+}
+
 /// Lists the notes of what a backup has stored.
 pub(super) async fn progress_of(repo: &SharedRepo, keys: &BackupKeys) -> Result<Vec<Key>> {
     let listed = repo.list_all(keys.folder()).await?.into_iter().map(|listed| listed.key);
     Ok(listed.filter(|key| keys.progress_number(key).is_some()).collect())
 }
 
-/// Removes a folder: the manifest first, which may have been stored although that was not answered, so that at no moment there is a
-/// backup that lacks data.
+/// Removes a folder: the manifest first, so that at no moment there is a backup that lacks data.
 pub(super) async fn remove_folder(repo: &SharedRepo, keys: &BackupKeys) -> Result<()> {
     repo.remove(&keys.manifest()).await?;
     let mut listed = repo.list_all(keys.folder()).await?;
@@ -92,4 +107,74 @@ pub(super) async fn remove_folder(repo: &SharedRepo, keys: &BackupKeys) -> Resul
         repo.remove(&listed.key).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::system::SystemIdentifier;
+    use crate::repo::{Location, create};
+
+    struct Place {
+        _directory: tempfile::TempDir,
+        repo: SharedRepo,
+        system: SystemKeys,
+        label: Label,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let url = format!("file://{}", directory.path().join("repository").display());
+            let repo = create(&Location::plain(url)).unwrap();
+            let system = ClusterKeys::new("inventory").system(SystemIdentifier::new(11).unwrap());
+            Self { _directory: directory, repo, system, label: "20261122T020000Z-full".parse().unwrap() }
+        }
+
+        fn keys(&self) -> BackupKeys {
+            self.system.backup(&self.label)
+        }
+
+        async fn held(&self) -> Held {
+            Held::take_for_backup(&self.repo, &self.system, self.label.clone()).await.unwrap()
+        }
+
+        async fn left(&self) -> usize {
+            self.repo.list_all(self.keys().folder()).await.unwrap().len()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_aborted_backup_leaves_no_trace_or_what_the_next_one_goes_on_with() {
+        let place = Place::new();
+        let (keys, held) = (place.keys(), place.held().await);
+        place.repo.store(&keys.data(1), b"x").await.unwrap();
+        place.repo.store(&keys.progress(1), b"x").await.unwrap();
+        leave(&place.repo, &keys, &held, Error::failed("the server is gone")).await;
+        assert_eq!(place.left().await, 2);
+        place.repo.remove(&keys.progress(1)).await.unwrap();
+        leave(&place.repo, &keys, &held, Error::failed("the server is gone")).await;
+        assert_eq!(place.left().await, 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_has_lost_the_lease_touches_nothing_of_what_another_one_has_made_of_the_backup() {
+        let place = Place::new();
+        let (keys, stalled) = (place.keys(), place.held().await);
+        place.repo.store(&keys.data(1), b"x").await.unwrap();
+        // Another one takes the lease of a dead one over, and ends the backup.
+        let lease = place.system.lease("backup");
+        place.repo.remove(&lease).await.unwrap();
+        let other = place.held().await;
+        leave(&place.repo, &keys, &stalled, Error::failed("its lease is lost")).await;
+        assert_eq!(place.left().await, 1);
+        place.repo.store(&keys.manifest(), b"{}").await.unwrap();
+        other.release().await.unwrap();
+        leave(&place.repo, &keys, &stalled, Error::failed("its lease is lost")).await;
+        assert_eq!(place.left().await, 2);
+        // And what is whole is no unfinished backup, whoever looks.
+        let held = place.held().await;
+        leave(&place.repo, &keys, &held, Error::failed("it was stored, and that was not answered")).await;
+        assert_eq!(place.left().await, 2);
+    }
 }

@@ -196,7 +196,7 @@ pub async fn create(
     let ended = match ended {
         Ok(created) => Ok(created),
         // Dropped with the future, the session has aborted the backup on the server, and the child is dead.
-        Err(error) => Err(leave(&repo, &run.keys, error).await),
+        Err(error) => Err(leave(&repo, &run.keys, &held, error).await),
     };
     drop(run);
     release(held).await;
@@ -609,8 +609,12 @@ impl Run<'_> {
             return Err(Error::failed(format!("there is already a backup {}", self.label)));
         }
         // Had this process been stopped for long in between, somebody could have removed the data of a backup without a manifest.
-        if self.held.confirm().await.is_err() {
-            self.is_there(&copied).await?;
+        if self.held.confirm().await.is_err()
+            && let Err(gone) = self.is_there(&copied).await
+        {
+            // It is ours: nobody stores over a manifest.
+            self.repo.remove(&key).await?;
+            return Err(gone);
         }
         self.remove_progress().await;
         Ok(Created {
