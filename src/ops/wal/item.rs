@@ -157,8 +157,9 @@ impl Item {
         )
     }
 
+    /// Nothing tells what it was: where another repository has the file, this one lacks it, and that is all.
     fn damaged(&self, repo: &SharedRepo, why: String) -> Trouble {
-        Trouble::wrong(Error::from(RepoError {
+        Trouble::away(Error::from(RepoError {
             kind: RepoErrorKind::Damaged,
             url: repo.url().to_owned(),
             doing: format!("store {}", self.key),

@@ -20,6 +20,7 @@ use super::{Archive, Store, read_profile, read_stored};
 use crate::error::{Error, Result};
 use crate::host::aside;
 use crate::pg::wal_file::WalFile;
+use crate::repo::SharedRepo;
 use crate::topology::claim::Profile;
 
 /// There since a repository was found to be away.
@@ -28,6 +29,8 @@ const AWAY: &str = "away";
 const A_MOMENT: Duration = Duration::from_secs(30);
 /// How long a worker waits before it tries again.
 const BETWEEN: Duration = Duration::from_secs(10);
+/// An error that comes sooner is about one file.
+const AT_ONCE: Duration = Duration::from_secs(2);
 /// How long a worker lives: what it runs as, and what it knows of the node, is of its beginning.
 const LIFE: Duration = Duration::from_secs(3600);
 
@@ -157,29 +160,42 @@ fn settle_once(node: &Profile, owed: &Owed) -> Result<()> {
     lacks.map(|store| settle_one(&archive, store, owed)).fold(Ok(()), Result::and)
 }
 
+/// Brings one repository what it lacks. A file that cannot be brought, since it is damaged where it is or another one is there in its place, keeps none of those
+/// behind it waiting.
 fn settle_one(archive: &Archive, store: &Store, owed: &Owed) -> Result<()> {
     let repo = store.repo.open()?;
+    let mut ended = Ok(());
     for (_, name) in owed.to(&store.name) {
         let Ok(file) = name.parse::<WalFile>() else { continue };
-        // What was expired everywhere is owed to nobody.
-        if let Some(content) = read_stored(archive, file)? {
-            let item = Item {
-                cluster: archive.profile.cluster.clone(),
-                system: archive.profile.system_identifier,
-                file,
-                key: archive.keys.wal(file),
-                content,
-                level: super::LEVEL,
-                sealed: OnceLock::new(),
-            };
-            item.put(repo).map_err(|trouble| *trouble.error)?;
-            owed.is_back(&store.name);
+        let begun = Instant::now();
+        let brought = bring(archive, file, repo).and_then(|()| {
+            let mark = owed.folder(&store.name).join(&name);
+            fs::remove_file(&mark)
+                .map_err(|error| Error::failed(format!("could not remove {}", mark.display())).source(error))
+        });
+        match brought {
+            Ok(()) => owed.is_back(&store.name),
+            // Whoever does not answer does not answer for the next one either.
+            Err(error) if begun.elapsed() > AT_ONCE => return Err(error),
+            Err(error) => ended = ended.and(Err(error)),
         }
-        let mark = owed.folder(&store.name).join(&name);
-        fs::remove_file(&mark)
-            .map_err(|error| Error::failed(format!("could not remove {}", mark.display())).source(error))?;
     }
-    Ok(())
+    ended
+}
+
+/// Stores a file in a repository as another one has it. What was expired everywhere is owed to nobody.
+fn bring(archive: &Archive, file: WalFile, repo: &SharedRepo) -> Result<()> {
+    let Some(content) = read_stored(archive, file)? else { return Ok(()) };
+    let item = Item {
+        cluster: archive.profile.cluster.clone(),
+        system: archive.profile.system_identifier,
+        file,
+        key: archive.keys.wal(file),
+        content,
+        level: super::LEVEL,
+        sealed: OnceLock::new(),
+    };
+    item.put(repo).map(drop).map_err(|trouble| *trouble.error)
 }
 
 #[cfg(test)]
@@ -247,6 +263,33 @@ mod tests {
             assert!(has(&place, folder, file), "{name}");
             assert_eq!(owed_to(&place, name), Vec::<String>::new(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_brought_keeps_none_behind_it_waiting() {
+        let place = place();
+        take_away(&place, "far");
+        put(&place, ONE).unwrap();
+        put(&place, TWO).unwrap();
+        assert_eq!(owed_to(&place, "far"), [ONE, TWO]);
+        fs::write(place.object(ONE), b"something else").unwrap();
+        bring_back(&place, "far");
+        settle(&place.profile).unwrap_err();
+        assert!(has(&place, "far", TWO) && !has(&place, "far", ONE));
+        assert_eq!(owed_to(&place, "far"), [ONE]);
+    }
+
+    #[test]
+    fn what_is_damaged_in_one_repository_beyond_recognition_stops_no_archiving() {
+        let place = place();
+        put(&place, ONE).unwrap();
+        let far = place.directory.path().join("far");
+        let object =
+            far.join(place.object(ONE).strip_prefix(place.directory.path().join("repository")).unwrap());
+        fs::write(&object, b"").unwrap();
+        assert!(matches!(put(&place, ONE).unwrap(), Pushed::AlreadyThere { .. }));
+        assert_eq!(owed_to(&place, "far"), [ONE]);
+        assert_eq!(fs::read(&object).unwrap(), b"", "it is left for whoever wants to see it");
     }
 
     #[test]
