@@ -17,12 +17,14 @@ mod bad_line;
 #[path = "support/weed.rs"]
 mod weed;
 
+use aws_sdk_s3::types::ObjectLockMode;
 use bad_line::{BadLine, Evil};
 use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use pgherd::repo::retry::{Patience, Retry};
 use pgherd::repo::s3::{S3Repo, Waits};
 use pgherd::repo::{self, Key, Put, Repo as _, RepoError, RepoErrorKind, SharedRepo, Version};
+use pgherd::topology::model::{LockMode, ObjectLock};
 use pgherd::units::ByteCount;
 use weed::{Weed, weed};
 
@@ -525,6 +527,85 @@ async fn what_a_killed_writer_leaves_is_seen_by_nobody_and_swept_when_it_is_old(
 
     bucket.well.store(&key("inventory/object"), b"the next one").await.unwrap();
     assert_eq!(bucket.well.list_all(&key("inventory")).await.unwrap().len(), 1);
+}
+
+// ---- object lock -------------------------------------------------------------------------------------------------------
+
+/// Returns how an object is locked, as the server says.
+fn lock_of(weed: &Weed, bucket: &str, name: &str) -> Option<(ObjectLockMode, SignedDuration)> {
+    let (bucket, name) = (bucket.to_owned(), format!("v1/{name}"));
+    weed.now(|client| async move {
+        let found = client.head_object().bucket(bucket).key(name).send().await.unwrap();
+        let until = Timestamp::from_second(found.object_lock_retain_until_date()?.secs()).unwrap();
+        Some((found.object_lock_mode()?.clone(), until.duration_since(Timestamp::now())))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_stored_is_locked_for_as_long_as_is_declared_but_for_what_is_written_again_and_again() {
+    let Some(weed) = tokio::task::spawn_blocking(weed).await.unwrap() else { return };
+    let name = tokio::task::spawn_blocking(|| weed.locking_bucket()).await.unwrap();
+    let url = format!("s3://{name}/v1");
+    let mut access = weed.access(&url, &weed.endpoint()).s3.unwrap();
+    let lock = ObjectLock { seconds: 7 * 86_400, mode: LockMode::Compliance };
+    access.object_lock = Some(lock);
+    let (repo, _) = S3Repo::create(&url, &access, Waits::default(), false).await.unwrap();
+    assert_eq!(repo.object_lock(), Some(lock));
+    let week = SignedDuration::from_hours(7 * 24);
+    let about_a_week = |found: Option<(ObjectLockMode, SignedDuration)>| {
+        let (mode, left) = found.expect("it is locked");
+        assert_eq!(mode, ObjectLockMode::Compliance);
+        assert!(left <= week && left > week - SignedDuration::from_mins(10), "{left}");
+    };
+    let system = "inventory/7398812045532218841";
+    let backup = format!("{system}/backup/20261122T020000Z-full");
+    for locked in ["key/wal-00000001.json", "wal/0000000100000000/000000010000000000000003.zst"] {
+        assert_eq!(repo.create(&key(&format!("{system}/{locked}")), b"x").await.unwrap(), Put::Stored);
+        about_a_week(lock_of(weed, &name, &format!("{system}/{locked}")));
+    }
+    let data = format!("{backup}/data/000001");
+    let mut upload = repo.upload(&key(&data)).await.unwrap();
+    upload.write(&content(IN_PARTS, 0)).await.unwrap();
+    upload.finish().await.unwrap();
+    about_a_week(lock_of(weed, &name, &data));
+    about_a_week(lock_of(weed, &name, "repository.json"));
+    for passing in [
+        "inventory/lock.json".to_owned(),
+        "inventory/primary.json".to_owned(),
+        format!("{system}/lease/1.json"),
+        format!("{backup}/pin.json"),
+        format!("{backup}/progress/000001.zst"),
+        "_jobs/shop/inventory/full.json".to_owned(),
+    ] {
+        repo.store(&key(&passing), b"x").await.unwrap();
+        assert_eq!(lock_of(weed, &name, &passing), None, "{passing}");
+    }
+
+    // Whoever has our keys hides what is locked, and cannot destroy it.
+    assert!(repo.remove(&key(&data)).await.unwrap());
+    assert_eq!(repo.read(&key(&data)).await.unwrap(), None);
+    let (bucket, hidden) = (name.clone(), format!("v1/{data}"));
+    weed.now(|client| async move {
+        let versions = client.list_object_versions().bucket(&bucket).prefix(&hidden).send().await.unwrap();
+        let version = versions.versions()[0].version_id().unwrap();
+        let destroyed =
+            client.delete_object().bucket(&bucket).key(&hidden).version_id(version).send().await.unwrap_err();
+        assert_eq!(destroyed.raw_response().unwrap().status().as_u16(), 403);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_bucket_that_locks_nothing_is_refused_where_object_lock_is_declared() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let url = format!("s3://{}/v1", bucket.name);
+    let mut access = bucket.weed.access(&url, &bucket.weed.endpoint()).s3.unwrap();
+    access.object_lock = Some(ObjectLock { seconds: 86_400, mode: LockMode::Governance });
+    for error in [
+        S3Repo::create(&url, &access, WAITS, false).await.unwrap_err(),
+        S3Repo::prove(&url, &access, WAITS).await.unwrap_err(),
+    ] {
+        assert!(error.why.contains("the bucket was made without it"), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -378,9 +378,11 @@ pub(super) async fn expire(args: &ExpireArgs, app: &mut App) -> Outcome {
             Err(error) => failed.push(error),
         }
     }
-    shown.retain(|(_, expired)| !expired.is_empty());
-    if !shown.is_empty() && !args.preview {
-        agree(app, &herd)?;
+    if !args.preview {
+        if shown.iter().any(|(_, expired)| !expired.is_empty()) {
+            agree(app, &herd)?;
+        }
+        // Where nothing goes there may be what killed writers have left, and locks to renew.
         for (way, expired) in shown {
             let agreed = expired.agreement();
             let name = &way.cluster().name;

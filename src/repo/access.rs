@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::location::Location;
 use super::{RepoError, RepoErrorKind, Result};
 use crate::secret::Secret;
+use crate::topology::model::ObjectLock;
 
 /// The format that this pgherd reads and writes.
 pub const FORMAT: u32 = 1;
@@ -57,6 +58,9 @@ pub struct S3Access {
     /// The key of KMS that it encrypts with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kms_key: Option<String>,
+    /// For how long nobody can remove what was stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_lock: Option<ObjectLock>,
 }
 
 /// An access key with its secret.

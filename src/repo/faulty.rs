@@ -10,6 +10,7 @@ use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, SharedRepo, Upload, Version,
     Versioned,
 };
+use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 
 /// What befalls a call.
@@ -224,6 +225,10 @@ impl Repo for Faulty {
 
     fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
         Box::pin(self.state.around("sweep".to_owned(), move |_| self.inner.sweep(before)))
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.object_lock()
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

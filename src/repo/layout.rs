@@ -37,6 +37,16 @@ pub fn is_job(key: &Key) -> bool {
     })
 }
 
+/// Tells whether an object is written anew or removed again and again, so that it is of no use to keep what it was.
+pub fn is_passing(key: &Key) -> bool {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    match parts.as_slice() {
+        [_, "lock.json" | "primary.json"] | [_, _, "lease", ..] => true,
+        [_, _, "backup", _, below, ..] => matches!(*below, "pin.json" | "progress"),
+        _ => parts.first() == Some(&JOBS),
+    }
+}
+
 /// What belongs to a cluster, whatever its system identifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterKeys(String);

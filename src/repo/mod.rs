@@ -18,6 +18,7 @@ pub mod location;
 pub mod manifest;
 pub mod place;
 pub mod primary;
+mod relock;
 pub mod retry;
 pub(crate) mod rows;
 mod runtime;
@@ -42,6 +43,7 @@ use self::retry::Retry;
 use self::s3::{S3Repo, Waits};
 use crate::error::{Error, ErrorKind};
 pub use crate::gate::BoxFuture;
+use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 
 /// The name of an object: parts of letters, digits and `._-` divided by `/`; no part begins with a dot.
@@ -261,6 +263,12 @@ pub trait Repo: Send + Sync + fmt::Debug {
         let _ = before;
         Box::pin(std::future::ready(Ok(0)))
     }
+    /// Returns for how long what is stored now cannot be removed; `None` where it can be at once.
+    ///
+    /// [`Repo::remove`] hides such an object all the same: who wants it kept for as long as it is locked asks by its age.
+    fn object_lock(&self) -> Option<ObjectLock> {
+        None
+    }
     /// Returns the room that is left, where the store can tell.
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>>;
 }
@@ -284,14 +292,26 @@ pub fn create(location: &Location) -> Result<SharedRepo> {
     reach(location, Reach::Create)
 }
 
-/// Sees that a repository opens with what is at hand, and, if it is encrypted, that its keys are the ones that it was written with.
+/// Sees that a repository opens with what is at hand, that it locks what it is to lock, and, if it is encrypted, that its keys are the ones that it was written with.
 ///
 /// # Errors
 /// As [`open`]; [`RepoErrorKind::WrongKey`].
 pub fn prove(location: &Location) -> Result<()> {
-    let stored = reach_stored(location, Reach::Open)?;
+    let stored = reach_stored(location, Reach::Prove)?;
     match stored.checked(location)? {
         Some(keyring) => wait(Box::pin(rekey::prove(&*stored.inner, &keyring))),
+        None => Ok(()),
+    }
+}
+
+/// Locks again what a cluster needs for longer than it is locked. Does nothing in a repository without object lock.
+///
+/// # Errors
+/// As [`open`], and as the repository fails.
+pub fn lock_again(location: &Location, cluster: &str) -> Result<()> {
+    let stored = reach_stored(location, Reach::Open)?;
+    match stored.inner.object_lock() {
+        Some(_) => wait(Box::pin(relock::lock_again(&*stored.inner, cluster))),
         None => Ok(()),
     }
 }
@@ -316,6 +336,8 @@ pub fn rekey(location: &Location, half: Half) -> Result<Rekeyed> {
 enum Reach {
     Open,
     Create,
+    /// Open, and see that it does what is asked of it.
+    Prove,
 }
 
 fn reach(location: &Location, how: Reach) -> Result<SharedRepo> {
@@ -364,7 +386,7 @@ fn reach_stored(location: &Location, how: Reach) -> Result<Stored> {
     match Place::of(&location.url) {
         Some(Place::Directory(path)) => {
             match (how, encrypted) {
-                (Reach::Open, _) => {}
+                (Reach::Open | Reach::Prove, _) => {}
                 (Reach::Create, false) => drop(DirRepo::create(path)?),
                 (Reach::Create, true) => drop(DirRepo::create_encrypted(path)?),
             }
@@ -382,6 +404,7 @@ fn reach_stored(location: &Location, how: Reach) -> Result<Stored> {
                     Box::pin(async move {
                         match how {
                             Reach::Open => S3Repo::open(&url, &s3, waits).await,
+                            Reach::Prove => S3Repo::prove(&url, &s3, waits).await,
                             Reach::Create => S3Repo::create(&url, &s3, waits, encrypted).await,
                         }
                     })

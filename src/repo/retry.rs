@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoErrorKind, Result, SharedRepo, Upload, Version, Versioned,
 };
+use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 
 /// How often, and after what time.
@@ -172,6 +173,10 @@ impl Repo for Retry {
 
     fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move { Ok(self.call(|| self.inner.sweep(before)).await?.value) })
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.object_lock()
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

@@ -11,6 +11,7 @@ use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, SharedRepo, Upload, Version,
     Versioned,
 };
+use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 
 /// They only wait for the network, sign and encrypt what goes over it.
@@ -160,6 +161,10 @@ impl Repo for OnRuntime {
     fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
         let inner = Arc::clone(&self.inner);
         self.run("remove what is left of uploads", async move { inner.sweep(before).await })
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.object_lock()
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
-use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{Object, ServerSideEncryption, StorageClass};
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::{Object, ObjectLockEnabled, ObjectLockMode, ServerSideEncryption, StorageClass};
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
@@ -24,6 +24,7 @@ use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, Upload, Version, Versioned,
     layout,
 };
+use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 pub use client::Waits;
 use trouble::Trouble;
@@ -47,6 +48,7 @@ struct Bucket {
     storage_class: Option<StorageClass>,
     encryption: Option<ServerSideEncryption>,
     kms_key: Option<String>,
+    lock: Option<ObjectLock>,
     /// Whether the server may keep the folders of objects that are gone, as those do that store files.
     keeps_folders: bool,
     flying: Semaphore,
@@ -87,6 +89,7 @@ impl S3Repo {
         let repo = Self::reach(url, access, waits).await?;
         let doing = "make repository.json";
         let key = layout::repository();
+        repo.can_lock().await?;
         if repo.read(&key).await?.is_none() {
             if let Some(foreign) = repo.0.first_object().await? {
                 let why = format!("the bucket holds {foreign:?} there, so it is not a new repository");
@@ -99,6 +102,39 @@ impl S3Repo {
         }
         repo.keeps_to_conditions().await?;
         Self::open(url, access, waits).await
+    }
+
+    /// Opens it, and sees that what is stored can be locked, if it is to be.
+    ///
+    /// # Errors
+    /// As [`S3Repo::open`]; when the bucket was made without object lock.
+    pub async fn prove(url: &str, access: &S3Access, waits: Waits) -> Result<(Self, About)> {
+        Self::reach(url, access, waits).await?.can_lock().await?;
+        Self::open(url, access, waits).await
+    }
+
+    /// A bucket that locks nothing refuses what is to be locked: that is to be known before WAL comes.
+    async fn can_lock(&self) -> Result<()> {
+        if self.0.lock.is_none() {
+            return Ok(());
+        }
+        let doing = "see whether the bucket locks objects";
+        let asked = self.0.client.get_object_lock_configuration().bucket(&self.0.bucket).send().await;
+        let enabled = match asked {
+            Ok(found) => {
+                let lock = found.object_lock_configuration.and_then(|lock| lock.object_lock_enabled);
+                lock == Some(ObjectLockEnabled::Enabled)
+            }
+            Err(error) => match Trouble::of(error) {
+                trouble if trouble.is("ObjectLockConfigurationNotFoundError") => false,
+                trouble => return Err(self.0.failed(doing, trouble)),
+            },
+        };
+        if enabled {
+            return Ok(());
+        }
+        let why = "\"object-lock\" is declared, and the bucket was made without it";
+        Err(self.0.error(RepoErrorKind::Other, doing, why))
     }
 
     async fn reach(url: &str, access: &S3Access, waits: Waits) -> Result<Self> {
@@ -119,6 +155,7 @@ impl S3Repo {
             storage_class: access.storage_class.as_deref().map(StorageClass::from),
             encryption: access.server_side_encryption.as_deref().map(ServerSideEncryption::from),
             kms_key: access.kms_key.clone(),
+            lock: access.object_lock,
             keeps_folders: access.endpoint.is_some(),
             flying: Semaphore::new(FLYING),
             waits,
@@ -275,7 +312,19 @@ impl Bucket {
         }
     }
 
+    /// Returns how an object is locked that is stored now.
+    fn lock_of(&self, key: &Key) -> (Option<ObjectLockMode>, Option<DateTime>) {
+        match self.lock.filter(|_| !layout::is_passing(key)) {
+            Some(lock) => {
+                let until = lock.until(Timestamp::now()).as_second();
+                (Some(ObjectLockMode::from(lock.mode.word())), Some(DateTime::from_secs(until)))
+            }
+            None => (None, None),
+        }
+    }
+
     async fn put(&self, doing: &str, key: &Key, bytes: &[u8], condition: Condition<'_>) -> Result<Put> {
+        let (mode, until) = self.lock_of(key);
         let put = self
             .client
             .put_object()
@@ -284,6 +333,8 @@ impl Bucket {
             .set_storage_class(self.storage_class.clone())
             .set_server_side_encryption(self.encryption.clone())
             .set_ssekms_key_id(self.kms_key.clone())
+            .set_object_lock_mode(mode)
+            .set_object_lock_retain_until_date(until)
             .body(ByteStream::from(bytes.to_vec()));
         let put = match condition {
             Condition::None => put,
@@ -458,6 +509,10 @@ impl Repo for S3Repo {
 
     fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
         Box::pin(self.0.abort_uploads(before))
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.0.lock
     }
 
     /// A bucket has no end that it would tell.

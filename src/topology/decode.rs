@@ -14,8 +14,8 @@ use super::checks::{Measure, Report as Called};
 use super::custom::On;
 use super::jobs::Starter;
 use super::model::{
-    Addressing, BackupSource, Codec, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof,
-    SecretReference, Service, Sse, VaultReference,
+    Addressing, BackupSource, Codec, DrillTarget, LockMode, PoolMode, PoolTarget, PoolerAuth, Promote,
+    RestoreProof, SecretReference, Service, Sse, VaultReference,
 };
 use super::notices::Occasion;
 use super::partitions::{DefaultPolicy, Every, Then};
@@ -567,6 +567,7 @@ words!(On { "primary" => On::Primary, "standbys" => On::Standbys, "all" => On::A
 words!(Called { "critical" => Called::Critical, "warning" => Called::Warning, "never" => Called::Never });
 words!(Occasion { "started" => Occasion::Started, "done" => Occasion::Done, "stuck" => Occasion::Stuck });
 words!(Addressing { "path" => Addressing::Path, "host" => Addressing::Host });
+words!(LockMode { "compliance" => LockMode::Compliance, "governance" => LockMode::Governance });
 words!(Sse { "AES256" => Sse::Aes256, "aws:kms" => Sse::Kms, "aws:kms:dsse" => Sse::KmsDsse });
 words!(PoolTarget { "primary" => PoolTarget::Primary, "standbys" => PoolTarget::Standbys });
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::checks::DeclaredChecks;
@@ -128,6 +129,44 @@ pub struct S3 {
     pub storage_class: Option<String>,
     pub sse: Option<Sse>,
     pub kms_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<ObjectLock>,
+}
+
+/// For how long nobody can remove what was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectLock {
+    pub seconds: u32,
+    pub mode: LockMode,
+}
+
+impl ObjectLock {
+    /// Returns until when what is stored at `stored` is locked.
+    pub fn until(self, stored: Timestamp) -> Timestamp {
+        stored.checked_add(SignedDuration::from_secs(self.seconds.into())).unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// Who can remove it all the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum LockMode {
+    /// Nobody.
+    #[default]
+    Compliance,
+    /// Whom the account permits to.
+    Governance,
+}
+
+impl LockMode {
+    /// Returns the word of the S3 API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Compliance => "COMPLIANCE",
+            Self::Governance => "GOVERNANCE",
+        }
+    }
 }
 
 /// Where a request names the bucket.

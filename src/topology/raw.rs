@@ -12,8 +12,8 @@ use super::decode::{
 };
 use super::jobs::Starter;
 use super::model::{
-    Addressing, BackupSource, Codec, DrillTarget, PoolMode, PoolTarget, PoolerAuth, Promote, RestoreProof,
-    SecretReference, Service, Sse,
+    Addressing, BackupSource, Codec, DrillTarget, LockMode, PoolMode, PoolTarget, PoolerAuth, Promote,
+    RestoreProof, SecretReference, Service, Sse,
 };
 use super::notices::Occasion;
 use super::partitions::{DefaultPolicy, Every, Then};
@@ -114,6 +114,11 @@ record! {
         profile: Text = "profile",
         /// The storage class of what is stored: "STANDARD_IA".
         storage_class: Text = "storage-class",
+        /// For how long nobody can remove what was stored: "30 days". The bucket must have been made with object lock.
+        #[schemars(schema_with = "super::decode::duration_schema")]
+        object_lock: Duration = "object-lock",
+        /// Who can remove it all the same: nobody ("compliance", the default), or whom the account lets ("governance").
+        object_lock_mode: LockMode = "object-lock-mode",
         /// How the server encrypts what it stores; as the bucket says if it is not said.
         sse: Sse = "sse",
         /// The key of KMS that it does that with.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Format, Tone, Ui, Verbosity};
 use crate::ops::backup::expire::Expired;
 use crate::ops::backup::pin::Before;
-use crate::ops::backup::retention::{Fate, State, Tally, Verdict as Fated, WalVerdict};
+use crate::ops::backup::retention::{Fate, LockedWal, State, Tally, Verdict as Fated, WalVerdict};
 use crate::ops::backup::transfer::Transferred;
 use crate::ops::backup::verify::{Beside, BesideVerified, LostSpan, Problem, ProblemKind, Verdict, Verified};
 use crate::ops::node::{Progress, VerifyDepth};
@@ -267,6 +267,10 @@ pub fn print_expiry(ui: &mut Ui, herd: &str, backups: &Backups, expired: &Expire
             export.keep
         ));
     }
+    for locked in &expired.locked_exports {
+        let stored = locked.stored.to_string();
+        ui.line(format!("    export {}   {stored:>9}   locked until {}", locked.table, clock(locked.until)));
+    }
     for unusable in &expired.unusable {
         ui.message(format!("WARNING:  {} cannot be used: {}", unusable.object, unusable.why));
     }
@@ -318,6 +322,9 @@ fn wal_lines(ui: &Ui, wal: &WalVerdict) -> Vec<String> {
     if wal.goes.files > 0 {
         lines.push(line("-", &wal.goes, String::new()));
     }
+    if let Some(LockedWal { tally, until }) = &wal.locked {
+        lines.push(line(" ", tally, format!("   locked until {}", clock(*until))));
+    }
     if wal.stays.files > 0 {
         lines.push(line(" ", &wal.stays, because));
     }
@@ -331,14 +338,16 @@ pub fn print_removed(ui: &mut Ui, herd: &str, expired: &Expired) {
         return;
     }
     let Some(removed) = &expired.removed else { return };
-    ui.remark(format!(
-        "{herd}/{}   removed {} backups, {} WAL files and {} exports, {} are free",
-        expired.cluster,
-        removed.backups.len(),
-        removed.wal_files,
-        removed.exports,
-        removed.freed
-    ));
+    if !expired.is_empty() {
+        ui.remark(format!(
+            "{herd}/{}   removed {} backups, {} WAL files and {} exports, {} are free",
+            expired.cluster,
+            removed.backups.len(),
+            removed.wal_files,
+            removed.exports,
+            removed.freed
+        ));
+    }
     if removed.uploads > 0 {
         ui.remark(format!(
             "{herd}/{}   gave up {} uploads that nobody finished",

@@ -1770,7 +1770,7 @@ ERROR:  pgherd.yml:12:3: "H" cannot be the name of a repository
 DETAIL: A name has up to 31 lowercase letters, digits and hyphens, and begins with a letter.
 HINT:   Choose another name, such as "inventory" or "db-1".
 ERROR:  pgherd.yml:12:27: unknown key "path" in repositories.H
-DETAIL: Its keys are: access-key, addressing, ca, encrypt, encrypt-before, endpoint, kms-key, profile, region, secret-key, sse, storage-class, url.
+DETAIL: Its keys are: access-key, addressing, ca, encrypt, encrypt-before, endpoint, kms-key, object-lock, object-lock-mode, profile, region, secret-key, sse, storage-class, url.
 HINT:   Remove it; "pgherd schema" prints what each key means."#,
     );
 }

@@ -253,10 +253,10 @@ impl Herd {
         self.declare_repository(&format!("url: \"file://{}\"{ENCRYPT}", repository.display()));
     }
 
-    /// The same in a bucket of its own, with these keys beside; returns its URL, and nothing where there is no S3 server for this machine.
+    /// The same in a bucket of its own, which locks objects if that is declared, with these keys beside; returns its URL, and nothing where there is no S3 server for this machine.
     pub fn keep_backups_in_a_bucket(&mut self, more: &str) -> Option<String> {
         let weed = weed()?;
-        let bucket = weed.bucket();
+        let bucket = if more.contains("object-lock") { weed.locking_bucket() } else { weed.bucket() };
         let url = format!("s3://{bucket}/{}", kept::PREFIX);
         self.bucket = Some(bucket);
         self.variable("S3_ACCESS_KEY", Some(weed::ACCESS_KEY));

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::herd::{ENCRYPT, Herd, PAIR, REPO_KEY, SINGLE, files_below, until};
-use crate::kept::Kind;
+use crate::kept::{Kept, Kind, PREFIX};
 use crate::server::{installations, newest};
-use crate::weed::SECRET_KEY;
+use crate::weed::{SECRET_KEY, weed};
 
 #[test]
 fn a_cluster_keeps_its_wal_and_its_backups_in_a_bucket_on_every_major() {
@@ -103,4 +103,65 @@ fn a_key_that_does_not_open_what_is_in_the_repository_never_comes_to_a_host() {
     herd.apply().ends_with(0);
     herd.run(&["backup", "create"]).ends_with(0);
     herd.run(&["backup", "verify", "--full"]).ends_with(0);
+}
+
+/// Returns how many versions the bucket keeps of an object.
+fn versions(herd: &Herd, name: &str) -> usize {
+    let Kept::Bucket(bucket) = herd.kept() else { panic!("it is in a bucket") };
+    let name = format!("{PREFIX}/{name}");
+    weed().expect("there is a bucket").now(|client| async move {
+        let found = client.list_object_versions().bucket(bucket).prefix(name).send().await.unwrap();
+        found.versions().len()
+    })
+}
+
+#[test]
+fn what_object_lock_keeps_is_told_by_an_expiry_and_is_no_error() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    let lock = format!("{ENCRYPT}, object-lock: 1 day, object-lock-mode: governance");
+    if herd.keep_backups_in_a_bucket(&lock).is_none() {
+        return;
+    }
+    herd.edit("backups: {repository: main}", "backups: {repository: main, keep-full: 1}");
+    herd.apply().ends_with(0);
+    herd.sql("a", "CREATE TABLE moments AS SELECT generate_series(1, 1000) AS n");
+    herd.run(&["backup", "create"]).ends_with(0);
+    let first = herd.kept().only("/manifest.json");
+    let first = first.split('/').nth(3).expect("CLUSTER/SYSTEM/backup/LABEL").to_owned();
+    herd.sql("a", "INSERT INTO moments SELECT generate_series(1001, 1500)");
+    herd.run(&["backup", "create"]).ends_with(0);
+
+    let key = herd.kept().only("/key/wal-00000001.json");
+    let before = (versions(&herd, &key), versions(&herd, "repository.json"));
+    herd.run(&["backup", "expire", "--preview"]).ends_with(0).says(&[
+        &first,
+        "locked until",
+        "Nothing goes.",
+    ]);
+    assert_eq!((versions(&herd, &key), versions(&herd, "repository.json")), before);
+    herd.run(&["backup", "expire", "--yes"]).ends_with(0).says(&[&first, "locked until"]);
+    // What is needed for longer than it is locked is locked anew.
+    assert_eq!((versions(&herd, &key), versions(&herd, "repository.json")), (before.0 + 1, before.1 + 1));
+    herd.run(&["backup", "verify", "--full"]).ends_with(0).says(&[&first]);
+    let to = herd.path("copies/first").display().to_string();
+    fs::create_dir_all(herd.path("copies")).unwrap();
+    fs::set_permissions(herd.path("copies"), fs::Permissions::from_mode(0o777)).unwrap();
+    herd.run(&["restore", "inventory", "--to-dir", &to, "--backup", &first]).ends_with(0);
+
+    // Without the lock it goes, as far as anybody sees.
+    herd.edit(", object-lock: 1 day, object-lock-mode: governance", "");
+    herd.apply().ends_with(0);
+    herd.run(&["backup", "expire", "--yes"]).ends_with(0).says(&["removed 1 backups"]);
+    herd.run(&["backup", "list"]).ends_with(0).does_not_say(&first);
+}
+
+#[test]
+fn object_lock_in_a_bucket_that_was_made_without_it_is_refused_before_wal_comes() {
+    let mut herd = Herd::declare(&newest(), &SINGLE);
+    if herd.keep_backups_in_a_bucket("").is_none() {
+        return;
+    }
+    herd.edit("secret-key: {env: S3_SECRET_KEY}", "secret-key: {env: S3_SECRET_KEY}, object-lock: 30 days");
+    herd.apply().ends_with(1).tells(&["object-lock", "the bucket was made without it"]);
+    assert!(files_below(&herd.path("config/repositories")).is_empty());
 }

@@ -153,6 +153,16 @@ impl Weed {
 
     /// Makes a bucket that nobody else has, and returns its name.
     pub fn bucket(&self) -> String {
+        self.make_bucket(false)
+    }
+
+    /// The same of a bucket that locks what it is told to.
+    #[allow(dead_code, reason = "not every test binary needs it")]
+    pub fn locking_bucket(&self) -> String {
+        self.make_bucket(true)
+    }
+
+    fn make_bucket(&self, locks: bool) -> String {
         let name = format!("pgherd-{}-{}", std::process::id(), BUCKETS.fetch_add(1, Ordering::Relaxed));
         let made = self.now(|client| {
             let name = name.clone();
@@ -160,7 +170,13 @@ impl Weed {
                 // The first seconds of a server may see it elect itself.
                 let deadline = Instant::now() + Duration::from_secs(30);
                 loop {
-                    match client.create_bucket().bucket(&name).send().await {
+                    match client
+                        .create_bucket()
+                        .bucket(&name)
+                        .object_lock_enabled_for_bucket(locks)
+                        .send()
+                        .await
+                    {
                         Ok(_) => return Ok(()),
                         Err(error) if Instant::now() > deadline => return Err(format!("{error:?}")),
                         Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,

@@ -155,5 +155,6 @@ async fn s3_access(here: &dyn Host, repository: &Repository, s3: &S3) -> Result<
         storage_class: s3.storage_class.clone(),
         server_side_encryption: s3.sse.map(|sse| sse.word().to_owned()),
         kms_key: s3.kms_key.clone(),
+        object_lock: s3.lock,
     })
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 mod exports;
 
-use self::exports::ExpiredExport;
+use self::exports::{ExpiredExport, LockedExport};
 use super::holdings::{self, Holdings, OfSystem};
 use super::pin::Pin;
 use super::retention::{Decision, Fate, Rules, State, Verdict, decide};
@@ -42,6 +42,9 @@ pub struct Expired {
     pub decision: Decision,
     /// Exports of partitions that go: their rows are older than they are kept.
     pub exports: Vec<ExpiredExport>,
+    /// Exports that would go, but the store lets nobody remove them yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locked_exports: Vec<LockedExport>,
     /// `None`: only looked.
     pub removed: Option<Removed>,
     /// What was agreed to go and stays all the same: somebody began to use it.
@@ -98,7 +101,11 @@ impl Expired {
 /// As the repository fails; what was removed by then is whole, and the next run goes on. [`ErrorKind::Interrupted`] when nobody listens
 /// any more.
 pub async fn run(request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
-    run_in(repo::open(&request.repository)?, request, reporter).await
+    let repo = repo::open(&request.repository)?;
+    if request.agreed.is_some() && repo.object_lock().is_some() {
+        repo::lock_again(&request.repository, &request.cluster)?;
+    }
+    run_in(repo, request, reporter).await
 }
 
 async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
@@ -123,6 +130,7 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
             .collect(),
         decision,
         exports: exports.go,
+        locked_exports: exports.locked,
     };
     if let Some(agreed) = &request.agreed {
         let exports: Vec<ExpiredExport> = expired
@@ -181,6 +189,7 @@ impl Run<'_> {
 
     async fn under_leases(&mut self, leases: &mut Vec<(SystemIdentifier, Held)>) -> Result<Decision> {
         let first = self.decide();
+        let named: BTreeSet<Label> = first.going().map(|verdict| verdict.label.clone()).collect();
         for system in self.holdings.systems.iter().map(|of| of.keys.clone()) {
             let labels: Vec<Label> =
                 going_of(&first, system.system()).map(|verdict| verdict.label.clone()).collect();
@@ -193,7 +202,9 @@ impl Run<'_> {
         self.look_again().await?;
         let decision = self.decide();
         // From the newest on: a backup has chunks in older ones only.
-        let mut going: Vec<&Verdict> = decision.going().collect();
+        // What came free between the two looks no lease of ours names, and who begins to use it now is not told: it goes the next time.
+        let mut going: Vec<&Verdict> =
+            decision.going().filter(|verdict| named.contains(&verdict.label)).collect();
         going.sort_by(|a, b| b.label.cmp(&a.label));
         let total = decision.freed();
         for verdict in going {

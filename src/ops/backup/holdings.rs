@@ -20,7 +20,8 @@ use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::Manifest;
 use crate::repo::place::{InBackup, InSystem, Place};
 use crate::repo::seal::{Identity, Kind, SealError};
-use crate::repo::{Key, Listed, Repo, RepoError, SharedRepo, seal};
+use crate::repo::{Key, Listed, Repo, RepoError, SharedRepo, layout, seal};
+use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 
 /// What the repository holds of a cluster.
@@ -63,6 +64,8 @@ pub(super) struct Folder {
     pub(super) data: BTreeMap<u32, ByteCount>,
     /// What was noted while it ran.
     pub(super) progress: BTreeMap<u32, ByteCount>,
+    /// Until when the store lets nobody remove all of it.
+    pub(super) locked: Option<Timestamp>,
 }
 
 /// The folder of an export, from a listing.
@@ -70,6 +73,7 @@ pub(super) struct Folder {
 pub(super) struct ExportFolder {
     pub(super) manifest: Option<ByteCount>,
     pub(super) rows: Option<ByteCount>,
+    pub(super) locked: Option<Timestamp>,
 }
 
 /// The folder of a dump, from a listing.
@@ -96,14 +100,14 @@ impl Holdings {
     pub(super) async fn read(repo: &SharedRepo, cluster: &str, now: Timestamp) -> Result<Self> {
         let keys = ClusterKeys::new(cluster);
         let (mut unlisted, mut unreadable) = (Vec::new(), Vec::new());
-        let mut sorted = Sorted::default();
+        let mut sorted = Sorted { lock: repo.object_lock(), ..Sorted::default() };
         for listed in list_all(&**repo, &keys.folder(), &mut unlisted).await {
             sorted.take(Place::of(&keys, &listed.key), listed);
         }
         for listed in list_all(&**repo, &dump::dumps(cluster), &mut unlisted).await {
             sorted.take_dump(cluster, listed);
         }
-        let Sorted { systems, dumps, documents, strays } = sorted;
+        let Sorted { systems, dumps, documents, strays, lock: _ } = sorted;
         let mut of = Vec::new();
         for (id, listed) in systems {
             of.push(OfSystem::read(repo, keys.system(id), listed, now, &mut unreadable).await?);
@@ -147,6 +151,7 @@ struct Sorted {
     dumps: BTreeMap<(String, String), DumpFolder>,
     documents: Vec<Key>,
     strays: Vec<Listed>,
+    lock: Option<ObjectLock>,
 }
 
 #[derive(Debug, Default)]
@@ -163,7 +168,11 @@ impl Sorted {
         match place {
             Place::Lock | Place::Primary => self.documents.push(listed.key),
             Place::Stray => self.strays.push(listed),
-            Place::System(id, found) => self.systems.entry(id).or_default().take(found, listed),
+            Place::System(id, found) => {
+                let locked = self.lock.filter(|_| !layout::is_passing(&listed.key));
+                let locked = locked.map(|lock| lock.until(listed.modified));
+                self.systems.entry(id).or_default().take(found, listed, locked);
+            }
         }
     }
 
@@ -185,15 +194,16 @@ impl Sorted {
 }
 
 impl SortedSystem {
-    fn take(&mut self, found: InSystem, listed: Listed) {
+    fn take(&mut self, found: InSystem, listed: Listed, locked: Option<Timestamp>) {
         match found {
             InSystem::Wal(file) => {
-                self.wal.push(StoredWal { file, stored: listed.size, at: listed.modified });
+                self.wal.push(StoredWal { file, stored: listed.size, at: listed.modified, locked });
             }
             InSystem::Lease(_) => self.leases.push(listed),
             InSystem::WalKey(_) | InSystem::RestKey => self.key_documents.push(listed.key),
             InSystem::Export(key, part) => {
                 let folder = self.exports.entry(export::folder_of(&key)).or_default();
+                folder.locked = folder.locked.max(locked);
                 match part {
                     InExport::Manifest => folder.manifest = Some(listed.size),
                     InExport::Rows => folder.rows = Some(listed.size),
@@ -201,6 +211,7 @@ impl SortedSystem {
             }
             InSystem::Backup(label, found) => {
                 let folder = self.folders.entry(label).or_default();
+                folder.locked = folder.locked.max(locked);
                 match found {
                     InBackup::Manifest => folder.manifest = Some(listed.size),
                     InBackup::Files => folder.files = Some(listed.size),
@@ -252,11 +263,11 @@ impl OfSystem {
 
     async fn read_backup(&mut self, reader: &mut Reader<'_>, label: Label, folder: &Folder) -> Result<()> {
         let keys = self.keys.backup(&label);
-        let stored = folder.stored();
+        let (stored, locked) = (folder.stored(), folder.locked);
         let (manifest, broken) = match reader.read(&keys.manifest(), folder.manifest.is_some()).await {
             Read::None => {
                 let noted = !folder.progress.is_empty();
-                self.system.unfinished.push(Unfinished { label, stored, noted });
+                self.system.unfinished.push(Unfinished { label, stored, noted, locked });
                 return Ok(());
             }
             Read::Failed(why) => (None, Some(format!("manifest.json cannot be read: {why}"))),
@@ -286,7 +297,7 @@ impl OfSystem {
                 }
             },
         };
-        self.system.backups.push(Backup { label, stored, manifest, broken, pin });
+        self.system.backups.push(Backup { label, stored, manifest, broken, pin, locked });
         Ok(())
     }
 

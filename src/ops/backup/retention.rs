@@ -58,6 +58,8 @@ pub struct Backup {
     /// Why it cannot be restored, as far as the manifest and a listing tell. Such a one counts for no rule.
     pub broken: Option<String>,
     pub pin: Pinned,
+    /// Until when the store lets nobody remove all of it.
+    pub locked: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct Unfinished {
     pub stored: ByteCount,
     /// Whether it is noted what it has stored.
     pub noted: bool,
+    /// As of a [`Backup`].
+    pub locked: Option<Timestamp>,
 }
 
 /// How old the begin of an aborted backup may be with which the next one goes on.
@@ -92,6 +96,8 @@ pub struct StoredWal {
     pub stored: ByteCount,
     /// By the store's clock.
     pub at: Timestamp,
+    /// Until when the store lets nobody remove it.
+    pub locked: Option<Timestamp>,
 }
 
 /// A lease that has not ended.
@@ -149,6 +155,8 @@ pub enum Because {
     KeepFull(u32),
     /// Among the newest `minimum-full`; which one, from 1.
     MinimumFull(u32),
+    /// The newest one from which the newest timeline can be restored.
+    LeadsTo(TimelineId),
     /// The topology wants neither a window nor a number.
     NoRule,
     Pinned {
@@ -163,6 +171,8 @@ pub enum Because {
     GoesOn,
     /// The operator agreed to something else.
     NotAgreed,
+    /// No rule keeps it, and the store lets nobody remove it before.
+    Locked(Timestamp),
     /// It cannot be restored, but a backup of its age would stay, and somebody may want to see what happened to it.
     Age,
 }
@@ -174,6 +184,7 @@ impl fmt::Display for Because {
             Self::WindowBegin(timeline) => write!(f, "the window begins on it (timeline {timeline})"),
             Self::KeepFull(rank) => write!(f, "keep-full {rank}"),
             Self::MinimumFull(rank) => write!(f, "minimum-full {rank}"),
+            Self::LeadsTo(timeline) => write!(f, "the way to timeline {timeline}"),
             Self::NoRule => f.write_str("neither window nor keep-full is stated"),
             Self::Pinned { until: Some(until), reason } => {
                 write!(f, "pinned until {}{}", until.strftime("%Y-%m-%d %H:%M:%S UTC"), in_words(reason))
@@ -184,6 +195,7 @@ impl fmt::Display for Because {
             Self::NeededBy(label) => write!(f, "{label} needs it"),
             Self::GoesOn => f.write_str("the next backup goes on with it"),
             Self::NotAgreed => f.write_str("it was not among those that were agreed to go"),
+            Self::Locked(until) => write!(f, "locked until {}", until.strftime("%Y-%m-%d %H:%M:%S UTC")),
             Self::Age => f.write_str("younger than what goes"),
         }
     }
@@ -219,6 +231,9 @@ pub struct WalVerdict {
     pub because: WalBecause,
     pub goes: Tally,
     pub stays: Tally,
+    /// What would go, but the store lets nobody remove it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked: Option<LockedWal>,
     /// What goes, the oldest first, so that what is left is always without a new gap.
     #[serde(skip)]
     pub going: Vec<WalFile>,
@@ -249,6 +264,14 @@ impl fmt::Display for WalBecause {
             Self::NoBackup => f.write_str("no backup to replay it on; a new one may be running"),
         }
     }
+}
+
+/// WAL that the store lets nobody remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedWal {
+    pub tally: Tally,
+    /// When all of it may be removed.
+    pub until: Timestamp,
 }
 
 /// Files, their bytes, and the first and the last of them.
@@ -299,8 +322,10 @@ pub fn decide(
     let mut reasons = Reasons::default();
     let window_begin = rules.window.map(|window| begin_of(window, systems, now));
     by_rules(rules, systems, window_begin, &mut reasons);
+    by_timeline(systems, &mut reasons);
     by_hand(systems, spared, now, &mut reasons);
     by_progress(systems, now, &mut reasons);
+    by_lock(systems, now, &mut reasons);
     by_need(systems, &mut reasons);
     let mut backups: Vec<Verdict> = systems.iter().flat_map(|system| verdicts(system, &reasons)).collect();
     backups.sort_by(|a, b| (&a.label, a.system_identifier).cmp(&(&b.label, b.system_identifier)));
@@ -310,7 +335,7 @@ pub fn decide(
             true => wal_because(system, systems, &reasons, window_begin),
             false => WalBecause::NoRule,
         };
-        wal_verdict(system, because)
+        wal_verdict(system, because, now)
     });
     let wal = wal.collect();
     Decision { window_begin, backups, wal }
@@ -389,6 +414,21 @@ fn by_rules(rules: &Rules, systems: &[System], window_begin: Option<Timestamp>, 
     }
 }
 
+/// Keeps the way to where the cluster is now: after a restore to an earlier time newer backups than the one that it began from lie on a timeline that
+/// was left, however many of them the rules keep.
+fn by_timeline(systems: &[System], reasons: &mut Reasons) {
+    let newest = |system: &&System| system.backups.iter().map(|backup| backup.label.clone()).max();
+    let Some(system) = systems.iter().max_by_key(newest) else { return };
+    let of_wal = system.wal.iter().map(|wal| wal.file.timeline());
+    let of_backups = wholes(system).map(|(_, manifest)| manifest.timeline);
+    let Some(timeline) = of_wal.chain(of_backups).max() else { return };
+    for backup in newest_on_the_way(system, wholes(system), timeline) {
+        if reasons.of(system.id, &backup.label).is_none() {
+            reasons.add(system.id, &backup.label, Because::LeadsTo(timeline));
+        }
+    }
+}
+
 /// Keeps what every second of the window needs: the backups that ended in it, and for each timeline that reaches into it the newest
 /// backup that ended before and from which that timeline can be restored.
 fn by_window(system: &System, begin: Timestamp, reasons: &mut Reasons) {
@@ -401,23 +441,32 @@ fn by_window(system: &System, begin: Timestamp, reasons: &mut Reasons) {
         wholes(system).filter(|(_, manifest)| manifest.ended >= from).map(|(_, manifest)| manifest.timeline);
     for timeline in wal.chain(backups).collect::<BTreeSet<_>>() {
         let before = wholes(system).filter(|(_, manifest)| manifest.ended < begin);
-        // Of each timeline on the way; one that surely leads here stands for those before it.
-        let mut newest: BTreeMap<TimelineId, (&Backup, Leads)> = BTreeMap::new();
-        for (backup, manifest) in before {
-            let leads = leads_to(system, manifest, timeline);
-            let is_newer = newest.get(&manifest.timeline).is_none_or(|(of, _)| of.label < backup.label);
-            if leads != Leads::No && is_newer {
-                newest.insert(manifest.timeline, (backup, leads));
-            }
-        }
-        let sure =
-            newest.values().filter(|(_, leads)| *leads == Leads::Yes).map(|(backup, _)| &backup.label).max();
-        for (backup, leads) in newest.values() {
-            if *leads == Leads::CannotTell || Some(&backup.label) == sure {
-                reasons.add(system.id, &backup.label, Because::WindowBegin(timeline));
-            }
+        for backup in newest_on_the_way(system, before, timeline) {
+            reasons.add(system.id, &backup.label, Because::WindowBegin(timeline));
         }
     }
+}
+
+/// Returns the newest backup from which `timeline` can be restored, and those of which that cannot be told.
+fn newest_on_the_way<'a>(
+    system: &System,
+    among: impl Iterator<Item = (&'a Backup, &'a Manifest)>,
+    timeline: TimelineId,
+) -> Vec<&'a Backup> {
+    // Of each timeline on the way; one that surely leads here stands for those before it.
+    let mut newest: BTreeMap<TimelineId, (&Backup, Leads)> = BTreeMap::new();
+    for (backup, manifest) in among {
+        let leads = leads_to(system, manifest, timeline);
+        let is_newer = newest.get(&manifest.timeline).is_none_or(|(of, _)| of.label < backup.label);
+        if leads != Leads::No && is_newer {
+            newest.insert(manifest.timeline, (backup, leads));
+        }
+    }
+    let sure =
+        newest.values().filter(|(_, leads)| *leads == Leads::Yes).map(|(backup, _)| &backup.label).max();
+    let wanted =
+        newest.values().filter(|(backup, leads)| *leads == Leads::CannotTell || Some(&backup.label) == sure);
+    wanted.map(|(backup, _)| *backup).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -488,6 +537,21 @@ fn by_progress(systems: &[System], now: Timestamp, reasons: &mut Reasons) {
     }
 }
 
+/// Keeps what nothing else keeps for as long as the store lets nobody remove it: it would be hidden, and paid for all the same.
+fn by_lock(systems: &[System], now: Timestamp, reasons: &mut Reasons) {
+    for system in systems {
+        let backups = system.backups.iter().map(|backup| (&backup.label, backup.locked));
+        let unfinished = system.unfinished.iter().map(|unfinished| (&unfinished.label, unfinished.locked));
+        for (label, locked) in backups.chain(unfinished) {
+            if let Some(until) = locked.filter(|until| *until > now)
+                && reasons.of(system.id, label).is_none()
+            {
+                reasons.add(system.id, label, Because::Locked(until));
+            }
+        }
+    }
+}
+
 /// Keeps what backups that stay have chunks in.
 fn by_need(systems: &[System], reasons: &mut Reasons) {
     for system in systems {
@@ -524,7 +588,7 @@ fn verdicts(system: &System, reasons: &Reasons) -> Vec<Verdict> {
     backups.chain(unfinished).collect()
 }
 
-fn wal_verdict(system: &System, because: WalBecause) -> WalVerdict {
+fn wal_verdict(system: &System, because: WalBecause, now: Timestamp) -> WalVerdict {
     let goes = |wal: &&StoredWal| match &because {
         WalBecause::From(_, floor) => is_before(wal.file, *floor, largest_segment(system)),
         WalBecause::NothingLeft => true,
@@ -539,7 +603,11 @@ fn wal_verdict(system: &System, because: WalBecause) -> WalVerdict {
         WalFile::TimelineHistory(_) => (true, Lsn::new(0), wal.file),
     });
     let (going, staying): (Vec<&StoredWal>, Vec<&StoredWal>) = sorted.into_iter().partition(goes);
+    let is_locked = |wal: &&StoredWal| wal.locked.is_some_and(|until| until > now);
+    let (locked, going): (Vec<&StoredWal>, Vec<&StoredWal>) = going.into_iter().partition(is_locked);
+    let until = locked.iter().filter_map(|wal| wal.locked).max();
     WalVerdict {
+        locked: until.map(|until| LockedWal { tally: Tally::of(locked.iter().copied()), until }),
         system_identifier: system.id,
         goes: Tally::of(going.iter().copied()),
         stays: Tally::of(staying.into_iter()),

@@ -26,6 +26,7 @@ use super::{
     BoxFuture, Key, Level, Listed, Put, Repo, RepoError, RepoErrorKind, Result, SharedRepo, Upload, Version,
     Versioned,
 };
+use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 
 /// Keys of objects that are kept, of those that are read in ranges.
@@ -455,6 +456,10 @@ impl Repo for Encrypted {
 
     fn sweep<'a>(&'a self, before: Timestamp) -> BoxFuture<'a, Result<u64>> {
         self.inner.sweep(before)
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.object_lock()
     }
 
     fn free_space<'a>(&'a self) -> BoxFuture<'a, Result<Option<ByteCount>>> {

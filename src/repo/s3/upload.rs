@@ -152,6 +152,7 @@ impl Parts {
 fn begin<'a>(bucket: &'a Bucket, key: &'a Key, mark: &'a str) -> BoxFuture<'a, Result<String>> {
     Box::pin(async move {
         let doing = format!("store {key}");
+        let (mode, until) = bucket.lock_of(key);
         let begun = bucket
             .client
             .create_multipart_upload()
@@ -161,6 +162,8 @@ fn begin<'a>(bucket: &'a Bucket, key: &'a Key, mark: &'a str) -> BoxFuture<'a, R
             .set_storage_class(bucket.storage_class.clone())
             .set_server_side_encryption(bucket.encryption.clone())
             .set_ssekms_key_id(bucket.kms_key.clone())
+            .set_object_lock_mode(mode)
+            .set_object_lock_retain_until_date(until)
             .send();
         let begun = begun.await.map_err(|error| bucket.failed(&doing, Trouble::of(error)))?;
         begun

@@ -1,12 +1,16 @@
 //! Repositories, and that no two of them lie in each other.
 
 use super::super::decode::Spanned;
-use super::super::model::{Addressing, Repository, S3, S3Credentials, SecretReference, Sse};
+use super::super::model::{Addressing, ObjectLock, Repository, S3, S3Credentials, SecretReference, Sse};
 use super::super::problem::Position;
 use super::super::raw;
 use super::super::yaml::{Node as Tree, Value};
 use super::{Checker, DeclaredRepository};
+use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
+
+/// How many seconds an object may be locked for.
+const LOCKS: RangeInclusive<u32> = 86_400..=3650 * 86_400;
 
 impl Checker<'_> {
     pub(super) fn repositories(&mut self, topology: &raw::Topology, tree: &Tree) {
@@ -123,7 +127,7 @@ impl Checker<'_> {
 
     /// Checks what only a bucket has.
     fn s3(&mut self, raw: &raw::Repository, url: Option<&str>, path: &str, at: Position) -> Option<Box<S3>> {
-        let stated: [(&str, Option<Position>); 10] = [
+        let stated: [(&str, Option<Position>); 12] = [
             ("region", raw.region.as_ref().map(|it| it.at)),
             ("endpoint", raw.endpoint.as_ref().map(|it| it.at)),
             ("addressing", raw.addressing.as_ref().map(|it| it.at)),
@@ -134,6 +138,8 @@ impl Checker<'_> {
             ("storage-class", raw.storage_class.as_ref().map(|it| it.at)),
             ("sse", raw.sse.as_ref().map(|it| it.at)),
             ("kms-key", raw.kms_key.as_ref().map(|it| it.at)),
+            ("object-lock", raw.object_lock.as_ref().map(|it| it.at)),
+            ("object-lock-mode", raw.object_lock_mode.as_ref().map(|it| it.at)),
         ];
         if !url?.starts_with("s3://") {
             for (key, at) in stated.iter().filter_map(|(key, at)| Some((key, (*at)?))) {
@@ -191,7 +197,25 @@ impl Checker<'_> {
             storage_class: text(&raw.storage_class),
             sse: raw.sse.as_ref().map(|sse| sse.value),
             kms_key: text(&raw.kms_key),
+            lock: self.lock(raw, path),
         }))
+    }
+
+    /// What is locked stays for as long as it says, whatever somebody wishes later: a slip of the pen must not be paid for for a hundred years.
+    fn lock(&mut self, raw: &raw::Repository, path: &str) -> Option<ObjectLock> {
+        if let (None, Some(mode)) = (&raw.object_lock, &raw.object_lock_mode) {
+            self.missing(mode.at, path, "object-lock", "object-lock: 30 days");
+        }
+        let stated = raw.object_lock.as_ref()?;
+        let seconds = u32::try_from(stated.value.as_secs()).ok().filter(|seconds| LOCKS.contains(seconds));
+        if seconds.is_none() {
+            self.report
+                .add(stated.at, format!("{path}.object-lock must be between 1 day and 3650 days"))
+                .detail("Nobody can take it back: what was stored is locked, and paid for, until that time is over.")
+                .hint("Write a span of time such as \"30 days\".");
+        }
+        let mode = raw.object_lock_mode.as_ref().map(|mode| mode.value).unwrap_or_default();
+        Some(ObjectLock { seconds: seconds?, mode })
     }
 
     /// Backups go over this: without TLS they are read on the way. What stands there is not shown, it may hold a password.

@@ -27,10 +27,21 @@ pub struct ExpiredExport {
     pub keep: Keep,
 }
 
+/// An export that no rule keeps, and that the store lets nobody remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedExport {
+    pub table: TableName,
+    pub stored: ByteCount,
+    pub until: Timestamp,
+}
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Old {
     pub(super) go: Vec<ExpiredExport>,
+    /// What would go, but the store lets nobody remove it yet.
+    pub(super) locked: Vec<LockedExport>,
     /// Manifests that cannot be used; what they are of stays.
     pub(super) unusable: Vec<(Key, SealError)>,
 }
@@ -51,18 +62,22 @@ pub(super) async fn old(
     }
     let ended =
         holdings.systems.iter().flat_map(|of| &of.exports).filter(|(_, found)| found.manifest.is_some());
-    for (folder, _) in ended {
+    for (folder, found) in ended {
         let key = ExportKeys::at(folder.clone()).manifest();
         let Some(manifest) = document::read::<ExportManifest>(repo, &key).await? else { continue };
         match manifest {
-            Ok(manifest) => old.go.extend(goes(&manifest, rules, now).map(|(to, keep)| ExpiredExport {
-                folder: folder.clone(),
-                table: TableName { schema: manifest.schema.clone(), name: manifest.partition.clone() },
-                rows: manifest.rows,
-                stored: manifest.stored,
-                to,
-                keep,
-            })),
+            Ok(manifest) => {
+                let Some((to, keep)) = goes(&manifest, rules, now) else { continue };
+                let (rows, stored) = (manifest.rows, manifest.stored);
+                let table = TableName { schema: manifest.schema, name: manifest.partition };
+                match found.locked.filter(|until| *until > now) {
+                    Some(until) => old.locked.push(LockedExport { table, stored, until }),
+                    None => {
+                        let folder = folder.clone();
+                        old.go.push(ExpiredExport { folder, table, rows, stored, to, keep });
+                    }
+                }
+            }
             Err(error) => old.unusable.push((key, error)),
         }
     }

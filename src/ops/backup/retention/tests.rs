@@ -33,11 +33,18 @@ fn id(number: u64) -> SystemIdentifier {
 fn backup(ended: Timestamp, timeline: TimelineId, start_lsn: Lsn, stop_lsn: Lsn) -> Backup {
     let manifest = Manifest { timeline, start_lsn, stop_lsn, ..manifest(ended) };
     let label = manifest.label.clone();
-    Backup { label, stored: ByteCount(100), manifest: Some(manifest), broken: None, pin: Pinned::No }
+    Backup {
+        label,
+        stored: ByteCount(100),
+        manifest: Some(manifest),
+        broken: None,
+        pin: Pinned::No,
+        locked: None,
+    }
 }
 
 fn wal(file: WalFile, at: Timestamp) -> StoredWal {
-    StoredWal { file, stored: ByteCount(1), at }
+    StoredWal { file, stored: ByteCount(1), at, locked: None }
 }
 
 fn segment(on: TimelineId, number: u64) -> WalFile {
@@ -193,7 +200,8 @@ fn a_pin_keeps_until_its_time_and_one_that_cannot_be_read_keeps_on() {
 #[test]
 fn the_newest_backup_that_was_aborted_stays_for_a_week_if_the_next_one_goes_on_with_it() {
     let mut system = daily(1, &[1, 2], 0..=2);
-    let aborted = |d, noted| Unfinished { label: Label::full(day(d)), stored: ByteCount(7), noted };
+    let aborted =
+        |d, noted| Unfinished { label: Label::full(day(d)), stored: ByteCount(7), noted, locked: None };
     let goes = |system: &System, now| {
         decided(&rules(None, Some(2), 1), std::slice::from_ref(system), now)
             .into_iter()
@@ -211,7 +219,8 @@ fn the_newest_backup_that_was_aborted_stays_for_a_week_if_the_next_one_goes_on_w
 #[test]
 fn what_is_in_use_stays_and_so_does_everything_under_a_lease_that_cannot_be_read() {
     let mut system = daily(1, &[1, 2, 9], 0..=9);
-    let unfinished = |d| Unfinished { label: Label::full(day(d)), stored: ByteCount(7), noted: false };
+    let unfinished =
+        |d| Unfinished { label: Label::full(day(d)), stored: ByteCount(7), noted: false, locked: None };
     system.unfinished = vec![unfinished(4), unfinished(10)];
     let labels = Some(vec![Label::full(day(2)), Label::full(day(10))]);
     system.uses = vec![Use { labels, who: "restore by dba".to_owned() }];
@@ -228,6 +237,53 @@ fn what_is_in_use_stays_and_so_does_everything_under_a_lease_that_cannot_be_read
     );
     system.uses = vec![Use { labels: None, who: "a lease that is damaged".to_owned() }];
     assert!(decide(&rules(None, Some(1), 1), &[system], &|_| false, day(10)).is_empty());
+}
+
+#[test]
+fn what_no_rule_keeps_stays_for_as_long_as_the_store_lets_nobody_remove_it() {
+    let mut system = daily(1, &[1, 5, 8, 9], 0..=9);
+    let lock = |at: Timestamp| Some(at + SignedDuration::from_hours(4 * 24));
+    system.backups.iter_mut().for_each(|backup| backup.locked = lock(backup.label.at()));
+    system.wal.iter_mut().for_each(|wal| wal.locked = lock(wal.at));
+    system.unfinished = vec![Unfinished {
+        label: Label::full(day(7)),
+        stored: ByteCount(7),
+        noted: false,
+        locked: lock(day(7)),
+    }];
+    assert_eq!(
+        decided(&rules(None, Some(1), 1), std::slice::from_ref(&system), day(10)),
+        [
+            "1 goes: no rule keeps it",
+            "5 goes: no rule keeps it",
+            "7 stays: locked until 2026-06-12 12:00:00 UTC",
+            "8 stays: locked until 2026-06-13 12:00:00 UTC",
+            "9 stays: minimum-full 1, keep-full 1",
+            "wal of 1: 6 go, 2 stay: 20260609T120000Z-full needs it from 0/800000 on",
+        ]
+    );
+    let decision = decide(&rules(None, Some(1), 1), &[system], &|_| false, day(10));
+    let locked = decision.wal[0].locked.as_ref().unwrap();
+    let half_a_day = SignedDuration::from_hours(12);
+    assert_eq!((locked.tally.files, Some(locked.until)), (2, lock(day(7) + half_a_day)));
+}
+
+#[test]
+fn after_a_restore_to_an_earlier_time_the_backup_that_it_began_from_stays_with_its_wal_until_there_is_another()
+ {
+    let mut system = daily(1, &[1, 5, 9], 0..=9);
+    // On day 10 it was restored to day 3: timeline 2 leaves timeline 1 before the backups of days 5 and 9.
+    system.histories = vec![TimelineHistory::parse(timeline(2), "1\t0/380000\tby hand\n").unwrap()];
+    system.wal.push(wal(segment(timeline(2), 3), day(10)));
+    let decided_now =
+        |system: &System, now| decided(&rules(None, Some(2), 1), std::slice::from_ref(system), now);
+    let decision = decided_now(&system, day(11));
+    assert_eq!(decision[0], "1 stays: the way to timeline 2");
+    assert_eq!(decision[3], "wal of 1: 1 go, 10 stay: 20260602T120000Z-full needs it from 0/100000 on");
+
+    let lsn = |day: u64| Lsn::new(day * MIB + 40);
+    system.backups.push(backup(day(12), timeline(2), lsn(4), Lsn::new(4 * MIB + 400)));
+    assert_eq!(decided_now(&system, day(13))[0], "1 goes: no rule keeps it");
 }
 
 #[test]

@@ -31,6 +31,7 @@ fn backup(on: u32, number: u64) -> Backup {
         manifest: Some(made),
         broken: None,
         pin: Pinned::No,
+        locked: None,
     }
 }
 
@@ -43,6 +44,7 @@ fn system(
         file: WalFile::Segment(segment(timeline(on), number, size())),
         stored: ByteCount(1),
         at: day(number),
+        locked: None,
     };
     System {
         id: SystemIdentifier::new(1).unwrap(),
