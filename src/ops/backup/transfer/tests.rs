@@ -4,6 +4,7 @@ use super::*;
 use crate::ops::backup::trial::{CLUSTER, Trial};
 use crate::ops::backup::verify::{self, Verdict, Verified};
 use crate::ops::node::{VerifyBackups, VerifyDepth};
+use crate::repo::RepoErrorKind;
 use crate::repo::faulty::{Fault, Faulty};
 
 fn at(text: &str) -> Timestamp {
@@ -224,4 +225,70 @@ async fn a_backup_that_went_on_after_an_abort_is_copied_under_the_numbers_that_i
     copied(&from, &to, &[]).await.unwrap();
     assert!(to.path(&keys.data(100_001)).exists() && !to.path(&keys.data(2)).exists());
     assert_eq!(verified(&to).await.verdict, Verdict::Sound);
+}
+
+/// An interrupted copy of a backup lies there, and somebody, an expiry or the next backup, has just begun to remove it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_takes_over_nothing_that_is_being_removed() {
+    for to in [Trial::new(), Trial::encrypted()] {
+        let from = Trial::new();
+        let labels = whole(&from);
+        let keys = Trial::system().backup(&labels[0]);
+        copied(&from, &to, &labels[..1]).await.unwrap();
+        to.repo.remove(&keys.manifest()).await.unwrap();
+        let expiry =
+            Held::take(&to.repo, &Trial::system(), Purpose::Expire, labels[..1].to_vec()).await.unwrap();
+        let lease = Trial::system().lease("copy");
+        let (ended, ()) = tokio::join!(copied(&from, &to, &labels[..1]), async {
+            let begun = std::time::Instant::now();
+            while to.repo.read(&lease).await.unwrap().is_none() {
+                assert!(begun.elapsed().as_secs() < 60, "the copy has not begun");
+                tokio::task::yield_now().await;
+            }
+            for listed in to.repo.list_all(keys.folder()).await.unwrap() {
+                to.repo.remove(&listed.key).await.unwrap();
+            }
+            expiry.release().await.unwrap();
+        });
+        assert_eq!(ended.unwrap().backups[0].taken_over, ByteCount(0));
+        assert_eq!(verified(&to).await.verdict, Verdict::Sound);
+    }
+}
+
+/// Whoever is stopped for longer than its lease lives may find less than it has brought.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_removed_before_the_manifest_comes_is_no_backup() {
+    let plain = ["data/000001", "files.zst", "wal/"].map(|object| (false, object));
+    for (encrypted, object) in plain.into_iter().chain([(true, "key.json")]) {
+        let from = Trial::new();
+        let to = if encrypted { Trial::encrypted() } else { Trial::new() };
+        let labels = whole(&from);
+        let keys = Trial::system().backup(&labels[0]);
+        let manifest = keys.manifest();
+        let (folder, wal) = (keys.folder().clone(), Trial::system().wal_folder());
+        let inner = to.repo.clone();
+        // Before the folder is listed for the last time.
+        let thief = move |_: u64, call: &str| {
+            if call == format!("list {folder}") && wait(inner.read(&manifest)).unwrap().is_none() {
+                for below in [&folder, &wal] {
+                    for listed in wait(inner.list_all(below)).unwrap() {
+                        if listed.key.as_str().contains(object) {
+                            wait(inner.remove(&listed.key)).unwrap();
+                        }
+                    }
+                }
+            }
+            None
+        };
+        let repos: (SharedRepo, SharedRepo) =
+            (from.repo.clone(), Arc::new(Faulty::new(to.repo.clone(), thief)));
+        let request = request(&from, &to, &labels[..1]);
+        let ended = run_in(repos, &request, &Reporter::new(|_| Ok(()))).await;
+        assert!(ended.is_err(), "{object}: {ended:?}");
+        assert!(
+            to.repo.list_all(keys.folder()).await.unwrap().iter().all(|found| found.key != keys.manifest())
+        );
+        copied(&from, &to, &labels[..1]).await.unwrap();
+        assert_eq!(verified(&to).await.verdict, Verdict::Sound, "{object}");
+    }
 }

@@ -1,0 +1,108 @@
+//! Makes what was brought a backup of the other repository: everything that it needs is there, and nobody has removed it meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Work;
+use crate::engine::lease::Held;
+use crate::error::{Error, Result};
+use crate::pg::wal_file::{SegmentName, WalFile};
+use crate::repo::layout::{Label, SystemKeys};
+use crate::repo::manifest::Manifest;
+use crate::repo::{Put, SharedRepo, seal};
+use crate::units::ByteCount;
+
+/// What the folder of a backup must have before its manifest comes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Folder {
+    pub(super) files: Option<ByteCount>,
+    pub(super) data: BTreeMap<u32, ByteCount>,
+    /// Whether its data key is there.
+    pub(super) key: bool,
+}
+
+impl Work<'_> {
+    /// Stores the manifest.
+    pub(super) async fn commit(
+        &self,
+        system: &SystemKeys,
+        manifest: &Manifest,
+        expected: &Folder,
+        leases: &[Held],
+    ) -> Result<()> {
+        for held in leases {
+            held.confirm().await?;
+        }
+        let keys = system.backup(&manifest.label);
+        self.is_there(system, &manifest.label, expected).await?;
+        self.has_wal(system, manifest).await?;
+        match self.to.create(&keys.manifest(), &seal::write_document(manifest)).await? {
+            Put::Stored => {}
+            Put::Refused => {
+                return Err(Error::failed(format!("cannot copy the backup {}", manifest.label))
+                    .detail(format!("{} is there meanwhile, in {}.", keys.manifest(), self.to.url())));
+            }
+        }
+        // Had this process been stopped for long in between, somebody could have removed the data of what had no manifest.
+        for held in leases {
+            if held.confirm().await.is_err() {
+                self.is_there(system, &manifest.label, expected).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that every object of the backup is there in its size.
+    async fn is_there(&self, system: &SystemKeys, label: &Label, expected: &Folder) -> Result<()> {
+        let keys = system.backup(label);
+        let mut found = Folder { files: None, data: BTreeMap::new(), key: false };
+        for listed in self.to.list_all(keys.folder()).await? {
+            if listed.key == keys.files() {
+                found.files = Some(listed.size);
+            } else if listed.key == keys.key_document() {
+                found.key = true;
+            } else if let Some(number) = keys.data_number(&listed.key) {
+                found.data.insert(number, listed.size);
+            }
+        }
+        if found == *expected {
+            return Ok(());
+        }
+        Err(Error::failed(format!("what was copied of the backup {label} is not there any more"))
+            .detail(format!(
+                "In {} are {} of its {} data objects.",
+                self.to.url(),
+                expected.data.iter().filter(|(number, size)| found.data.get(*number) == Some(*size)).count(),
+                expected.data.len()
+            ))
+            .hint("Run it again: it goes on where it was."))
+    }
+
+    /// Makes sure that all WAL that the backup needs is there.
+    async fn has_wal(&self, system: &SystemKeys, manifest: &Manifest) -> Result<()> {
+        let needed = segments(manifest);
+        let folders: BTreeSet<String> = needed.iter().map(|name| name.folder()).collect();
+        let mut there = BTreeSet::new();
+        for folder in folders {
+            let key = system.wal_folder().join(&folder).expect("16 hexadecimal digits");
+            there.extend(self.to.list(Some(&key)).await?.objects.into_iter().map(|listed| listed.key));
+        }
+        match needed.into_iter().find(|name| !there.contains(&system.wal(WalFile::Segment(*name)))) {
+            None => Ok(()),
+            Some(segment) => Err(Error::failed(format!("cannot copy the backup {}", manifest.label))
+                .detail(format!("The WAL segment {segment} that it needs is not in {}.", self.to.url()))
+                .hint("See what is missing: pgherd wal list")),
+        }
+    }
+}
+
+/// Tells whether what is stored there is encrypted.
+pub(super) async fn is_encrypted(repo: &SharedRepo) -> Result<bool> {
+    Ok(crate::repo::about::About::of(&**repo).await?.encryption.is_some())
+}
+
+/// Returns the segments that a restore of the backup needs.
+pub(super) fn segments(manifest: &Manifest) -> Vec<SegmentName> {
+    let (first, last) = manifest.wal();
+    let size = manifest.wal_segment_size;
+    std::iter::successors(Some(first), |name| (*name < last).then(|| name.next(size))).collect()
+}
