@@ -237,7 +237,8 @@ impl OfSystem {
             wal: listed.wal,
             histories: Vec::new(),
             uses: uses(repo, &keys, now).await.unwrap_or_else(|error| {
-                vec![Use { labels: None, who: format!("leases that cannot be read: {error}") }]
+                let who = format!("leases that cannot be read: {error}");
+                vec![Use { labels: None, who, copies: false }]
             }),
         };
         let SortedSystem { folders, exports, leases, key_documents, .. } = listed;
@@ -403,10 +404,12 @@ pub(super) async fn uses(repo: &SharedRepo, keys: &SystemKeys, now: Timestamp) -
                 Purpose::Copy => "a copy",
                 Purpose::Expire => return None,
             };
-            Some(Use { labels: Some(lease.labels), who: format!("{what} by {}", lease.by) })
+            let (who, copies) = (format!("{what} by {}", lease.by), lease.kind == Purpose::Copy);
+            Some(Use { labels: Some(lease.labels), who, copies })
         }
         Err(error) => {
-            Some(Use { labels: None, who: format!("{}, which cannot be read: {error}", found.key) })
+            let who = format!("{}, which cannot be read: {error}", found.key);
+            Some(Use { labels: None, who, copies: false })
         }
     });
     Ok(keeps.collect())
