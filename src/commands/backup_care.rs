@@ -143,7 +143,7 @@ pub struct UnpinArgs {
 /// What is encrypted is decrypted with the one repository's key and encrypted with the other's, on the host that copies. Pins and dumps are
 /// not copied. `copies` in the topology says when this is done by itself.
 ///
-/// Exit codes: 0 everything is there, 1 failed, 3 done, but backups that are damaged where they are were left out, 5 another copy into that
+/// Exit codes: 0 everything is there, 1 failed, 3 done, but what is damaged where it is was left out, 5 another copy into that
 /// repository runs, 10 no such backup, or no repository, 130 interrupted.
 ///
 /// Example: pgherd backup copy --to far
@@ -321,7 +321,7 @@ pub(super) async fn copy(args: &CopyArgs, app: &mut App) -> Outcome {
         let priority = if args.low_priority { Priority::Low } else { Priority::Normal };
         let wish = CopyWish { to: &to.repository, labels: &args.labels, workers: args.workers, priority };
         match bring(app, &herd, &source, &wish, &interrupt).await {
-            Ok(transferred) => left |= !transferred.left.is_empty(),
+            Ok(transferred) => left |= !transferred.is_whole(),
             Err(error) => failed.push(error),
         }
         if interrupt.is_asked() {

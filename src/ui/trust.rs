@@ -379,6 +379,9 @@ pub fn print_transferred(ui: &mut Ui, herd: &str, transferred: &Transferred) {
     for backup in &transferred.left {
         ui.message(format!("WARNING:  {} was left out: {}", backup.label, backup.why));
     }
+    for object in &transferred.left_objects {
+        ui.message(format!("WARNING:  {}", object.why));
+    }
 }
 
 // ---- pin ---------------------------------------------------------------------------------------------------------------

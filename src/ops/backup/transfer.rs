@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 mod commit;
 mod objects;
 
-use self::objects::{Brought, Object};
+use self::objects::{Brought, Object, Trouble};
 use super::holdings::{Holdings, OfSystem};
 use crate::engine::lease::{Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,7 +27,7 @@ use crate::repo::export::{ExportKeys, ExportManifest};
 use crate::repo::layout::Label;
 use crate::repo::manifest::{Contents, Manifest};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{self, Put, SharedRepo, wait};
+use crate::repo::{self, Key, Put, SharedRepo, wait};
 use crate::units::ByteCount;
 
 /// More workers wait for one another.
@@ -44,8 +45,10 @@ pub struct Transferred {
     pub backups: Vec<TransferredBackup>,
     /// Whole backups that were there already.
     pub there: u64,
-    /// Backups that cannot be copied, since they are not whole where they are.
+    /// Backups that were not copied, since they, or WAL that they need, are not whole where they are.
     pub left: Vec<LeftBackup>,
+    /// WAL files and exports that were not copied, since they are damaged where they are.
+    pub left_objects: Vec<LeftObject>,
     /// WAL files that were copied.
     pub wal: u64,
     pub exports: u64,
@@ -71,11 +74,25 @@ pub struct LeftBackup {
     pub why: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftObject {
+    pub object: Key,
+    pub why: String,
+}
+
+impl Transferred {
+    /// Tells whether nothing was left out.
+    pub fn is_whole(&self) -> bool {
+        self.left.is_empty() && self.left_objects.is_empty()
+    }
+}
+
 /// Copies.
 ///
 /// # Errors
-/// [`ErrorKind::Locked`] while another copy into the repository runs; [`ErrorKind::NotFound`] without a backup of a label; when something is damaged where it
-/// is; otherwise as the repositories fail. What was copied by then stays and is taken over by the next run.
+/// [`ErrorKind::Locked`] while another copy into the repository runs; [`ErrorKind::NotFound`] without a backup of a label; otherwise as the repositories fail.
+/// What was copied by then stays and is taken over by the next run. What is damaged where it is, is no error: it is left out.
 pub async fn run(request: &CopyBackups, reporter: &Reporter) -> Result<Transferred> {
     run_in((repo::open(&request.from)?, repo::open(&request.to)?), request, reporter).await
 }
@@ -104,6 +121,7 @@ async fn run_in(
         backups: Vec::new(),
         there: 0,
         left: Vec::new(),
+        left_objects: Vec::new(),
         wal: 0,
         exports: 0,
         stored: ByteCount(0),
@@ -233,16 +251,49 @@ impl Work<'_> {
         transferred.left.extend(wanted.left);
         let stored = wanted.manifests.iter().map(|manifest| manifest.stored.0 + manifest.files_stored.0);
         self.total.fetch_add(stored.sum(), Ordering::Relaxed);
-        let (files, bytes) = self.wal(of, there, &wanted.manifests)?;
-        transferred.wal += files;
-        transferred.stored.0 += bytes;
+        let wal = self.wal(of, there, &wanted.manifests, transferred)?;
+        let mut usable = present;
         for manifest in &wanted.manifests {
-            let (brought, folder) = self.backup(of, there, manifest)?;
-            self.commit(&of.keys, manifest, &folder, &leases.held).await?;
-            transferred.stored.0 += brought.stored.0 - brought.taken_over.0;
-            transferred.backups.push(brought);
+            match self.one(of, there, manifest, (&wal, &usable), leases).await {
+                Ok(brought) => {
+                    usable.insert(brought.label.clone());
+                    transferred.stored.0 += brought.stored.0 - brought.taken_over.0;
+                    transferred.backups.push(brought);
+                }
+                Err(Trouble::Left(why)) => {
+                    transferred.left.push(LeftBackup { label: manifest.label.clone(), why });
+                }
+                Err(Trouble::Ends(error)) => return Err(error),
+            }
         }
         self.exports(of, there, transferred)
+    }
+
+    /// Copies one backup, if what it needs is there.
+    async fn one(
+        &self,
+        of: &OfSystem,
+        there: Option<&OfSystem>,
+        manifest: &Manifest,
+        (wal, usable): (&WalThere, &BTreeSet<Label>),
+        leases: &Leases,
+    ) -> Result<TransferredBackup, Trouble> {
+        if let Some(needed) = manifest.needs.iter().find(|label| !usable.contains(label)) {
+            return Err(Trouble::Left(format!("it needs {needed}, which is not there")));
+        }
+        for segment in commit::segments(manifest) {
+            let file = WalFile::Segment(segment);
+            if let Some(why) = wal.left.get(&file) {
+                return Err(Trouble::Left(format!("it needs a WAL segment that is damaged: {why}")));
+            }
+            if !wal.there.contains(&file) {
+                let why = format!("the WAL segment {segment} that it needs is in neither repository");
+                return Err(Trouble::Left(why));
+            }
+        }
+        let (brought, folder) = self.backup(of, there, manifest)?;
+        self.commit(&of.keys, manifest, &folder, &leases.held).await?;
+        Ok(brought)
     }
 
     /// Tells which backups are to be copied.
@@ -271,7 +322,13 @@ impl Work<'_> {
     }
 
     /// Copies the WAL that the backups need which will be there: from the oldest one's beginning on, and every history.
-    fn wal(&self, of: &OfSystem, there: Option<&OfSystem>, wanted: &[Manifest]) -> Result<(u64, u64)> {
+    fn wal(
+        &self,
+        of: &OfSystem,
+        there: Option<&OfSystem>,
+        wanted: &[Manifest],
+        transferred: &mut Transferred,
+    ) -> Result<WalThere> {
         let there_wal: BTreeSet<WalFile> =
             there.iter().flat_map(|there| &there.system.wal).map(|wal| wal.file).collect();
         let present =
@@ -292,25 +349,50 @@ impl Work<'_> {
             .filter(|wal| is_needed(wal.file) && !there_wal.contains(&wal.file))
             .collect();
         self.total.fetch_add(missing.iter().map(|wal| wal.stored.0).sum(), Ordering::Relaxed);
-        let stored = AtomicU64::new(0);
-        self.side_by_side(&missing, |wal| {
-            let bytes = self.wal_file(of, wal.file)?;
-            stored.fetch_add(bytes, Ordering::Relaxed);
-            self.tell(bytes);
+        let ended = Mutex::new(BTreeMap::new());
+        let brought = self.side_by_side(&missing, |wal| {
+            let bytes = match self.wal_file(of, wal.file) {
+                Ok(bytes) => Ok(bytes),
+                Err(Trouble::Left(why)) => Err(why),
+                Err(ends @ Trouble::Ends(_)) => return Err(ends),
+            };
+            self.tell(wal.stored.0);
+            ended.lock().unwrap_or_else(PoisonError::into_inner).insert(wal.file, bytes);
             Ok(())
-        })?;
-        Ok((missing.len() as u64, stored.into_inner()))
+        });
+        match brought {
+            Ok(()) => {}
+            Err(Trouble::Ends(error)) => return Err(error),
+            Err(Trouble::Left(why)) => return Err(Error::failed(why)),
+        }
+        let mut wal = WalThere { there: there_wal, left: BTreeMap::new() };
+        for (file, ended) in ended.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            match ended {
+                // Expired meanwhile: nothing that is kept needs it.
+                Ok(None) => {}
+                Ok(Some(bytes)) => {
+                    transferred.wal += 1;
+                    transferred.stored.0 += bytes;
+                    wal.there.insert(file);
+                }
+                Err(why) => {
+                    transferred.left_objects.push(LeftObject { object: of.keys.wal(file), why: why.clone() });
+                    wal.left.insert(file, why);
+                }
+            }
+        }
+        Ok(wal)
     }
 
-    fn wal_file(&self, of: &OfSystem, file: WalFile) -> Result<u64> {
+    /// Copies a WAL file; returns its bytes, `None` if it is not there any more.
+    fn wal_file(&self, of: &OfSystem, file: WalFile) -> Result<Option<u64>, Trouble> {
         let (key, name) = (of.keys.wal(file), file.to_string());
-        // Expired meanwhile: nothing that is kept needs it.
-        let Some(object) = wait(self.from.read(&key))? else { return Ok(0) };
+        let Some(object) = wait(self.from.read(&key))? else { return Ok(None) };
         let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: of.keys.system() };
-        seal::open(identity, &object).map_err(|error| self.damaged(&key, error.to_string()))?;
+        seal::open(identity, &object).map_err(|error| self.damaged(&key, error))?;
         // Who pushes it there at the same moment stores the same, or would have been refused here.
         match wait(self.to.create(&key, &object))? {
-            Put::Stored | Put::Refused => Ok(object.len() as u64),
+            Put::Stored | Put::Refused => Ok(Some(object.len() as u64)),
         }
     }
 
@@ -320,13 +402,12 @@ impl Work<'_> {
         of: &OfSystem,
         there: Option<&OfSystem>,
         manifest: &Manifest,
-    ) -> Result<(TransferredBackup, commit::Folder)> {
+    ) -> Result<(TransferredBackup, commit::Folder), Trouble> {
         let (label, keys) = (&manifest.label, of.keys.backup(&manifest.label));
         let list = keys.files();
-        let bytes =
-            wait(self.from.read(&list))?.ok_or_else(|| self.damaged(&list, "it is not there".to_owned()))?;
+        let bytes = wait(self.from.read(&list))?.ok_or_else(|| self.damaged(&list, "it is not there"))?;
         if Blake3::of(&bytes) != manifest.files_blake3 {
-            return Err(self.damaged(&list, "it does not have the hash that the manifest says".to_owned()));
+            return Err(self.damaged(&list, "it does not have the hash that the manifest says"));
         }
         let identity =
             Identity { kind: Kind::Files, name: label.as_str(), system_identifier: of.keys.system() };
@@ -371,25 +452,46 @@ impl Work<'_> {
                 continue;
             }
             let keys = ExportKeys::at(folder.clone());
-            let key = keys.manifest();
-            let bytes = wait(self.from.read(&key))?
-                .ok_or_else(|| self.damaged(&key, "it is not there".to_owned()))?;
-            let manifest: ExportManifest =
-                seal::read_document(&bytes).map_err(|error| self.damaged(&key, error.to_string()))?;
-            let size = found.rows.unwrap_or(ByteCount(0));
-            self.total.fetch_add(size.0, Ordering::Relaxed);
-            self.bring(&Object {
-                key: keys.rows(),
-                size,
-                blake3: manifest.stored_blake3,
-                there: theirs.rows,
-            })?;
-            wait(self.to.create(&key, &bytes))?;
-            transferred.exports += 1;
-            transferred.stored.0 += size.0;
+            match self.export(&keys, found.rows, theirs.rows) {
+                Ok(bytes) => {
+                    transferred.exports += 1;
+                    transferred.stored.0 += bytes;
+                }
+                // Expired meanwhile.
+                Err(Trouble::Left(_))
+                    if wait(self.from.read_range(&keys.manifest(), 0, 1)).ok() == Some(None) => {}
+                Err(Trouble::Left(why)) => {
+                    transferred.left_objects.push(LeftObject { object: folder.clone(), why });
+                }
+                Err(Trouble::Ends(error)) => return Err(error),
+            }
         }
         Ok(())
     }
+
+    /// Copies an export; returns the bytes of its rows.
+    fn export(
+        &self,
+        keys: &ExportKeys,
+        rows: Option<ByteCount>,
+        there: Option<ByteCount>,
+    ) -> Result<u64, Trouble> {
+        let key = keys.manifest();
+        let bytes = wait(self.from.read(&key))?.ok_or_else(|| self.damaged(&key, "it is not there"))?;
+        let manifest: ExportManifest =
+            seal::read_document(&bytes).map_err(|error| self.damaged(&key, error))?;
+        let size = rows.unwrap_or(ByteCount(0));
+        self.total.fetch_add(size.0, Ordering::Relaxed);
+        self.bring(&Object { key: keys.rows(), size, blake3: manifest.stored_blake3, there })?;
+        wait(self.to.create(&key, &bytes))?;
+        Ok(size.0)
+    }
+}
+
+/// The WAL that is there in the end, and what could not be copied.
+struct WalThere {
+    there: BTreeSet<WalFile>,
+    left: BTreeMap<WalFile, String>,
 }
 
 /// What is to be copied of a system.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Work;
+use super::objects::Trouble;
 use crate::engine::lease::Held;
 use crate::error::{Error, Result};
 use crate::pg::wal_file::{SegmentName, WalFile};
@@ -28,7 +29,7 @@ impl Work<'_> {
         manifest: &Manifest,
         expected: &Folder,
         leases: &[Held],
-    ) -> Result<()> {
+    ) -> Result<(), Trouble> {
         for held in leases {
             held.confirm().await?;
         }
@@ -38,8 +39,8 @@ impl Work<'_> {
         match self.to.create(&keys.manifest(), &seal::write_document(manifest)).await? {
             Put::Stored => {}
             Put::Refused => {
-                return Err(Error::failed(format!("cannot copy the backup {}", manifest.label))
-                    .detail(format!("{} is there meanwhile, in {}.", keys.manifest(), self.to.url())));
+                let why = format!("{} is there meanwhile, in {}", keys.manifest(), self.to.url());
+                return Err(Trouble::Left(why));
             }
         }
         // Had this process been stopped for long in between, somebody could have removed the data of what had no manifest.
@@ -78,7 +79,7 @@ impl Work<'_> {
     }
 
     /// Makes sure that all WAL that the backup needs is there.
-    async fn has_wal(&self, system: &SystemKeys, manifest: &Manifest) -> Result<()> {
+    async fn has_wal(&self, system: &SystemKeys, manifest: &Manifest) -> Result<(), Trouble> {
         let needed = segments(manifest);
         let folders: BTreeSet<String> = needed.iter().map(|name| name.folder()).collect();
         let mut there = BTreeSet::new();
@@ -88,9 +89,10 @@ impl Work<'_> {
         }
         match needed.into_iter().find(|name| !there.contains(&system.wal(WalFile::Segment(*name)))) {
             None => Ok(()),
-            Some(segment) => Err(Error::failed(format!("cannot copy the backup {}", manifest.label))
-                .detail(format!("The WAL segment {segment} that it needs is not in {}.", self.to.url()))
-                .hint("See what is missing: pgherd wal list")),
+            Some(segment) => Err(Trouble::Left(format!(
+                "the WAL segment {segment} that it needs is not in {} any more",
+                self.to.url()
+            ))),
         }
     }
 }

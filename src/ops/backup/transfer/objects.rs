@@ -1,5 +1,6 @@
 //! Brings single objects from one repository into another, several at a time, each held against its hash before it appears there.
 
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -24,6 +25,35 @@ pub(super) struct Object {
     pub(super) there: Option<ByteCount>,
 }
 
+/// Why something was not brought.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// It is not what was stored, on one of the sides: it stays out, for this reason, and the others are copied.
+    Left(String),
+    /// The copy cannot go on.
+    Ends(Error),
+}
+
+impl From<RepoError> for Trouble {
+    fn from(error: RepoError) -> Self {
+        match error.kind {
+            RepoErrorKind::Damaged => Self::Left(error.to_string()),
+            RepoErrorKind::Passing
+            | RepoErrorKind::Missing
+            | RepoErrorKind::Denied
+            | RepoErrorKind::Full
+            | RepoErrorKind::WrongKey
+            | RepoErrorKind::Other => Self::Ends(error.into()),
+        }
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Ends(error)
+    }
+}
+
 /// What came of an object.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Brought {
@@ -33,10 +63,8 @@ pub(super) enum Brought {
 
 impl Work<'_> {
     /// Brings an object, unless the very same is there.
-    pub(super) fn bring(&self, object: &Object) -> Result<Brought> {
-        if object.there == Some(object.size)
-            && self.hash(self.to, &object.key, |_| Ok(()))? == Some((object.blake3, object.size.0))
-        {
+    pub(super) fn bring(&self, object: &Object) -> Result<Brought, Trouble> {
+        if self.is_the_same(object)? {
             self.tell(object.size.0);
             return Ok(Brought::TakenOver);
         }
@@ -47,14 +75,13 @@ impl Work<'_> {
             Ok(())
         })?;
         match read {
-            None => return Err(self.damaged(&object.key, "it is not there".to_owned())),
+            None => return Err(self.damaged(&object.key, "it is not there")),
             Some((_, size)) if size != object.size.0 => {
                 let why = format!("it has {size} bytes, expected {}", object.size.0);
                 return Err(self.damaged(&object.key, why));
             }
             Some((hash, _)) if hash != object.blake3 => {
-                let why = "it does not have the hash that is listed".to_owned();
-                return Err(self.damaged(&object.key, why));
+                return Err(self.damaged(&object.key, "it does not have the hash that is listed"));
             }
             Some(_) => {}
         }
@@ -63,13 +90,25 @@ impl Work<'_> {
         Ok(Brought::Stored)
     }
 
+    /// Tells whether the very same object is there. One that is damaged there is another one.
+    fn is_the_same(&self, object: &Object) -> Result<bool, Trouble> {
+        if object.there != Some(object.size) {
+            return Ok(false);
+        }
+        match self.hash(self.to, &object.key, |_| Ok(())) {
+            Ok(found) => Ok(found == Some((object.blake3, object.size.0))),
+            Err(Trouble::Left(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads an object piece by piece; returns its hash and its size, `None` if it is not there.
     fn hash(
         &self,
         repo: &SharedRepo,
         key: &Key,
-        mut each: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Option<(Blake3, u64)>> {
+        mut each: impl FnMut(&[u8]) -> Result<(), Trouble>,
+    ) -> Result<Option<(Blake3, u64)>, Trouble> {
         let (mut hasher, mut offset) = (blake3::Hasher::new(), 0);
         loop {
             self.go_on()?;
@@ -89,14 +128,14 @@ impl Work<'_> {
     pub(super) fn side_by_side<T: Sync>(
         &self,
         each: &[T],
-        work: impl Fn(&T) -> Result<()> + Sync,
-    ) -> Result<()> {
+        work: impl Fn(&T) -> Result<(), Trouble> + Sync,
+    ) -> Result<(), Trouble> {
         let (next, first) = (AtomicUsize::new(0), Mutex::new(None));
         thread::scope(|scope| {
             for _ in 0..self.workers.min(each.len()) {
                 scope.spawn(|| {
                     while let Some(one) = each.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(error) = self.go_on().and_then(|()| work(one)) {
+                        if let Err(error) = self.go_on().map_err(Trouble::from).and_then(|()| work(one)) {
                             next.store(each.len(), Ordering::Relaxed);
                             first
                                 .lock()
@@ -124,12 +163,8 @@ impl Work<'_> {
         self.reporter.progress(Progress { done: ByteCount(done), total, stored: ByteCount(0) });
     }
 
-    pub(super) fn damaged(&self, key: &Key, why: String) -> Error {
-        Error::from(RepoError {
-            kind: RepoErrorKind::Damaged,
-            url: self.from.url().to_owned(),
-            doing: format!("copy {key}"),
-            why: format!("The stored object is damaged: {why}. It was not copied"),
-        })
+    /// Says that what lies where it is copied from is not what was stored.
+    pub(super) fn damaged(&self, key: &Key, why: impl fmt::Display) -> Trouble {
+        Trouble::Left(format!("could not copy {key} from {}: {why}", self.from.url()))
     }
 }

@@ -141,12 +141,20 @@ async fn what_an_interrupted_copy_brought_is_taken_over_only_if_it_is_the_same()
     let second = std::fs::metadata(to.path(&keys.data(2))).unwrap().len();
     assert_eq!(some.backups[0].taken_over, ByteCount(second));
     assert_eq!(verified(&to).await.verdict, Verdict::Sound);
+
+    // Encrypted, the repository itself says that it is damaged.
+    let to = Trial::encrypted();
+    copied(&from, &to, &labels[..1]).await.unwrap();
+    to.repo.remove(&keys.manifest()).await.unwrap();
+    to.flip(&keys.data(1), 777);
+    assert!(copied(&from, &to, &labels[..1]).await.unwrap().backups[0].taken_over < all.backups[0].stored);
+    assert_eq!(verified(&to).await.verdict, Verdict::Sound);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_damaged_becomes_a_backup_elsewhere() {
     let pristine = Trial::new();
-    whole(&pristine);
+    let labels = whole(&pristine);
     for key in pristine.objects() {
         let is_ours = key.as_str().contains("/backup/")
             || key.as_str().contains("/wal/")
@@ -157,12 +165,18 @@ async fn nothing_damaged_becomes_a_backup_elsewhere() {
             let (from, to) = (Trial::new(), Trial::new());
             whole(&from);
             from.flip(&key, usize::try_from(bit).unwrap());
-            let ended = copied(&from, &to, &[]).await;
-            let noticed = match &ended {
-                Ok(transferred) => !transferred.left.is_empty(),
-                Err(_) => true,
-            };
-            assert_eq!(noticed, used, "{key} {bit}: {ended:?}");
+            let transferred = copied(&from, &to, &[]).await.unwrap();
+            assert_eq!(!transferred.is_whole(), used, "{key} {bit}: {transferred:?}");
+            // What is damaged stays out, and what needs it.
+            let needed = [2, 4].map(|number| Trial::segment(number).to_string());
+            let concerned = labels.iter().zip(needed).map(|(label, segment)| {
+                key.as_str().contains(label.as_str()) || key.as_str().contains(&segment)
+            });
+            let stay: Vec<&Label> =
+                labels.iter().zip(concerned).filter(|(_, of_it)| !of_it).map(|(label, _)| label).collect();
+            let brought: Vec<&Label> = transferred.backups.iter().map(|backup| &backup.label).collect();
+            assert_eq!(brought, stay, "{key} {bit}");
+            assert_eq!(transferred.left.len() + stay.len(), 2, "{key} {bit}");
             forget_leases(&to);
             if !names(&to).is_empty() && names(&to).iter().any(|key| key.ends_with("full/manifest.json")) {
                 let seen = verified(&to).await;
@@ -195,8 +209,9 @@ async fn one_process_copies_into_a_repository_and_none_into_itself() {
     assert_eq!(copied(&from, &from, &[]).await.unwrap_err().kind(), ErrorKind::Refused);
     // Without a segment that it needs it is no backup.
     from.repo.remove(&Trial::system().wal(WalFile::Segment(Trial::segment(4)))).await.unwrap();
-    let error = copied(&from, &to, &labels[1..]).await.unwrap_err();
-    assert!(error.detail_text().unwrap().contains(&Trial::segment(4).to_string()), "{error:?}");
+    let transferred = copied(&from, &to, &[]).await.unwrap();
+    assert_eq!((transferred.backups.len(), &transferred.left[0].label), (1, &labels[1]));
+    assert!(transferred.left[0].why.contains(&Trial::segment(4).to_string()), "{transferred:?}");
     let unknown: Label = "20200101T000000Z-full".parse().unwrap();
     assert_eq!(copied(&from, &to, &[unknown]).await.unwrap_err().kind(), ErrorKind::NotFound);
 }
