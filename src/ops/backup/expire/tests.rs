@@ -311,6 +311,32 @@ async fn what_cannot_be_told_removes_nothing() {
     assert_eq!(trial.objects(), before);
 }
 
+/// Encrypted, the repository itself finds the damage: that is no reason to stop either.
+#[tokio::test]
+async fn a_damaged_document_keeps_what_it_might_be_about_and_the_rest_goes() {
+    for encrypted in [false, true] {
+        for object in ["manifest.json", "pin.json", "00000002.history.zst"] {
+            let (trial, labels) = four_days_in(if encrypted { Trial::encrypted() } else { Trial::new() });
+            pin::pin(&trial.repo, CLUSTER, &labels[1], None, "audit").await.unwrap();
+            let history = b"1\t0/600000\tno recovery target specified\n";
+            trial.store_wal("00000002.history".parse().unwrap(), history);
+            let mut found = trial.objects();
+            found.retain(|key| key.name() == object);
+            let damaged = if object == "manifest.json" { found[1].clone() } else { found[0].clone() };
+            trial.flip(&damaged, 300);
+            let agreed = Some(labels[..3].to_vec());
+            let expired = run_in(trial.repo.clone(), &request(&trial, agreed), &listening()).await.unwrap();
+            assert_eq!(expired.unusable.len(), 1, "{encrypted} {object}");
+            assert_eq!(expired.unusable[0].object, damaged, "{encrypted} {object}");
+            assert_eq!(expired.spared, labels[1..2], "{encrypted} {object}");
+            let removed = expired.removed.unwrap();
+            assert_eq!(removed.backups.len(), 2, "{encrypted} {object}");
+            // Of what WAL a backup needs only its manifest tells.
+            assert_eq!(removed.wal_files == 0, object == "manifest.json", "{encrypted} {object}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_newer_backup_that_lost_data_does_not_push_out_an_older_one() {
     let (trial, labels) = four_days();
