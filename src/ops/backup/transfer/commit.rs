@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::repo::layout::{Label, SystemKeys};
 use crate::repo::manifest::Manifest;
-use crate::repo::{Put, SharedRepo, seal};
+use crate::repo::{Key, Put, SharedRepo, document, seal};
 use crate::units::ByteCount;
 
 /// What the folder of a backup must have before its manifest comes.
@@ -36,13 +36,7 @@ impl Work<'_> {
         let keys = system.backup(&manifest.label);
         self.is_there(system, &manifest.label, expected).await?;
         self.has_wal(system, manifest).await?;
-        match self.to.create(&keys.manifest(), &seal::write_document(manifest)).await? {
-            Put::Stored => {}
-            Put::Refused => {
-                let why = format!("{} is there meanwhile, in {}", keys.manifest(), self.to.url());
-                return Err(Trouble::Left(why));
-            }
-        }
+        self.store_manifest(&keys.manifest(), manifest).await?;
         // Had this process been stopped for long in between, somebody could have removed the data of what had no manifest.
         for held in leases {
             if held.confirm().await.is_err() {
@@ -50,6 +44,22 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Stores the manifest. Where one is already the backup had lost something else: the same one counts, and one that cannot be used is replaced.
+    async fn store_manifest(&self, key: &Key, manifest: &Manifest) -> Result<(), Trouble> {
+        let bytes = seal::write_document(manifest);
+        if self.to.create(key, &bytes).await? == Put::Stored {
+            return Ok(());
+        }
+        match document::read::<Manifest>(&**self.to, key).await? {
+            Some(Ok(found)) if found == *manifest => Ok(()),
+            Some(Err(_)) => Ok(self.to.store(key, &bytes).await?),
+            Some(Ok(_)) => {
+                Err(Trouble::Left(format!("{key} in {} is that of another backup", self.to.url())))
+            }
+            None => Err(Trouble::Left(format!("{key} comes and goes in {}", self.to.url()))),
+        }
     }
 
     /// Makes sure that every object of the backup is there in its size.

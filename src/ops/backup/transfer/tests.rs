@@ -318,3 +318,31 @@ async fn what_was_removed_before_the_manifest_comes_is_no_backup() {
         assert_eq!(verified(&to).await.verdict, Verdict::Sound, "{object}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_has_lost_something_in_the_other_repository_is_made_whole_there() {
+    for to in [Trial::new(), Trial::encrypted()] {
+        let from = Trial::new();
+        let labels = whole(&from);
+        copied(&from, &to, &[]).await.unwrap();
+        let keys = Trial::system().backup(&labels[0]);
+        for lost in [keys.data(2), keys.files()] {
+            to.repo.remove(&lost).await.unwrap();
+            let again = copied(&from, &to, &[]).await.unwrap();
+            assert!(again.is_whole() && again.backups.len() == 1, "{lost}: {again:?}");
+            assert_eq!(verified(&to).await.verdict, Verdict::Sound, "{lost}");
+        }
+        to.flip(&keys.manifest(), 900);
+        let again = copied(&from, &to, &[]).await.unwrap();
+        assert_eq!((again.backups.len(), again.backups[0].taken_over), (1, again.backups[0].stored));
+        assert_eq!(verified(&to).await.verdict, Verdict::Sound);
+        // What is another backup is not replaced.
+        let path = keys.manifest();
+        let bytes = to.repo.read(&path).await.unwrap().unwrap();
+        let other = Manifest { node: "b".to_owned(), ..seal::read_document(&bytes).unwrap() };
+        to.repo.store(&path, &seal::write_document(&other)).await.unwrap();
+        to.repo.remove(&keys.data(2)).await.unwrap();
+        let refused = copied(&from, &to, &[]).await.unwrap();
+        assert!(refused.left[0].why.contains("another backup"), "{refused:?}");
+    }
+}
