@@ -140,8 +140,8 @@ pub struct UnpinArgs {
 /// told. A backup is there when everything of it is, and all WAL that it needs. An interrupted copy goes on where it was: what it
 /// had brought is read, and taken over if it is the same. No server is asked, and the database is not read.
 ///
-/// What is encrypted is decrypted with the one repository's key and encrypted with the other's, on the host that copies. Pins and dumps are
-/// not copied. `copies` in the topology says when this is done by itself.
+/// What is encrypted is decrypted with the one repository's key and encrypted with the other's, on the host that copies. A backup that is
+/// pinned is pinned there as well. Dumps are not copied. `copies` in the topology says when this is done by itself.
 ///
 /// Exit codes: 0 everything is there, 1 failed, 3 done, but what is damaged where it is was left out, 5 another copy into that
 /// repository runs, 10 no such backup, or no repository, 130 interrupted.

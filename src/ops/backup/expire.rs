@@ -280,9 +280,10 @@ impl Run<'_> {
         }
         let backup = keys.backup(&verdict.label);
         let pin = document::read::<Pin>(&*self.repo, &backup.pin()).await?;
-        let ended = |pin: &Pin| pin.until.is_some_and(|until| until <= Timestamp::now());
         // Of what has no manifest a pin keeps nothing.
-        if verdict.state != State::Unfinished && pin.is_some_and(|pin| !pin.is_ok_and(|pin| ended(&pin))) {
+        if verdict.state != State::Unfinished
+            && pin.is_some_and(|pin| !pin.is_ok_and(|pin| pin.is_over(Timestamp::now())))
+        {
             return Ok(());
         }
         let mut listed = self.repo.list_all(backup.folder()).await?;

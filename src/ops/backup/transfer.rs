@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 mod commit;
 mod objects;
+mod pins;
 
 use self::objects::{Brought, Object, Trouble};
 use super::holdings::{Holdings, OfSystem};
@@ -52,6 +53,7 @@ pub struct Transferred {
     /// WAL files that were copied.
     pub wal: u64,
     pub exports: u64,
+    pub pins: u64,
     /// Bytes stored.
     pub stored: ByteCount,
     pub seconds: f64,
@@ -124,6 +126,7 @@ async fn run_in(
         left_objects: Vec::new(),
         wal: 0,
         exports: 0,
+        pins: 0,
         stored: ByteCount(0),
         seconds: 0.0,
     };
@@ -216,8 +219,11 @@ impl Work<'_> {
         transferred: &mut Transferred,
     ) -> Result<()> {
         for (of, there) in first.systems() {
-            let labels: BTreeSet<Label> =
-                self.wanted(of, &whole(there)).manifests.into_iter().map(|manifest| manifest.label).collect();
+            let wanted = self.wanted(of, &whole(there)).manifests;
+            let labels: BTreeSet<Label> = wanted.into_iter().map(|manifest| manifest.label).collect();
+            // Also those that are there and are to be pinned, so that nobody removes one before.
+            let unpinned = self.unpinned(of, there).filter(|label| whole(there).contains(label));
+            let labels: BTreeSet<Label> = labels.into_iter().chain(unpinned.cloned()).collect();
             let of_system =
                 leases.entry(of.keys.system()).or_insert(Leases { labels: labels.clone(), held: Vec::new() });
             let named: Vec<Label> = labels.into_iter().collect();
@@ -266,7 +272,14 @@ impl Work<'_> {
                 Err(Trouble::Ends(error)) => return Err(error),
             }
         }
+        // Their leases keep them until then.
+        let named = usable.iter().filter(|label| leases.labels.contains(label)).collect();
+        self.pins(of, there, &named, transferred).await?;
         self.exports(of, there, transferred)
+    }
+
+    fn is_asked(&self, label: &Label) -> bool {
+        self.request.labels.is_empty() || self.request.labels.contains(label)
     }
 
     /// Copies one backup, if what it needs is there.
@@ -298,20 +311,20 @@ impl Work<'_> {
 
     /// Tells which backups are to be copied.
     fn wanted(&self, of: &OfSystem, present: &BTreeSet<Label>) -> Wanted {
-        let asked = |label: &Label| self.request.labels.is_empty() || self.request.labels.contains(label);
         let mut manifests: BTreeMap<Label, Manifest> = BTreeMap::new();
         let mut left = Vec::new();
         for backup in of.system.backups.iter().filter(|backup| !present.contains(&backup.label)) {
             match (&backup.manifest, &backup.broken) {
                 (Some(manifest), None) => drop(manifests.insert(backup.label.clone(), manifest.clone())),
-                (_, why) if asked(&backup.label) => left.push(LeftBackup {
+                (_, why) if self.is_asked(&backup.label) => left.push(LeftBackup {
                     label: backup.label.clone(),
                     why: why.clone().unwrap_or_else(|| "its manifest cannot be read".to_owned()),
                 }),
                 (_, _) => {}
             }
         }
-        let mut wanted: BTreeSet<Label> = manifests.keys().filter(|label| asked(label)).cloned().collect();
+        let mut wanted: BTreeSet<Label> =
+            manifests.keys().filter(|label| self.is_asked(label)).cloned().collect();
         for label in manifests.keys().rev() {
             if wanted.contains(label) {
                 wanted.extend(manifests[label].needs.iter().cloned());

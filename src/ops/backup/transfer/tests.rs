@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::ops::backup::pin::{self, Pin};
 use crate::ops::backup::trial::{CLUSTER, Trial};
 use crate::ops::backup::verify::{self, Verdict, Verified};
 use crate::ops::node::{VerifyBackups, VerifyDepth};
@@ -344,5 +345,45 @@ async fn a_backup_that_has_lost_something_in_the_other_repository_is_made_whole_
         to.repo.remove(&keys.data(2)).await.unwrap();
         let refused = copied(&from, &to, &[]).await.unwrap();
         assert!(refused.left[0].why.contains("another backup"), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pinned_backup_is_pinned_in_the_other_repository_unless_it_is_pinned_there_already() {
+    for to in [Trial::new(), Trial::encrypted()] {
+        let from = Trial::new();
+        let labels = whole(&from);
+        let key = Trial::system().backup(&labels[0]).pin();
+        let read = async |trial: &Trial| {
+            let bytes = trial.repo.read(&key).await.unwrap();
+            bytes.map(|bytes| seal::read_document::<Pin>(&bytes).unwrap().reason)
+        };
+        pin::pin(&from.repo, CLUSTER, &labels[0], None, "audit").await.unwrap();
+        assert_eq!(copied(&from, &to, &[]).await.unwrap().pins, 1);
+        assert_eq!(read(&to).await.unwrap(), "audit");
+        assert_eq!(copied(&from, &to, &[]).await.unwrap().pins, 0);
+
+        // One that was copied before comes to its pin as well, and keeps the one that it has.
+        pin::unpin(&*to.repo, CLUSTER, &labels[0]).await.unwrap();
+        assert_eq!(copied(&from, &to, &labels[1..]).await.unwrap().pins, 0);
+        assert_eq!(copied(&from, &to, &[]).await.unwrap().pins, 1);
+        pin::pin(&to.repo, CLUSTER, &labels[0], None, "here").await.unwrap();
+        assert_eq!(copied(&from, &to, &[]).await.unwrap().pins, 0);
+        assert_eq!(read(&to).await.unwrap(), "here");
+
+        // One that is over keeps nothing, wherever it is.
+        let bytes = to.repo.read(&key).await.unwrap().unwrap();
+        let over = Pin { until: Some(Timestamp::UNIX_EPOCH), ..seal::read_document(&bytes).unwrap() };
+        to.repo.store(&key, &seal::write_document(&over)).await.unwrap();
+        assert_eq!(copied(&from, &to, &[]).await.unwrap().pins, 1);
+        assert_eq!(read(&to).await.unwrap(), "audit");
+        from.repo.store(&key, &seal::write_document(&over)).await.unwrap();
+        to.repo.remove(&key).await.unwrap();
+        assert_eq!(copied(&from, &to, &[]).await.unwrap().pins, 0);
+        assert!(read(&to).await.is_none());
+
+        from.flip(&key, 300);
+        let told = copied(&from, &to, &[]).await.unwrap();
+        assert_eq!(told.left_objects[0].object, key);
     }
 }
