@@ -255,6 +255,9 @@ pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
             Ok(verified) => {
                 worst = worst.max(verified.verdict);
                 ui::trust::print_verified(&mut app.ui, &herd.name, &verified);
+                if verified.wal.iter().any(|wal| !wal.missing.is_empty()) {
+                    tell_where_it_may_be(cluster, app)?;
+                }
             }
             Err(error) => failed.push(error),
         }
@@ -272,6 +275,21 @@ pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
         (true, Verdict::CannotTell) => Ok(Exit::Partial),
         (true, Verdict::Sound) => Ok(Exit::Done),
     }
+}
+
+/// Says how WAL is brought that another one of the cluster's repositories may have: a node that died owed it to this one alone.
+fn tell_where_it_may_be(cluster: &Cluster, app: &App) -> Result<(), Failure> {
+    let Some(looked) = &cluster.backups else { return Ok(()) };
+    let to = &looked.repository.name;
+    let herd = app.herd()?;
+    let declared = super::find_cluster(&herd, &cluster.name)?;
+    let others = declared.backups.iter().flat_map(|backups| backups.repositories());
+    for from in others.map(|repository| &repository.name).filter(|name| *name != to) {
+        app.ui.note(format!(
+            "NOTE:   {from} may have the WAL that is missing in {to}: pgherd backup copy --from {from} --to {to}"
+        ));
+    }
+    Ok(())
 }
 
 /// Returns a seed that a person can type.

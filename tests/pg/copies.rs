@@ -169,7 +169,13 @@ fn a_cluster_whose_first_repository_is_lost_goes_on_with_the_other_one_as_its_fi
     let ran = herd.run(&["backup", "create", "--copy"]).ends_with(3);
     assert!(ran.stderr.contains("ERROR"), "the other repository does not have it: {}", ran.stderr);
     back(&far(&herd));
-    herd.run(&["backup", "create", "--copy"]).ends_with(0).says(&["2 backups, "]);
+    // What cannot be copied is told by whoever asked for a backup, too.
+    let damaged = herd.kept().only("files.zst");
+    herd.kept().damage(&damaged);
+    let ran = herd.run(&["backup", "create", "--copy"]).ends_with(3);
+    assert!(ran.stderr.contains("was left out: could not copy"), "{}", ran.stderr);
+    herd.kept().damage(&damaged);
+    herd.run(&["backup", "copy", "--to", "far"]).ends_with(0).says(&["1 backups, "]);
     away(&herd.repository());
     herd.edit("backups: {repository: main, copies: {far: {}}}", "backups: {repository: far}");
     herd.apply().ends_with(0);
