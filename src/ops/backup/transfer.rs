@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use jiff::Timestamp;
@@ -15,20 +14,23 @@ use serde::{Deserialize, Serialize};
 mod commit;
 mod objects;
 mod pins;
+mod wal;
+mod wanted;
 
 use self::objects::{Brought, Object, Trouble};
+use self::wal::WalThere;
+use self::wanted::whole;
 use super::holdings::{Holdings, OfSystem};
 use crate::engine::lease::{Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::{CopyBackups, Reporter};
-use crate::pg::lsn::Lsn;
 use crate::pg::system::SystemIdentifier;
-use crate::pg::wal_file::{SegmentName, WalFile};
+use crate::pg::wal_file::WalFile;
 use crate::repo::export::{ExportKeys, ExportManifest};
 use crate::repo::layout::Label;
 use crate::repo::manifest::{Contents, Manifest};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{self, Key, Put, SharedRepo, wait};
+use crate::repo::{self, Key, SharedRepo, wait};
 use crate::units::ByteCount;
 
 /// More workers wait for one another.
@@ -278,10 +280,6 @@ impl Work<'_> {
         self.exports(of, there, transferred)
     }
 
-    fn is_asked(&self, label: &Label) -> bool {
-        self.request.labels.is_empty() || self.request.labels.contains(label)
-    }
-
     /// Copies one backup, if what it needs is there.
     async fn one(
         &self,
@@ -307,106 +305,6 @@ impl Work<'_> {
         let (brought, folder) = self.backup(of, there, manifest)?;
         self.commit(&of.keys, manifest, &folder, &leases.held).await?;
         Ok(brought)
-    }
-
-    /// Tells which backups are to be copied.
-    fn wanted(&self, of: &OfSystem, present: &BTreeSet<Label>) -> Wanted {
-        let mut manifests: BTreeMap<Label, Manifest> = BTreeMap::new();
-        let mut left = Vec::new();
-        for backup in of.system.backups.iter().filter(|backup| !present.contains(&backup.label)) {
-            match (&backup.manifest, &backup.broken) {
-                (Some(manifest), None) => drop(manifests.insert(backup.label.clone(), manifest.clone())),
-                (_, why) if self.is_asked(&backup.label) => left.push(LeftBackup {
-                    label: backup.label.clone(),
-                    why: why.clone().unwrap_or_else(|| "its manifest cannot be read".to_owned()),
-                }),
-                (_, _) => {}
-            }
-        }
-        let mut wanted: BTreeSet<Label> =
-            manifests.keys().filter(|label| self.is_asked(label)).cloned().collect();
-        for label in manifests.keys().rev() {
-            if wanted.contains(label) {
-                wanted.extend(manifests[label].needs.iter().cloned());
-            }
-        }
-        manifests.retain(|label, _| wanted.contains(label));
-        Wanted { manifests: manifests.into_values().collect(), left }
-    }
-
-    /// Copies the WAL that the backups need which will be there: from the oldest one's beginning on, and every history.
-    fn wal(
-        &self,
-        of: &OfSystem,
-        there: Option<&OfSystem>,
-        wanted: &[Manifest],
-        transferred: &mut Transferred,
-    ) -> Result<WalThere> {
-        let there_wal: BTreeSet<WalFile> =
-            there.iter().flat_map(|there| &there.system.wal).map(|wal| wal.file).collect();
-        let present =
-            there.iter().flat_map(|there| &there.system.backups).filter_map(|b| b.manifest.as_ref());
-        let begins = present.chain(wanted).map(|manifest| (manifest.start_lsn, manifest.wal_segment_size));
-        let floor = begins.min_by_key(|(lsn, _)| *lsn);
-        let is_needed = |file: WalFile| match (file, floor) {
-            (WalFile::TimelineHistory(_), _) | (_, None) => true,
-            (
-                WalFile::Segment(name) | WalFile::Partial(name) | WalFile::BackupHistory(name, _),
-                Some((lsn, size)),
-            ) => holds_or_follows(name, lsn, size),
-        };
-        let missing: Vec<_> = of
-            .system
-            .wal
-            .iter()
-            .filter(|wal| is_needed(wal.file) && !there_wal.contains(&wal.file))
-            .collect();
-        self.total.fetch_add(missing.iter().map(|wal| wal.stored.0).sum(), Ordering::Relaxed);
-        let ended = Mutex::new(BTreeMap::new());
-        let brought = self.side_by_side(&missing, |wal| {
-            let bytes = match self.wal_file(of, wal.file) {
-                Ok(bytes) => Ok(bytes),
-                Err(Trouble::Left(why)) => Err(why),
-                Err(ends @ Trouble::Ends(_)) => return Err(ends),
-            };
-            self.tell(wal.stored.0);
-            ended.lock().unwrap_or_else(PoisonError::into_inner).insert(wal.file, bytes);
-            Ok(())
-        });
-        match brought {
-            Ok(()) => {}
-            Err(Trouble::Ends(error)) => return Err(error),
-            Err(Trouble::Left(why)) => return Err(Error::failed(why)),
-        }
-        let mut wal = WalThere { there: there_wal, left: BTreeMap::new() };
-        for (file, ended) in ended.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            match ended {
-                // Expired meanwhile: nothing that is kept needs it.
-                Ok(None) => {}
-                Ok(Some(bytes)) => {
-                    transferred.wal += 1;
-                    transferred.stored.0 += bytes;
-                    wal.there.insert(file);
-                }
-                Err(why) => {
-                    transferred.left_objects.push(LeftObject { object: of.keys.wal(file), why: why.clone() });
-                    wal.left.insert(file, why);
-                }
-            }
-        }
-        Ok(wal)
-    }
-
-    /// Copies a WAL file; returns its bytes, `None` if it is not there any more.
-    fn wal_file(&self, of: &OfSystem, file: WalFile) -> Result<Option<u64>, Trouble> {
-        let (key, name) = (of.keys.wal(file), file.to_string());
-        let Some(object) = wait(self.from.read(&key))? else { return Ok(None) };
-        let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: of.keys.system() };
-        seal::open(identity, &object).map_err(|error| self.damaged(&key, error))?;
-        // Who pushes it there at the same moment stores the same, or would have been refused here.
-        match wait(self.to.create(&key, &object))? {
-            Put::Stored | Put::Refused => Ok(Some(object.len() as u64)),
-        }
     }
 
     /// Brings the objects of a backup, all but the manifest.
@@ -499,30 +397,6 @@ impl Work<'_> {
         wait(self.to.create(&key, &bytes))?;
         Ok(size.0)
     }
-}
-
-/// The WAL that is there in the end, and what could not be copied.
-struct WalThere {
-    there: BTreeSet<WalFile>,
-    left: BTreeMap<WalFile, String>,
-}
-
-/// What is to be copied of a system.
-struct Wanted {
-    /// The oldest first: a later one may need chunks of an earlier one.
-    manifests: Vec<Manifest>,
-    left: Vec<LeftBackup>,
-}
-
-/// Returns the whole backups.
-fn whole(of: Option<&OfSystem>) -> BTreeSet<Label> {
-    let whole = of.into_iter().flat_map(|of| &of.system.backups).filter(|backup| backup.broken.is_none());
-    whole.map(|backup| backup.label.clone()).collect()
-}
-
-/// Tells whether a segment holds `lsn` or what follows it.
-fn holds_or_follows(name: SegmentName, lsn: Lsn, size: crate::pg::wal_file::WalSegmentSize) -> bool {
-    name.end(size) > lsn
 }
 
 #[cfg(test)]

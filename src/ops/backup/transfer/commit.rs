@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Work;
 use super::objects::Trouble;
 use crate::engine::lease::Held;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::repo::layout::{Label, SystemKeys};
 use crate::repo::manifest::Manifest;
@@ -63,7 +63,7 @@ impl Work<'_> {
     }
 
     /// Makes sure that every object of the backup is there in its size.
-    async fn is_there(&self, system: &SystemKeys, label: &Label, expected: &Folder) -> Result<()> {
+    async fn is_there(&self, system: &SystemKeys, label: &Label, expected: &Folder) -> Result<(), Trouble> {
         let keys = system.backup(label);
         let mut found = Folder { files: None, data: BTreeMap::new(), key: false };
         for listed in self.to.list_all(keys.folder()).await? {
@@ -78,14 +78,13 @@ impl Work<'_> {
         if found == *expected {
             return Ok(());
         }
-        Err(Error::failed(format!("what was copied of the backup {label} is not there any more"))
-            .detail(format!(
-                "In {} are {} of its {} data objects.",
-                self.to.url(),
-                expected.data.iter().filter(|(number, size)| found.data.get(*number) == Some(*size)).count(),
-                expected.data.len()
-            ))
-            .hint("Run it again: it goes on where it was."))
+        let same = |(number, size): &(&u32, &ByteCount)| found.data.get(*number) == Some(*size);
+        let whole = expected.data.iter().filter(same).count();
+        Err(Trouble::Left(format!(
+            "what was copied of it is not there any more: in {} are {whole} of its {} data objects",
+            self.to.url(),
+            expected.data.len()
+        )))
     }
 
     /// Makes sure that all WAL that the backup needs is there.
