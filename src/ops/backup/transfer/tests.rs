@@ -387,3 +387,24 @@ async fn a_pinned_backup_is_pinned_in_the_other_repository_unless_it_is_pinned_t
         assert_eq!(told.left_objects[0].object, key);
     }
 }
+
+/// Its lease comes too late for what was removed before; that is no damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expires_where_it_is_copied_from_while_a_copy_begins_is_no_failure() {
+    let (from, to) = (Trial::new(), Trial::new());
+    let labels = whole(&from);
+    let (inner, old) = (from.repo.clone(), Trial::system().backup(&labels[0]).folder().clone());
+    let expiry = move |_: u64, call: &str| {
+        if call.starts_with("store") && call.contains("/lease/") {
+            for listed in wait(inner.list_all(&old)).unwrap() {
+                wait(inner.remove(&listed.key)).unwrap();
+            }
+        }
+        None
+    };
+    let repos: (SharedRepo, SharedRepo) = (Arc::new(Faulty::new(from.repo.clone(), expiry)), to.repo.clone());
+    let transferred = run_in(repos, &request(&from, &to, &[]), &Reporter::new(|_| Ok(()))).await.unwrap();
+    assert!(transferred.is_whole(), "{transferred:?}");
+    assert_eq!(transferred.backups.iter().map(|backup| &backup.label).collect::<Vec<_>>(), [&labels[1]]);
+    assert_eq!(verified(&to).await.verdict, Verdict::Sound);
+}
