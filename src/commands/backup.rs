@@ -172,7 +172,12 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
             Ok(created) => {
                 partial |= created.damaged_pages > 0;
                 ui::backup::print_created(&mut app.ui, &herd.name, &created);
-                partial |= args.copy && !copied(app, &herd, cluster, wish.priority, &interrupt).await;
+                if args.copy {
+                    match copied(app, &herd, cluster, wish.priority, &interrupt).await {
+                        Ok(whole) => partial |= !whole,
+                        Err(error) => failed.push(error),
+                    }
+                }
             }
             Err(error) => failed.push(error),
         }
@@ -187,26 +192,28 @@ async fn create(args: &CreateArgs, app: &mut App) -> Outcome {
     }
 }
 
-/// Brings the other repositories of a cluster what they lack; tells whether each of them has it. There is a backup whether they have or not.
+/// Brings the other repositories of a cluster what they lack; tells whether each of them has all of it. There is a backup whether they have or
+/// not, so a repository that fails is told at once, and only an interrupt is an error.
 async fn copied(
     app: &mut App,
     herd: &Herd,
     cluster: &Cluster,
     priority: Priority,
     interrupt: &Interrupt,
-) -> bool {
-    let mut failed = Vec::new();
+) -> Result<bool> {
+    let mut whole = true;
     for to in cluster.backups.iter().flat_map(|backups| &backups.copies) {
         let wish = CopyWish { to, labels: &[], workers: 0, priority };
-        if let Err(error) = backup_care::bring(app, herd, cluster, &wish, interrupt).await {
-            failed.push(error);
+        match backup_care::bring(app, herd, cluster, &wish, interrupt).await {
+            Ok(transferred) => whole &= transferred.is_whole(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                whole = false;
+                Failure::Errors(vec![error]).print(&app.ui);
+            }
         }
     }
-    if failed.is_empty() {
-        return true;
-    }
-    Failure::Errors(failed).print(&app.ui);
-    false
+    Ok(whole)
 }
 
 async fn list(args: &ListArgs, app: &mut App) -> Outcome {

@@ -140,10 +140,10 @@ pub struct UnpinArgs {
 /// told. A backup is there when everything of it is, and all WAL that it needs. An interrupted copy goes on where it was: what it
 /// had brought is read, and taken over if it is the same. No server is asked, and the database is not read.
 ///
-/// What is encrypted is decrypted with the one repository's key and encrypted with the other's, on the host that copies. Pins and dumps are
-/// not copied. `copies` in the topology says when this is done by itself.
+/// What is encrypted is decrypted with the one repository's key and encrypted with the other's, on the host that copies. A backup that is
+/// pinned is pinned there as well. Dumps are not copied. `copies` in the topology says when this is done by itself.
 ///
-/// Exit codes: 0 everything is there, 1 failed, 3 done, but backups that are damaged where they are were left out, 5 another copy into that
+/// Exit codes: 0 everything is there, 1 failed, 3 done, but what is damaged where it is was left out, 5 another copy into that
 /// repository runs, 10 no such backup, or no repository, 130 interrupted.
 ///
 /// Example: pgherd backup copy --to far
@@ -255,6 +255,9 @@ pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
             Ok(verified) => {
                 worst = worst.max(verified.verdict);
                 ui::trust::print_verified(&mut app.ui, &herd.name, &verified);
+                if verified.wal.iter().any(|wal| !wal.missing.is_empty()) {
+                    tell_where_it_may_be(cluster, app)?;
+                }
             }
             Err(error) => failed.push(error),
         }
@@ -272,6 +275,21 @@ pub(super) async fn verify(args: &VerifyArgs, app: &mut App) -> Outcome {
         (true, Verdict::CannotTell) => Ok(Exit::Partial),
         (true, Verdict::Sound) => Ok(Exit::Done),
     }
+}
+
+/// Says how WAL is brought that another one of the cluster's repositories may have: a node that died owed it to this one alone.
+fn tell_where_it_may_be(cluster: &Cluster, app: &App) -> Result<(), Failure> {
+    let Some(looked) = &cluster.backups else { return Ok(()) };
+    let to = &looked.repository.name;
+    let herd = app.herd()?;
+    let declared = super::find_cluster(&herd, &cluster.name)?;
+    let others = declared.backups.iter().flat_map(|backups| backups.repositories());
+    for from in others.map(|repository| &repository.name).filter(|name| *name != to) {
+        app.ui.note(format!(
+            "NOTE:   {from} may have the WAL that is missing in {to}: pgherd backup copy --from {from} --to {to}"
+        ));
+    }
+    Ok(())
 }
 
 /// Returns a seed that a person can type.
@@ -321,7 +339,7 @@ pub(super) async fn copy(args: &CopyArgs, app: &mut App) -> Outcome {
         let priority = if args.low_priority { Priority::Low } else { Priority::Normal };
         let wish = CopyWish { to: &to.repository, labels: &args.labels, workers: args.workers, priority };
         match bring(app, &herd, &source, &wish, &interrupt).await {
-            Ok(transferred) => left |= !transferred.left.is_empty(),
+            Ok(transferred) => left |= !transferred.is_whole(),
             Err(error) => failed.push(error),
         }
         if interrupt.is_asked() {

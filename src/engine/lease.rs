@@ -29,6 +29,9 @@ const RENEW: Duration = Duration::from_secs(10);
 const SKEW: Duration = Duration::from_secs(30);
 /// So long before its end a lease that could not be renewed counts as lost.
 const MARGIN: Duration = Duration::from_secs(30);
+/// So long a copy waits for whoever removes something in this moment.
+const PATIENCE: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(250);
 /// What cannot be read may be a lease that lives.
 const UNREADABLE: Duration = Duration::from_secs(24 * 3600);
 /// A cluster with one system identifier makes one backup at a time.
@@ -148,6 +151,23 @@ pub async fn read_all(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Found>
     Ok(found)
 }
 
+/// Returns the living leases of those who remove something, and clears away what killed processes of this machine have left.
+async fn removers(repo: &SharedRepo, keys: &SystemKeys) -> Result<Vec<Lease>> {
+    let now = Timestamp::now();
+    let mut removers = Vec::new();
+    for found in read_all(repo, keys).await? {
+        let lives = found.lives(now);
+        let Ok(lease) = found.lease else { continue };
+        // The lease of a backup or a copy is taken over by the next one.
+        if lease.is_of_the_dead() && ![BACKUP, COPY].map(|name| keys.lease(name)).contains(&found.key) {
+            repo.remove(&found.key).await?;
+        } else if lives && lease.kind == Purpose::Expire {
+            removers.push(lease);
+        }
+    }
+    Ok(removers)
+}
+
 /// A lease that this process holds and renews until it is released or dropped.
 #[derive(Debug)]
 pub struct Held {
@@ -201,24 +221,9 @@ impl Held {
         labels: Vec<Label>,
     ) -> Result<Self> {
         let held = Self::take(repo, keys, kind, labels.clone()).await?;
-        let now = Timestamp::now();
-        let mut living = Vec::new();
-        for found in read_all(repo, keys).await? {
-            let of_the_dead = found.lease.as_ref().is_ok_and(Lease::is_of_the_dead);
-            // What a killed process of this machine has left; the lease of a backup is taken over by the next backup.
-            if of_the_dead && ![BACKUP, COPY].map(|name| keys.lease(name)).contains(&found.key) {
-                repo.remove(&found.key).await?;
-            } else if found.lives(now) {
-                living.push(found);
-            }
-        }
-        let remover = living
-            .into_iter()
-            .filter_map(|found| found.lease.ok())
-            .filter(|lease| lease.kind == Purpose::Expire)
-            .find_map(|lease| {
-                Some((lease.labels.iter().find(|label| labels.contains(label))?.clone(), lease.by))
-            });
+        let remover = removers(repo, keys).await?.into_iter().find_map(|lease| {
+            Some((lease.labels.iter().find(|label| labels.contains(label))?.clone(), lease.by))
+        });
         let Some((label, by)) = remover else { return Ok(held) };
         held.release().await?;
         Err(Error::new(ErrorKind::Locked, format!("backup {label} is being removed"))
@@ -234,12 +239,24 @@ impl Held {
         Self::take_alone(repo, keys, BACKUP, Lease::new(Purpose::Backup, vec![label])?).await
     }
 
-    /// Takes the one lease under which backups are copied into this repository.
+    /// Takes the one lease under which backups are copied into this repository, and waits until nobody removes anything there: whoever begins
+    /// to remove later sees the lease. See what is there only afterwards.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] while another process copies, otherwise as the repository fails.
+    /// [`ErrorKind::Locked`] while another process copies, or removes for longer than is waited; otherwise as the repository fails.
     pub async fn take_for_copy(repo: &SharedRepo, keys: &SystemKeys, labels: Vec<Label>) -> Result<Self> {
-        Self::take_alone(repo, keys, COPY, Lease::new(Purpose::Copy, labels)?).await
+        let held = Self::take_alone(repo, keys, COPY, Lease::new(Purpose::Copy, labels)?).await?;
+        let since = Instant::now();
+        let ended = loop {
+            match removers(repo, keys).await.map(|mut found| found.pop()) {
+                Ok(None) => return Ok(held),
+                Ok(Some(_)) if since.elapsed() < PATIENCE => tokio::time::sleep(POLL).await,
+                Ok(Some(lease)) => break removing(keys, &lease),
+                Err(error) => break error,
+            }
+        };
+        held.release().await?;
+        Err(ended)
     }
 
     async fn take_alone(repo: &SharedRepo, keys: &SystemKeys, name: &str, lease: Lease) -> Result<Self> {
@@ -390,6 +407,13 @@ fn busy(keys: &SystemKeys, name: &str, lease: &Lease) -> Error {
     Error::new(ErrorKind::Locked, what)
         .detail(format!("Begun by {} at {since}.", lease.by))
         .hint("Wait until it has ended; \"pgherd status\" shows how far it is.")
+}
+
+fn removing(keys: &SystemKeys, lease: &Lease) -> Error {
+    let since = lease.since.strftime("%Y-%m-%d %H:%M:%S UTC");
+    Error::new(ErrorKind::Locked, format!("backups of cluster {} are being removed here", keys.cluster()))
+        .detail(format!("By {}, since {since}. Nothing was copied.", lease.by))
+        .hint("Copy when that has ended.")
 }
 
 fn gone(key: &Key) -> Error {
@@ -548,6 +572,25 @@ mod tests {
         assert!(names.contains(&"elsewhere.json") && names.contains(&"backup.json"), "{names:?}");
         assert_eq!(names.len(), 3, "{names:?}");
         held.release().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_waits_until_nobody_removes_anything_but_not_for_ever() {
+        let place = place();
+        let expiry = Held::take(&place.repo, &place.keys, Purpose::Expire, Vec::new()).await.unwrap();
+        let copy = || Held::take_for_copy(&place.repo, &place.keys, vec![label()]);
+        let begun = Instant::now();
+        let refused = copy().await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Locked);
+        assert_eq!(refused.what(), "backups of cluster inventory are being removed here");
+        assert!(begun.elapsed() >= PATIENCE);
+        let (held, ()) = tokio::join!(copy(), async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            expiry.release().await.unwrap();
+        });
+        held.unwrap();
+        let left = read_all(&place.repo, &place.keys).await.unwrap();
+        assert_eq!(left.len(), 1, "{left:?}");
     }
 
     #[tokio::test]

@@ -384,9 +384,15 @@ pub fn print_transferred(ui: &mut Ui, herd: &str, transferred: &Transferred) {
         transferred.seconds,
         transferred.there
     ));
+    if transferred.pins > 0 {
+        ui.remark(format!("{of}   {} pinned there as here", transferred.pins));
+    }
     ui.remark(format!("{:indent$}   {} → {}", "", transferred.from, transferred.to, indent = of.len()));
     for backup in &transferred.left {
         ui.message(format!("WARNING:  {} was left out: {}", backup.label, backup.why));
+    }
+    for object in &transferred.left_objects {
+        ui.message(format!("WARNING:  {}", object.why));
     }
 }
 

@@ -169,7 +169,23 @@ fn a_cluster_whose_first_repository_is_lost_goes_on_with_the_other_one_as_its_fi
     let ran = herd.run(&["backup", "create", "--copy"]).ends_with(3);
     assert!(ran.stderr.contains("ERROR"), "the other repository does not have it: {}", ran.stderr);
     back(&far(&herd));
-    herd.run(&["backup", "create", "--copy"]).ends_with(0).says(&["2 backups, "]);
+    // What cannot be copied is told by whoever asked for a backup, too.
+    let damaged = herd.kept().only("files.zst");
+    herd.kept().damage(&damaged);
+    let ran = herd.run(&["backup", "create", "--copy"]).ends_with(3);
+    assert!(ran.stderr.contains("was left out: could not copy"), "{}", ran.stderr);
+    herd.kept().damage(&damaged);
+    herd.run(&["backup", "copy", "--to", "far"]).ends_with(0).says(&["1 backups, "]);
+    // WAL that a node owed to one of them when it was lost is in the other one.
+    let owed = archived(&herd, &kept_far(&herd));
+    until("both have it", || herd.kept().has_wal(&owed).then_some(()));
+    archived(&herd, &herd.kept());
+    let object = herd.kept().only(&format!("/{owed}.zst"));
+    herd.kept().take(&object);
+    let ran = herd.run(&["backup", "verify", "--quick"]).ends_with(1);
+    assert!(ran.stderr.contains("pgherd backup copy --from far --to main"), "{}", ran.stderr);
+    herd.run(&["backup", "copy", "--from", "far", "--to", "main"]).ends_with(0).says(&["1 WAL files"]);
+    herd.run(&["backup", "verify", "--quick"]).ends_with(0);
     away(&herd.repository());
     herd.edit("backups: {repository: main, copies: {far: {}}}", "backups: {repository: far}");
     herd.apply().ends_with(0);

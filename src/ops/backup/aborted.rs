@@ -6,7 +6,7 @@ use super::retention;
 use crate::engine::lease::{self, Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repo::layout::{BackupKeys, ClusterKeys, Label, SystemKeys};
-use crate::repo::{Key, SharedRepo};
+use crate::repo::{Key, SharedRepo, document};
 
 /// The name of a backup that is made, and whether one of that name was aborted, with which it goes on.
 pub(super) struct Next {
@@ -30,8 +30,8 @@ pub(super) async fn next(repo: &SharedRepo, system: &SystemKeys) -> Result<Next>
     let keys = system.backup(&newest);
     if id == system.system().to_string()
         && retention::goes_on(&newest, Some(&newest), now)
-        && repo.read(&keys.manifest()).await?.is_none()
         && !progress_of(repo, &keys).await?.is_empty()
+        && !has_manifest(repo, &keys).await?
     {
         return Ok(Next { label: newest, goes_on: true });
     }
@@ -46,7 +46,7 @@ pub(super) async fn may_go_on(repo: &SharedRepo, system: &SystemKeys, label: &La
         let names_it = |lease: &lease::Lease| lease.kind == Purpose::Expire && lease.labels.contains(label);
         found.lives(now) && found.lease.as_ref().is_ok_and(names_it)
     });
-    if !removing && repo.read(&system.backup(label).manifest()).await?.is_none() {
+    if !removing && !has_manifest(repo, &system.backup(label)).await? {
         return Ok(());
     }
     let what = if removing { "is being removed" } else { "was ended by somebody else" };
@@ -89,7 +89,12 @@ pub(super) async fn leave(repo: &SharedRepo, keys: &BackupKeys, held: &Held, err
 /// Tells whether the folder is ours, and nothing that is whole.
 async fn may_remove(repo: &SharedRepo, keys: &BackupKeys, held: &Held) -> Result<bool> {
     held.confirm().await?;
-    Ok(repo.read(&keys.manifest()).await?.is_none())
+    Ok(!has_manifest(repo, keys).await?)
+}
+
+/// Tells whether there is a manifest; one that is damaged is one.
+async fn has_manifest(repo: &SharedRepo, keys: &BackupKeys) -> Result<bool> {
+    Ok(document::read::<serde_json::Value>(&**repo, &keys.manifest()).await?.is_some())
 }
 
 /// Lists the notes of what a backup has stored.
@@ -112,6 +117,7 @@ pub(super) async fn remove_folder(repo: &SharedRepo, keys: &BackupKeys) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::backup::trial::Trial;
     use crate::pg::system::SystemIdentifier;
     use crate::repo::{Location, create};
 
@@ -176,5 +182,22 @@ mod tests {
         let held = place.held().await;
         leave(&place.repo, &keys, &held, Error::failed("it was stored, and that was not answered")).await;
         assert_eq!(place.left().await, 2);
+    }
+
+    #[tokio::test]
+    async fn the_next_backup_begins_anew_after_one_whose_manifest_is_damaged() {
+        for trial in [Trial::new(), Trial::encrypted()] {
+            let keys = Trial::system();
+            let label = trial.back_up(Timestamp::now() - SignedDuration::from_hours(1), 2);
+            trial.flip(&keys.backup(&label).manifest(), 900);
+            let begun = next(&trial.repo, &keys).await.unwrap();
+            assert!(!begun.goes_on && begun.label > label);
+            // Nor does it go on with it where notes of what it stored are left.
+            trial.repo.store(&keys.backup(&label).progress(1), b"noted").await.unwrap();
+            assert!(!next(&trial.repo, &keys).await.unwrap().goes_on);
+            assert_eq!(may_go_on(&trial.repo, &keys, &label).await.unwrap_err().kind(), ErrorKind::Locked);
+            trial.repo.remove(&keys.backup(&label).manifest()).await.unwrap();
+            assert!(next(&trial.repo, &keys).await.unwrap().goes_on);
+        }
     }
 }

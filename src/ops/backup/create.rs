@@ -13,12 +13,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::aborted::{Next, leave, may_go_on, next, progress_of, remove_folder};
+use super::aborted::{Next, leave, may_go_on, next, progress_of};
+use super::leftovers;
 use crate::db::backup::{self as server, Facts, Replay, Started, Stopped};
 use crate::db::queries::{self, ServerRole};
 use crate::db::{Conn, NodeConn, PrimaryConn, classify};
 use crate::engine::interrupt::Interrupt;
-use crate::engine::lease::{self, Held, LeaseProgress};
+use crate::engine::lease::{Held, LeaseProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::context::Context;
 use crate::ops::node::{
@@ -289,33 +290,9 @@ impl Run<'_> {
 
     /// Removes what backups left that were interrupted. What cannot be removed is no reason not to make a backup.
     async fn remove_leftovers(&self) {
-        if let Err(error) = self.try_to_remove_leftovers().await {
+        if let Err(error) = leftovers::remove(&self.repo, &self.system, &self.label).await {
             tracing::warn!(%error, "could not remove what interrupted backups left");
         }
-    }
-
-    /// Removes folders without a manifest that no living lease names.
-    async fn try_to_remove_leftovers(&self) -> Result<()> {
-        let now = Timestamp::now();
-        let living =
-            lease::read_all(&self.repo, &self.system).await?.into_iter().filter(|found| found.lives(now));
-        let mut used = BTreeSet::new();
-        for found in living {
-            // Whatever one names that cannot be read, it is not for us to remove.
-            let Ok(lease) = found.lease else { return Ok(()) };
-            used.extend(lease.labels);
-        }
-        for folder in self.repo.list(Some(&self.system.backups())).await?.folders {
-            let Ok(label) = folder.parse::<Label>() else { continue };
-            let keys = self.system.backup(&label);
-            if label != self.label
-                && !used.contains(&label)
-                && self.repo.read(&keys.manifest()).await?.is_none()
-            {
-                remove_folder(&self.repo, &keys).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Has the primary end a segment and waits until it is in the repository: a long copy shall not be for nothing.

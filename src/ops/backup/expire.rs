@@ -15,7 +15,7 @@ mod exports;
 use self::exports::{ExpiredExport, LockedExport};
 use super::holdings::{self, Holdings, OfSystem};
 use super::pin::Pin;
-use super::retention::{Decision, Fate, Rules, State, Verdict, decide};
+use super::retention::{Decision, Fate, Rules, State, Verdict, WalVerdict, decide};
 use crate::engine::lease::{self, Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::{Agreed, ExpireBackups, Progress, Reporter};
@@ -111,11 +111,7 @@ pub async fn run(request: &ExpireBackups, reporter: &Reporter) -> Result<Expired
 async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
     let rules =
         Rules { window: request.window, keep_full: request.keep_full, minimum_full: request.minimum_full };
-    let mut holdings = Holdings::read(&repo, &request.cluster, Timestamp::now()).await?;
-    // What is not known cannot be decided about.
-    if let Some((_, error)) = holdings.unlisted.pop().or_else(|| holdings.unreadable.pop()) {
-        return Err(Error::from(error));
-    }
+    let holdings = known(&repo, &request.cluster).await?;
     let decision = decide(&rules, &holdings.systems(), &|_| false, Timestamp::now());
     let exports = exports::old(&*repo, &holdings, &request.exports, Timestamp::now()).await?;
     let unusable = holdings.systems.iter().flat_map(|of| &of.unusable).chain(&exports.unusable);
@@ -143,6 +139,7 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
         let agreed: BTreeSet<Label> = agreed.backups.iter().cloned().collect();
         let mut run = Run {
             repo,
+            name: &request.cluster,
             cluster: ClusterKeys::new(&request.cluster),
             rules,
             holdings,
@@ -163,8 +160,18 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
     Ok(expired)
 }
 
+/// Reads what there is. What is not known cannot be decided about.
+async fn known(repo: &SharedRepo, cluster: &str) -> Result<Holdings> {
+    let mut holdings = Holdings::read(repo, cluster, Timestamp::now()).await?;
+    match holdings.unlisted.pop().or_else(|| holdings.unreadable.pop()) {
+        Some((_, error)) => Err(Error::from(error)),
+        None => Ok(holdings),
+    }
+}
+
 struct Run<'a> {
     repo: SharedRepo,
+    name: &'a str,
     cluster: ClusterKeys,
     rules: Rules,
     holdings: Holdings,
@@ -193,7 +200,8 @@ impl Run<'_> {
         for system in self.holdings.systems.iter().map(|of| of.keys.clone()) {
             let labels: Vec<Label> =
                 going_of(&first, system.system()).map(|verdict| verdict.label.clone()).collect();
-            if !labels.is_empty() {
+            // Also for WAL alone: whoever copies a backup here waits for it.
+            if !labels.is_empty() || goes_of_wal(&first.wal, system.system()) {
                 leases
                     .push((system.system(), Held::take(&self.repo, &system, Purpose::Expire, labels).await?));
             }
@@ -216,8 +224,12 @@ impl Run<'_> {
         }
         // Whatever is still there stays by now, with its WAL: it came into use or was pinned meanwhile, or it was not agreed to.
         self.look_again().await?;
-        let wal = decide(&self.rules, &self.holdings.systems(), &|_| true, Timestamp::now());
-        for verdict in &wal.wal {
+        let wal = self.decide_wal().await?;
+        for verdict in &wal {
+            let Some((_, held)) = leases.iter().find(|(id, _)| *id == verdict.system_identifier) else {
+                continue;
+            };
+            held.confirm().await?;
             let keys = self.cluster.system(verdict.system_identifier);
             let sizes: BTreeMap<WalFile, ByteCount> = self
                 .of(verdict.system_identifier)
@@ -231,13 +243,31 @@ impl Run<'_> {
             }
         }
         self.remove_dead_leases().await?;
-        let wal = wal.wal;
         Ok(Decision { wal, ..decision })
     }
 
     fn decide(&self) -> Decision {
         let spared = |label: &Label| !self.agreed.contains(label);
         decide(&self.rules, &self.holdings.systems(), &spared, Timestamp::now())
+    }
+
+    /// Decides about WAL by what there is now: a backup that was copied here since the first look needs its WAL, and its lease is gone.
+    async fn decide_wal(&mut self) -> Result<Vec<WalVerdict>> {
+        let of_wal =
+            |holdings: &Holdings| decide(&self.rules, &holdings.systems(), &|_| true, Timestamp::now()).wal;
+        let wal = of_wal(&self.holdings);
+        if wal.iter().all(|verdict| verdict.going.is_empty()) {
+            return Ok(wal);
+        }
+        let mut now = known(&self.repo, self.name).await?;
+        // What was in use before this listing, too: it may have ended in the middle of it.
+        for of in &mut now.systems {
+            let before = self.holdings.systems.iter().find(|before| before.keys == of.keys);
+            of.system.uses.extend(before.into_iter().flat_map(|before| before.system.uses.clone()));
+        }
+        let wal = of_wal(&now);
+        self.holdings = now;
+        Ok(wal)
     }
 
     fn of(&self, system: SystemIdentifier) -> Option<&OfSystem> {
@@ -261,9 +291,10 @@ impl Run<'_> {
         }
         let backup = keys.backup(&verdict.label);
         let pin = document::read::<Pin>(&*self.repo, &backup.pin()).await?;
-        let ended = |pin: &Pin| pin.until.is_some_and(|until| until <= Timestamp::now());
         // Of what has no manifest a pin keeps nothing.
-        if verdict.state != State::Unfinished && pin.is_some_and(|pin| !pin.is_ok_and(|pin| ended(&pin))) {
+        if verdict.state != State::Unfinished
+            && pin.is_some_and(|pin| !pin.is_ok_and(|pin| pin.is_over(Timestamp::now())))
+        {
             return Ok(());
         }
         let mut listed = self.repo.list_all(backup.folder()).await?;
@@ -342,6 +373,10 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+fn goes_of_wal(wal: &[WalVerdict], system: SystemIdentifier) -> bool {
+    wal.iter().any(|verdict| verdict.system_identifier == system && !verdict.going.is_empty())
 }
 
 fn going_of(decision: &Decision, system: SystemIdentifier) -> impl Iterator<Item = &Verdict> {

@@ -20,7 +20,7 @@ use crate::repo::layout::{ClusterKeys, Label, SystemKeys};
 use crate::repo::manifest::Manifest;
 use crate::repo::place::{InBackup, InSystem, Place};
 use crate::repo::seal::{Identity, Kind, SealError};
-use crate::repo::{Key, Listed, Repo, RepoError, SharedRepo, layout, seal};
+use crate::repo::{Key, Listed, Repo, RepoError, RepoErrorKind, SharedRepo, layout, seal};
 use crate::topology::model::ObjectLock;
 use crate::units::ByteCount;
 
@@ -36,7 +36,7 @@ pub(super) struct Holdings {
     pub(super) strays: Vec<Listed>,
     /// Folders that could not be listed. What is in them is not known to be absent.
     pub(super) unlisted: Vec<(Key, RepoError)>,
-    /// Small objects that could not be read.
+    /// Small objects that could not be read. One that is damaged could be, and is unusable.
     pub(super) unreadable: Vec<(Key, RepoError)>,
 }
 
@@ -248,7 +248,8 @@ impl OfSystem {
             wal: listed.wal,
             histories: Vec::new(),
             uses: uses(repo, &keys, now).await.unwrap_or_else(|error| {
-                vec![Use { labels: None, who: format!("leases that cannot be read: {error}") }]
+                let who = format!("leases that cannot be read: {error}");
+                vec![Use { labels: None, who, copies: false }]
             }),
         };
         let SortedSystem { folders, exports, leases, key_documents, .. } = listed;
@@ -264,49 +265,62 @@ impl OfSystem {
     async fn read_backup(&mut self, reader: &mut Reader<'_>, label: Label, folder: &Folder) -> Result<()> {
         let keys = self.keys.backup(&label);
         let (stored, locked) = (folder.stored(), folder.locked);
-        let (manifest, broken) = match reader.read(&keys.manifest(), folder.manifest.is_some()).await {
+        let read = match reader.read(&keys.manifest(), folder.manifest.is_some()).await {
             Read::None => {
                 let noted = !folder.progress.is_empty();
                 self.system.unfinished.push(Unfinished { label, stored, noted, locked });
                 return Ok(());
             }
-            Read::Failed(why) => (None, Some(format!("manifest.json cannot be read: {why}"))),
+            Read::Failed(why) => Err(format!("manifest.json cannot be read: {why}")),
+            Read::Damaged(error) => Err(self.unusable_manifest(&keys.manifest(), error)),
             Read::Bytes(bytes) => {
                 of_this_format(reader.repo, &keys.manifest(), &bytes)?;
-                match read_manifest(&bytes, &self.keys, &label) {
-                    Ok(manifest) => {
-                        let broken = missing(&manifest, folder);
-                        (Some(manifest), broken)
-                    }
-                    Err(error) => {
-                        self.unusable.push((keys.manifest(), error.clone()));
-                        (None, Some(format!("manifest.json cannot be used: {error}")))
-                    }
-                }
+                read_manifest(&bytes, &self.keys, &label)
+                    .map_err(|error| self.unusable_manifest(&keys.manifest(), error))
             }
+        };
+        let (manifest, broken) = match read {
+            Ok(manifest) => {
+                let broken = missing(&manifest, folder);
+                (Some(manifest), broken)
+            }
+            Err(why) => (None, Some(why)),
         };
         let pin = match reader.read(&keys.pin(), folder.pin.is_some()).await {
             Read::None => Pinned::No,
             Read::Failed(why) => Pinned::Unknown(why),
+            Read::Damaged(error) => self.unusable_pin(&keys.pin(), error),
             Read::Bytes(bytes) => match seal::read_document::<Pin>(&bytes) {
                 Ok(pin) => Pinned::Until(pin.until, pin.reason),
-                Err(error) => {
-                    let why = error.to_string();
-                    self.unusable.push((keys.pin(), error));
-                    Pinned::Unknown(why)
-                }
+                Err(error) => self.unusable_pin(&keys.pin(), error),
             },
         };
         self.system.backups.push(Backup { label, stored, manifest, broken, pin, locked });
         Ok(())
     }
 
+    fn unusable_manifest(&mut self, key: &Key, error: SealError) -> String {
+        let why = format!("manifest.json cannot be used: {error}");
+        self.unusable.push((key.clone(), error));
+        why
+    }
+
+    fn unusable_pin(&mut self, key: &Key, error: SealError) -> Pinned {
+        let why = error.to_string();
+        self.unusable.push((key.clone(), error));
+        Pinned::Unknown(why)
+    }
+
     async fn read_histories(&mut self, reader: &mut Reader<'_>) {
         for wal in &self.system.wal {
             let WalFile::TimelineHistory(timeline) = wal.file else { continue };
             let key = self.keys.wal(wal.file);
-            let Read::Bytes(object) = reader.read(&key, true).await else { continue };
-            match open_history(&self.keys, timeline, &object) {
+            let read = match reader.read(&key, true).await {
+                Read::None | Read::Failed(_) => continue,
+                Read::Damaged(error) => Err(error),
+                Read::Bytes(object) => open_history(&self.keys, timeline, &object),
+            };
+            match read {
                 Ok(history) => self.system.histories.push(history),
                 Err(error) => self.unusable.push((key, error)),
             }
@@ -323,6 +337,8 @@ enum Read {
     /// It is not there, or not any more.
     None,
     Bytes(Vec<u8>),
+    /// It is not what was stored, as the repository itself has found: one that decrypts.
+    Damaged(SealError),
     Failed(String),
 }
 
@@ -334,6 +350,7 @@ impl Reader<'_> {
         match self.repo.read(key).await {
             Ok(None) => Read::None,
             Ok(Some(bytes)) => Read::Bytes(bytes),
+            Err(error) if error.kind == RepoErrorKind::Damaged => Read::Damaged(SealError::new(error.why)),
             Err(error) => {
                 let why = error.why.clone();
                 self.unreadable.push((key.clone(), error));
@@ -414,10 +431,12 @@ pub(super) async fn uses(repo: &SharedRepo, keys: &SystemKeys, now: Timestamp) -
                 Purpose::Copy => "a copy",
                 Purpose::Expire => return None,
             };
-            Some(Use { labels: Some(lease.labels), who: format!("{what} by {}", lease.by) })
+            let (who, copies) = (format!("{what} by {}", lease.by), lease.kind == Purpose::Copy);
+            Some(Use { labels: Some(lease.labels), who, copies })
         }
         Err(error) => {
-            Some(Use { labels: None, who: format!("{}, which cannot be read: {error}", found.key) })
+            let who = format!("{}, which cannot be read: {error}", found.key);
+            Some(Use { labels: None, who, copies: false })
         }
     });
     Ok(keeps.collect())

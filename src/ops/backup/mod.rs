@@ -10,6 +10,7 @@ pub mod copy;
 mod create;
 pub mod expire;
 mod holdings;
+mod leftovers;
 pub mod list;
 mod noted;
 mod pages;

@@ -24,6 +24,13 @@ pub struct Pin {
     pub at: Timestamp,
 }
 
+impl Pin {
+    /// Tells whether it keeps nothing any more.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+}
+
 /// What a pin has replaced, or a removal has removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

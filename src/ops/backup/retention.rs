@@ -106,6 +106,8 @@ pub struct Use {
     /// `None`: it cannot be read, so it may be about anything.
     pub labels: Option<Vec<Label>>,
     pub who: String,
+    /// Whether it is a copy: what it names and is not there is being brought.
+    pub copies: bool,
 }
 
 /// What stays and what goes.
@@ -626,6 +628,9 @@ fn wal_because(
     if system.uses.iter().any(|lease| lease.labels.is_none()) {
         return WalBecause::CannotTell("a lease that cannot be read may need any of it".to_owned());
     }
+    if let Some(copy) = system.uses.iter().find(|lease| brings(system, lease)) {
+        return WalBecause::CannotTell(format!("{} may bring a backup that needs any of it", copy.who));
+    }
     let mut staying = system.backups.iter().filter(|backup| stays(&backup.label));
     if let Some(unreadable) = staying.clone().find(|backup| backup.manifest.is_none()) {
         let why = format!("the manifest of {} cannot be read, so it may need any of it", unreadable.label);
@@ -655,6 +660,12 @@ fn wal_because(
     } else {
         WalBecause::NoBackup
     }
+}
+
+/// Tells whether a lease is that of a copy whose backups are not there yet: their WAL comes before them.
+fn brings(system: &System, lease: &Use) -> bool {
+    let is_there = |label: &Label| system.backups.iter().any(|backup| backup.label == *label);
+    lease.copies && lease.labels.iter().flatten().any(|label| !is_there(label))
 }
 
 /// Returns the largest segment size of the system's backups, so that the end of a segment is never taken for earlier than it is:

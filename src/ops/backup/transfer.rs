@@ -5,29 +5,34 @@
 //! holds against the same hashes, and takes over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+mod commit;
+mod objects;
+mod pins;
+mod wal;
+mod wanted;
+
+use self::objects::{Brought, Object, Trouble};
+use self::wal::WalThere;
+use self::wanted::whole;
 use super::holdings::{Holdings, OfSystem};
 use crate::engine::lease::{Held, Purpose};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::node::{CopyBackups, Progress, Reporter};
-use crate::pg::lsn::Lsn;
+use crate::ops::node::{CopyBackups, Reporter};
 use crate::pg::system::SystemIdentifier;
-use crate::pg::wal_file::{SegmentName, WalFile};
+use crate::pg::wal_file::WalFile;
 use crate::repo::export::{ExportKeys, ExportManifest};
 use crate::repo::layout::Label;
 use crate::repo::manifest::{Contents, Manifest};
 use crate::repo::seal::{self, Blake3, Identity, Kind};
-use crate::repo::{self, Key, Put, RepoError, RepoErrorKind, SharedRepo, wait};
+use crate::repo::{self, Key, SharedRepo, wait};
 use crate::units::ByteCount;
 
-/// So much of an object is in memory at once, a worker.
-const PIECE: u64 = 8 << 20;
 /// More workers wait for one another.
 const WORKERS: usize = 8;
 
@@ -43,11 +48,14 @@ pub struct Transferred {
     pub backups: Vec<TransferredBackup>,
     /// Whole backups that were there already.
     pub there: u64,
-    /// Backups that cannot be copied, since they are not whole where they are.
+    /// Backups that were not copied, since they, or WAL that they need, are not whole where they are.
     pub left: Vec<LeftBackup>,
+    /// WAL files and exports that were not copied, since they are damaged where they are.
+    pub left_objects: Vec<LeftObject>,
     /// WAL files that were copied.
     pub wal: u64,
     pub exports: u64,
+    pub pins: u64,
     /// Bytes stored.
     pub stored: ByteCount,
     pub seconds: f64,
@@ -70,11 +78,25 @@ pub struct LeftBackup {
     pub why: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftObject {
+    pub object: Key,
+    pub why: String,
+}
+
+impl Transferred {
+    /// Tells whether nothing was left out.
+    pub fn is_whole(&self) -> bool {
+        self.left.is_empty() && self.left_objects.is_empty()
+    }
+}
+
 /// Copies.
 ///
 /// # Errors
-/// [`ErrorKind::Locked`] while another copy into the repository runs; [`ErrorKind::NotFound`] without a backup of a label; when something is damaged where it
-/// is; otherwise as the repositories fail. What was copied by then stays and is taken over by the next run.
+/// [`ErrorKind::Locked`] while another copy into the repository runs; [`ErrorKind::NotFound`] without a backup of a label; otherwise as the repositories fail.
+/// What was copied by then stays and is taken over by the next run. What is damaged where it is, is no error: it is left out.
 pub async fn run(request: &CopyBackups, reporter: &Reporter) -> Result<Transferred> {
     run_in((repo::open(&request.from)?, repo::open(&request.to)?), request, reporter).await
 }
@@ -86,16 +108,16 @@ async fn run_in(
 ) -> Result<Transferred> {
     let begun = std::time::Instant::now();
     refuse_the_same(&from, &to).await?;
-    let ours = holdings(&from, &request.cluster).await?;
-    let theirs = holdings(&to, &request.cluster).await?;
-    refuse_unknown(request, &ours)?;
+    let first = Sides::look(&from, &to, &request.cluster).await?;
+    refuse_unknown(request, &first.from)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let workers = match usize::try_from(request.workers).unwrap_or(usize::MAX) {
         0 => cores.min(WORKERS),
         asked => asked,
     };
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
-    let work = Work { request, from: &from, to: &to, reporter, workers, done, total };
+    let to_is_encrypted = commit::is_encrypted(&to).await?;
+    let work = Work { request, from: &from, to: &to, to_is_encrypted, reporter, workers, done, total };
     let mut transferred = Transferred {
         cluster: request.cluster.clone(),
         from: request.from.url.clone(),
@@ -103,17 +125,22 @@ async fn run_in(
         backups: Vec::new(),
         there: 0,
         left: Vec::new(),
+        left_objects: Vec::new(),
         wal: 0,
         exports: 0,
+        pins: 0,
         stored: ByteCount(0),
         seconds: 0.0,
     };
-    for of in &ours.systems {
-        let there = theirs.systems.iter().find(|other| other.keys == of.keys);
-        work.system(of, there, &mut transferred).await?;
+    let mut leases = BTreeMap::new();
+    let ended = work.under_leases(first, &mut leases, &mut transferred).await;
+    for held in leases.into_values().flat_map(|leases| leases.held) {
+        if let Err(error) = held.release().await {
+            tracing::warn!(%error, "could not give the lease back; it expires by itself");
+        }
     }
     transferred.seconds = begun.elapsed().as_secs_f64();
-    Ok(transferred)
+    ended.map(|()| transferred)
 }
 
 /// Two names of one repository would have it copied into itself.
@@ -124,6 +151,24 @@ async fn refuse_the_same(from: &SharedRepo, to: &SharedRepo) -> Result<()> {
             .detail("What is lost with the one would be lost with the other. Nothing was copied."));
     }
     Ok(())
+}
+
+/// What both repositories hold of the cluster.
+struct Sides {
+    from: Holdings,
+    to: Holdings,
+}
+
+impl Sides {
+    async fn look(from: &SharedRepo, to: &SharedRepo, cluster: &str) -> Result<Self> {
+        Ok(Self { from: holdings(from, cluster).await?, to: holdings(to, cluster).await? })
+    }
+
+    /// Returns each system with what is there of it.
+    fn systems(&self) -> impl Iterator<Item = (&OfSystem, Option<&OfSystem>)> {
+        let there = |of: &OfSystem| self.to.systems.iter().find(|other| other.keys == of.keys);
+        self.from.systems.iter().map(move |of| (of, there(of)))
+    }
 }
 
 async fn holdings(repo: &SharedRepo, cluster: &str) -> Result<Holdings> {
@@ -153,6 +198,7 @@ struct Work<'a> {
     request: &'a CopyBackups,
     from: &'a SharedRepo,
     to: &'a SharedRepo,
+    to_is_encrypted: bool,
     reporter: &'a Reporter,
     workers: usize,
     /// Bytes brought there so far, and those that will be, as far as that is known.
@@ -160,152 +206,105 @@ struct Work<'a> {
     total: AtomicU64,
 }
 
-/// An object that is to be brought to the other repository.
-#[derive(Debug, Clone)]
-struct Object {
-    key: Key,
-    size: ByteCount,
-    blake3: Blake3,
-    /// Its size there, if an earlier run brought one of that name.
-    there: Option<ByteCount>,
-}
-
-/// What came of an object.
-#[derive(Debug, Clone, Copy)]
-enum Brought {
-    Stored,
-    TakenOver,
+/// What keeps both sides of a system as they are, and for which backups.
+struct Leases {
+    labels: BTreeSet<Label>,
+    held: Vec<Held>,
 }
 
 impl Work<'_> {
+    /// Says first what is to be copied, and looks after that what there is of it: what goes meanwhile, on either side, would be missed.
+    async fn under_leases(
+        &self,
+        first: Sides,
+        leases: &mut BTreeMap<SystemIdentifier, Leases>,
+        transferred: &mut Transferred,
+    ) -> Result<()> {
+        for (of, there) in first.systems() {
+            let wanted = self.wanted(of, &whole(there)).manifests;
+            let labels: BTreeSet<Label> = wanted.into_iter().map(|manifest| manifest.label).collect();
+            // Also those that are there and are to be pinned, so that nobody removes one before.
+            let unpinned = self.unpinned(of, there).filter(|label| whole(there).contains(label));
+            let labels: BTreeSet<Label> = labels.into_iter().chain(unpinned.cloned()).collect();
+            let of_system =
+                leases.entry(of.keys.system()).or_insert(Leases { labels: labels.clone(), held: Vec::new() });
+            let named: Vec<Label> = labels.into_iter().collect();
+            of_system.held.push(Held::take_for_copy(self.to, &of.keys, named.clone()).await?);
+            of_system.held.push(Held::take_to_use(self.from, &of.keys, Purpose::Copy, named).await?);
+        }
+        let sides = match leases.values().all(|leases| leases.labels.is_empty()) {
+            true => first,
+            false => Sides::look(self.from, self.to, &self.request.cluster).await?,
+        };
+        for (of, there) in sides.systems() {
+            if let Some(leases) = leases.get(&of.keys.system()) {
+                self.system(of, there, leases, transferred).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn system(
         &self,
         of: &OfSystem,
         there: Option<&OfSystem>,
+        leases: &Leases,
         transferred: &mut Transferred,
     ) -> Result<()> {
-        let whole = |of: &OfSystem| -> BTreeSet<Label> {
-            let whole = of.system.backups.iter().filter(|backup| backup.broken.is_none());
-            whole.map(|backup| backup.label.clone()).collect()
-        };
-        let present = there.map(whole).unwrap_or_default();
-        let wanted = self.wanted(of, &present, transferred);
+        let present = whole(there);
+        let mut wanted = self.wanted(of, &present);
+        // What came after that was not named, and the next run copies it.
+        wanted.manifests.retain(|manifest| leases.labels.contains(&manifest.label));
         transferred.there += present.len() as u64;
-        let labels: Vec<Label> = wanted.iter().map(|manifest| manifest.label.clone()).collect();
-        let mut leases = Vec::new();
-        let ended = self.under_leases(of, there, (wanted, labels), &mut leases, transferred).await;
-        for held in leases {
-            if let Err(error) = held.release().await {
-                tracing::warn!(%error, "could not give the lease back; it expires by itself");
+        transferred.left.extend(wanted.left);
+        let stored = wanted.manifests.iter().map(|manifest| manifest.stored.0 + manifest.files_stored.0);
+        self.total.fetch_add(stored.sum(), Ordering::Relaxed);
+        let wal = self.wal(of, there, &wanted.manifests, transferred)?;
+        let mut usable = present;
+        for manifest in &wanted.manifests {
+            match self.one(of, there, manifest, (&wal, &usable), leases).await {
+                Ok(brought) => {
+                    usable.insert(brought.label.clone());
+                    transferred.stored.0 += brought.stored.0 - brought.taken_over.0;
+                    transferred.backups.push(brought);
+                }
+                Err(Trouble::Left(why)) => {
+                    transferred.left.push(LeftBackup { label: manifest.label.clone(), why });
+                }
+                Err(Trouble::Ends(error)) => return Err(error),
             }
         }
-        ended
-    }
-
-    /// Returns the manifests of the backups that are to be copied, the oldest first: a later one may need chunks of an earlier one.
-    fn wanted(
-        &self,
-        of: &OfSystem,
-        present: &BTreeSet<Label>,
-        transferred: &mut Transferred,
-    ) -> Vec<Manifest> {
-        let asked = |label: &Label| self.request.labels.is_empty() || self.request.labels.contains(label);
-        let mut manifests: BTreeMap<Label, Manifest> = BTreeMap::new();
-        for backup in of.system.backups.iter().filter(|backup| !present.contains(&backup.label)) {
-            match (&backup.manifest, &backup.broken) {
-                (Some(manifest), None) => drop(manifests.insert(backup.label.clone(), manifest.clone())),
-                (_, why) if asked(&backup.label) => transferred.left.push(LeftBackup {
-                    label: backup.label.clone(),
-                    why: why.clone().unwrap_or_else(|| "its manifest cannot be read".to_owned()),
-                }),
-                (_, _) => {}
-            }
-        }
-        let mut wanted: BTreeSet<Label> = manifests.keys().filter(|label| asked(label)).cloned().collect();
-        for label in manifests.keys().rev() {
-            if wanted.contains(label) {
-                wanted.extend(manifests[label].needs.iter().cloned());
-            }
-        }
-        manifests
-            .into_iter()
-            .filter(|(label, _)| wanted.contains(label))
-            .map(|(_, manifest)| manifest)
-            .collect()
-    }
-
-    async fn under_leases(
-        &self,
-        of: &OfSystem,
-        there: Option<&OfSystem>,
-        (wanted, labels): (Vec<Manifest>, Vec<Label>),
-        leases: &mut Vec<Held>,
-        transferred: &mut Transferred,
-    ) -> Result<()> {
-        leases.push(Held::take_for_copy(self.to, &of.keys, labels.clone()).await?);
-        leases.push(Held::take_to_use(self.from, &of.keys, Purpose::Copy, labels).await?);
-        let stored: u64 = wanted.iter().map(|manifest| manifest.stored.0 + manifest.files_stored.0).sum();
-        self.total.fetch_add(stored, Ordering::Relaxed);
-        let there_wal: BTreeSet<WalFile> =
-            there.iter().flat_map(|there| &there.system.wal).map(|wal| wal.file).collect();
-        let copied = self.wal(of, there, &wanted, &there_wal)?;
-        transferred.wal += copied.0;
-        transferred.stored.0 += copied.1;
-        for manifest in &wanted {
-            let brought = self.backup(of, there, manifest)?;
-            self.commit(of, manifest, leases).await?;
-            transferred.stored.0 += brought.stored.0 - brought.taken_over.0;
-            transferred.backups.push(brought);
-        }
+        // Their leases keep them until then.
+        let named = usable.iter().filter(|label| leases.labels.contains(label)).collect();
+        self.pins(of, there, &named, transferred).await?;
         self.exports(of, there, transferred)
     }
 
-    /// Copies the WAL that the backups need which will be there: from the oldest one's beginning on, and every history.
-    fn wal(
+    /// Copies one backup, if what it needs is there.
+    async fn one(
         &self,
         of: &OfSystem,
         there: Option<&OfSystem>,
-        wanted: &[Manifest],
-        there_wal: &BTreeSet<WalFile>,
-    ) -> Result<(u64, u64)> {
-        let present =
-            there.iter().flat_map(|there| &there.system.backups).filter_map(|b| b.manifest.as_ref());
-        let begins = present.chain(wanted).map(|manifest| (manifest.start_lsn, manifest.wal_segment_size));
-        let floor = begins.min_by_key(|(lsn, _)| *lsn);
-        let is_needed = |file: WalFile| match (file, floor) {
-            (WalFile::TimelineHistory(_), _) | (_, None) => true,
-            (
-                WalFile::Segment(name) | WalFile::Partial(name) | WalFile::BackupHistory(name, _),
-                Some((lsn, size)),
-            ) => holds_or_follows(name, lsn, size),
-        };
-        let missing: Vec<_> = of
-            .system
-            .wal
-            .iter()
-            .filter(|wal| is_needed(wal.file) && !there_wal.contains(&wal.file))
-            .collect();
-        self.total.fetch_add(missing.iter().map(|wal| wal.stored.0).sum(), Ordering::Relaxed);
-        let stored = AtomicU64::new(0);
-        self.side_by_side(&missing, |wal| {
-            let bytes = self.wal_file(of, wal.file)?;
-            stored.fetch_add(bytes, Ordering::Relaxed);
-            self.tell(bytes);
-            Ok(())
-        })?;
-        Ok((missing.len() as u64, stored.into_inner()))
-    }
-
-    fn wal_file(&self, of: &OfSystem, file: WalFile) -> Result<u64> {
-        let (key, name) = (of.keys.wal(file), file.to_string());
-        // Expired meanwhile: nothing that is kept needs it.
-        let Some(object) = wait(self.from.read(&key))? else { return Ok(0) };
-        let identity = Identity { kind: Kind::Wal, name: &name, system_identifier: of.keys.system() };
-        seal::open(identity, &object).map_err(|error| self.damaged(&key, error.to_string()))?;
-        // Who pushes it there at the same moment stores the same, or would have been refused here.
-        match wait(self.to.create(&key, &object))? {
-            Put::Stored | Put::Refused => Ok(object.len() as u64),
+        manifest: &Manifest,
+        (wal, usable): (&WalThere, &BTreeSet<Label>),
+        leases: &Leases,
+    ) -> Result<TransferredBackup, Trouble> {
+        if let Some(needed) = manifest.needs.iter().find(|label| !usable.contains(label)) {
+            return Err(Trouble::Left(format!("it needs {needed}, which is not there")));
         }
+        for segment in commit::segments(manifest) {
+            let file = WalFile::Segment(segment);
+            if let Some(why) = wal.left.get(&file) {
+                return Err(Trouble::Left(format!("it needs a WAL segment that is damaged: {why}")));
+            }
+            if !wal.there.contains(&file) {
+                let why = format!("the WAL segment {segment} that it needs is in neither repository");
+                return Err(Trouble::Left(why));
+            }
+        }
+        let (brought, folder) = self.backup(of, there, manifest)?;
+        self.commit(&of.keys, manifest, &folder, &leases.held).await?;
+        Ok(brought)
     }
 
     /// Brings the objects of a backup, all but the manifest.
@@ -314,13 +313,12 @@ impl Work<'_> {
         of: &OfSystem,
         there: Option<&OfSystem>,
         manifest: &Manifest,
-    ) -> Result<TransferredBackup> {
+    ) -> Result<(TransferredBackup, commit::Folder), Trouble> {
         let (label, keys) = (&manifest.label, of.keys.backup(&manifest.label));
         let list = keys.files();
-        let bytes =
-            wait(self.from.read(&list))?.ok_or_else(|| self.damaged(&list, "it is not there".to_owned()))?;
+        let bytes = wait(self.from.read(&list))?.ok_or_else(|| self.damaged(&list, "it is not there"))?;
         if Blake3::of(&bytes) != manifest.files_blake3 {
-            return Err(self.damaged(&list, "it does not have the hash that the manifest says".to_owned()));
+            return Err(self.damaged(&list, "it does not have the hash that the manifest says"));
         }
         let identity =
             Identity { kind: Kind::Files, name: label.as_str(), system_identifier: of.keys.system() };
@@ -347,39 +345,15 @@ impl Work<'_> {
         })?;
         wait(self.to.store(&list, &bytes))?;
         self.tell(bytes.len() as u64);
-        Ok(TransferredBackup {
+        let brought = TransferredBackup {
             system_identifier: of.keys.system(),
             label: label.clone(),
             stored: manifest.stored,
             taken_over: ByteCount(taken_over.into_inner()),
-        })
-    }
-
-    /// Makes it a backup there: everything that it needs is there, and nobody has removed it meanwhile.
-    async fn commit(&self, of: &OfSystem, manifest: &Manifest, leases: &[Held]) -> Result<()> {
-        for held in leases {
-            held.confirm().await?;
-        }
-        let keys = of.keys.backup(&manifest.label);
-        let (first, last) = manifest.wal();
-        let mut segment = first;
-        loop {
-            let key = of.keys.wal(WalFile::Segment(segment));
-            if self.to.read_range(&key, 0, 1).await?.is_none() {
-                return Err(Error::failed(format!("cannot copy the backup {}", manifest.label))
-                    .detail(format!("The WAL segment {segment} that it needs is not in {}.", self.from.url()))
-                    .hint("See what is missing: pgherd wal list"));
-            }
-            if segment == last {
-                break;
-            }
-            segment = segment.next(manifest.wal_segment_size);
-        }
-        match self.to.create(&keys.manifest(), &seal::write_document(manifest)).await? {
-            Put::Stored => Ok(()),
-            Put::Refused => Err(Error::failed(format!("cannot copy the backup {}", manifest.label))
-                .detail(format!("{} is there meanwhile, in {}.", keys.manifest(), self.to.url()))),
-        }
+        };
+        let data = contents.numbered().map(|(number, object)| (number, object.size)).collect();
+        let files = Some(ByteCount(bytes.len() as u64));
+        Ok((brought, commit::Folder { files, data, key: self.to_is_encrypted }))
     }
 
     fn exports(&self, of: &OfSystem, there: Option<&OfSystem>, transferred: &mut Transferred) -> Result<()> {
@@ -389,127 +363,40 @@ impl Work<'_> {
                 continue;
             }
             let keys = ExportKeys::at(folder.clone());
-            let key = keys.manifest();
-            let bytes = wait(self.from.read(&key))?
-                .ok_or_else(|| self.damaged(&key, "it is not there".to_owned()))?;
-            let manifest: ExportManifest =
-                seal::read_document(&bytes).map_err(|error| self.damaged(&key, error.to_string()))?;
-            let size = found.rows.unwrap_or(ByteCount(0));
-            self.total.fetch_add(size.0, Ordering::Relaxed);
-            self.bring(&Object {
-                key: keys.rows(),
-                size,
-                blake3: manifest.stored_blake3,
-                there: theirs.rows,
-            })?;
-            wait(self.to.create(&key, &bytes))?;
-            transferred.exports += 1;
-            transferred.stored.0 += size.0;
+            match self.export(&keys, found.rows, theirs.rows) {
+                Ok(bytes) => {
+                    transferred.exports += 1;
+                    transferred.stored.0 += bytes;
+                }
+                // Expired meanwhile.
+                Err(Trouble::Left(_))
+                    if wait(self.from.read_range(&keys.manifest(), 0, 1)).ok() == Some(None) => {}
+                Err(Trouble::Left(why)) => {
+                    transferred.left_objects.push(LeftObject { object: folder.clone(), why });
+                }
+                Err(Trouble::Ends(error)) => return Err(error),
+            }
         }
         Ok(())
     }
 
-    /// Brings an object, unless the very same is there.
-    fn bring(&self, object: &Object) -> Result<Brought> {
-        if object.there == Some(object.size)
-            && self.hash(self.to, &object.key, |_| Ok(()))? == Some((object.blake3, object.size.0))
-        {
-            self.tell(object.size.0);
-            return Ok(Brought::TakenOver);
-        }
-        let mut upload = wait(self.to.upload(&object.key))?;
-        let read = self.hash(self.from, &object.key, |piece| {
-            wait(upload.write(piece))?;
-            self.tell(piece.len() as u64);
-            Ok(())
-        })?;
-        match read {
-            None => return Err(self.damaged(&object.key, "it is not there".to_owned())),
-            Some((_, size)) if size != object.size.0 => {
-                let why = format!("it has {size} bytes, expected {}", object.size.0);
-                return Err(self.damaged(&object.key, why));
-            }
-            Some((hash, _)) if hash != object.blake3 => {
-                let why = "it does not have the hash that is listed".to_owned();
-                return Err(self.damaged(&object.key, why));
-            }
-            Some(_) => {}
-        }
-        // Only now does it appear.
-        wait(upload.finish())?;
-        Ok(Brought::Stored)
-    }
-
-    /// Reads an object piece by piece; returns its hash and its size, `None` if it is not there.
-    fn hash(
+    /// Copies an export; returns the bytes of its rows.
+    fn export(
         &self,
-        repo: &SharedRepo,
-        key: &Key,
-        mut each: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Option<(Blake3, u64)>> {
-        let (mut hasher, mut offset) = (blake3::Hasher::new(), 0);
-        loop {
-            self.go_on()?;
-            let Some(piece) = wait(repo.read_range(key, offset, PIECE))? else {
-                return Ok(None);
-            };
-            hasher.update(&piece);
-            each(&piece)?;
-            offset += piece.len() as u64;
-            if (piece.len() as u64) < PIECE {
-                return Ok(Some((Blake3::from_bytes(*hasher.finalize().as_bytes()), offset)));
-            }
-        }
+        keys: &ExportKeys,
+        rows: Option<ByteCount>,
+        there: Option<ByteCount>,
+    ) -> Result<u64, Trouble> {
+        let key = keys.manifest();
+        let bytes = wait(self.from.read(&key))?.ok_or_else(|| self.damaged(&key, "it is not there"))?;
+        let manifest: ExportManifest =
+            seal::read_document(&bytes).map_err(|error| self.damaged(&key, error))?;
+        let size = rows.unwrap_or(ByteCount(0));
+        self.total.fetch_add(size.0, Ordering::Relaxed);
+        self.bring(&Object { key: keys.rows(), size, blake3: manifest.stored_blake3, there })?;
+        wait(self.to.create(&key, &bytes))?;
+        Ok(size.0)
     }
-
-    /// Does the same with each of them, several at a time; the first error ends it.
-    fn side_by_side<T: Sync>(&self, each: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-        let (next, first) = (AtomicUsize::new(0), Mutex::new(None));
-        thread::scope(|scope| {
-            for _ in 0..self.workers.min(each.len()) {
-                scope.spawn(|| {
-                    while let Some(one) = each.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(error) = self.go_on().and_then(|()| work(one)) {
-                            next.store(each.len(), Ordering::Relaxed);
-                            first
-                                .lock()
-                                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                                .get_or_insert(error);
-                        }
-                    }
-                });
-            }
-        });
-        first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
-    }
-
-    fn go_on(&self) -> Result<()> {
-        if self.reporter.is_alone() {
-            return Err(Error::new(ErrorKind::Interrupted, "interrupted")
-                .detail("What was copied by then is taken over by the next copy."));
-        }
-        Ok(())
-    }
-
-    fn tell(&self, bytes: u64) {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let total = ByteCount(self.total.load(Ordering::Relaxed).max(done));
-        self.reporter.progress(Progress { done: ByteCount(done), total, stored: ByteCount(0) });
-    }
-
-    fn damaged(&self, key: &Key, why: String) -> Error {
-        Error::from(RepoError {
-            kind: RepoErrorKind::Damaged,
-            url: self.from.url().to_owned(),
-            doing: format!("copy {key}"),
-            why: format!("The stored object is damaged: {why}. It was not copied"),
-        })
-    }
-}
-
-/// Tells whether a segment holds `lsn` or what follows it.
-fn holds_or_follows(name: SegmentName, lsn: Lsn, size: crate::pg::wal_file::WalSegmentSize) -> bool {
-    name.end(size) > lsn
 }
 
 #[cfg(test)]

@@ -377,7 +377,7 @@ impl Line {
             );
             return Err(Error::refused(format!("WAL is missing on the way to the target: {}", told(missing, count)))
                 .detail(format!("The archive goes on with {after}; {upto}."))
-                .hint("See the gaps with \"pgherd wal list\". A server that still has the segments archives them when its .ready files are there; else choose a target before the gap, or a backup after it."));
+                .hint("See the gaps with \"pgherd wal list\". What another repository of the cluster has is brought by \"pgherd backup copy --from REPOSITORY --to REPOSITORY\"; a server that still has the segments archives them when its .ready files are there; else choose a target before the gap, or a backup after it."));
         }
         let last = reach.have.last().map(|span| span.last);
         let needed = to.map(|to| SegmentName::ending_at(to, self.timeline, size).number(size));

@@ -163,6 +163,47 @@ async fn nothing_in_use_is_removed_whenever_it_comes_into_use() {
     assert!(used > 5 && refused > 5, "{used} {refused}");
 }
 
+/// A copy brings the WAL of a backup first, and makes it a backup at any call of the removal, or after it.
+#[tokio::test]
+async fn the_wal_of_a_backup_that_is_copied_here_meanwhile_stays() {
+    let (mut moment, mut commits) = (1, 0);
+    loop {
+        let (trial, labels) = four_days();
+        let keys = Trial::system();
+        let manifest = keys.backup(&labels[0]).manifest();
+        let bytes = trial.repo.read(&manifest).await.unwrap().unwrap();
+        trial.repo.remove(&manifest).await.unwrap();
+        let held = Held::take_for_copy(&trial.repo, &keys, labels[..1].to_vec()).await.unwrap();
+        let inner = trial.repo.clone();
+        let commit = move || {
+            repo::wait(inner.create(&manifest, &bytes)).unwrap();
+            repo::wait(inner.remove(&keys.lease("copy"))).unwrap();
+        };
+        let at_call = commit.clone();
+        let copy = move |call: u64, _: &str| {
+            if call == moment {
+                at_call();
+            }
+            None
+        };
+        let faulty = Faulty::new(trial.repo.clone(), copy);
+        let request = request(&trial, Some(labels[1..3].to_vec()));
+        run_in(Arc::new(faulty.clone()), &request, &listening()).await.unwrap();
+        if faulty.calls() < moment {
+            commit();
+        }
+        drop(held);
+        let sound = is_sound(&trial).await;
+        assert_eq!(sound, [labels[0].clone(), labels[3].clone()], "at call {moment}");
+        if faulty.calls() < moment {
+            break;
+        }
+        commits += 1;
+        moment += 1;
+    }
+    assert!(commits > 20, "{commits}");
+}
+
 #[tokio::test]
 async fn killed_at_any_call_it_leaves_what_can_be_restored_and_the_next_run_finishes() {
     // What stays in the end: a backup of four objects, and two segments.
@@ -268,6 +309,32 @@ async fn what_cannot_be_told_removes_nothing() {
     let error = run(&request(&trial, agreed), &listening()).await.unwrap_err();
     assert!(error.detail_text().unwrap().contains("format 2"), "{error:?}");
     assert_eq!(trial.objects(), before);
+}
+
+/// Encrypted, the repository itself finds the damage: that is no reason to stop either.
+#[tokio::test]
+async fn a_damaged_document_keeps_what_it_might_be_about_and_the_rest_goes() {
+    for encrypted in [false, true] {
+        for object in ["manifest.json", "pin.json", "00000002.history.zst"] {
+            let (trial, labels) = four_days_in(if encrypted { Trial::encrypted() } else { Trial::new() });
+            pin::pin(&trial.repo, CLUSTER, &labels[1], None, "audit").await.unwrap();
+            let history = b"1\t0/600000\tno recovery target specified\n";
+            trial.store_wal("00000002.history".parse().unwrap(), history);
+            let mut found = trial.objects();
+            found.retain(|key| key.name() == object);
+            let damaged = if object == "manifest.json" { found[1].clone() } else { found[0].clone() };
+            trial.flip(&damaged, 300);
+            let agreed = Some(labels[..3].to_vec());
+            let expired = run_in(trial.repo.clone(), &request(&trial, agreed), &listening()).await.unwrap();
+            assert_eq!(expired.unusable.len(), 1, "{encrypted} {object}");
+            assert_eq!(expired.unusable[0].object, damaged, "{encrypted} {object}");
+            assert_eq!(expired.spared, labels[1..2], "{encrypted} {object}");
+            let removed = expired.removed.unwrap();
+            assert_eq!(removed.backups.len(), 2, "{encrypted} {object}");
+            // Of what WAL a backup needs only its manifest tells.
+            assert_eq!(removed.wal_files == 0, object == "manifest.json", "{encrypted} {object}");
+        }
+    }
 }
 
 #[tokio::test]

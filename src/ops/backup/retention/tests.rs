@@ -223,7 +223,7 @@ fn what_is_in_use_stays_and_so_does_everything_under_a_lease_that_cannot_be_read
         |d| Unfinished { label: Label::full(day(d)), stored: ByteCount(7), noted: false, locked: None };
     system.unfinished = vec![unfinished(4), unfinished(10)];
     let labels = Some(vec![Label::full(day(2)), Label::full(day(10))]);
-    system.uses = vec![Use { labels, who: "restore by dba".to_owned() }];
+    system.uses = vec![Use { labels, who: "restore by dba".to_owned(), copies: false }];
     assert_eq!(
         decided(&rules(None, Some(1), 1), &[system.clone()], day(10)),
         [
@@ -235,7 +235,7 @@ fn what_is_in_use_stays_and_so_does_everything_under_a_lease_that_cannot_be_read
             "wal of 1: 2 go, 8 stay: 20260603T120000Z-full needs it from 0/200000 on",
         ]
     );
-    system.uses = vec![Use { labels: None, who: "a lease that is damaged".to_owned() }];
+    system.uses = vec![Use { labels: None, who: "a lease that is damaged".to_owned(), copies: false }];
     assert!(decide(&rules(None, Some(1), 1), &[system], &|_| false, day(10)).is_empty());
 }
 
@@ -284,6 +284,25 @@ fn after_a_restore_to_an_earlier_time_the_backup_that_it_began_from_stays_with_i
     let lsn = |day: u64| Lsn::new(day * MIB + 40);
     system.backups.push(backup(day(12), timeline(2), lsn(4), Lsn::new(4 * MIB + 400)));
     assert_eq!(decided_now(&system, day(13))[0], "1 goes: no rule keeps it");
+}
+
+#[test]
+fn no_wal_goes_while_a_copy_brings_a_backup_that_is_not_there_yet() {
+    let mut system = daily(1, &[5, 9], 0..=9);
+    let bringing =
+        |d| Use { labels: Some(vec![Label::full(day(d))]), who: "a copy by dba".to_owned(), copies: true };
+    system.uses = vec![bringing(9)];
+    let goes = |system: &System| {
+        decided(&rules(None, Some(1), 1), std::slice::from_ref(system), day(10)).pop().unwrap()
+    };
+    assert_eq!(goes(&system), "wal of 1: 9 go, 1 stay: 20260610T120000Z-full needs it from 0/900000 on");
+    system.uses.push(bringing(2));
+    assert_eq!(
+        goes(&system),
+        "wal of 1: 0 go, 10 stay: a copy by dba may bring a backup that needs any of it"
+    );
+    system.uses[1].copies = false;
+    assert!(goes(&system).contains("9 go"));
 }
 
 #[test]
