@@ -10,6 +10,9 @@ with-servers = servers=$$(scripts/setup --print-env) && eval "$$servers"
 
 # The tests of the directory repository that "make soak" runs on S3 too, encrypted.
 on-s3 = restore:: in_place:: rejoin:: drill:: trust:: ledger:: partition:: partition_interrupted:: schedule:: schedule_failover::
+# Those of restores that it runs from a copy in another repository too, with the first one lost. Left out: a standby is made anew and a cluster goes back
+# in its own place (in_place::) from its first repository alone, and the restore by hand has a directory of its own.
+from-a-copy = restore:: drill:: --skip a_standby_is_made_anew --skip a_backup_is_restored_by_hand
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-s3 demo-down build test soak bench bench-backup bench-roles lint install
@@ -42,6 +45,7 @@ soak: ## run the tests with their full counts of faults and kills
 	scripts/setup --test
 	$(with-servers) && PGHERD_SOAK=1 scripts/test
 	$(with-servers) && PGHERD_TEST_REPOSITORY=s3-encrypted cargo test --locked --test pg -- $(on-s3)
+	$(with-servers) && PGHERD_TEST_REPOSITORY=copy cargo test --locked --test pg -- $(from-a-copy)
 
 bench: ## measure
 	cargo build --release --locked

@@ -24,7 +24,7 @@ fn backed(installation: &Installation) -> Herd {
     herd.edit("objectives: {lose-primary: {rpo: 5 s, rto: 1 min}}", OBJECTIVES);
     herd.edit("    schemas:\n", &format!("{DRILLS}    schemas:\n"));
     herd.apply().ends_with(0);
-    herd.run(&["backup", "create"]).ends_with(0);
+    herd.back_up().ends_with(0);
     herd.sql_in(
         "a",
         "inventory",
@@ -45,7 +45,7 @@ fn archive(herd: &Herd) {
 fn drill(herd: &Herd, more: &[&str]) -> Ran {
     let mut args = vec!["drill", "run", "restore"];
     args.extend(more);
-    herd.run(&args)
+    herd.restore(&args)
 }
 
 /// Returns the scratch directories that are there.
@@ -95,8 +95,8 @@ fn a_drill_restores_proves_and_measures_and_leaves_nothing_on_every_major() {
         // What it measured is what a restore is expected to take.
         let id = one["id"].as_str().expect("an id");
         let preview = ["restore", "inventory", "--preview"];
-        herd.run(&preview).ends_with(0).says(&["RTO      about", &format!("by drill {id}")]);
-        let estimate = herd.run(&[&preview[..], &["--format", "json"]].concat()).ends_with(0).json();
+        herd.restore(&preview).ends_with(0).says(&["RTO      about", &format!("by drill {id}")]);
+        let estimate = herd.restore(&[&preview[..], &["--format", "json"]].concat()).ends_with(0).json();
         assert!(estimate["estimate"]["seconds"].as_f64().expect("seconds") > 0.0, "{estimate:#}");
         for name in ["probe", "checksums", "assertion rows"] {
             assert_eq!(proof(&report, name)["held"], "yes", "{report:#}");
@@ -219,7 +219,7 @@ fn a_damaged_page_in_the_backup_is_found() {
     let mut bytes = fs::read(&file).expect("readable");
     bytes[5000] ^= 0x10;
     fs::write(&file, bytes).expect("it is ours");
-    herd.run(&["backup", "create"]).ends_with(3);
+    herd.back_up().ends_with(3);
     let ran = drill(&herd, &["--format", "json"]).ends_with(1);
     let checksums = proof(&ran.json(), "checksums").clone();
     assert_eq!(checksums["held"], "no");
@@ -231,7 +231,7 @@ fn a_damaged_page_in_the_backup_is_found() {
 fn an_interrupted_drill_says_so_and_leaves_nothing() {
     let herd = backed(&newest());
     let mut running =
-        herd.start(&["drill", "run", "restore", "--junit", "drill.xml", "--json", "drill.json"]);
+        herd.start_restore(&["drill", "run", "restore", "--junit", "drill.xml", "--json", "drill.json"]);
     until("the scratch directory is there", || (!scratch(&herd).is_empty()).then_some(()));
     // From the beginning on the files say that nothing is proved.
     let junit = fs::read_to_string(herd.path("drill.xml")).expect("written");
@@ -253,7 +253,7 @@ fn server(herd: &Herd) -> Option<rustix::process::Pid> {
 #[test]
 fn of_a_killed_drill_the_guard_ends_the_server_and_removes_the_copy() {
     let herd = backed(&newest());
-    let mut running = herd.start(&["drill", "run", "restore"]);
+    let mut running = herd.start_restore(&["drill", "run", "restore"]);
     until("the server of the copy runs", || server(&herd));
     running.signal(Signal::KILL);
     running.end();
@@ -272,7 +272,7 @@ fn of_a_killed_drill_the_guard_ends_the_server_and_removes_the_copy() {
 #[test]
 fn what_a_killed_drill_and_its_guard_left_the_next_drill_ends() {
     let herd = backed(&newest());
-    let mut running = herd.start(&["drill", "run", "restore"]);
+    let mut running = herd.start_restore(&["drill", "run", "restore"]);
     let server = until("the server of the copy runs", || server(&herd));
     // Everything but the servers: the drill and what it has started, so that nobody is left to clean up.
     let children: Vec<_> = herd
@@ -299,7 +299,7 @@ fn a_drill_that_is_killed_at_any_moment_proves_nothing_and_the_next_one_leaves_n
     let whole = drill(&herd, &[]).ends_with(0).took;
     let mut chance = Chance::new("kills of a drill");
     for round in 0..count(2, 50) {
-        let mut running = herd.start(&["drill", "run", "restore", "--json", "drill.json"]);
+        let mut running = herd.start_restore(&["drill", "run", "restore", "--json", "drill.json"]);
         let moment = Instant::now() + whole.mul_f64(chance.below(1000) as f64 / 1000.0);
         until("it is time", || (Instant::now() >= moment || running.has_ended()).then_some(()));
         if round % 2 == 1 {

@@ -112,6 +112,8 @@ pub struct Herd {
     text: String,
     variables: BTreeMap<&'static str, String>,
     bucket: Option<String>,
+    /// Whether what is restored comes from the copy ([`Kind::Copy`]).
+    from_a_copy: bool,
 }
 
 impl Herd {
@@ -132,6 +134,7 @@ impl Herd {
                 ("BI_PASSWORD", BI_PASSWORD.to_owned()),
             ]),
             bucket: None,
+            from_a_copy: false,
         };
         herd.text = herd.topology(shape);
         herd.write();
@@ -223,7 +226,7 @@ impl Herd {
     }
 
     /// Declares backups; the repository is in the herd's own directory, or where `PGHERD_TEST_REPOSITORY` says: `encrypted` is there too, `s3` and
-    /// `s3-encrypted` are in a bucket.
+    /// `s3-encrypted` are in a bucket, `copy` has a second one.
     pub fn keep_backups(&mut self) {
         let kind = Kind::of_this_run();
         assert!(self.keep_backups_in(kind), "there is no S3 server for this machine");
@@ -237,6 +240,11 @@ impl Herd {
             Kind::EncryptedDirectory => self.keep_backups_encrypted(),
             Kind::Bucket => return self.keep_backups_in_a_bucket("").is_some(),
             Kind::EncryptedBucket => return self.keep_backups_in_a_bucket(ENCRYPT).is_some(),
+            Kind::Copy => {
+                self.keep_backups_in_the_clear();
+                self.keep_copies();
+                self.from_a_copy = true;
+            }
         }
         true
     }
@@ -274,6 +282,13 @@ impl Herd {
         self.edit("    nodes:\n", "    backups: {repository: main}\n    nodes:\n");
     }
 
+    /// Declares a further repository, `far`, in a directory of its own.
+    pub fn keep_copies(&mut self) {
+        let far = format!("repositories: {{far: {{url: file://{}}}, main: {{", self.far().display());
+        self.edit("repositories: {main: {", &far);
+        self.edit("backups: {repository: main}", "backups: {repository: main, copies: {far: {}}}");
+    }
+
     /// Declares one more cluster, of one node, with the backups of the first.
     pub fn add_cluster(&mut self, name: &str) {
         let port = Port::reserve();
@@ -294,13 +309,21 @@ impl Herd {
         self.path("repository")
     }
 
+    /// Where the further repository is.
+    pub fn far(&self) -> PathBuf {
+        self.path("far")
+    }
+
     /// Whether what is in the repository is encrypted: damage is then found where it is read, not where it is used.
     pub fn is_encrypted(&self) -> bool {
         self.text.contains(ENCRYPT)
     }
 
-    /// What lies in the repository, whichever kind it is.
+    /// What lies in the repository that is restored from, whichever kind it is.
     pub fn kept(&self) -> Kept {
+        if self.from_a_copy {
+            return Kept::Directory(self.far());
+        }
         self.bucket.clone().map_or_else(|| Kept::Directory(self.repository()), Kept::Bucket)
     }
 
@@ -426,6 +449,38 @@ impl Herd {
     /// Starts pgherd and does not wait.
     pub fn start(&self, args: &[&str]) -> Running {
         Running::start(self.command(args), args)
+    }
+
+    /// Makes a backup, and brings it to where it is restored from.
+    #[track_caller]
+    pub fn back_up(&self) -> Ran {
+        let made = self.run(&["backup", "create"]);
+        if self.from_a_copy {
+            self.run(&["backup", "copy", "--to", "far"]).ends_with(0);
+        }
+        made
+    }
+
+    /// Starts what restores a copy of the cluster. Where that comes from a copy of the repository, the first one is lost until it has ended.
+    pub fn start_restore(&self, args: &[&str]) -> Running {
+        if !self.from_a_copy {
+            return self.start(args);
+        }
+        let lost = self.lose_the_first();
+        let mut running = self.start(&[args, &["--repository", "far"]].concat());
+        running.lost = Some(lost);
+        running
+    }
+
+    /// The same, to its end.
+    #[track_caller]
+    pub fn restore(&self, args: &[&str]) -> Ran {
+        self.start_restore(args).end()
+    }
+
+    /// Has the first repository, a directory, gone for as long as what this returns lives.
+    pub fn lose_the_first(&self) -> Lost {
+        Lost::now(self.repository())
     }
 
     #[track_caller]
@@ -608,6 +663,8 @@ pub struct Running {
     begun: Instant,
     out: File,
     err: File,
+    /// What is lost for as long as it runs.
+    lost: Option<Lost>,
 }
 
 impl Running {
@@ -616,7 +673,7 @@ impl Running {
         let (out, err) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
         let copy = |file: &File| Stdio::from(file.try_clone().expect("a second handle"));
         let child = command.stdout(copy(&out)).stderr(copy(&err)).spawn().expect("the binary starts");
-        Self { child, args: args.join(" "), begun: Instant::now(), out, err }
+        Self { child, args: args.join(" "), begun: Instant::now(), out, err, lost: None }
     }
 
     pub fn pid(&self) -> Pid {
@@ -670,6 +727,25 @@ fn whole(file: &mut File) -> String {
     let mut bytes = Vec::new();
     std::io::Seek::rewind(file).and_then(|()| file.read_to_end(&mut bytes)).expect("a file of our own");
     String::from_utf8(bytes).expect("output is UTF-8")
+}
+
+/// A repository that is lost, and found again when this is dropped.
+#[derive(Debug)]
+pub struct Lost(PathBuf);
+
+impl Lost {
+    fn now(root: PathBuf) -> Self {
+        fs::rename(&root, root.with_extension("lost")).expect("it is ours");
+        Self(root)
+    }
+}
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        if let Err(error) = fs::rename(self.0.with_extension("lost"), &self.0) {
+            assert!(std::thread::panicking(), "{} is not back: {error}", self.0.display());
+        }
+    }
 }
 
 /// A process that was stopped with SIGSTOP and goes on when this is dropped.

@@ -17,6 +17,8 @@ pub enum Kind {
     EncryptedDirectory,
     Bucket,
     EncryptedBucket,
+    /// A directory, and a copy in another one: what is restored is the copy, and the first one is lost while it is.
+    Copy,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
             Ok("encrypted") => Self::EncryptedDirectory,
             Ok("s3") => Self::Bucket,
             Ok("s3-encrypted") => Self::EncryptedBucket,
+            Ok("copy") => Self::Copy,
             Ok(other) => panic!("there is no kind of repository {other:?}"),
             Err(_) => Self::Directory,
         }

@@ -131,7 +131,7 @@ impl Shop {
 
     #[track_caller]
     fn backup(&self) {
-        self.herd.run(&["backup", "create"]).ends_with(0);
+        self.herd.back_up().ends_with(0);
     }
 
     /// Stores the lease under which another machine removes every backup.
@@ -216,7 +216,7 @@ impl Shop {
         let to = self.to();
         let mut args = vec!["restore", "inventory", "--to-dir", text(&to)];
         args.extend(more);
-        self.herd.start(&args)
+        self.herd.start_restore(&args)
     }
 
     fn socket(&self) -> PathBuf {
@@ -476,7 +476,7 @@ fn a_directory_that_is_not_free_is_refused_and_left_alone() {
     shop.remove();
     let data = shop.herd.data("a");
     shop.herd
-        .run(&["restore", "inventory", "--to-dir", text(&data)])
+        .restore(&["restore", "inventory", "--to-dir", text(&data)])
         .ends_with(4)
         .tells(&["it is the place of inventory-a"]);
     shop.herd.is_as_declared();
@@ -489,7 +489,7 @@ fn a_directory_that_is_not_free_is_refused_and_left_alone() {
         let file = beside.join(name);
         fs::write(&file, "").unwrap();
         let ran =
-            shop.herd.run(&["restore", "inventory", "--to-dir", text(&to), "--no-start"]).ends_with(code);
+            shop.herd.restore(&["restore", "inventory", "--to-dir", text(&to), "--no-start"]).ends_with(code);
         if code == 4 {
             ran.tells(&["copies/other-pgherd: it is not empty"]);
             assert!(!to.exists());
@@ -502,7 +502,7 @@ fn a_directory_that_is_not_free_is_refused_and_left_alone() {
         fs::create_dir(shop.herd.path("locked")).unwrap();
         fs::set_permissions(shop.herd.path("locked"), fs::Permissions::from_mode(0o700)).unwrap();
         let inside = shop.herd.path("locked/r");
-        let ran = shop.herd.run(&["restore", "inventory", "--to-dir", text(&inside)]);
+        let ran = shop.herd.restore(&["restore", "inventory", "--to-dir", text(&inside)]);
         assert_ne!(ran.code, 0, "{}", ran.stdout);
         assert!(!inside.join("PG_VERSION").exists());
         shop.directory("copies");
@@ -510,7 +510,10 @@ fn a_directory_that_is_not_free_is_refused_and_left_alone() {
         shop.restore(&["--target-immediate"]).ends_with(4).tells(&["it belongs to another user"]);
     }
     let long = shop.herd.path(&"x".repeat(90));
-    shop.herd.run(&["restore", "inventory", "--to-dir", text(&long)]).ends_with(2).tells(&["is too long"]);
+    shop.herd
+        .restore(&["restore", "inventory", "--to-dir", text(&long)])
+        .ends_with(2)
+        .tells(&["is too long"]);
 }
 
 #[test]
@@ -711,7 +714,7 @@ fn a_disk_without_room_is_refused_and_one_that_fills_up_is_told() {
     shop.archive();
     let small = Memory::mount(shop.herd.path("small"), "size=24m,mode=0777");
     let to = small.0.join("r");
-    let ran = shop.herd.run(&["restore", "inventory", "--to-dir", text(&to), "--target-immediate"]);
+    let ran = shop.herd.restore(&["restore", "inventory", "--to-dir", text(&to), "--target-immediate"]);
     ran.ends_with(4).tells(&["there is no room for the copy in", "Nothing was written"]);
     assert!(!to.exists());
 
@@ -719,12 +722,15 @@ fn a_disk_without_room_is_refused_and_one_that_fills_up_is_told() {
     let few = Memory::mount(shop.herd.path("few"), "size=4g,mode=0777,nr_inodes=300");
     let to = few.0.join("r");
     let args = ["restore", "inventory", "--to-dir", text(&to), "--target-immediate"];
-    shop.herd.run(&args).ends_with(1).tells(&["No space left on device", "it goes on with what is there"]);
+    shop.herd
+        .restore(&args)
+        .ends_with(1)
+        .tells(&["No space left on device", "it goes on with what is there"]);
     assert!(!to.join("global/pg_control").exists());
     let mut remount = Command::new("mount");
     remount.args(["-o", "remount,nr_inodes=0", text(&few.0)]);
     text_of(remount).unwrap();
-    shop.herd.run(&args).ends_with(0);
+    shop.herd.restore(&args).ends_with(0);
     shop.herd.program("pg_ctl", &["-D", text(&to), "-m", "fast", "-w", "stop"]);
 }
 
