@@ -1,11 +1,13 @@
 //! Several repositories a cluster: WAL in each, backups copied from the first into another one, and what can be done when the first is lost.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::herd::{Herd, PAIR, SINGLE, Shape, as_server, newest_or_15, text, text_of, until};
+use crate::herd::{Herd, PAIR, SINGLE, Shape, newest_or_15, until};
 use crate::kept::{Kept, Kind};
+use crate::kills::{archived, restored};
+
+const ROWS: &str = "SELECT count(*), sum(n) FROM orders";
 
 /// A herd with the repository `main` of this kind, and `far` in a directory of its own.
 fn herd(kind: Kind, turn: u32, shape: &Shape<'_>) -> Option<Herd> {
@@ -13,31 +15,14 @@ fn herd(kind: Kind, turn: u32, shape: &Shape<'_>) -> Option<Herd> {
     if !herd.keep_backups_in(kind) {
         return None;
     }
-    let far = far(&herd);
-    herd.edit(
-        "repositories: {main: {",
-        &format!("repositories: {{far: {{url: file://{}}}, main: {{", far.display()),
-    );
-    herd.edit("backups: {repository: main}", "backups: {repository: main, copies: {far: {}}}");
+    herd.keep_copies();
     herd.apply().ends_with(0).says(&["see it arrive in repository main", "see it arrive in repository far"]);
     herd.is_as_declared();
     Some(herd)
 }
 
-fn far(herd: &Herd) -> PathBuf {
-    herd.path("far")
-}
-
 fn kept_far(herd: &Herd) -> Kept {
-    Kept::Directory(far(herd))
-}
-
-/// Finishes a segment and waits until a repository has it.
-fn archived(herd: &Herd, kept: &Kept) -> String {
-    let sql = "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')";
-    let segment = herd.sql("a", sql);
-    until(&format!("{segment} is there"), || kept.has_wal(&segment).then_some(()));
-    segment
+    Kept::Directory(herd.far())
 }
 
 fn away(path: &Path) {
@@ -46,34 +31,6 @@ fn away(path: &Path) {
 
 fn back(path: &Path) {
     fs::rename(path.with_extension("away"), path).unwrap();
-}
-
-/// Restores from `far` alone and returns how many rows the copy has.
-fn rows_from_far(herd: &Herd, more: &[&str]) -> String {
-    let copies = herd.path("copies");
-    fs::create_dir_all(&copies).unwrap();
-    let owner = fs::metadata(far(herd)).unwrap();
-    chown(&copies, Some(owner.uid()), Some(owner.gid())).unwrap();
-    let to = copies.join("r");
-    let mut args = vec!["restore", "inventory", "--to-dir", text(&to)];
-    args.extend(more);
-    herd.run(&args).ends_with(0).says(&["accepts writes"]);
-    let mut psql = as_server(&herd.installation().bin().join("psql"));
-    psql.args([
-        "-XAtq",
-        "-U",
-        "postgres",
-        "-d",
-        "postgres",
-        "-c",
-        "SELECT count(*), sum(n) FROM orders",
-        "-h",
-    ]);
-    psql.arg(herd.path("copies/r-pgherd/run/inventory-restored")).args(["-p", "5432"]);
-    let found = text_of(psql).unwrap();
-    herd.program("pg_ctl", &["-D", text(&to), "-m", "fast", "-w", "stop"]);
-    fs::remove_dir_all(&copies).unwrap();
-    found.trim().to_owned()
 }
 
 #[test]
@@ -116,12 +73,12 @@ fn loses_the_first(herd: &Herd) {
     // What comes after the copy is in the far repository all the same: WAL goes to both.
     herd.sql("a", "INSERT INTO orders SELECT generate_series(30001, 40000)");
     archived(herd, &kept_far(herd));
-    let whole = herd.sql("a", "SELECT count(*), sum(n) FROM orders");
+    let whole = herd.sql("a", ROWS);
     match herd.kept() {
         Kept::Directory(directory) => away(&directory),
         bucket @ Kept::Bucket(_) => bucket.names().iter().for_each(|name| drop(bucket.take(name))),
     }
-    assert_eq!(rows_from_far(herd, &["--repository", "far"]), whole);
+    assert_eq!(restored(herd, &["--repository", "far"], ROWS), whole);
 }
 
 #[test]
@@ -129,7 +86,7 @@ fn a_repository_that_is_away_stops_nothing_and_gets_what_it_lacks_when_it_is_bac
     let herd = herd(Kind::Directory, 1, &PAIR).unwrap();
     let (main, other) = (herd.kept(), kept_far(&herd));
     herd.sql("a", "CREATE TABLE orders (n int)");
-    for (lost, holds, lacks) in [(far(&herd), &main, &other), (herd.repository(), &other, &main)] {
+    for (lost, holds, lacks) in [(herd.far(), &main, &other), (herd.repository(), &other, &main)] {
         away(&lost);
         let segments: Vec<String> = (0..3)
             .map(|n| {
@@ -150,25 +107,25 @@ fn a_repository_that_is_away_stops_nothing_and_gets_what_it_lacks_when_it_is_bac
         });
     }
     // Both are away: then PostgreSQL keeps its WAL.
-    away(&far(&herd));
+    away(&herd.far());
     away(&herd.repository());
     herd.sql("a", "SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'test', 'test')");
     until("the server is told that its WAL is not archived", || {
         (herd.sql("a", "SELECT failed_count > 0 FROM pg_stat_archiver") == "t").then_some(())
     });
-    back(&far(&herd));
+    back(&herd.far());
     back(&herd.repository());
     archived(&herd, &main);
 }
 
 #[test]
 fn a_cluster_whose_first_repository_is_lost_goes_on_with_the_other_one_as_its_first() {
-    let mut herd = herd(Kind::Directory, 0, &SINGLE).unwrap();
+    let mut herd = herd(Kind::Directory, 0, &PAIR).unwrap();
     herd.sql("a", "CREATE TABLE orders AS SELECT generate_series(1, 1000) AS n");
-    away(&far(&herd));
+    away(&herd.far());
     let ran = herd.run(&["backup", "create", "--copy"]).ends_with(3);
     assert!(ran.stderr.contains("ERROR"), "the other repository does not have it: {}", ran.stderr);
-    back(&far(&herd));
+    back(&herd.far());
     // What cannot be copied is told by whoever asked for a backup, too.
     let damaged = herd.kept().only("files.zst");
     herd.kept().damage(&damaged);
@@ -194,8 +151,23 @@ fn a_cluster_whose_first_repository_is_lost_goes_on_with_the_other_one_as_its_fi
     archived(&herd, &kept_far(&herd));
     herd.run(&["backup", "create"]).ends_with(0);
     herd.run(&["backup", "verify", "--full"]).ends_with(0);
-    let whole = herd.sql("a", "SELECT count(*), sum(n) FROM orders");
-    assert_eq!(rows_from_far(&herd, &[]), whole);
+    let whole = herd.sql("a", ROWS);
+    assert_eq!(restored(&herd, &[], ROWS), whole);
+
+    // A standby is made anew from there, and the whole cluster goes back.
+    herd.stop("b", "immediate");
+    fs::remove_dir_all(herd.data("b")).unwrap();
+    herd.run(&["restore", "inventory", "--to-node", "b"]).ends_with(0).says(&["inventory-b streams"]);
+    herd.is_as_declared();
+    let before = herd.sql("a", "SET timezone = 'UTC'; SELECT clock_timestamp()");
+    herd.sql("a", "DROP TABLE orders");
+    archived(&herd, &kept_far(&herd));
+    herd.run(&["restore", "inventory", "--in-place", "--target-time", &before, "--yes"])
+        .ends_with(0)
+        .says(&["on timeline 2"]);
+    assert_eq!(herd.sql("a", ROWS), whole);
+    herd.is_as_declared();
+    archived(&herd, &kept_far(&herd));
 }
 
 #[test]

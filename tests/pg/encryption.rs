@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-
-use rustix::process::Signal;
+use std::time::Duration;
 
 use crate::flips::{Chance, count};
 use crate::herd::{Herd, PAIR, REPO_KEY, SINGLE, files_below};
+use crate::kills::{Victim, archived, killed, restored};
 use crate::server::{installations, newest};
 
 const NEW_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -123,27 +123,55 @@ fn the_key_is_exchanged_under_load_and_the_old_one_opens_nothing_any_more() {
     assert!(files_below(&herd.path("config")).is_empty());
 }
 
+/// Returns one key after the other.
+fn key(number: usize) -> String {
+    if number == 0 { REPO_KEY.to_owned() } else { format!("{number:064x}") }
+}
+
 #[test]
-fn an_exchange_that_is_killed_leaves_a_repository_that_opens_and_is_ended_by_the_next() {
+fn an_exchange_that_is_killed_at_any_moment_loses_nothing_and_the_next_one_ends_it() {
+    const ROWS: &str = "SELECT count(*), sum(n) FROM moments";
     let mut herd = Herd::declare(&newest(), &SINGLE);
     kept(&mut herd);
-    for _ in 0..2 {
+    for _ in 0..5 {
         herd.run(&["backup", "create"]).ends_with(0);
     }
-    herd.variable("OLD_KEY", Some(REPO_KEY));
-    herd.variable("REPO_KEY", Some(NEW_KEY));
     declare(&mut herd, "REPO_KEY", "encrypt: {env: REPO_KEY}, encrypt-before: {env: OLD_KEY}");
-    herd.apply().ends_with(0);
+    let halves: [&[&str]; 2] = [&["repo", "rekey"], &["repo", "rekey", "--drop-old"]];
+    let exchange = |herd: &Herd, half: &[&str]| {
+        let ran = herd.run(&[half, &["--format", "json"]].concat()).ends_with(0);
+        let rekeyed = &ran.json()["rekeyed"];
+        (rekeyed["rewrapped"].as_u64().unwrap(), rekeyed["documents"].as_u64().unwrap(), ran.took)
+    };
     let mut chance = Chance::new("kills of an exchange of keys");
-    for round in 0..count(3, 50) {
-        let args: &[&str] =
-            if round % 2 == 0 { &["repo", "rekey"] } else { &["repo", "rekey", "--drop-old"] };
-        let mut running = herd.start(args);
-        std::thread::sleep(std::time::Duration::from_millis(chance.below(400)));
-        running.signal(Signal::KILL);
-        running.end();
-        herd.run(&["backup", "verify"]).ends_with(0);
+    let (mut hit, mut parts, mut usual) = (0, 0, Duration::from_millis(400));
+    for turn in 0..count(3, 50) {
+        // Each turn kills the one half, and has the other one done.
+        herd.variable("OLD_KEY", Some(&key(turn)));
+        herd.variable("REPO_KEY", Some(&key(turn + 1)));
+        herd.apply().ends_with(0);
+        herd.sql("a", "INSERT INTO moments SELECT 'later', generate_series(1, 100)");
+        archived(&herd, &herd.kept());
+        let rows = herd.sql("a", ROWS);
+        for (number, half) in halves.into_iter().enumerate() {
+            if number == turn % 2 {
+                let ended = killed(&herd, half, Victim::of(turn / 2), usual, &mut chance);
+                hit += usize::from(ended.code != 0);
+                herd.run(&["backup", "verify", "--full"]).ends_with(0);
+                assert_eq!(restored(&herd, &[], ROWS), rows, "turn {turn}: {ended:?}");
+            }
+            let (rewrapped, documents, took) = exchange(&herd, half);
+            usual = took;
+            parts += usize::from(rewrapped > 0 && rewrapped < documents);
+            assert_eq!(exchange(&herd, half).0, 0, "turn {turn}: it was ended");
+        }
+        herd.run(&["backup", "verify", "--full"]).ends_with(0);
     }
-    herd.run(&["repo", "rekey", "--drop-old"]).ends_with(0);
-    restores(&herd, "one");
+    eprintln!("{hit} killed, {parts} in the middle of the data keys");
+    assert!(hit > 0, "no kill hit anything");
+    // The declared one alone opens all of it.
+    herd.edit(", encrypt-before: {env: OLD_KEY}", "");
+    herd.apply().ends_with(0);
+    herd.run(&["backup", "verify", "--full"]).ends_with(0);
+    assert_eq!(restored(&herd, &[], ROWS), herd.sql("a", ROWS));
 }

@@ -36,6 +36,7 @@ mod herd;
 mod hooks;
 mod in_place;
 mod kept;
+mod kills;
 mod ledger;
 mod notify;
 mod objects;

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
-
-use rustix::process::{Signal, kill_process};
 
 use crate::flips::{Chance, Flip, count};
 use crate::herd::{Herd, Ran, SINGLE, is_root, newest_or_15, until};
 use crate::kept::Kept;
+use crate::kills::{Victim, killed, restored, whole};
+
+const WORDS: &str = "SELECT count(*), md5(string_agg(word, ' ' ORDER BY n)) FROM words";
 
 /// A cluster with so many backups, and WAL behind the last one.
 fn backed_up(turn: u32, backups: usize) -> Herd {
@@ -37,10 +37,8 @@ fn verified(ran: &Ran) -> serde_json::Value {
     said
 }
 
-/// Returns the labels of the backups that have a manifest, oldest first.
 fn labels(herd: &Herd) -> Vec<String> {
-    let manifests = herd.kept().with("/manifest.json");
-    manifests.iter().map(|name| name.rsplit('/').nth(1).unwrap().to_owned()).collect()
+    whole(&herd.kept())
 }
 
 /// Returns the first object of a backup that begins with `name`.
@@ -193,35 +191,25 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
     let mut herd = backed_up(1, 4);
     herd.edit("backups: {repository: main}", "backups: {repository: main, keep-full: 1}");
     let all = labels(&herd);
+    let words = herd.sql("a", WORDS);
     // Nothing archives into what is put back over and over.
     herd.stop("a", "fast");
     let before = herd.kept().copy();
-    let whole = herd.run(&["backup", "expire", "--yes"]).ends_with(0).took;
+    let usual = herd.run(&["backup", "expire", "--yes"]).ends_with(0).took;
     let mut chance = Chance::new("killed expiries");
-    let mut interrupted = 0;
+    let after = herd.kept().names();
+    let (mut hit, mut interrupted) = (0, 0);
     for turn in 0..count(12, 50) {
         herd.kept().hold(&before);
-        let mut expiry = herd.start(&["backup", "expire", "--yes"]);
-        let moment = Duration::from_micros(chance.below(u64::try_from(whole.as_micros()).unwrap()));
-        std::thread::sleep(moment);
-        if turn % 2 == 0 {
-            expiry.signal(Signal::KILL);
-        } else {
-            // The one that does the work.
-            for (pid, _) in herd.processes().into_iter().filter(|(_, line)| line.ends_with("pgherd node ")) {
-                kill_process(pid, Signal::KILL).ok();
-            }
-        }
-        let ended = expiry.end();
-        until("nothing of it runs on", || {
-            herd.processes().iter().all(|(_, line)| !line.contains("pgherd")).then_some(())
-        });
+        let ended = killed(&herd, &["backup", "expire", "--yes"], Victim::of(turn), usual, &mut chance);
         let left = labels(&herd);
         assert!(all.ends_with(&left[left.len() - 1..]), "turn {turn}: {left:?}");
-        interrupted += usize::from(left.len() > 1 && left.len() < all.len() || ended.code != 0);
+        hit += usize::from(ended.code != 0);
+        interrupted += usize::from(herd.kept().names() != after && left.len() < all.len());
         verify(&herd, &["--full"]).ends_with(0);
+        assert_eq!(restored(&herd, &[], WORDS), words, "turn {turn}: {ended:?}");
         herd.run(&["backup", "expire", "--yes"]).ends_with(0);
-        assert_eq!(labels(&herd), all[3..], "turn {turn}, killed after {moment:?}");
+        assert_eq!(labels(&herd), all[3..], "turn {turn}: {ended:?}");
         let kept = herd.kept().with("/backup/");
         assert!(
             kept.iter().all(|name| name.contains(&all[3])),
@@ -229,5 +217,6 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
         );
         verify(&herd, &["--full"]).ends_with(0);
     }
-    assert!(interrupted > 0, "no kill hit anything");
+    eprintln!("{hit} killed, {interrupted} in the middle");
+    assert!(hit > 0, "no kill hit anything");
 }

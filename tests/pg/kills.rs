@@ -1,0 +1,160 @@
+//! Commands that work on a repository, killed with SIGKILL at random moments, and what can be restored then.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+
+use crate::flips::{Chance, count};
+use crate::herd::{Herd, Ran, SINGLE, as_server, newest_or_15, text, text_of, until};
+use crate::kept::{Kept, Kind};
+
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// The command itself.
+    Command,
+    /// The program that does its work on the node.
+    Child,
+}
+
+impl Victim {
+    /// Returns the one and the other in turns.
+    pub fn of(turn: usize) -> Self {
+        if turn.is_multiple_of(2) { Self::Command } else { Self::Child }
+    }
+}
+
+/// Runs a command and kills it at a moment by chance within the time that it usually takes. When this returns nothing works for it any more.
+pub fn killed(herd: &Herd, args: &[&str], victim: Victim, usual: Duration, chance: &mut Chance) -> Ran {
+    let mut running = herd.start(args);
+    let moment = Instant::now() + usual.mul_f64(chance.below(1000) as f64 / 1000.0);
+    while Instant::now() < moment && !running.has_ended() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    match victim {
+        Victim::Command => running.signal(Signal::KILL),
+        Victim::Child => until("there is a child", || {
+            let found: Vec<_> = herd.processes().into_iter().filter(|(_, line)| is_child(line)).collect();
+            // It may have ended in between.
+            found.iter().for_each(|(pid, _)| kill_process(*pid, Signal::KILL).unwrap_or(()));
+            (!found.is_empty() || running.has_ended()).then_some(())
+        }),
+    }
+    let ended = running.end();
+    until("nothing works for it any more", || {
+        (!herd.processes().iter().any(|(_, line)| is_child(line))).then_some(())
+    });
+    ended
+}
+
+fn is_child(line: &str) -> bool {
+    line.trim_end().ends_with("/pgherd node")
+}
+
+/// Restores to the end of the archive into a directory of its own, and returns what the copy answers.
+#[track_caller]
+pub fn restored(herd: &Herd, more: &[&str], sql: &str) -> String {
+    let copies = herd.path("copies");
+    fs::create_dir_all(&copies).unwrap();
+    let owner = fs::metadata(herd.data("a")).unwrap();
+    chown(&copies, Some(owner.uid()), Some(owner.gid())).unwrap();
+    let to = copies.join("r");
+    let args = ["restore", "inventory", "--to-dir", text(&to)];
+    herd.restore(&[&args[..], more].concat()).ends_with(0).says(&["accepts writes"]);
+    let mut psql = as_server(&herd.installation().bin().join("psql"));
+    psql.args(["-XAtq", "-U", "postgres", "-d", "postgres", "-p", "5432", "-c", sql, "-h"]);
+    psql.arg(herd.path("copies/r-pgherd/run/inventory-restored"));
+    let found = text_of(psql).unwrap_or_else(|said| panic!("{sql}: {said}"));
+    herd.program("pg_ctl", &["-D", text(&to), "-m", "fast", "-w", "stop"]);
+    fs::remove_dir_all(&copies).unwrap();
+    found
+}
+
+/// Finishes a segment and waits until a repository has it.
+pub fn archived(herd: &Herd, kept: &Kept) -> String {
+    let sql = "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'test', 'test')";
+    let segment = herd.sql("a", sql);
+    until(&format!("{segment} is there"), || kept.has_wal(&segment).then_some(()));
+    segment
+}
+
+/// Returns the labels of the backups that have a manifest, oldest first.
+pub fn whole(kept: &Kept) -> Vec<String> {
+    let manifests = kept.with("/manifest.json");
+    manifests.iter().map(|name| name.rsplit('/').nth(1).unwrap().to_owned()).collect()
+}
+
+/// Tells whether a backup has begun that has no manifest.
+fn has_a_part(kept: &Kept) -> bool {
+    let whole = whole(kept);
+    kept.with("/backup/").iter().any(|name| !whole.iter().any(|label| name.contains(label)))
+}
+
+const ROWS: &str = "SELECT count(*), sum(n) FROM orders";
+
+#[test]
+fn a_copy_that_is_killed_at_any_moment_loses_nothing_and_the_next_one_ends_it() {
+    let mut herd = Herd::declare(&newest_or_15(0), &SINGLE);
+    assert!(herd.keep_backups_in(Kind::Directory));
+    herd.keep_copies();
+    herd.edit("copies: {far: {}}", "copies: {far: {}}, keep-full: 2");
+    herd.apply().ends_with(0);
+    let (main, far) = (herd.kept(), Kept::Directory(herd.far()));
+    herd.sql("a", "CREATE TABLE orders AS SELECT generate_series(1, 1000) AS n");
+    // What does not shrink.
+    herd.sql(
+        "a",
+        "CREATE TABLE ballast AS SELECT decode(string_agg(md5(random()::text), ''), 'hex') \
+         FROM generate_series(1, 2000000) AS n GROUP BY n % 10000",
+    );
+    herd.run(&["backup", "create"]).ends_with(0);
+    let copy = ["backup", "copy", "--to", "far", "--workers", "1"];
+    let mut usual = herd.run(&copy).ends_with(0).took;
+    let verify = ["backup", "verify", "--full"];
+    let verify_far = ["backup", "verify", "--full", "--repository", "far"];
+    let mut chance = Chance::new("kills of a copy");
+    let (mut killed_at_all, mut parts, mut goes_on) = (0, 0, 0);
+    for turn in 0..count(3, 50) {
+        herd.sql("a", "INSERT INTO orders SELECT generate_series(1, 100)");
+        herd.run(&["backup", "create"]).ends_with(0);
+        herd.sql("a", "INSERT INTO orders SELECT generate_series(1, 100)");
+        let last = archived(&herd, &far);
+        let there = (whole(&main), far.names());
+        let ended = killed(&herd, &copy, Victim::of(turn), usual, &mut chance);
+        killed_at_all += usize::from(ended.code != 0);
+        parts += usize::from(has_a_part(&far));
+
+        // Both have what they had, and what is there is whole.
+        assert_eq!(whole(&main), there.0, "turn {turn}: {ended:?}");
+        let now = far.names();
+        let kept = |name: &&String| !name.contains("/lease/");
+        let gone: Vec<&String> = there.1.iter().filter(kept).filter(|name| !now.contains(name)).collect();
+        assert!(gone.is_empty(), "turn {turn}: {gone:?}\n{ended:?}");
+        assert!(far.has_wal(&last));
+        assert!(ended.code != 0 || whole(&far) == whole(&main), "turn {turn}: {ended:?}");
+        herd.run(&verify_far).ends_with(0);
+        let rows = herd.sql("a", ROWS);
+        let lost = herd.lose_the_first();
+        assert_eq!(restored(&herd, &["--repository", "far"], ROWS), rows, "turn {turn}: {ended:?}");
+        drop(lost);
+
+        let again = herd.run(&[&copy[..], &["--format", "json"]].concat()).ends_with(0);
+        usual = (usual + again.took) / 2;
+        let said: serde_json::Value = serde_json::from_str(again.stdout.lines().last().unwrap()).unwrap();
+        goes_on += usize::from(said["backups"][0]["taken_over"].as_u64() > Some(0));
+        assert_eq!(whole(&far), whole(&main), "turn {turn}");
+        assert!(!has_a_part(&far), "turn {turn}");
+        for verify in [&verify[..], &verify_far] {
+            herd.run(verify).ends_with(0);
+        }
+        for expire in
+            [&["backup", "expire", "--yes"][..], &["backup", "expire", "--yes", "--repository", "far"]]
+        {
+            herd.run(expire).ends_with(0);
+        }
+    }
+    eprintln!("{killed_at_all} killed, {parts} left a part, {goes_on} were gone on with");
+    assert!(killed_at_all > 0, "no kill hit anything");
+}
