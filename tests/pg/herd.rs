@@ -734,7 +734,7 @@ fn whole(file: &mut File) -> String {
 pub struct Lost(PathBuf);
 
 impl Lost {
-    fn now(root: PathBuf) -> Self {
+    pub fn now(root: PathBuf) -> Self {
         fs::rename(&root, root.with_extension("lost")).expect("it is ours");
         Self(root)
     }

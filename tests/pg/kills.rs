@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pgherd::pg::system::SystemIdentifier;
+use pgherd::repo::layout::{ClusterKeys, SystemKeys};
+use pgherd::repo::{self, Location, archive, wait};
 use rustix::process::{Signal, kill_process};
 
 use crate::flips::{Chance, count};
-use crate::herd::{Herd, Ran, SINGLE, as_server, newest_or_15, text, text_of, until};
+use crate::herd::{Herd, Lost, Ran, SINGLE, as_server, binary, newest_or_15, text, text_of, until};
 use crate::kept::{Kept, Kind};
 
 /// Who is killed.
@@ -157,4 +162,116 @@ fn a_copy_that_is_killed_at_any_moment_loses_nothing_and_the_next_one_ends_it() 
     }
     eprintln!("{killed_at_all} killed, {parts} left a part, {goes_on} were gone on with");
     assert!(killed_at_all > 0, "no kill hit anything");
+}
+
+/// Two repositories that WAL goes to, and what calls push by hand.
+struct Archives {
+    herd: Herd,
+    keys: SystemKeys,
+}
+
+impl Archives {
+    fn up() -> Self {
+        let mut herd = Herd::declare(&newest_or_15(1), &SINGLE);
+        assert!(herd.keep_backups_in(Kind::Directory));
+        herd.keep_copies();
+        herd.apply().ends_with(0);
+        // Nobody else archives.
+        herd.sql("a", "ALTER SYSTEM SET archive_command = 'false'");
+        herd.sql("a", "SELECT pg_reload_conf()");
+        until("it is taken", || (herd.sql("a", "SHOW archive_command") == "false").then_some(()));
+        let system = herd.sql("a", "SELECT system_identifier FROM pg_control_system()").parse().unwrap();
+        let keys = ClusterKeys::new("inventory").system(SystemIdentifier::new(system).unwrap());
+        Self { herd, keys }
+    }
+
+    fn push(&self, name: &str) -> Command {
+        let mut push = as_server(binary());
+        push.current_dir(self.herd.data("a")).stdout(Stdio::null()).stderr(Stdio::null());
+        push.args(["wal", "push", "--profile", text(&self.herd.facts("a").join("profile.json"))]);
+        push.arg(format!("pg_wal/{name}"));
+        push
+    }
+
+    fn each(&self) -> [(&str, PathBuf); 2] {
+        [("main", self.herd.repository()), ("far", self.herd.far())]
+    }
+
+    /// Tells whether a repository has a segment, and has it as the server does.
+    fn has(&self, root: &Path, name: &str) -> bool {
+        let repo = repo::open(&Location::plain(format!("file://{}", root.display()))).unwrap();
+        let stored = wait(Box::pin(archive::file(&*repo, &self.keys, name.parse().unwrap()))).unwrap();
+        let Some(stored) = stored else { return false };
+        assert!(stored == fs::read(self.herd.data("a").join("pg_wal").join(name)).unwrap(), "{name}");
+        true
+    }
+
+    fn is_owed(&self, repository: &str, name: &str) -> bool {
+        self.herd.path("state/spool/inventory-a/owed").join(repository).join(name).exists()
+    }
+
+    /// Kills what stores ahead, and what brings a repository that which it lacked; returns how many.
+    fn kill_helpers(&self) -> usize {
+        let is_helper = |line: &str| line.contains(" wal ahead ") || line.contains(" wal settle ");
+        let helpers = self.herd.processes().into_iter().filter(|(_, line)| is_helper(line));
+        helpers.filter(|(pid, _)| kill_process(*pid, Signal::KILL).is_ok()).count()
+    }
+}
+
+#[test]
+fn pushes_that_are_killed_while_repositories_come_and_go_lose_nothing_that_they_acknowledged() {
+    let archives = Archives::up();
+    let herd = &archives.herd;
+    let sql = "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(true, 'a', repeat('b', 100000))";
+    let segments: Vec<String> = (0..count(10, 24)).map(|_| herd.sql("a", sql)).collect();
+    let begun = Instant::now();
+    assert!(archives.push(&segments[0]).status().unwrap().success());
+    let usual = begun.elapsed();
+    let mut chance = Chance::new("kills of wal push with two repositories");
+    let (mut hit, mut helpers, mut acknowledged, mut at) = (0, 0, 0, 1);
+    while hit < count(10, 50) {
+        let name = &segments[at % segments.len()];
+        let lost = match chance.below(4) {
+            0 => Some(herd.lose_the_first()),
+            1 => Some(Lost::now(herd.far())),
+            _ => None,
+        };
+        let mut push = archives.push(name).spawn().unwrap();
+        std::thread::sleep(usual.mul_f64(chance.below(1100) as f64 / 1000.0));
+        push.kill().unwrap();
+        let code = push.wait().unwrap().code();
+        if chance.below(3) == 0 {
+            helpers += archives.kill_helpers();
+        }
+        drop(lost);
+        match code {
+            // It is where it is not owed, and somewhere in any case.
+            Some(0) => {
+                let missing = archives.each().into_iter().filter(|(repository, root)| {
+                    let owed = archives.is_owed(repository, name);
+                    let has = archives.has(root, name);
+                    assert!(owed || has, "{name} is neither in {repository} nor owed to it");
+                    !has
+                });
+                assert!(missing.count() < 2, "{name} was acknowledged");
+                acknowledged += 1;
+                at += 1;
+            }
+            Some(code) => panic!("{name}: exit code {code}"),
+            None => {
+                hit += 1;
+                // Half of them are tried again at once, as the archiver does; the others are left as they are.
+                at += usize::try_from(chance.below(2)).unwrap();
+            }
+        }
+    }
+    eprintln!("{hit} killed, {helpers} helpers killed, {acknowledged} acknowledged in between");
+    for name in &segments {
+        assert!(archives.push(name).status().unwrap().success(), "{name}");
+    }
+    until("each repository has all of it", || {
+        let all =
+            archives.each().iter().all(|(_, root)| segments.iter().all(|name| archives.has(root, name)));
+        all.then_some(())
+    });
 }
