@@ -12,7 +12,7 @@ use pgherd::repo::{self, Location, archive, wait};
 use rustix::process::{Signal, kill_process};
 
 use crate::flips::{Chance, count};
-use crate::herd::{Herd, Lost, Ran, SINGLE, as_server, binary, newest_or_15, text, text_of, until};
+use crate::herd::{Herd, Lost, Ran, Running, SINGLE, as_server, binary, newest_or_15, text, text_of, until};
 use crate::kept::{Kept, Kind};
 
 /// Who is killed.
@@ -31,27 +31,50 @@ impl Victim {
     }
 }
 
-/// Runs a command and kills it at a moment by chance within the time that it usually takes. When this returns nothing works for it any more.
-pub fn killed(herd: &Herd, args: &[&str], victim: Victim, usual: Duration, chance: &mut Chance) -> Ran {
-    let mut running = herd.start(args);
-    let moment = Instant::now() + usual.mul_f64(chance.below(1000) as f64 / 1000.0);
-    while Instant::now() < moment && !running.has_ended() {
-        std::thread::sleep(Duration::from_millis(1));
+/// What is killed, and when.
+pub struct Work<'a> {
+    pub args: &'a [&'a str],
+    /// Tells that it is at its work.
+    pub begun: &'a dyn Fn() -> bool,
+    /// For about how long it is then; this is learned.
+    pub usual: Duration,
+}
+
+impl Work<'_> {
+    /// Runs it and kills it at a moment by chance: of its work, or, every fourth time, of what comes before. When this returns nothing works for it
+    /// any more.
+    pub fn killed(&mut self, herd: &Herd, victim: Victim, chance: &mut Chance) -> Ran {
+        let mut running = herd.start(self.args);
+        let waits = chance.below(4) > 0;
+        let wait_for = |running: &mut Running, due: &dyn Fn() -> bool| {
+            while !due() && !running.has_ended() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        if waits {
+            wait_for(&mut running, self.begun);
+        }
+        let within = if waits { self.usual } else { Duration::from_millis(300) };
+        let moment = Instant::now() + within.mul_f64(chance.below(1000) as f64 / 1000.0);
+        wait_for(&mut running, &|| Instant::now() >= moment);
+        match victim {
+            Victim::Command => running.signal(Signal::KILL),
+            Victim::Child => until("there is a child", || {
+                let found: Vec<_> = herd.processes().into_iter().filter(|(_, line)| is_child(line)).collect();
+                // It may have ended in between.
+                found.iter().for_each(|(pid, _)| kill_process(*pid, Signal::KILL).unwrap_or(()));
+                (!found.is_empty() || running.has_ended()).then_some(())
+            }),
+        }
+        let ended = running.end();
+        if waits {
+            self.usual = self.usual.mul_f64(if ended.code == 0 { 0.8 } else { 1.25 });
+        }
+        until("nothing works for it any more", || {
+            (!herd.processes().iter().any(|(_, line)| is_child(line))).then_some(())
+        });
+        ended
     }
-    match victim {
-        Victim::Command => running.signal(Signal::KILL),
-        Victim::Child => until("there is a child", || {
-            let found: Vec<_> = herd.processes().into_iter().filter(|(_, line)| is_child(line)).collect();
-            // It may have ended in between.
-            found.iter().for_each(|(pid, _)| kill_process(*pid, Signal::KILL).unwrap_or(()));
-            (!found.is_empty() || running.has_ended()).then_some(())
-        }),
-    }
-    let ended = running.end();
-    until("nothing works for it any more", || {
-        (!herd.processes().iter().any(|(_, line)| is_child(line))).then_some(())
-    });
-    ended
 }
 
 fn is_child(line: &str) -> bool {
@@ -116,7 +139,10 @@ fn a_copy_that_is_killed_at_any_moment_loses_nothing_and_the_next_one_ends_it() 
     );
     herd.run(&["backup", "create"]).ends_with(0);
     let copy = ["backup", "copy", "--to", "far", "--workers", "1"];
-    let mut usual = herd.run(&copy).ends_with(0).took;
+    // It is at its work when it has its lease.
+    let begun = || !far.with("/lease/").is_empty();
+    let mut work = Work { args: &copy, begun: &begun, usual: Duration::from_millis(200) };
+    herd.run(&copy).ends_with(0);
     let verify = ["backup", "verify", "--full"];
     let verify_far = ["backup", "verify", "--full", "--repository", "far"];
     let mut chance = Chance::new("kills of a copy");
@@ -127,7 +153,7 @@ fn a_copy_that_is_killed_at_any_moment_loses_nothing_and_the_next_one_ends_it() 
         herd.sql("a", "INSERT INTO orders SELECT generate_series(1, 100)");
         let last = archived(&herd, &far);
         let there = (whole(&main), far.names());
-        let ended = killed(&herd, &copy, Victim::of(turn), usual, &mut chance);
+        let ended = work.killed(&herd, Victim::of(turn), &mut chance);
         killed_at_all += usize::from(ended.code != 0);
         parts += usize::from(has_a_part(&far));
 
@@ -146,7 +172,6 @@ fn a_copy_that_is_killed_at_any_moment_loses_nothing_and_the_next_one_ends_it() 
         drop(lost);
 
         let again = herd.run(&[&copy[..], &["--format", "json"]].concat()).ends_with(0);
-        usual = (usual + again.took) / 2;
         let said: serde_json::Value = serde_json::from_str(again.stdout.lines().last().unwrap()).unwrap();
         goes_on += usize::from(said["backups"][0]["taken_over"].as_u64() > Some(0));
         assert_eq!(whole(&far), whole(&main), "turn {turn}");
@@ -223,10 +248,10 @@ fn pushes_that_are_killed_while_repositories_come_and_go_lose_nothing_that_they_
     let archives = Archives::up();
     let herd = &archives.herd;
     let sql = "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(true, 'a', repeat('b', 100000))";
-    let segments: Vec<String> = (0..count(10, 24)).map(|_| herd.sql("a", sql)).collect();
+    let segments: Vec<String> = (0..count(10, 40)).map(|_| herd.sql("a", sql)).collect();
     let begun = Instant::now();
     assert!(archives.push(&segments[0]).status().unwrap().success());
-    let usual = begun.elapsed();
+    let mut usual = begun.elapsed();
     let mut chance = Chance::new("kills of wal push with two repositories");
     let (mut hit, mut helpers, mut acknowledged, mut at) = (0, 0, 0, 1);
     while hit < count(10, 50) {
@@ -256,10 +281,13 @@ fn pushes_that_are_killed_while_repositories_come_and_go_lose_nothing_that_they_
                 assert!(missing.count() < 2, "{name} was acknowledged");
                 acknowledged += 1;
                 at += 1;
+                // What is stored already is pushed in no time.
+                usual = usual.mul_f64(0.8);
             }
             Some(code) => panic!("{name}: exit code {code}"),
             None => {
                 hit += 1;
+                usual = usual.mul_f64(1.25);
                 // Half of them are tried again at once, as the archiver does; the others are left as they are.
                 at += usize::try_from(chance.below(2)).unwrap();
             }

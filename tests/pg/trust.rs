@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use crate::flips::{Chance, Flip, count};
 use crate::herd::{Herd, Ran, SINGLE, is_root, newest_or_15, until};
 use crate::kept::Kept;
-use crate::kills::{Victim, killed, restored, whole};
+use crate::kills::{Victim, Work, restored, whole};
 
 const WORDS: &str = "SELECT count(*), md5(string_agg(word, ' ' ORDER BY n)) FROM words";
 
@@ -195,13 +196,16 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
     // Nothing archives into what is put back over and over.
     herd.stop("a", "fast");
     let before = herd.kept().copy();
-    let usual = herd.run(&["backup", "expire", "--yes"]).ends_with(0).took;
+    let expire = ["backup", "expire", "--yes"];
+    herd.run(&expire).ends_with(0);
+    let begun = || labels(&herd).len() < all.len();
+    let mut work = Work { args: &expire, begun: &begun, usual: Duration::from_millis(50) };
     let mut chance = Chance::new("killed expiries");
     let after = herd.kept().names();
     let (mut hit, mut interrupted) = (0, 0);
     for turn in 0..count(12, 50) {
         herd.kept().hold(&before);
-        let ended = killed(&herd, &["backup", "expire", "--yes"], Victim::of(turn), usual, &mut chance);
+        let ended = work.killed(&herd, Victim::of(turn), &mut chance);
         let left = labels(&herd);
         assert!(all.ends_with(&left[left.len() - 1..]), "turn {turn}: {left:?}");
         hit += usize::from(ended.code != 0);
