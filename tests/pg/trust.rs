@@ -202,8 +202,9 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
     let mut work = Work { args: &expire, begun: &begun, usual: Duration::from_millis(50) };
     let mut chance = Chance::new("killed expiries");
     let after = herd.kept().names();
-    let (mut hit, mut interrupted) = (0, 0);
-    for turn in 0..count(12, 50) {
+    let (mut turn, mut hit, mut interrupted) = (0, 0, 0);
+    while hit < count(6, 50) {
+        turn += 1;
         herd.kept().hold(&before);
         let ended = work.killed(&herd, Victim::of(turn), &mut chance);
         let left = labels(&herd);
@@ -221,6 +222,5 @@ fn an_expiry_that_is_killed_leaves_what_can_be_restored_and_the_next_one_finishe
         );
         verify(&herd, &["--full"]).ends_with(0);
     }
-    eprintln!("{hit} killed, {interrupted} in the middle");
-    assert!(hit > 0, "no kill hit anything");
+    eprintln!("{hit} killed in {turn} turns, {interrupted} in the middle");
 }

@@ -48,6 +48,8 @@ pub fn push(profile: &Path, path: &Path, level: i32) -> Result<Pushed> {
     if let (Some(spool), Turn::Theirs) = (&spool, &turn) {
         turn = wait_for(spool, &node, file, path);
     } else if matches!(turn, Turn::Stored) {
+        // Who stored it ahead may have written down that a repository lacks it.
+        settle_aside(profile, &node);
         return Ok(Pushed::Ahead { file });
     }
     let pushed = match turn {
