@@ -318,7 +318,7 @@ async fn a_damaged_document_keeps_what_it_might_be_about_and_the_rest_goes() {
         for object in ["manifest.json", "pin.json", "00000002.history.zst"] {
             let (trial, labels) = four_days_in(if encrypted { Trial::encrypted() } else { Trial::new() });
             pin::pin(&trial.repo, CLUSTER, &labels[1], None, "audit").await.unwrap();
-            let history = b"1\t0/600000\tno recovery target specified\n";
+            let history = b"1\t0/F000000\tno recovery target specified\n";
             trial.store_wal("00000002.history".parse().unwrap(), history);
             let mut found = trial.objects();
             found.retain(|key| key.name() == object);
