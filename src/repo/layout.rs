@@ -41,9 +41,11 @@ pub fn is_job(key: &Key) -> bool {
 pub fn is_passing(key: &Key) -> bool {
     let parts: Vec<&str> = key.as_str().split('/').collect();
     match parts.as_slice() {
+        // A dump may have any name.
+        [above, ..] if above.starts_with('_') => *above == JOBS,
         [_, "lock.json" | "primary.json"] | [_, _, "lease", ..] => true,
         [_, _, "backup", _, below, ..] => matches!(*below, "pin.json" | "progress"),
-        _ => parts.first() == Some(&JOBS),
+        _ => false,
     }
 }
 
@@ -351,6 +353,32 @@ mod tests {
             "20261121-100203-full",
         ] {
             assert!(text.parse::<Label>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_again_and_again_is_told_from_what_is_to_be_kept() {
+        let is = |text: &str| is_passing(&Key::new(text).unwrap());
+        for passing in [
+            "inventory/lock.json",
+            "inventory/primary.json",
+            "inventory/11/lease/backup.json",
+            "inventory/11/backup/20261122T020000Z-full/pin.json",
+            "inventory/11/backup/20261122T020000Z-full/progress/000001.zst",
+            "_jobs/shop/inventory/full.json",
+        ] {
+            assert!(is(passing), "{passing}");
+        }
+        for kept in [
+            "repository.json",
+            "inventory/11/key/wal-00000001.json",
+            "inventory/11/wal/00000002.history.zst",
+            "inventory/11/backup/20261122T020000Z-full/key.json",
+            "inventory/11/backup/20261122T020000Z-full/data/000001",
+            "_dumps/inventory/lease/20261122T020000Z/manifest.json",
+            "_dumps/inventory/key.json",
+        ] {
+            assert!(!is(kept), "{kept}");
         }
     }
 }
