@@ -61,17 +61,21 @@ impl S3Repo {
     /// # Errors
     /// [`RepoErrorKind::Missing`] when the bucket or its `repository.json` is not there, and what the server says.
     pub async fn open(url: &str, access: &S3Access, waits: Waits) -> Result<(Self, About)> {
-        let repo = Self::reach(url, access, waits).await?;
+        Self::reach(url, access, waits).await?.with_about().await
+    }
+
+    /// Returns it with what it says of itself.
+    async fn with_about(self) -> Result<(Self, About)> {
         let doing = "read repository.json";
-        match repo.read(&layout::repository()).await? {
+        match self.read(&layout::repository()).await? {
             Some(bytes) => {
-                let damaged = |why: String| repo.0.error(RepoErrorKind::Damaged, doing, why);
+                let damaged = |why: String| self.0.error(RepoErrorKind::Damaged, doing, why);
                 let about = About::read(&bytes).map_err(|error| damaged(error.to_string()))?;
-                Ok((repo, about))
+                Ok((self, about))
             }
             None => {
-                let why = format!("there is no {} in the bucket", repo.0.name(&layout::repository()));
-                Err(repo.0.error(RepoErrorKind::Missing, doing, why))
+                let why = format!("there is no {} in the bucket", self.0.name(&layout::repository()));
+                Err(self.0.error(RepoErrorKind::Missing, doing, why))
             }
         }
     }
@@ -101,7 +105,7 @@ impl S3Repo {
             repo.create(&key, &about.write()).await?;
         }
         repo.keeps_to_conditions().await?;
-        Self::open(url, access, waits).await
+        repo.with_about().await
     }
 
     /// Opens it, and sees that what is stored can be locked, if it is to be.
@@ -109,8 +113,9 @@ impl S3Repo {
     /// # Errors
     /// As [`S3Repo::open`]; when the bucket was made without object lock.
     pub async fn prove(url: &str, access: &S3Access, waits: Waits) -> Result<(Self, About)> {
-        Self::reach(url, access, waits).await?.can_lock().await?;
-        Self::open(url, access, waits).await
+        let repo = Self::reach(url, access, waits).await?;
+        repo.can_lock().await?;
+        repo.with_about().await
     }
 
     /// A bucket that locks nothing refuses what is to be locked: that is to be known before WAL comes.

@@ -111,7 +111,7 @@ pub async fn run(request: &ExpireBackups, reporter: &Reporter) -> Result<Expired
 async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) -> Result<Expired> {
     let rules =
         Rules { window: request.window, keep_full: request.keep_full, minimum_full: request.minimum_full };
-    let holdings = known(&repo, &request.cluster).await?;
+    let holdings = Holdings::read_all(&repo, &request.cluster, Timestamp::now()).await?;
     let decision = decide(&rules, &holdings.systems(), &|_| false, Timestamp::now());
     let exports = exports::old(&*repo, &holdings, &request.exports, Timestamp::now()).await?;
     let unusable = holdings.systems.iter().flat_map(|of| &of.unusable).chain(&exports.unusable);
@@ -158,15 +158,6 @@ async fn run_in(repo: SharedRepo, request: &ExpireBackups, reporter: &Reporter) 
         expired.removed = Some(run.removed);
     }
     Ok(expired)
-}
-
-/// Reads what there is. What is not known cannot be decided about.
-async fn known(repo: &SharedRepo, cluster: &str) -> Result<Holdings> {
-    let mut holdings = Holdings::read(repo, cluster, Timestamp::now()).await?;
-    match holdings.unlisted.pop().or_else(|| holdings.unreadable.pop()) {
-        Some((_, error)) => Err(Error::from(error)),
-        None => Ok(holdings),
-    }
 }
 
 struct Run<'a> {
@@ -259,7 +250,7 @@ impl Run<'_> {
         if wal.iter().all(|verdict| verdict.going.is_empty()) {
             return Ok(wal);
         }
-        let mut now = known(&self.repo, self.name).await?;
+        let mut now = Holdings::read_all(&self.repo, self.name, Timestamp::now()).await?;
         // What was in use before this listing, too: it may have ended in the middle of it.
         for of in &mut now.systems {
             let before = self.holdings.systems.iter().find(|before| before.keys == of.keys);

@@ -115,6 +115,18 @@ impl Holdings {
         Ok(Self { systems: of, dumps, documents, strays, unlisted, unreadable })
     }
 
+    /// The same, where what is not known can be neither decided about nor copied.
+    ///
+    /// # Errors
+    /// Also when anything could not be listed or read.
+    pub(super) async fn read_all(repo: &SharedRepo, cluster: &str, now: Timestamp) -> Result<Self> {
+        let mut holdings = Self::read(repo, cluster, now).await?;
+        match holdings.unlisted.pop().or_else(|| holdings.unreadable.pop()) {
+            Some((_, error)) => Err(error.into()),
+            None => Ok(holdings),
+        }
+    }
+
     /// Tells whether there is an export or a dump.
     pub(super) fn has_more_than_backups(&self) -> bool {
         !self.dumps.is_empty() || self.systems.iter().any(|of| !of.exports.is_empty())

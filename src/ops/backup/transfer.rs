@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::node::{CopyBackups, Reporter};
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::WalFile;
+use crate::repo::about::About;
 use crate::repo::export::{ExportKeys, ExportManifest};
 use crate::repo::layout::Label;
 use crate::repo::manifest::{Contents, Manifest};
@@ -107,7 +108,7 @@ async fn run_in(
     reporter: &Reporter,
 ) -> Result<Transferred> {
     let begun = std::time::Instant::now();
-    refuse_the_same(&from, &to).await?;
+    let about_to = refuse_the_same(&from, &to).await?;
     let first = Sides::look(&from, &to, &request.cluster).await?;
     refuse_unknown(request, &first.from)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -116,7 +117,7 @@ async fn run_in(
         asked => asked,
     };
     let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
-    let to_is_encrypted = commit::is_encrypted(&to).await?;
+    let to_is_encrypted = about_to.encryption.is_some();
     let work = Work { request, from: &from, to: &to, to_is_encrypted, reporter, workers, done, total };
     let mut transferred = Transferred {
         cluster: request.cluster.clone(),
@@ -143,14 +144,14 @@ async fn run_in(
     ended.map(|()| transferred)
 }
 
-/// Two names of one repository would have it copied into itself.
-async fn refuse_the_same(from: &SharedRepo, to: &SharedRepo) -> Result<()> {
-    let id = async |repo: &SharedRepo| Ok::<_, Error>(repo::about::About::of(&**repo).await?.id);
-    if id(from).await? == id(to).await? {
+/// Two names of one repository would have it copied into itself. Returns what the other one says of itself.
+async fn refuse_the_same(from: &SharedRepo, to: &SharedRepo) -> Result<About> {
+    let about_to = About::of(&**to).await?;
+    if About::of(&**from).await?.id == about_to.id {
         return Err(Error::refused(format!("{} and {} are the same repository", from.url(), to.url()))
             .detail("What is lost with the one would be lost with the other. Nothing was copied."));
     }
-    Ok(())
+    Ok(about_to)
 }
 
 /// What both repositories hold of the cluster.
@@ -161,22 +162,15 @@ struct Sides {
 
 impl Sides {
     async fn look(from: &SharedRepo, to: &SharedRepo, cluster: &str) -> Result<Self> {
-        Ok(Self { from: holdings(from, cluster).await?, to: holdings(to, cluster).await? })
+        let now = Timestamp::now();
+        let from = Holdings::read_all(from, cluster, now).await?;
+        Ok(Self { from, to: Holdings::read_all(to, cluster, now).await? })
     }
 
     /// Returns each system with what is there of it.
     fn systems(&self) -> impl Iterator<Item = (&OfSystem, Option<&OfSystem>)> {
         let there = |of: &OfSystem| self.to.systems.iter().find(|other| other.keys == of.keys);
         self.from.systems.iter().map(move |of| (of, there(of)))
-    }
-}
-
-async fn holdings(repo: &SharedRepo, cluster: &str) -> Result<Holdings> {
-    let mut holdings = Holdings::read(repo, cluster, Timestamp::now()).await?;
-    // What is not known can neither be copied nor be told to be there.
-    match holdings.unlisted.pop().or_else(|| holdings.unreadable.pop()) {
-        Some((_, error)) => Err(error.into()),
-        None => Ok(holdings),
     }
 }
 

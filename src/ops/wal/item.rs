@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use super::Archive;
 use crate::error::{Error, Result};
 use crate::pg::system::SystemIdentifier;
 use crate::pg::wal_file::WalFile;
@@ -34,14 +35,14 @@ pub enum Pushed {
 
 /// A file that is to be stored.
 pub(super) struct Item {
-    pub(super) cluster: String,
-    pub(super) system: SystemIdentifier,
+    cluster: String,
+    system: SystemIdentifier,
     pub(super) file: WalFile,
-    pub(super) key: Key,
-    pub(super) content: Vec<u8>,
-    pub(super) level: i32,
+    key: Key,
+    content: Vec<u8>,
+    level: i32,
     /// Compressed once for all repositories.
-    pub(super) sealed: OnceLock<Result<Vec<u8>, String>>,
+    sealed: OnceLock<Result<Vec<u8>, String>>,
 }
 
 /// Why a file is not in a repository.
@@ -69,6 +70,18 @@ impl From<RepoError> for Trouble {
 }
 
 impl Item {
+    pub(super) fn of(archive: &Archive, file: WalFile, content: Vec<u8>, level: i32) -> Self {
+        Self {
+            cluster: archive.profile.cluster.clone(),
+            system: archive.profile.system_identifier,
+            file,
+            key: archive.keys.wal(file),
+            content,
+            level,
+            sealed: OnceLock::new(),
+        }
+    }
+
     /// Stores it in a repository, unless the same is there.
     pub(super) fn put(&self, repo: &SharedRepo) -> Result<Pushed, Trouble> {
         if let Some(pushed) = self.compare(repo)? {

@@ -9,7 +9,6 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -66,12 +65,13 @@ impl Owed {
 
     /// Returns what a repository lacks, histories first.
     pub(super) fn to(&self, repository: &str) -> BTreeSet<(bool, String)> {
-        let Ok(entries) = fs::read_dir(self.folder(repository)) else { return BTreeSet::new() };
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names
-            .filter(|name| name.parse::<WalFile>().is_ok())
-            .map(|name| (!name.ends_with(".history"), name))
-            .collect()
+        self.names(repository).map(|name| (!name.ends_with(".history"), name)).collect()
+    }
+
+    fn names(&self, repository: &str) -> impl Iterator<Item = String> {
+        let entries = fs::read_dir(self.folder(repository)).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name.parse::<WalFile>().is_ok())
     }
 
     /// Tells whether a repository was away a moment ago.
@@ -106,7 +106,7 @@ impl Owed {
     /// Tells whether one of the repositories of a node lacks something.
     fn is_any(&self, node: &Profile) -> bool {
         let mut repositories = node.archive.iter().flat_map(|archive| archive.repositories());
-        repositories.any(|known| !self.to(&known.repository).is_empty())
+        repositories.any(|known| self.names(&known.repository).next().is_some())
     }
 }
 
@@ -186,15 +186,7 @@ fn settle_one(archive: &Archive, store: &Store, owed: &Owed) -> Result<()> {
 /// Stores a file in a repository as another one has it. What was expired everywhere is owed to nobody.
 fn bring(archive: &Archive, file: WalFile, repo: &SharedRepo) -> Result<()> {
     let Some(content) = read_stored(archive, file)? else { return Ok(()) };
-    let item = Item {
-        cluster: archive.profile.cluster.clone(),
-        system: archive.profile.system_identifier,
-        file,
-        key: archive.keys.wal(file),
-        content,
-        level: super::LEVEL,
-        sealed: OnceLock::new(),
-    };
+    let item = Item::of(archive, file, content, super::LEVEL);
     item.put(repo).map(drop).map_err(|trouble| *trouble.error)
 }
 

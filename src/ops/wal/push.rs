@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,15 +37,7 @@ pub(super) fn push_into(archive: &Archive, file: WalFile, path: &Path, level: i3
     let content = fs::read(path)
         .map_err(|error| Error::failed(format!("could not read {}", path.display())).source(error))?;
     check_source(archive, file, &content)?;
-    let item = Item {
-        cluster: archive.profile.cluster.clone(),
-        system: archive.profile.system_identifier,
-        file,
-        key: archive.keys.wal(file),
-        content,
-        level,
-        sealed: OnceLock::new(),
-    };
+    let item = Item::of(archive, file, content, level);
     match archive.stores.as_slice() {
         [only] => item.put(only.repo.open()?).map_err(|trouble| *trouble.error),
         several => everywhere(&archive.profile, several, item),

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::pg::wal_file::{SegmentName, WalFile};
 use crate::repo::layout::{Label, SystemKeys};
 use crate::repo::manifest::Manifest;
-use crate::repo::{Key, Put, SharedRepo, document, seal};
+use crate::repo::{Key, Put, document, seal};
 use crate::units::ByteCount;
 
 /// What the folder of a backup must have before its manifest comes.
@@ -104,11 +104,6 @@ impl Work<'_> {
             ))),
         }
     }
-}
-
-/// Tells whether what is stored there is encrypted.
-pub(super) async fn is_encrypted(repo: &SharedRepo) -> Result<bool> {
-    Ok(crate::repo::about::About::of(&**repo).await?.encryption.is_some())
 }
 
 /// Returns the segments that a restore of the backup needs.
